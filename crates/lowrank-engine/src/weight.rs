@@ -1,0 +1,153 @@
+//! Frozen weights: read where they lie, never copied whole.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lowrank_kernels::{Format, RowOrder, WeightRef};
+use memmap2::Mmap;
+
+use crate::Error;
+
+/// Where the bytes of a frozen weight live.
+#[derive(Clone)]
+pub enum Storage {
+    /// A range of a memory-mapped file.
+    Mapped(Arc<Mmap>, Range<usize>),
+    /// Bytes of our own (8-byte aligned), for weights that were made or changed in memory.
+    Owned(Arc<Vec<u64>>, usize),
+    /// No bytes at all: the Plan device needs shapes only.
+    Shape,
+}
+
+/// A base weight `W: rows x cols` that no training step changes: shared by all adapters, kept in the
+/// format of its file, expanded tile by tile inside the products.
+///
+/// Cloning is cheap: clones share the bytes.
+#[derive(Clone)]
+pub struct FrozenWeight {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    order: RowOrder,
+    storage: Storage,
+}
+
+impl FrozenWeight {
+    /// A weight over `storage`. The storage must hold exactly `rows * cols` numbers of `format`.
+    ///
+    /// # Errors
+    /// Where a row is not a whole number of blocks, or the bytes are too few or too many.
+    pub fn new(
+        format: Format,
+        rows: usize,
+        cols: usize,
+        order: RowOrder,
+        storage: Storage,
+    ) -> Result<Self, Error> {
+        let row = format
+            .row_bytes(cols)
+            .ok_or(Error::Weight(format!("{cols} columns are no whole number of {} blocks", format.name())))?;
+        let want = row.checked_mul(rows).ok_or(Error::Weight(format!("{rows} x {cols} overflows")))?;
+        let have = match &storage {
+            Storage::Mapped(map, range) => {
+                if range.end > map.len() || range.start > range.end {
+                    return Err(Error::Weight("its bytes lie outside the file".into()));
+                }
+                range.len()
+            }
+            Storage::Owned(_, len) => *len,
+            Storage::Shape => want,
+        };
+        if have != want {
+            return Err(Error::Weight(format!(
+                "{rows} x {cols} {} takes {want} bytes, found {have}",
+                format.name()
+            )));
+        }
+        if let RowOrder::RopeInterleaved { head_dim } = order
+            && (head_dim == 0 || head_dim % 2 != 0 || rows % head_dim != 0)
+        {
+            return Err(Error::Weight(format!("{rows} rows are no whole number of heads of {head_dim}")));
+        }
+        Ok(Self { format, rows, cols, order, storage })
+    }
+
+    /// An F32 weight that owns its numbers.
+    pub fn from_f32(rows: usize, cols: usize, data: &[f32]) -> Self {
+        assert_eq!(data.len(), rows * cols, "a {rows} x {cols} weight");
+        let view = WeightRef::from_f32(rows, cols, data);
+        Self::from_bytes(Format::F32, rows, cols, view.bytes).expect("the size was just checked")
+    }
+
+    /// A weight that owns a copy of `bytes`, in Hugging Face's row order.
+    ///
+    /// # Errors
+    /// As [`FrozenWeight::new`].
+    pub fn from_bytes(format: Format, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self, Error> {
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        // SAFETY: u64 has no padding and any byte pattern is a valid u64; the length is in bounds.
+        let target = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 8) };
+        target[..bytes.len()].copy_from_slice(bytes);
+        Self::new(format, rows, cols, RowOrder::Plain, Storage::Owned(Arc::new(words), bytes.len()))
+    }
+
+    /// A weight without bytes, for planning.
+    ///
+    /// # Errors
+    /// As [`FrozenWeight::new`].
+    pub fn shape_only(format: Format, rows: usize, cols: usize) -> Result<Self, Error> {
+        Self::new(format, rows, cols, RowOrder::Plain, Storage::Shape)
+    }
+
+    /// Output features `O`.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features `K`.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Storage format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Order of the stored rows.
+    pub fn order(&self) -> RowOrder {
+        self.order
+    }
+
+    /// Size of the stored numbers in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.rows * self.format.row_bytes(self.cols).expect("checked when made")
+    }
+
+    /// Where the bytes live.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The view the kernels read.
+    ///
+    /// # Panics
+    /// For a weight without bytes: the Plan device never reads one.
+    pub fn view(&self) -> WeightRef<'_> {
+        let bytes = match &self.storage {
+            Storage::Mapped(map, range) => &map[range.clone()],
+            Storage::Owned(words, len) => {
+                // SAFETY: the words are initialised and cover `len` bytes.
+                unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), *len) }
+            }
+            Storage::Shape => panic!("a planned weight has no bytes"),
+        };
+        WeightRef { format: self.format, rows: self.rows, cols: self.cols, order: self.order, bytes }
+    }
+}
+
+impl std::fmt::Debug for FrozenWeight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FrozenWeight({} x {} {})", self.rows, self.cols, self.format.name())
+    }
+}

@@ -1,0 +1,149 @@
+//! Storage formats of frozen weights and a borrowed view of one weight matrix.
+
+/// How the numbers of a frozen weight are stored.
+///
+/// The block formats are GGUF's (`ggml-common.h` of llama.cpp gives their layout): a row of a matrix
+/// is a whole number of blocks, so every row can be read on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(non_camel_case_types, missing_docs)]
+pub enum Format {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+impl Format {
+    /// Every format, for tests and messages.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+    ];
+
+    /// Numbers in one block (1 for the plain formats).
+    pub const fn block_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+        }
+    }
+
+    /// Bytes of one block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q4_K => 144,
+            Self::Q5_K => 176,
+            Self::Q6_K => 210,
+        }
+    }
+
+    /// Bytes of a row of `cols` numbers, or `None` where a row is not a whole number of blocks or
+    /// the size overflows.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        if !cols.is_multiple_of(self.block_len()) {
+            return None;
+        }
+        (cols / self.block_len()).checked_mul(self.block_bytes())
+    }
+
+    /// The name used in messages and options (GGUF's spelling).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_K => "Q4_K",
+            Self::Q5_K => "Q5_K",
+            Self::Q6_K => "Q6_K",
+        }
+    }
+}
+
+/// The order in which a file keeps the rows of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As Hugging Face names them.
+    Plain,
+    /// llama.cpp's order for the q and k projections of the Llama family: within each head the two
+    /// halves of the rotary pairs are interleaved. Row `h*d + j*d/2 + i` (Hugging Face, `j` in 0..2)
+    /// is stored at `h*d + 2*i + j`.
+    RopeInterleaved {
+        /// Rows in one head, `d`.
+        head_dim: usize,
+    },
+}
+
+/// A borrowed frozen matrix `W: rows x cols`, row-major, in any [`Format`].
+#[derive(Clone, Copy, Debug)]
+pub struct WeightRef<'a> {
+    /// Storage format of `bytes`.
+    pub format: Format,
+    /// Output features `O`.
+    pub rows: usize,
+    /// Input features `K`.
+    pub cols: usize,
+    /// Order of the stored rows.
+    pub order: RowOrder,
+    /// Exactly `rows * format.row_bytes(cols)` bytes.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> WeightRef<'a> {
+    /// An F32 matrix over a slice.
+    pub fn from_f32(rows: usize, cols: usize, data: &'a [f32]) -> Self {
+        assert_eq!(data.len(), rows * cols);
+        // SAFETY: any f32 is four initialised bytes, and u8 has no alignment requirement.
+        let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), data.len() * 4) };
+        Self { format: Format::F32, rows, cols, order: RowOrder::Plain, bytes }
+    }
+
+    /// Where row `row` (Hugging Face order) lies in the file.
+    #[inline]
+    pub fn stored_row(&self, row: usize) -> usize {
+        match self.order {
+            RowOrder::Plain => row,
+            RowOrder::RopeInterleaved { head_dim } => {
+                let (head, within) = (row / head_dim, row % head_dim);
+                let half = head_dim / 2;
+                head * head_dim + 2 * (within % half) + within / half
+            }
+        }
+    }
+
+    /// The bytes of row `row` (Hugging Face order).
+    #[inline]
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        let size = self.bytes.len() / self.rows;
+        let at = self.stored_row(row) * size;
+        &self.bytes[at..at + size]
+    }
+}
