@@ -6,5 +6,9 @@
 //! otherwise. "Accumulates" means `+=`.
 
 mod format;
+mod gemm;
+mod quant;
 
 pub use format::{Format, RowOrder, WeightRef};
+pub use gemm::{MatMut, MatRef, gemm, gemm_serial, linear, linear_backward};
+pub use quant::{QuantizeError, quantize};

@@ -1,0 +1,83 @@
+//! f32 to the formats a merged model is written in, rounding as ggml's reference quantisers do.
+
+use half::{bf16, f16};
+
+use crate::Format;
+
+/// Why a row could not be stored in a format.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum QuantizeError {
+    /// The format can be read but not written.
+    #[error("{} can be read but not written: choose F32, F16, BF16, Q8_0, Q4_0 or Q4_1", .0.name())]
+    Unsupported(Format),
+    /// A row must be a whole number of blocks.
+    #[error("a row of {cols} numbers is no whole number of {} blocks of {}", .format.name(), .format.block_len())]
+    Cols {
+        /// The format asked for.
+        format: Format,
+        /// Length of the row.
+        cols: usize,
+    },
+}
+
+/// Appends `row` to `out` in `format`: `format.row_bytes(row.len())` bytes.
+///
+/// F32, F16, BF16 (nearest, ties to even), Q8_0, Q4_0 and Q4_1 (`quantize_row_*_ref` of
+/// `ggml-quants.c`).
+///
+/// # Errors
+/// For any other format, and where the row is not a whole number of blocks.
+pub fn quantize(format: Format, row: &[f32], out: &mut Vec<u8>) -> Result<(), QuantizeError> {
+    let bytes = format.row_bytes(row.len()).ok_or(QuantizeError::Cols { format, cols: row.len() })?;
+    out.reserve(bytes);
+    match format {
+        Format::F32 => row.iter().for_each(|x| out.extend(x.to_le_bytes())),
+        Format::F16 => row.iter().for_each(|&x| put_half(x, out)),
+        Format::BF16 => row.iter().for_each(|&x| out.extend(bf16::from_f32(x).to_le_bytes())),
+        Format::Q8_0 => row.chunks_exact(32).for_each(|block| q8_0(block, out)),
+        Format::Q4_0 => row.chunks_exact(32).for_each(|block| q4_0(block, out)),
+        Format::Q4_1 => row.chunks_exact(32).for_each(|block| q4_1(block, out)),
+        _ => return Err(QuantizeError::Unsupported(format)),
+    }
+    Ok(())
+}
+
+fn put_half(x: f32, out: &mut Vec<u8>) {
+    out.extend(f16::from_f32(x).to_le_bytes());
+}
+
+fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+fn q8_0(block: &[f32], out: &mut Vec<u8>) {
+    let d = block.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
+    let id = inverse(d);
+    put_half(d, out);
+    out.extend(block.iter().map(|x| (x * id).round() as i8 as u8));
+}
+
+/// Packs 32 quants of four bits: number `i` in the low half of byte `i`, `i + 16` in the high half.
+fn put_nibbles(block: &[f32], quant: impl Fn(f32) -> u8, out: &mut Vec<u8>) {
+    let (low, high) = block.split_at(16);
+    out.extend(low.iter().zip(high).map(|(&a, &b)| quant(a).min(15) | quant(b).min(15) << 4));
+}
+
+fn q4_0(block: &[f32], out: &mut Vec<u8>) {
+    // The number of largest magnitude, with its sign, becomes -8: the range is -8..=7.
+    let extreme = block.iter().fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most });
+    let d = extreme / -8.0;
+    let id = inverse(d);
+    put_half(d, out);
+    put_nibbles(block, |x| (x * id + 8.5) as u8, out);
+}
+
+fn q4_1(block: &[f32], out: &mut Vec<u8>) {
+    let min = block.iter().copied().fold(f32::MAX, f32::min);
+    let max = block.iter().copied().fold(f32::MIN, f32::max);
+    let d = (max - min) / 15.0;
+    let id = inverse(d);
+    put_half(d, out);
+    put_half(min, out);
+    put_nibbles(block, |x| ((x - min) * id + 0.5) as u8, out);
+}
