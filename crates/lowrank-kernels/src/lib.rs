@@ -5,10 +5,32 @@
 //! `O` output features, `H` heads, `V` vocabulary, `R` rank. Matrices are row-major f32 unless said
 //! otherwise. "Accumulates" means `+=`.
 
+mod activation;
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod elementwise;
+mod embedding;
 mod format;
 mod gemm;
+mod math;
+mod norm;
+mod parallel;
 mod quant;
+mod random;
+mod rope;
+mod simd;
+mod vector;
 
+pub use activation::{Activation, activate, activate_backward, gated, gated_backward, gated_backward_in_place};
+pub use adamw::{AdamW, adamw};
+pub use attention::{AttentionShape, Segment, attention, attention_backward};
+pub use cross_entropy::{argmax, cross_entropy, log_softmax};
+pub use elementwise::{add, add_bias, bias_backward, copy, scale, sum_squares};
+pub use embedding::embedding;
 pub use format::{Format, RowOrder, WeightRef};
 pub use gemm::{MatMut, MatRef, gemm, gemm_serial, linear, linear_backward};
+pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use quant::{QuantizeError, quantize};
+pub use random::{dropout, dropout_backward, normal, uniform};
+pub use rope::{rope, rope_backward};

@@ -1,0 +1,204 @@
+//! Activation functions, plain and gated (`act(gate) * up`), forward and backward.
+
+use crate::math::{erf, sigmoid, tanh};
+use crate::parallel::{SharedMut, for_rows};
+use crate::vector::{Vector, dispatch, for_lanes};
+
+/// An activation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x sigmoid(x)` ("silu", "swish").
+    Silu,
+    /// `x Phi(x)`, `Phi` the normal distribution, by the error function ("gelu").
+    Gelu,
+    /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))` ("gelu_new", "gelu_pytorch_tanh").
+    GeluTanh,
+    /// `x sigmoid(1.702 x)` ("quick_gelu").
+    QuickGelu,
+    /// `max(x, 0)` ("relu").
+    Relu,
+    /// Hyperbolic tangent ("tanh").
+    Tanh,
+}
+
+/// `(act(x), act'(x))`.
+#[inline(always)]
+fn value_and_slope<V: Vector>(act: Activation, x: V) -> (V, V) {
+    let (one, half) = (V::splat(1.0), V::splat(0.5));
+    match act {
+        Activation::Silu => {
+            let s = sigmoid(x);
+            let y = x.mul(s);
+            // s + x s (1 - s)
+            (y, y.mul(one.sub(s)).add(s))
+        }
+        Activation::Gelu => {
+            let phi = erf(x.mul(V::splat(std::f32::consts::FRAC_1_SQRT_2))).mul_add(half, half);
+            let density = crate::math::exp(x.mul(x).mul(V::splat(-0.5))).mul(V::splat(0.398_942_3));
+            (x.mul(phi), x.mul_add(density, phi))
+        }
+        Activation::GeluTanh => {
+            const C: f32 = 0.797_884_6;
+            let xx = x.mul(x);
+            let t = tanh(x.mul(xx.mul_add(V::splat(C * 0.044_715), V::splat(C))));
+            let inner = xx.mul_add(V::splat(3.0 * C * 0.044_715), V::splat(C));
+            let phi = t.mul_add(half, half);
+            let bend = one.sub(t.mul(t)).mul(inner).mul(half);
+            (x.mul(phi), x.mul_add(bend, phi))
+        }
+        Activation::QuickGelu => {
+            let k = V::splat(1.702);
+            let s = sigmoid(x.mul(k));
+            let y = x.mul(s);
+            (y, y.mul(one.sub(s)).mul_add(k, s))
+        }
+        Activation::Relu => (V::zero().max(x), V::zero().if_less(x, one, V::zero())),
+        Activation::Tanh => {
+            let t = tanh(x);
+            (t, one.sub(t.mul(t)))
+        }
+    }
+}
+
+/// `y = act(x)`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn activate(y: &mut [f32], x: &[f32], act: Activation) {
+    same("activate", &[("y", y.len()), ("x", x.len())]);
+    let y = SharedMut::new(y);
+    for_rows(x.len(), COST, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        activate_run(unsafe { y.part(r.clone()) }, &x[r], act);
+    });
+}
+
+dispatch! {
+    fn activate_run<V>(y: &mut [f32], x: &[f32], act: Activation) {
+        for_lanes!(V, x.len(), |at, lanes| {
+            value_and_slope(act, V::load(x, at, lanes)).0.store(y, at, lanes);
+        });
+    }
+}
+
+/// Backward of [`activate`]: `dx = dy act'(x)`, added to `dx` where `accumulate`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn activate_backward(dx: &mut [f32], x: &[f32], dy: &[f32], act: Activation, accumulate: bool) {
+    same("activate_backward", &[("dx", dx.len()), ("x", x.len()), ("dy", dy.len())]);
+    let dx = SharedMut::new(dx);
+    for_rows(x.len(), COST, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let dx = unsafe { dx.part(r.clone()) };
+        activate_backward_run(dx, &x[r.clone()], &dy[r], act, accumulate);
+    });
+}
+
+dispatch! {
+    fn activate_backward_run<V>(dx: &mut [f32], x: &[f32], dy: &[f32], act: Activation, accumulate: bool) {
+        for_lanes!(V, x.len(), |at, lanes| {
+            let slope = value_and_slope(act, V::load(x, at, lanes)).1;
+            let old = if accumulate { V::load(dx, at, lanes) } else { V::zero() };
+            V::load(dy, at, lanes).mul_add(slope, old).store(dx, at, lanes);
+        });
+    }
+}
+
+/// `h = act(gate) * up`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn gated(h: &mut [f32], gate: &[f32], up: &[f32], act: Activation) {
+    same("gated", &[("h", h.len()), ("gate", gate.len()), ("up", up.len())]);
+    let h = SharedMut::new(h);
+    for_rows(gate.len(), COST, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        gated_run(unsafe { h.part(r.clone()) }, &gate[r.clone()], &up[r], act);
+    });
+}
+
+dispatch! {
+    fn gated_run<V>(h: &mut [f32], gate: &[f32], up: &[f32], act: Activation) {
+        for_lanes!(V, gate.len(), |at, lanes| {
+            let a = value_and_slope(act, V::load(gate, at, lanes)).0;
+            a.mul(V::load(up, at, lanes)).store(h, at, lanes);
+        });
+    }
+}
+
+/// Backward of [`gated`]: `dgate = dh up act'(gate)`, `dup = dh act(gate)`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn gated_backward(
+    dgate: &mut [f32],
+    dup: &mut [f32],
+    gate: &[f32],
+    up: &[f32],
+    dh: &[f32],
+    act: Activation,
+) {
+    let lengths = [
+        ("gate", gate.len()),
+        ("dgate", dgate.len()),
+        ("dup", dup.len()),
+        ("up", up.len()),
+        ("dh", dh.len()),
+    ];
+    same("gated_backward", &lengths);
+    let (dgate, dup) = (SharedMut::new(dgate), SharedMut::new(dup));
+    for_rows(gate.len(), COST, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let (dgate, dup) = unsafe { (dgate.part(r.clone()), dup.part(r.clone())) };
+        gated_backward_run(dgate, dup, &gate[r.clone()], &up[r.clone()], &dh[r], act);
+    });
+}
+
+dispatch! {
+    fn gated_backward_run<V>(
+        dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dh: &[f32], act: Activation,
+    ) {
+        for_lanes!(V, gate.len(), |at, lanes| {
+            let (value, slope) = value_and_slope(act, V::load(gate, at, lanes));
+            let dh = V::load(dh, at, lanes);
+            dh.mul(V::load(up, at, lanes)).mul(slope).store(dgate, at, lanes);
+            dh.mul(value).store(dup, at, lanes);
+        });
+    }
+}
+
+/// [`gated_backward`] that overwrites `gate` with `dgate` and `up` with `dup`, which saves two buffers.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn gated_backward_in_place(gate: &mut [f32], up: &mut [f32], dh: &[f32], act: Activation) {
+    same("gated_backward_in_place", &[("gate", gate.len()), ("up", up.len()), ("dh", dh.len())]);
+    let (gate, up) = (SharedMut::new(gate), SharedMut::new(up));
+    for_rows(dh.len(), COST, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let (gate, up) = unsafe { (gate.part(r.clone()), up.part(r.clone())) };
+        gated_backward_in_place_run(gate, up, &dh[r], act);
+    });
+}
+
+dispatch! {
+    fn gated_backward_in_place_run<V>(gate: &mut [f32], up: &mut [f32], dh: &[f32], act: Activation) {
+        for_lanes!(V, dh.len(), |at, lanes| {
+            let (value, slope) = value_and_slope(act, V::load(gate, at, lanes));
+            let dh = V::load(dh, at, lanes);
+            dh.mul(V::load(up, at, lanes)).mul(slope).store(gate, at, lanes);
+            dh.mul(value).store(up, at, lanes);
+        });
+    }
+}
+
+/// Work of one number, for the decision to use threads.
+const COST: usize = 4;
+
+fn same(kernel: &str, lengths: &[(&str, usize)]) {
+    let (first, len) = lengths[0];
+    for (name, other) in &lengths[1..] {
+        assert_eq!(*other, len, "{kernel}: {name} has {other} numbers, {first} {len}");
+    }
+}

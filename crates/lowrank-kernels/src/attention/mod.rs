@@ -1,0 +1,140 @@
+//! Softmax attention over segments of a packed batch, in tiles: the probabilities of one tile exist at a
+//! time, and the work is that of the (query, key) pairs that see each other.
+
+mod reference;
+
+use std::ops::Range;
+
+/// One run of queries.
+///
+/// The queries `q` (rows of the query buffer and of the output) see the key rows `prefix`, then `own`:
+/// with causal attention query `i` of `q` (from 0) sees all of `prefix` and
+/// `own[..own.len() - q.len() + i + 1]`, else all of both. In training `own == q`; when decoding, the
+/// keys are a cache and `own` the sequence's rows there. Several segments may share prefix rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Rows of queries and outputs.
+    pub q: Range<usize>,
+    /// Rows of keys and values that come first, seen by every query (may be empty).
+    pub prefix: Range<usize>,
+    /// Rows of keys and values of the queries' own sequence.
+    pub own: Range<usize>,
+}
+
+/// The shape and kind of an attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads `H`, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key and value heads `K`; query head `h` reads head `h / (H / K)`.
+    pub kv_heads: usize,
+    /// Numbers in a head.
+    pub head_dim: usize,
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Whether a query sees only keys at its own position or before.
+    pub causal: bool,
+    /// A query sees only keys less than `window` positions away, where a position counts through prefix
+    /// and own (Mistral's meaning of `sliding_window`).
+    pub window: Option<usize>,
+    /// Scores become `softcap tanh(score / softcap)` (Gemma 2).
+    pub softcap: Option<f32>,
+}
+
+/// `out_i = sum_j softmax_j(scale q_i k_j) v_j` per head, over the keys `j` that query `i` sees.
+///
+/// `q`, `out`: `[N, H head_dim]`; `k`, `v`: `[M, K head_dim]`; `lse`: `[N, H]`, the logarithm of the sum
+/// of exponentials, for the backward. Rows of `out` and `lse` outside every segment are left alone; a
+/// query that sees no key gets zeros, and minus infinity in `lse`.
+///
+/// # Panics
+/// If a length does not fit the shapes, a segment lies outside the buffers, two segments share query
+/// rows, or a causal segment has more queries than own keys.
+pub fn attention(
+    out: &mut [f32],
+    lse: &mut [f32],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    shape: &AttentionShape,
+    segments: &[Segment],
+) {
+    check("attention", q, k, v, out, lse, shape, segments);
+    reference::forward(out, lse, q, k, v, shape, segments);
+}
+
+/// Backward of [`attention`]: `dq`, `dk`, `dv`, shaped as `q`, `k`, `v` and overwritten, from `dout` and
+/// what the forward gave. Keys that no query sees get zeros; rows of prefixes gather the gradients of
+/// all segments that share them.
+///
+/// # Panics
+/// As [`attention`].
+#[allow(clippy::too_many_arguments)]
+pub fn attention_backward(
+    dq: &mut [f32],
+    dk: &mut [f32],
+    dv: &mut [f32],
+    dout: &[f32],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    shape: &AttentionShape,
+    segments: &[Segment],
+) {
+    check("attention_backward", q, k, v, out, lse, shape, segments);
+    assert_eq!(dout.len(), q.len(), "attention_backward: dout has {} numbers, not {}", dout.len(), q.len());
+    assert_eq!(dq.len(), q.len(), "attention_backward: dq has {} numbers, not {}", dq.len(), q.len());
+    assert_eq!(dk.len(), k.len(), "attention_backward: dk has {} numbers, not {}", dk.len(), k.len());
+    assert_eq!(dv.len(), v.len(), "attention_backward: dv has {} numbers, not {}", dv.len(), v.len());
+    reference::backward(dq, dk, dv, dout, q, k, v, shape, segments);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn check(
+    kernel: &str,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    shape: &AttentionShape,
+    segments: &[Segment],
+) {
+    let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
+    assert!(
+        kv_heads > 0 && head_dim > 0 && heads.is_multiple_of(kv_heads),
+        "{kernel}: {heads} heads, {kv_heads} kv heads of {head_dim} numbers"
+    );
+    assert!(shape.window != Some(0), "{kernel}: a window of 0 sees nothing");
+    let (n, m) = (q.len() / (heads * head_dim), k.len() / (kv_heads * head_dim));
+    assert_eq!(q.len(), n * heads * head_dim, "{kernel}: q is not a whole number of rows");
+    assert_eq!(k.len(), m * kv_heads * head_dim, "{kernel}: k is not a whole number of rows");
+    assert_eq!(v.len(), k.len(), "{kernel}: v has {} numbers, k {}", v.len(), k.len());
+    assert_eq!(out.len(), q.len(), "{kernel}: out has {} numbers, q {}", out.len(), q.len());
+    assert_eq!(lse.len(), n * heads, "{kernel}: lse has {} numbers, not {n} x {heads}", lse.len());
+    let mut queries: Vec<_> = segments.iter().map(|s| (s.q.start, s.q.end)).collect();
+    queries.sort_unstable();
+    for (i, &(start, end)) in queries.iter().enumerate() {
+        assert!(start <= end && end <= n, "{kernel}: a segment's queries {start}..{end} of {n} rows");
+        assert!(
+            i == 0 || queries[i - 1].1 <= start || start == end,
+            "{kernel}: two segments share query row {start}"
+        );
+    }
+    for Segment { q, prefix, own } in segments {
+        for keys in [prefix, own] {
+            assert!(
+                keys.start <= keys.end && keys.end <= m,
+                "{kernel}: a segment's keys {keys:?} of {m} rows"
+            );
+        }
+        assert!(
+            !shape.causal || q.len() <= own.len(),
+            "{kernel}: {} causal queries {q:?} with {} own keys {own:?}",
+            q.len(),
+            own.len()
+        );
+    }
+}

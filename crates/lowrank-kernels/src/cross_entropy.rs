@@ -1,0 +1,160 @@
+//! Cross-entropy over rows of logits, and what is read off such rows.
+
+use crate::math::{exp, tanh};
+use crate::parallel::{SharedMut, for_rows};
+use crate::vector::{Vector, dispatch, for_lanes};
+
+/// Cross-entropy of every row: `losses[i] = log sum_v exp(z[i,v]) - z[i, targets[i]]`, where `z` are the
+/// logits, or `softcap tanh(logits / softcap)` with a `softcap` (Gemma 2).
+///
+/// `logits: [N,V]`, `targets: [N]`, `losses: [N]`. Where `want_grad`, the logits are overwritten with
+/// the gradient of `scale * sum_i losses[i]`: `scale (softmax(z) - onehot(target))`, times
+/// `1 - (z / softcap)^2`; else they are left alone.
+///
+/// # Panics
+/// If a length does not fit the shapes or a target is not below `vocab`.
+pub fn cross_entropy(
+    logits: &mut [f32],
+    targets: &[u32],
+    vocab: usize,
+    scale: f32,
+    losses: &mut [f32],
+    want_grad: bool,
+    softcap: Option<f32>,
+) {
+    let n = targets.len();
+    check("cross_entropy", logits.len(), n, vocab);
+    assert_eq!(losses.len(), n, "cross_entropy: losses has {} numbers, not {n}", losses.len());
+    for (i, &t) in targets.iter().enumerate() {
+        assert!(
+            (t as usize) < vocab,
+            "cross_entropy: target {t} of row {i} is not below the vocabulary, {vocab}"
+        );
+    }
+    let cap = softcap.unwrap_or(0.0);
+    let (logits, losses) = (SharedMut::new(logits), SharedMut::new(losses));
+    for_rows(n, 4 * vocab, |r| {
+        for i in r {
+            // SAFETY: rows are disjoint.
+            let (row, loss) = unsafe { (logits.part(i * vocab..(i + 1) * vocab), losses.part(i..i + 1)) };
+            loss[0] = cross_entropy_row(row, targets[i] as usize, scale, want_grad, cap);
+        }
+    });
+}
+
+dispatch! {
+    /// One row; `cap = 0` is no softcap.
+    fn cross_entropy_row<V>(row: &mut [f32], target: usize, scale: f32, want_grad: bool, cap: f32) -> f32 {
+        let total = log_sum_exp::<V>(row, cap);
+        let at_target = if cap > 0.0 { cap * (row[target] / cap).tanh() } else { row[target] };
+        if want_grad {
+            let (total, scale_v) = (V::splat(total), V::splat(scale));
+            for_lanes!(V, row.len(), |at, lanes| {
+                let z = capped(V::load(row, at, lanes), cap);
+                let p = exp(z.sub(total)).mul(scale_v);
+                (if cap > 0.0 { p.mul(cap_slope(z, cap)) } else { p }).store(row, at, lanes);
+            });
+            let u = at_target / cap;
+            row[target] -= scale * if cap > 0.0 { 1.0 - u * u } else { 1.0 };
+        }
+        total - at_target
+    }
+}
+
+#[inline(always)]
+fn capped<V: Vector>(x: V, cap: f32) -> V {
+    if cap > 0.0 { tanh(x.mul(V::splat(1.0 / cap))).mul(V::splat(cap)) } else { x }
+}
+
+/// The derivative of `cap tanh(x / cap)` from its value `z`.
+#[inline(always)]
+fn cap_slope<V: Vector>(z: V, cap: f32) -> V {
+    let u = z.mul(V::splat(1.0 / cap));
+    V::splat(1.0).sub(u.mul(u))
+}
+
+/// `log sum_v exp(capped(row[v]))`, in blocks that stay in the first cache: of each the largest number,
+/// then the sum of exponentials, rescaled whenever the largest so far grows.
+#[inline(always)]
+fn log_sum_exp<V: Vector>(row: &[f32], cap: f32) -> f32 {
+    const BLOCK: usize = 2048;
+    let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0f64);
+    for block in row.chunks(BLOCK) {
+        let mut most = V::splat(f32::NEG_INFINITY);
+        for_lanes!(V, block.len(), |at, lanes| {
+            most = most.max(V::load(block, at, lanes).fill_above(lanes, f32::NEG_INFINITY));
+        });
+        // Capping keeps the order, so the cap of the largest is the largest.
+        let most = most.max_lane();
+        let most = if cap > 0.0 { cap * (most / cap).tanh() } else { most };
+        if most > largest {
+            sum *= f64::from(largest - most).exp();
+            largest = most;
+        }
+        let shift = V::splat(if largest == f32::NEG_INFINITY { 0.0 } else { largest });
+        let mut part = V::zero();
+        for_lanes!(V, block.len(), |at, lanes| {
+            let e = exp(capped(V::load(block, at, lanes), cap).sub(shift));
+            part = part.add(e.fill_above(lanes, 0.0));
+        });
+        sum += f64::from(part.sum());
+    }
+    (f64::from(largest) + sum.ln()) as f32
+}
+
+/// `rows -= log sum exp` of each row of `[N,V]`, in place.
+///
+/// # Panics
+/// If `rows` is not a whole number of rows.
+pub fn log_softmax(rows: &mut [f32], vocab: usize) {
+    let n = rows.len() / vocab.max(1);
+    check("log_softmax", rows.len(), n, vocab);
+    let rows = SharedMut::new(rows);
+    for_rows(n, 4 * vocab, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let rows = unsafe { rows.part(r.start * vocab..r.end * vocab) };
+        rows.chunks_exact_mut(vocab).for_each(log_softmax_row);
+    });
+}
+
+dispatch! {
+    fn log_softmax_row<V>(row: &mut [f32]) {
+        let total = V::splat(log_sum_exp::<V>(row, 0.0));
+        for_lanes!(V, row.len(), |at, lanes| { V::load(row, at, lanes).sub(total).store(row, at, lanes); });
+    }
+}
+
+/// The index of the largest number of each row of `logits: [N,V]`, the first where several are equal
+/// (0 for a row that holds no number above minus infinity).
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn argmax(logits: &[f32], vocab: usize, out: &mut [u32]) {
+    use rayon::prelude::*;
+    check("argmax", logits.len(), out.len(), vocab);
+    if logits.len() < 1 << 18 {
+        out.iter_mut().zip(logits.chunks_exact(vocab.max(1))).for_each(|(o, row)| *o = argmax_row(row));
+    } else {
+        out.par_iter_mut().zip(logits.par_chunks_exact(vocab)).for_each(|(o, row)| *o = argmax_row(row));
+    }
+}
+
+fn argmax_row(row: &[f32]) -> u32 {
+    let most = largest(row);
+    row.iter().position(|&x| x == most).unwrap_or(0) as u32
+}
+
+dispatch! {
+    fn largest<V>(row: &[f32]) -> f32 {
+        let mut most = V::splat(f32::NEG_INFINITY);
+        for_lanes!(V, row.len(), |at, lanes| {
+            // The running maximum stands second, so that NaN never replaces it.
+            most = V::load(row, at, lanes).fill_above(lanes, f32::NEG_INFINITY).max(most);
+        });
+        most.max_lane()
+    }
+}
+
+fn check(kernel: &str, len: usize, n: usize, vocab: usize) {
+    assert_eq!(len, n * vocab, "{kernel}: logits has {len} numbers, not {n} x {vocab}");
+}

@@ -1,0 +1,156 @@
+//! Additions, scalings and biases over whole buffers.
+
+use crate::parallel::{SharedMut, for_rows};
+use crate::vector::{dispatch, for_lanes};
+
+/// `y += x`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add(y: &mut [f32], x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "add: y has {} numbers, x {}", y.len(), x.len());
+    let shared = SharedMut::new(y);
+    for_rows(x.len(), 1, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let y = unsafe { shared.part(r.clone()) };
+        for (y, x) in y.iter_mut().zip(&x[r]) {
+            *y += x;
+        }
+    });
+}
+
+/// `y *= s`.
+pub fn scale(y: &mut [f32], s: f32) {
+    let n = y.len();
+    let shared = SharedMut::new(y);
+    for_rows(n, 1, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        for y in unsafe { shared.part(r) } {
+            *y *= s;
+        }
+    });
+}
+
+/// `y = x`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn copy(y: &mut [f32], x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "copy: y has {} numbers, x {}", y.len(), x.len());
+    let shared = SharedMut::new(y);
+    for_rows(x.len(), 1, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        unsafe { shared.part(r.clone()) }.copy_from_slice(&x[r]);
+    });
+}
+
+/// `y[i,:] += bias` for `y: [N,D]`, `bias: [D]`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn add_bias(y: &mut [f32], bias: &[f32], n: usize, d: usize) {
+    assert_eq!(y.len(), n * d, "add_bias: y has {} numbers, not {n} x {d}", y.len());
+    assert_eq!(bias.len(), d, "add_bias: bias has {} numbers, not {d}", bias.len());
+    let shared = SharedMut::new(y);
+    for_rows(n, d, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let y = unsafe { shared.part(r.start * d..r.end * d) };
+        for row in y.chunks_exact_mut(d.max(1)) {
+            for (y, b) in row.iter_mut().zip(bias) {
+                *y += b;
+            }
+        }
+    });
+}
+
+/// Backward of [`add_bias`]: `dbias += sum_i dy[i,:]`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn bias_backward(dbias: &mut [f32], dy: &[f32], n: usize, d: usize) {
+    assert_eq!(dy.len(), n * d, "bias_backward: dy has {} numbers, not {n} x {d}", dy.len());
+    assert_eq!(dbias.len(), d, "bias_backward: dbias has {} numbers, not {d}", dbias.len());
+    let shared = SharedMut::new(dbias);
+    // Split over columns, so that every sum has one order.
+    for_rows(d.div_ceil(COLUMNS), n * COLUMNS, |blocks| {
+        for block in blocks {
+            let columns = block * COLUMNS..d.min((block + 1) * COLUMNS);
+            // SAFETY: blocks of columns are disjoint.
+            let out = unsafe { shared.part(columns.clone()) };
+            for row in dy.chunks_exact(d) {
+                for (o, x) in out.iter_mut().zip(&row[columns.clone()]) {
+                    *o += x;
+                }
+            }
+        }
+    });
+}
+
+/// Columns that a task of [`bias_backward`] sums at a time: whole cache lines.
+const COLUMNS: usize = 64;
+
+/// `sum x_i^2`, for norms of gradients: f32 lanes over runs of 4096 numbers, runs added in f64 in one
+/// order whatever the threads.
+pub fn sum_squares(x: &[f32]) -> f64 {
+    use rayon::prelude::*;
+    const RUN: usize = 4096;
+    if x.len() <= 16 * RUN {
+        return x.chunks(RUN).map(sum_squares_run).sum();
+    }
+    let parts: Vec<f64> = x.par_chunks(RUN * 16).map(|c| c.chunks(RUN).map(sum_squares_run).sum()).collect();
+    parts.iter().sum()
+}
+
+dispatch! {
+    fn sum_squares_run<V>(x: &[f32]) -> f64 {
+        let mut acc = V::zero();
+        for_lanes!(V, x.len(), |at, lanes| {
+            let v = V::load(x, at, lanes);
+            acc = v.mul_add(v, acc);
+        });
+        f64::from(acc.sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, salt: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 50.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn buffers() {
+        for n in [0, 1, 7, 33, 200_003] {
+            let (x, mut y) = (numbers(n, 1), numbers(n, 2));
+            let want: Vec<f32> = y.iter().zip(&x).map(|(y, x)| (y + x) * 0.5).collect();
+            add(&mut y, &x);
+            scale(&mut y, 0.5);
+            assert_eq!(y, want);
+            let mut z = vec![f32::NAN; n];
+            copy(&mut z, &y);
+            assert_eq!(z, y);
+            let truth: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            assert!((sum_squares(&x) - truth).abs() <= 1e-6 * truth);
+        }
+    }
+
+    #[test]
+    fn bias_and_its_gradient() {
+        for (n, d) in [(1, 1), (5, 3), (301, 257)] {
+            let (bias, x) = (numbers(d, 3), numbers(n * d, 4));
+            let mut y = x.clone();
+            add_bias(&mut y, &bias, n, d);
+            let mut sums = vec![1.0; d];
+            bias_backward(&mut sums, &x, n, d);
+            for j in 0..d {
+                let want: f64 = 1.0 + (0..n).map(|i| f64::from(x[i * d + j])).sum::<f64>();
+                assert!((f64::from(sums[j]) - want).abs() < 1e-4);
+                for i in 0..n {
+                    assert_eq!(y[i * d + j], x[i * d + j] + bias[j]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Root-mean-square and layer normalisation over rows, forward and backward.
+
+use crate::parallel::{SharedMut, for_rows, row_tasks, task_rows};
+use crate::vector::{dispatch, for_lanes};
+
+/// `y = x * rstd * (weight_offset + weight)`, `rstd = 1 / sqrt(mean(x^2) + eps)`, row by row.
+///
+/// `x`, `y`: `[N,D]`; `weight: [D]`; `rstd: [N]`, or empty where it is not wanted. Gemma stores its
+/// weights less one: `weight_offset = 1` there, 0 elsewhere.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+#[allow(clippy::too_many_arguments)]
+pub fn rms_norm(
+    y: &mut [f32],
+    rstd: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    n: usize,
+    d: usize,
+    weight_offset: f32,
+) {
+    check("rms_norm", "x", x.len(), n * d);
+    check("rms_norm", "y", y.len(), n * d);
+    check("rms_norm", "weight", weight.len(), d);
+    let keep = !rstd.is_empty();
+    if keep {
+        check("rms_norm", "rstd", rstd.len(), n);
+    }
+    let (y, rstd) = (SharedMut::new(y), SharedMut::new(rstd));
+    for_rows(n, 2 * d, |r| {
+        let span = r.start * d..r.end * d;
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let (y, rstd) = unsafe { (y.part(span.clone()), rstd.part(if keep { r } else { 0..0 })) };
+        rms_norm_rows(y, rstd, &x[span], weight, eps, weight_offset);
+    });
+}
+
+dispatch! {
+    fn rms_norm_rows<V>(
+        y: &mut [f32], rstd: &mut [f32], x: &[f32], weight: &[f32], eps: f32, weight_offset: f32,
+    ) {
+        let d = weight.len();
+        for (i, (y, x)) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).enumerate() {
+            let mut squares = V::zero();
+            for_lanes!(V, d, |at, lanes| {
+                let x = V::load(x, at, lanes);
+                squares = x.mul_add(x, squares);
+            });
+            let r = 1.0 / (squares.sum() / d as f32 + eps).sqrt();
+            if let Some(slot) = rstd.get_mut(i) {
+                *slot = r;
+            }
+            for_lanes!(V, d, |at, lanes| {
+                let w = V::load(weight, at, lanes).add(V::splat(weight_offset));
+                V::load(x, at, lanes).mul(V::splat(r)).mul(w).store(y, at, lanes);
+            });
+        }
+    }
+}
+
+/// Backward of [`rms_norm`]. With `g = dy * (weight_offset + weight)` and `u = x * rstd`:
+///
+/// `dx = rstd * (g - u * mean(g u))`, added to `dx` where `accumulate`; `dweight += sum_rows dy u`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+#[allow(clippy::too_many_arguments)]
+pub fn rms_norm_backward(
+    dx: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    weight: &[f32],
+    rstd: &[f32],
+    n: usize,
+    d: usize,
+    weight_offset: f32,
+    accumulate: bool,
+    dweight: Option<&mut [f32]>,
+) {
+    check("rms_norm_backward", "dx", dx.len(), n * d);
+    check("rms_norm_backward", "dy", dy.len(), n * d);
+    check("rms_norm_backward", "x", x.len(), n * d);
+    check("rms_norm_backward", "weight", weight.len(), d);
+    check("rms_norm_backward", "rstd", rstd.len(), n);
+    let dx = SharedMut::new(dx);
+    sum_over_rows("rms_norm_backward", n, d, [dweight, None], |r, [dweight, _]| {
+        let span = r.start * d..r.end * d;
+        // SAFETY: the ranges of `sum_over_rows` are disjoint.
+        let dx = unsafe { dx.part(span.clone()) };
+        rms_norm_backward_rows(
+            dx,
+            &dy[span.clone()],
+            &x[span],
+            weight,
+            &rstd[r],
+            weight_offset,
+            accumulate,
+            dweight,
+        );
+    });
+}
+
+dispatch! {
+    fn rms_norm_backward_rows<V>(
+        dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], rstd: &[f32], weight_offset: f32,
+        accumulate: bool, dweight: &mut [f32],
+    ) {
+        let d = weight.len();
+        let offset = V::splat(weight_offset);
+        let rows = dx.chunks_exact_mut(d).zip(dy.chunks_exact(d)).zip(x.chunks_exact(d)).zip(rstd);
+        for (((dx, dy), x), &r) in rows {
+            let mut dot = V::zero();
+            for_lanes!(V, d, |at, lanes| {
+                let (dy, x) = (V::load(dy, at, lanes), V::load(x, at, lanes));
+                let g = dy.mul(V::load(weight, at, lanes).add(offset));
+                dot = g.mul_add(x, dot);
+                if !dweight.is_empty() {
+                    let sum = dy.mul(x).mul_add(V::splat(r), V::load(dweight, at, lanes));
+                    sum.store(dweight, at, lanes);
+                }
+            });
+            let shrink = V::splat(-r * r * r * (dot.sum() / d as f32));
+            for_lanes!(V, d, |at, lanes| {
+                let g = V::load(dy, at, lanes).mul(V::load(weight, at, lanes).add(offset));
+                let mut v = g.mul(V::splat(r));
+                if accumulate {
+                    v = v.add(V::load(dx, at, lanes));
+                }
+                V::load(x, at, lanes).mul_add(shrink, v).store(dx, at, lanes);
+            });
+        }
+    }
+}
+
+/// `y = (x - mean) * rstd * weight + bias`, `rstd = 1 / sqrt(var(x) + eps)` (biased variance), row by row.
+///
+/// `x`, `y`: `[N,D]`; `weight`, `bias`: `[D]`; `mean`, `rstd`: `[N]`, or both empty where not wanted.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+#[allow(clippy::too_many_arguments)]
+pub fn layer_norm(
+    y: &mut [f32],
+    mean: &mut [f32],
+    rstd: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    n: usize,
+    d: usize,
+) {
+    check("layer_norm", "x", x.len(), n * d);
+    check("layer_norm", "y", y.len(), n * d);
+    check("layer_norm", "weight", weight.len(), d);
+    let bias = bias.unwrap_or(&[]);
+    if !bias.is_empty() {
+        check("layer_norm", "bias", bias.len(), d);
+    }
+    let keep = !rstd.is_empty();
+    if keep {
+        check("layer_norm", "mean", mean.len(), n);
+        check("layer_norm", "rstd", rstd.len(), n);
+    }
+    let (y, mean, rstd) = (SharedMut::new(y), SharedMut::new(mean), SharedMut::new(rstd));
+    for_rows(n, 3 * d, |r| {
+        let span = r.start * d..r.end * d;
+        let kept = if keep { r } else { 0..0 };
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let (y, mean, rstd) = unsafe { (y.part(span.clone()), mean.part(kept.clone()), rstd.part(kept)) };
+        layer_norm_rows(y, mean, rstd, &x[span], weight, bias, eps);
+    });
+}
+
+dispatch! {
+    fn layer_norm_rows<V>(
+        y: &mut [f32], mean: &mut [f32], rstd: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32,
+    ) {
+        let d = weight.len();
+        for (i, (y, x)) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).enumerate() {
+            let mut sum = V::zero();
+            for_lanes!(V, d, |at, lanes| { sum = sum.add(V::load(x, at, lanes)); });
+            let m = sum.sum() / d as f32;
+            // A second pass: the difference of two means of squares loses digits.
+            let mut squares = V::zero();
+            for_lanes!(V, d, |at, lanes| {
+                let c = V::load(x, at, lanes).sub(V::splat(m)).fill_above(lanes, 0.0);
+                squares = c.mul_add(c, squares);
+            });
+            let r = 1.0 / (squares.sum() / d as f32 + eps).sqrt();
+            if let (Some(mean), Some(rstd)) = (mean.get_mut(i), rstd.get_mut(i)) {
+                (*mean, *rstd) = (m, r);
+            }
+            for_lanes!(V, d, |at, lanes| {
+                let u = V::load(x, at, lanes).sub(V::splat(m)).mul(V::splat(r));
+                let mut v = u.mul(V::load(weight, at, lanes));
+                if !bias.is_empty() {
+                    v = v.add(V::load(bias, at, lanes));
+                }
+                v.store(y, at, lanes);
+            });
+        }
+    }
+}
+
+/// Backward of [`layer_norm`]. With `g = dy * weight` and `u = (x - mean) * rstd`:
+///
+/// `dx = rstd * (g - mean(g) - u * mean(g u))`, added to `dx` where `accumulate`;
+/// `dweight += sum_rows dy u`, `dbias += sum_rows dy`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+#[allow(clippy::too_many_arguments)]
+pub fn layer_norm_backward(
+    dx: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    weight: &[f32],
+    mean: &[f32],
+    rstd: &[f32],
+    n: usize,
+    d: usize,
+    accumulate: bool,
+    dweight: Option<&mut [f32]>,
+    dbias: Option<&mut [f32]>,
+) {
+    check("layer_norm_backward", "dx", dx.len(), n * d);
+    check("layer_norm_backward", "dy", dy.len(), n * d);
+    check("layer_norm_backward", "x", x.len(), n * d);
+    check("layer_norm_backward", "weight", weight.len(), d);
+    check("layer_norm_backward", "mean", mean.len(), n);
+    check("layer_norm_backward", "rstd", rstd.len(), n);
+    let dx = SharedMut::new(dx);
+    sum_over_rows("layer_norm_backward", n, d, [dweight, dbias], |r, [dweight, dbias]| {
+        let span = r.start * d..r.end * d;
+        // SAFETY: the ranges of `sum_over_rows` are disjoint.
+        let dx = unsafe { dx.part(span.clone()) };
+        let (mean, rstd) = (&mean[r.clone()], &rstd[r]);
+        layer_norm_backward_rows(
+            dx,
+            &dy[span.clone()],
+            &x[span],
+            weight,
+            mean,
+            rstd,
+            accumulate,
+            dweight,
+            dbias,
+        );
+    });
+}
+
+dispatch! {
+    fn layer_norm_backward_rows<V>(
+        dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], mean: &[f32], rstd: &[f32], accumulate: bool,
+        dweight: &mut [f32], dbias: &mut [f32],
+    ) {
+        let d = weight.len();
+        let rows = dx.chunks_exact_mut(d).zip(dy.chunks_exact(d)).zip(x.chunks_exact(d)).zip(mean.iter().zip(rstd));
+        for (((dx, dy), x), (&m, &r)) in rows {
+            let (mut sum, mut dot) = (V::zero(), V::zero());
+            for_lanes!(V, d, |at, lanes| {
+                let dy = V::load(dy, at, lanes);
+                let u = V::load(x, at, lanes).sub(V::splat(m)).mul(V::splat(r));
+                let g = dy.mul(V::load(weight, at, lanes));
+                sum = sum.add(g);
+                dot = g.mul_add(u, dot);
+                if !dweight.is_empty() {
+                    dy.mul_add(u, V::load(dweight, at, lanes)).store(dweight, at, lanes);
+                }
+                if !dbias.is_empty() {
+                    dy.add(V::load(dbias, at, lanes)).store(dbias, at, lanes);
+                }
+            });
+            let (mean_g, mean_gu) = (V::splat(sum.sum() / d as f32), V::splat(dot.sum() / d as f32));
+            for_lanes!(V, d, |at, lanes| {
+                let u = V::load(x, at, lanes).sub(V::splat(m)).mul(V::splat(r));
+                let g = V::load(dy, at, lanes).mul(V::load(weight, at, lanes));
+                let mut v = g.sub(mean_g).sub(u.mul(mean_gu)).mul(V::splat(r));
+                if accumulate {
+                    v = v.add(V::load(dx, at, lanes));
+                }
+                v.store(dx, at, lanes);
+            });
+        }
+    }
+}
+
+fn check(kernel: &str, name: &str, len: usize, want: usize) {
+    assert_eq!(len, want, "{kernel}: {name} has {len} numbers, the shapes ask for {want}");
+}
+
+/// Runs `f` on disjoint ranges of rows; what each range adds up for the (wanted) outputs `[D]` is
+/// added to them in the order of the ranges. `f` gets empty slices for outputs that are not wanted.
+fn sum_over_rows(
+    kernel: &str,
+    n: usize,
+    d: usize,
+    mut outputs: [Option<&mut [f32]>; 2],
+    f: impl Fn(std::ops::Range<usize>, [&mut [f32]; 2]) + Sync,
+) {
+    for output in outputs.iter().flatten() {
+        check(kernel, "a gradient of the weights", output.len(), d);
+    }
+    if outputs.iter().all(Option::is_none) {
+        return for_rows(n, 3 * d, |r| f(r, [&mut [], &mut []]));
+    }
+    let tasks = row_tasks(n, 3 * d).min(rayon::current_num_threads());
+    let mut sums = vec![0.0; tasks * 2 * d];
+    let wanted = [outputs[0].is_some(), outputs[1].is_some()];
+    let run = |t: usize, sums: &mut [f32]| {
+        let (first, second) = sums.split_at_mut(d);
+        f(
+            task_rows(n, tasks, t),
+            [if wanted[0] { first } else { &mut [] }, if wanted[1] { second } else { &mut [] }],
+        );
+    };
+    if tasks == 1 {
+        run(0, &mut sums);
+    } else {
+        use rayon::prelude::*;
+        sums.par_chunks_mut(2 * d).enumerate().for_each(|(t, sums)| run(t, sums));
+    }
+    for part in sums.chunks_exact(2 * d) {
+        for (output, part) in outputs.iter_mut().zip(part.chunks_exact(d)) {
+            for (o, p) in output.iter_mut().flat_map(|o| o.iter_mut()).zip(part) {
+                *o += p;
+            }
+        }
+    }
+}
