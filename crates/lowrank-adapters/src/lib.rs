@@ -1,1 +1,17 @@
-//! (in progress)
+//! LoRA: configuration in PEFT's words, attachment by module path, merging, and PEFT's files.
+//!
+//! The method itself is [`Lora`], on one screen.
+
+mod config;
+mod error;
+mod file;
+mod lora;
+mod set;
+mod target;
+
+pub use config::{LoraConfig, OneOrMany, Targets};
+pub use error::Error;
+pub use file::{CONFIG_FILE, TENSORS_FILE, write_atomic};
+pub use lora::Lora;
+pub use set::{AdaptedSite, AdapterSet};
+pub use target::{Target, targets};

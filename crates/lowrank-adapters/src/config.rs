@@ -1,0 +1,202 @@
+//! The configuration of a LoRA adapter, in PEFT's words (`adapter_config.json`).
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::Error;
+
+/// Which modules get an adapter: PEFT's `target_modules`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Targets {
+    /// `all-linear`, or a regular expression that the whole module path must match.
+    Pattern(String),
+    /// Module names: a path matches that equals one of them or ends with `.name`.
+    Names(Vec<String>),
+}
+
+impl Targets {
+    /// From the command line: `all-linear`, a comma-separated list of names, or a regular expression
+    /// (anything with a character that no module name has).
+    pub fn parse(text: &str) -> Self {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.-, ".contains(c);
+        if text == "all-linear" || !text.chars().all(plain) {
+            return Self::Pattern(text.to_owned());
+        }
+        Self::Names(text.split(',').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect())
+    }
+}
+
+impl std::fmt::Display for Targets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pattern(pattern) => write!(f, "{pattern:?}"),
+            Self::Names(names) => write!(f, "{names:?}"),
+        }
+    }
+}
+
+/// One number or several, as PEFT accepts for `layers_to_transform`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    pub(crate) fn as_slice(&self) -> &[T] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// PEFT's `LoraConfig`. Fields that PEFT knows and Lowrank does not act on are kept in `other`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LoraConfig {
+    /// Always `LORA`.
+    pub peft_type: String,
+    /// `CAUSAL_LM` and the like.
+    #[serde(default)]
+    pub task_type: Option<String>,
+    /// Where the base model came from.
+    #[serde(default)]
+    pub base_model_name_or_path: Option<String>,
+    /// Rank `r`.
+    pub r: usize,
+    /// `alpha`: the adapter's output is scaled by `alpha / r`.
+    pub lora_alpha: f64,
+    /// Dropout on the adapter's input, a probability.
+    #[serde(default)]
+    pub lora_dropout: f32,
+    /// Modules with an adapter.
+    pub target_modules: Option<Targets>,
+    /// Modules without, although they match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclude_modules: Option<Targets>,
+    /// Scale by `alpha / sqrt(r)` instead (Kalajdzievski 2023).
+    #[serde(default)]
+    pub use_rslora: bool,
+    /// Ranks that differ, by module name or regular expression.
+    #[serde(default)]
+    pub rank_pattern: Map<String, Value>,
+    /// Alphas that differ, likewise.
+    #[serde(default)]
+    pub alpha_pattern: Map<String, Value>,
+    /// Only these layers.
+    #[serde(default)]
+    pub layers_to_transform: Option<OneOrMany<usize>>,
+    /// Name of the list of layers, where it is not the usual one.
+    #[serde(default)]
+    pub layers_pattern: Option<OneOrMany<String>>,
+    /// Which biases are trained; only `none` here.
+    #[serde(default = "none")]
+    pub bias: String,
+    /// Whether the weights of the targets are stored transposed (GPT-2).
+    #[serde(default)]
+    pub fan_in_fan_out: bool,
+    /// Modules trained whole.
+    #[serde(default)]
+    pub modules_to_save: Option<Vec<String>>,
+    /// PEFT's note that the adapter is not to be trained on.
+    #[serde(default)]
+    pub inference_mode: bool,
+    /// How A and B start: true for A random and B zero.
+    #[serde(default = "yes")]
+    pub init_lora_weights: Value,
+    /// Everything else.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+fn none() -> String {
+    "none".to_owned()
+}
+
+fn yes() -> Value {
+    Value::Bool(true)
+}
+
+impl Default for LoraConfig {
+    /// PEFT's defaults: r 8, alpha 8, no dropout.
+    fn default() -> Self {
+        Self {
+            peft_type: "LORA".to_owned(),
+            task_type: None,
+            base_model_name_or_path: None,
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: None,
+            exclude_modules: None,
+            use_rslora: false,
+            rank_pattern: Map::new(),
+            alpha_pattern: Map::new(),
+            layers_to_transform: None,
+            layers_pattern: None,
+            bias: none(),
+            fan_in_fan_out: false,
+            modules_to_save: None,
+            inference_mode: true,
+            init_lora_weights: yes(),
+            other: Map::new(),
+        }
+    }
+}
+
+/// Switches of PEFT that change what the adapter computes and that Lowrank does not have.
+const UNSUPPORTED: [&str; 8] = [
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+    "layer_replication",
+    "target_parameters",
+];
+
+impl LoraConfig {
+    /// Checks that every value makes sense and means something here.
+    ///
+    /// # Errors
+    /// Names the field and what it may be.
+    pub fn check(&self) -> Result<(), Error> {
+        let wrong = |what: String| Err(Error::Config(what));
+        if self.peft_type != "LORA" {
+            return wrong(format!("peft_type is {:?}; only LORA adapters are supported", self.peft_type));
+        }
+        if self.r == 0 {
+            return wrong("r must be at least 1".into());
+        }
+        if !self.lora_alpha.is_finite() {
+            return wrong(format!("lora_alpha is {}", self.lora_alpha));
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return wrong(format!("lora_dropout is {}; it must be at least 0 and less than 1", self.lora_dropout));
+        }
+        if self.bias != "none" {
+            return wrong(format!("bias is {:?}; only \"none\" is supported", self.bias));
+        }
+        if self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
+            return wrong("modules_to_save is not supported".into());
+        }
+        for field in UNSUPPORTED {
+            match self.other.get(field) {
+                None | Some(Value::Null | Value::Bool(false)) => {}
+                Some(Value::Array(list)) if list.is_empty() => {}
+                Some(value) => return wrong(format!("{field} is {value}, which is not supported")),
+            }
+        }
+        Ok(())
+    }
+
+    /// The factor of the adapter's output: `alpha / r`, or `alpha / sqrt(r)` with `use_rslora`.
+    pub fn scaling(&self, r: usize, alpha: f64) -> f32 {
+        let r = r as f64;
+        (if self.use_rslora { alpha / r.sqrt() } else { alpha / r }) as f32
+    }
+}

@@ -1,0 +1,133 @@
+//! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use lowrank_engine::Site;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::{AdapterSet, Error, LoraConfig};
+
+/// PEFT puts this before the module path.
+const PREFIX: &str = "base_model.model.";
+/// The configuration's file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The tensors' file.
+pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+
+impl LoraConfig {
+    /// Reads `adapter_config.json` of an adapter folder.
+    ///
+    /// # Errors
+    /// Where it is absent, no JSON, or describes an adapter that is not supported.
+    pub fn load(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join(CONFIG_FILE);
+        let text = fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let config: Self = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+        config.check().map_err(|e| Error::file(&path, e.to_string()))?;
+        Ok(config)
+    }
+}
+
+impl AdapterSet {
+    /// Reads an adapter folder made by PEFT or by [`AdapterSet::save`] for a model with these `sites`.
+    ///
+    /// # Errors
+    /// Names the file, and the tensor or site that is wrong, missing or left over.
+    pub fn load(dir: &Path, sites: &[Site]) -> Result<Self, Error> {
+        let config = LoraConfig::load(dir)?;
+        let path = dir.join(TENSORS_FILE);
+        let mut tensors = read_tensors(&path)?;
+        let mut set = Self::planned(config, sites).map_err(|e| match e {
+            Error::NoTarget { .. } => Error::mismatch(&path, e.to_string()),
+            other => other,
+        })?;
+        for layer in set.layers.clone() {
+            for (id, part) in [(layer.lora.a, "lora_A"), (layer.lora.b, "lora_B")] {
+                let name = format!("{PREFIX}{}.{part}.weight", layer.path);
+                let (shape, value) = tensors
+                    .remove(&name)
+                    .ok_or_else(|| Error::mismatch(&path, format!("it has no tensor {name}")))?;
+                let param = set.params.get_mut(id);
+                if shape != [param.rows, param.cols] {
+                    let want = [param.rows, param.cols];
+                    return Err(Error::mismatch(&path, format!("{name} is {shape:?}, the base model takes {want:?}")));
+                }
+                param.value = value;
+            }
+        }
+        if let Some(name) = tensors.keys().next() {
+            let more = tensors.len() - 1;
+            let what = format!("tensor {name} (and {more} more) belongs to no adapted layer of it");
+            return Err(Error::mismatch(&path, what));
+        }
+        Ok(set)
+    }
+
+    /// Writes the adapter folder, each file whole or not at all.
+    ///
+    /// # Errors
+    /// Where the folder cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<(), Error> {
+        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        let bytes = |value: &[f32]| value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let values: Vec<_> = self.params.iter().map(|(_, p)| (p, bytes(&p.value))).collect();
+        let tensors = values.iter().map(|(p, bytes)| {
+            let view = TensorView::new(Dtype::F32, vec![p.rows, p.cols], bytes).expect("sizes agree");
+            (format!("{PREFIX}{}.weight", p.name), view)
+        });
+        // transformers refuses a file that does not say which framework's layout it has.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let path = dir.join(TENSORS_FILE);
+        let bytes = safetensors::serialize(tensors, Some(metadata))
+            .map_err(|e| Error::file(&path, e.to_string()))?;
+        write_atomic(&path, &bytes)?;
+        let mut config = serde_json::to_vec_pretty(&self.config).expect("a configuration is plain data");
+        config.push(b'\n');
+        write_atomic(&dir.join(CONFIG_FILE), &config)
+    }
+}
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// All tensors of a safetensors file as f32.
+fn read_tensors(path: &Path) -> Result<Tensors, Error> {
+    let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, format!("not a safetensors file: {e}")))?;
+    let mut tensors = Tensors::new();
+    for (name, view) in file.tensors() {
+        let data = view.data();
+        let value = match view.dtype() {
+            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect(),
+            Dtype::F16 => halves(data, |b| half::f16::from_bits(b).to_f32()),
+            Dtype::BF16 => halves(data, |b| half::bf16::from_bits(b).to_f32()),
+            other => {
+                return Err(Error::file(path, format!("tensor {name} is {other:?}; F32, F16 and BF16 are supported")));
+            }
+        };
+        tensors.insert(name, (view.shape().to_vec(), value));
+    }
+    Ok(tensors)
+}
+
+fn halves(data: &[u8], expand: impl Fn(u16) -> f32) -> Vec<f32> {
+    data.chunks_exact(2).map(|b| expand(u16::from_le_bytes([b[0], b[1]]))).collect()
+}
+
+/// Writes a file beside its place and moves it there: whatever happens, the old or the new one is
+/// there whole.
+///
+/// # Errors
+/// Where the folder cannot be written.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let error = |e| Error::io(path, e);
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(error)?;
+    file.write_all(bytes).map_err(error)?;
+    file.as_file().sync_all().map_err(error)?;
+    file.persist(path).map_err(|e| error(e.error))?;
+    // The rename itself must survive a power cut.
+    File::open(dir).and_then(|d| d.sync_all()).or_else(|e| if cfg!(unix) { Err(error(e)) } else { Ok(()) })
+}

@@ -1,0 +1,108 @@
+//! What the engine knows of adapters: something added at a site.
+
+use std::sync::Arc;
+
+use crate::params::Grads;
+use crate::scope::Scope;
+use crate::tensor::Tensor;
+
+/// Names a place of a model that an adapter can attach to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SiteId(pub usize);
+
+/// What kind of layer a site is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteKind {
+    /// `y = x W^T`.
+    Linear,
+    /// The output embedding (language-model head): PEFT's `all-linear` leaves it out.
+    Head,
+    /// Rows of a table.
+    Embedding,
+}
+
+/// A place of a model that an adapter can attach to.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Hugging Face's module path, e.g. `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// What kind of layer it is.
+    pub kind: SiteKind,
+    /// Input features (rows of the table for an embedding).
+    pub in_features: usize,
+    /// Output features.
+    pub out_features: usize,
+}
+
+/// A gradient that is accumulated: the first product writes, later ones add.
+pub struct Accumulator {
+    /// The numbers; undefined while [`Accumulator::beta`] would return 0.
+    pub tensor: Tensor,
+    fresh: bool,
+}
+
+impl Accumulator {
+    /// Nothing written yet.
+    pub fn fresh(tensor: Tensor) -> Self {
+        Self { tensor, fresh: true }
+    }
+
+    /// Already holds a gradient.
+    pub fn holding(tensor: Tensor) -> Self {
+        Self { tensor, fresh: false }
+    }
+
+    /// The factor of the present numbers for the next product: 0 the first time, then 1.
+    pub fn beta(&mut self) -> f32 {
+        if std::mem::replace(&mut self.fresh, false) { 0.0 } else { 1.0 }
+    }
+}
+
+/// An adapter at a linear site. It changes what the base computed and never the base.
+pub trait Adapter: Send + Sync {
+    /// Changes `y: [N,O]`, which holds the base's output (with bias and residual), given `x: [N,K]`.
+    /// Returns what the backward pass needs.
+    fn forward(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor) -> Vec<Tensor>;
+
+    /// Given `dy: [N,O]`, accumulates the gradients of the adapter's parameters and, where asked, of `x`.
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        grads: &mut Grads,
+        x: &Tensor,
+        dy: &Tensor,
+        saved: Vec<Tensor>,
+        dx: Option<&mut Accumulator>,
+    );
+
+    /// Whether the backward pass reads `x`.
+    fn saves_input(&self) -> bool {
+        true
+    }
+}
+
+/// The adapters that are active: at most one at each site. Switching adapters is passing another set.
+#[derive(Clone, Default)]
+pub struct ActiveAdapters {
+    by_site: Vec<Option<Arc<dyn Adapter>>>,
+}
+
+impl ActiveAdapters {
+    /// Attaches `adapter` at `site`, in place of what was there.
+    pub fn attach(&mut self, site: SiteId, adapter: Arc<dyn Adapter>) {
+        if self.by_site.len() <= site.0 {
+            self.by_site.resize(site.0 + 1, None);
+        }
+        self.by_site[site.0] = Some(adapter);
+    }
+
+    /// The adapter at `site`.
+    pub fn get(&self, site: SiteId) -> Option<&dyn Adapter> {
+        self.by_site.get(site.0)?.as_deref()
+    }
+
+    /// Whether there is none at all.
+    pub fn is_empty(&self) -> bool {
+        self.by_site.iter().all(Option::is_none)
+    }
+}

@@ -1,0 +1,76 @@
+//! Devices: where kernels run, or, for planning, where they are only counted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::arena::Arena;
+use crate::tensor::Tensor;
+
+/// The processor with its arena, or the Plan device, which runs the same operations with shapes
+/// only and counts bytes and floating-point operations.
+pub struct Device {
+    arena: Arena,
+    plan: bool,
+    flops: AtomicU64,
+}
+
+impl Device {
+    /// The processor this program runs on.
+    pub fn cpu() -> Self {
+        Self { arena: Arena::reserve(), plan: false, flops: AtomicU64::new(0) }
+    }
+
+    /// The Plan device.
+    pub fn plan() -> Self {
+        Self { arena: Arena::counting(), plan: true, flops: AtomicU64::new(0) }
+    }
+
+    /// Whether this device only counts.
+    pub fn is_plan(&self) -> bool {
+        self.plan
+    }
+
+    /// A tensor with undefined numbers.
+    pub fn alloc(&self, rows: usize, cols: usize) -> Tensor {
+        Tensor::new(self.arena.take(rows * cols), rows, cols)
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(&self, rows: usize, cols: usize) -> Tensor {
+        let mut tensor = self.alloc(rows, cols);
+        tensor.data_mut().fill(0.0);
+        tensor
+    }
+
+    /// A tensor with the numbers of `data`.
+    pub fn tensor(&self, rows: usize, cols: usize, data: &[f32]) -> Tensor {
+        assert_eq!(data.len(), rows * cols, "a {rows} x {cols} tensor");
+        let mut tensor = self.alloc(rows, cols);
+        if !self.plan {
+            tensor.data_mut().copy_from_slice(data);
+        }
+        tensor
+    }
+
+    /// Runs a kernel of `flops` floating-point operations, or only counts it.
+    pub fn run(&self, flops: usize, kernel: impl FnOnce()) {
+        self.flops.fetch_add(flops as u64, Ordering::Relaxed);
+        if !self.plan {
+            kernel();
+        }
+    }
+
+    /// Floating-point operations of products and attention so far (a multiply-add counts as two).
+    pub fn flops(&self) -> u64 {
+        self.flops.load(Ordering::Relaxed)
+    }
+
+    /// Most arena bytes in use at once since the last [`Device::reset_peak`].
+    pub fn peak_bytes(&self) -> usize {
+        self.arena.peak_bytes()
+    }
+
+    /// Starts counting the peak anew from what is in use now.
+    pub fn reset_peak(&self) {
+        self.arena.reset_peak();
+    }
+}

@@ -1,0 +1,137 @@
+//! Rotary position embedding and attention over segments.
+//!
+//! For each segment and head: `o = softmax(scale * rope(q) rope(k)^T + mask) v`. The rotation happens
+//! in place, the probabilities are never stored and are computed again in the backward pass.
+
+use lowrank_kernels::{self as kernels, AttentionShape, Segment};
+
+use crate::Device;
+use crate::tape::{Backward, Node, Tape, Var, VarId};
+use crate::tensor::Tensor;
+
+/// Cosines and sines of the batch's positions, `[N, rot_dim / 2]` each (Su et al. 2021). A scaling of
+/// attention (yarn) is already in them.
+#[derive(Clone)]
+pub struct Rope {
+    /// Cosines.
+    pub cos: Tensor,
+    /// Sines.
+    pub sin: Tensor,
+}
+
+/// What one attention layer needs to know besides q, k and v.
+pub struct Attention<'m> {
+    /// Heads, scale, causality, window.
+    pub shape: AttentionShape,
+    /// Who attends to whom.
+    pub segments: &'m [Segment],
+    /// Rotation of q and k; `None` for models with position embeddings of another kind.
+    pub rope: Option<Rope>,
+    /// Number of the layer, for the cache.
+    pub layer: usize,
+}
+
+impl<'m> Tape<'m> {
+    /// `q: [N, H*d]`, `k, v: [N, K*d]` to `[N, H*d]`.
+    pub fn attention(&mut self, q: Var<'m>, k: Var<'m>, v: Var<'m>, a: Attention<'m>) -> Var<'m> {
+        let device = self.scope.device;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = a.shape;
+        let ids = [q.id, k.id, v.id];
+        let (q, k, v) = (rotate(device, q, &a, heads), rotate(device, k, &a, kv_heads), v.tensor);
+        let (keys, values) = match self.cache {
+            Some(cache) => cache.borrow_mut().extend(a.layer, &k, &v),
+            None => (k.clone(), v.clone()),
+        };
+        let n = q.rows();
+        let mut o = device.alloc(n, heads * head_dim);
+        let mut lse = device.alloc(n, heads);
+        device.run(4 * multiply_adds(&a), || {
+            let (o, lse) = (o.data_mut(), lse.data_mut());
+            kernels::attention(o, lse, q.data(), keys.data(), values.data(), &a.shape, a.segments);
+        });
+        let out = self.id(ids.iter().any(Option::is_some));
+        if self.keeps(out) {
+            let out = out.expect("kept, so it has a number");
+            self.push(AttentionNode { attention: a, saved: [q, k, v, o.clone(), lse], ids, out });
+        }
+        Var { tensor: o, id: out, recipe: None }
+    }
+}
+
+/// Rotates q or k, in place where no one else reads the numbers.
+fn rotate<'m>(device: &Device, x: Var<'m>, a: &Attention<'m>, heads: usize) -> Tensor {
+    let Some(rope) = &a.rope else { return x.tensor };
+    // The recipe would give the numbers before the rotation, and it holds no output.
+    let mut x = x.tensor;
+    if !x.is_unique() {
+        let mut copy = device.alloc(x.rows(), x.cols());
+        device.run(0, || copy.data_mut().copy_from_slice(x.data()));
+        x = copy;
+    }
+    let (n, rotated) = (x.rows(), 2 * rope.cos.cols());
+    device.run(0, || {
+        kernels::rope(x.data_mut(), rope.cos.data(), rope.sin.data(), n, heads, a.shape.head_dim, rotated);
+    });
+    x
+}
+
+/// Multiply-adds of `q k^T`: the pairs that exist, times the width of all heads.
+fn multiply_adds(a: &Attention<'_>) -> usize {
+    let window = a.shape.window.unwrap_or(usize::MAX);
+    let pairs = |s: &Segment| -> usize {
+        let visible = |i: usize| {
+            let own = if a.shape.causal { s.own.len() - s.q.len() + i + 1 } else { s.own.len() };
+            (s.prefix.len() + own).min(window)
+        };
+        (0..s.q.len()).map(visible).sum()
+    };
+    a.segments.iter().map(pairs).sum::<usize>() * a.shape.heads * a.shape.head_dim
+}
+
+struct AttentionNode<'m> {
+    attention: Attention<'m>,
+    /// q, k (rotated), v, o, lse.
+    saved: [Tensor; 5],
+    ids: [Option<VarId>; 3],
+    out: VarId,
+}
+
+impl<'m> Node<'m> for AttentionNode<'m> {
+    fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
+        let Some(dy) = back.take(self.out) else { return };
+        let a = &self.attention;
+        let [q, k, v, o, lse] = self.saved;
+        let device = back.scope.device;
+        let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| device.alloc(x.rows(), x.cols()));
+        device.run(10 * multiply_adds(a), || {
+            kernels::attention_backward(
+                dq.data_mut(),
+                dk.data_mut(),
+                dv.data_mut(),
+                dy.data(),
+                q.data(),
+                k.data(),
+                v.data(),
+                o.data(),
+                lse.data(),
+                &a.shape,
+                a.segments,
+            );
+        });
+        if let Some(rope) = &a.rope {
+            let AttentionShape { heads, kv_heads, head_dim, .. } = a.shape;
+            for (dx, heads) in [(&mut dq, heads), (&mut dk, kv_heads)] {
+                let n = dx.rows();
+                device.run(0, || {
+                    let (cos, sin) = (rope.cos.data(), rope.sin.data());
+                    kernels::rope_backward(dx.data_mut(), cos, sin, n, heads, head_dim, 2 * rope.cos.cols());
+                });
+            }
+        }
+        for (id, gradient) in self.ids.into_iter().zip([dq, dk, dv]) {
+            if let Some(id) = id {
+                back.add(id, gradient);
+            }
+        }
+    }
+}

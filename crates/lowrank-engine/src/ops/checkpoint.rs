@@ -1,0 +1,51 @@
+//! Activation checkpointing (Chen et al. 2016): a block keeps only its input and runs again in the
+//! backward pass.
+
+use crate::adapter::ActiveAdapters;
+use crate::scope::Scope;
+use crate::tape::{Backward, Node, Record, Tape, Var, VarId};
+
+impl<'m> Tape<'m> {
+    /// Runs `block` on `x`. On a tape that records checkpoints, its inner values are dropped and computed
+    /// again when the gradient is asked for; otherwise this is just `block(self, x)`.
+    pub fn block(&mut self, x: Var<'m>, block: impl Fn(&mut Tape<'m>, Var<'m>) -> Var<'m> + 'm) -> Var<'m> {
+        if self.record != Record::Checkpoints {
+            return block(self, x);
+        }
+        let (mut inner, input) = Tape::for_block(self.scope, self.adapters, Record::Nothing, &x);
+        let y = block(&mut inner, input);
+        let out = self.id(y.id.is_some());
+        if let Some(out) = out {
+            self.push(BlockNode { block, input: x, out });
+        }
+        Var { tensor: y.tensor, id: out, recipe: None }
+    }
+
+    /// A tape of its own for one block, and the block's input as its value 0.
+    fn for_block(scope: Scope<'m>, adapters: &'m ActiveAdapters, record: Record, x: &Var<'m>) -> (Self, Var<'m>) {
+        let mut tape = Tape::new(scope, adapters, record);
+        let id = tape.id(x.id.is_some());
+        (tape, Var { tensor: x.tensor.clone(), id, recipe: None })
+    }
+}
+
+struct BlockNode<'m, F> {
+    block: F,
+    input: Var<'m>,
+    out: VarId,
+}
+
+impl<'m, F: Fn(&mut Tape<'m>, Var<'m>) -> Var<'m> + 'm> Node<'m> for BlockNode<'m, F> {
+    fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
+        let Some(dy) = back.take(self.out) else { return };
+        let (mut tape, input) = Tape::for_block(back.scope, back.adapters, Record::All, &self.input);
+        let x = input.id;
+        let y = (self.block)(&mut tape, input);
+        tape.seed(&y, dy);
+        drop(y);
+        let dx = tape.backward_to(back.grads, x);
+        if let (Some(id), Some(dx)) = (self.input.id, dx) {
+            back.add(id, dx);
+        }
+    }
+}

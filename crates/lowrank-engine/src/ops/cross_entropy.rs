@@ -1,0 +1,139 @@
+//! Output layer and cross-entropy in one: the logits of all positions never exist at once.
+//!
+//! For labels `(row, target)`: `loss = sum over labels of -log softmax(h[row] W^T)[target]`. Rows
+//! without a label cost nothing. The product runs over chunks of labelled rows; while recording,
+//! each chunk's gradient is taken at once, so that backward starts from `dloss/dh`.
+
+use lowrank_kernels as kernels;
+
+use super::linear::Linear;
+use crate::params::Grads;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+use crate::Accumulator;
+
+/// One prediction to be scored: the row that predicts, and the right token. Several labels may name
+/// the same row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Row of the packed batch.
+    pub row: u32,
+    /// The token that follows.
+    pub target: u32,
+}
+
+/// What the labels of a batch say of the model.
+#[derive(Clone, Debug, Default)]
+pub struct Scores {
+    /// `-log p(target)` for each label, in nats.
+    pub losses: Vec<f32>,
+    /// Whether the most likely token is the target, for each label; only without gradient.
+    pub hits: Vec<bool>,
+}
+
+/// Logits that exist at once, in numbers: 16 MB keeps the product near its best and the peak low.
+const CHUNK: usize = 4 << 20;
+
+/// Rows of one chunk.
+fn chunk_rows(vocab: usize) -> usize {
+    (CHUNK / vocab.max(1)).clamp(32, 1024)
+}
+
+impl<'m> Tape<'m> {
+    /// Scores `labels` with `head: [V,D]` on `h: [N,D]`. While recording, seeds the backward pass with the
+    /// gradient of `scale * sum(losses)`; the head's own adapter accumulates into `grads`.
+    pub fn cross_entropy(
+        &mut self,
+        head: &'m Linear,
+        h: &Var<'m>,
+        labels: &[Label],
+        scale: f32,
+        grads: &mut Grads,
+    ) -> Scores {
+        let device = self.scope.device;
+        let (d, vocab) = (head.weight.cols(), head.weight.rows());
+        let adapter = self.adapters.get(head.site);
+        let wants = self.keeps(Some(0)) && (h.id.is_some() || adapter.is_some());
+        let mut scores = Scores::default();
+        let mut dh = wants.then(|| device.zeros(h.tensor.rows(), d));
+        for chunk in labels.chunks(chunk_rows(vocab)) {
+            let n = chunk.len();
+            let mut x = device.alloc(n, d);
+            let mut logits = device.alloc(n, vocab);
+            device.run(2 * n * d * vocab, || {
+                gather(x.data_mut(), h.tensor.data(), chunk, d);
+                kernels::linear(logits.data_mut(), x.data(), &head.weight.view(), n, 0.0);
+                if let Some(bias) = &head.bias {
+                    kernels::add_bias(logits.data_mut(), bias, n, vocab);
+                }
+            });
+            let saved = adapter.map(|a| a.forward(&self.scope, &x, &mut logits));
+            device.run(0, || {
+                let targets: Vec<u32> = chunk.iter().map(|l| l.target).collect();
+                if !wants {
+                    let mut best = vec![0; n];
+                    kernels::argmax(logits.data(), vocab, &mut best);
+                    scores.hits.extend(best.iter().zip(&targets).map(|(a, b)| a == b));
+                }
+                let at = scores.losses.len();
+                scores.losses.resize(at + n, 0.0);
+                let losses = &mut scores.losses[at..];
+                kernels::cross_entropy(logits.data_mut(), &targets, vocab, scale, losses, wants, None);
+            });
+            let Some(dh) = &mut dh else { continue };
+            // `x` is read by the head's adapter; the gradient needs a buffer of its own only then.
+            let dx = match (adapter, saved) {
+                (Some(adapter), Some(saved)) => {
+                    let mut dx = Accumulator::fresh(device.alloc(n, d));
+                    let beta = dx.beta();
+                    self.head_backward(head, &mut dx.tensor, &logits, beta);
+                    adapter.backward(&self.scope, grads, &x, &logits, saved, Some(&mut dx));
+                    dx.tensor
+                }
+                _ => {
+                    self.head_backward(head, &mut x, &logits, 0.0);
+                    x
+                }
+            };
+            device.run(0, || scatter(dh.data_mut(), dx.data(), chunk, d));
+        }
+        if let Some(dh) = dh {
+            self.seed(h, dh);
+        }
+        scores
+    }
+
+    fn head_backward(&self, head: &Linear, dx: &mut Tensor, dlogits: &Tensor, beta: f32) {
+        let (n, d, vocab) = (dx.rows(), dx.cols(), dlogits.cols());
+        self.scope.device.run(2 * n * d * vocab, || {
+            kernels::linear_backward(dx.data_mut(), dlogits.data(), &head.weight.view(), n, beta);
+        });
+    }
+
+    /// `h[rows]`, for the few rows whose logits are wanted.
+    pub fn select_rows(&mut self, h: &Var<'m>, rows: &[usize]) -> Var<'m> {
+        let d = h.tensor.cols();
+        let mut x = self.scope.alloc(rows.len(), d);
+        self.scope.device.run(0, || {
+            for (to, &row) in x.data_mut().chunks_exact_mut(d).zip(rows) {
+                to.copy_from_slice(&h.tensor.data()[row * d..(row + 1) * d]);
+            }
+        });
+        Var::constant(x)
+    }
+}
+
+fn gather(x: &mut [f32], h: &[f32], labels: &[Label], d: usize) {
+    for (to, label) in x.chunks_exact_mut(d).zip(labels) {
+        let row = label.row as usize;
+        to.copy_from_slice(&h[row * d..(row + 1) * d]);
+    }
+}
+
+/// Accumulates, since several labels may name one row.
+fn scatter(dh: &mut [f32], dx: &[f32], labels: &[Label], d: usize) {
+    for (from, label) in dx.chunks_exact(d).zip(labels) {
+        let row = label.row as usize;
+        kernels::add(&mut dh[row * d..(row + 1) * d], from);
+    }
+}

@@ -1,0 +1,73 @@
+//! Gated activation: `h = act(gate) * up` (SwiGLU and its kin).
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use lowrank_kernels::{self as kernels, Activation};
+
+use crate::scope::Scope;
+use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
+use crate::tensor::Tensor;
+
+impl<'m> Tape<'m> {
+    /// `gate, up: [N,F]` to `[N,F]`.
+    pub fn gated(&mut self, gate: Var<'m>, up: Var<'m>, activation: Activation) -> Var<'m> {
+        let device = self.scope.device;
+        let mut h = device.alloc(gate.tensor.rows(), gate.tensor.cols());
+        device.run(0, || kernels::gated(h.data_mut(), gate.tensor.data(), up.tensor.data(), activation));
+        let out = self.id(gate.id.is_some() || up.id.is_some());
+        if !self.keeps(out) {
+            return Var { tensor: h, id: out, recipe: None };
+        }
+        let out_id = out.expect("kept, so it has a number");
+        let ids = (gate.id, up.id);
+        let recipe =
+            Rc::new(GatedRecipe { gate: gate.tensor, up: up.tensor, activation, again: RefCell::new(None) });
+        self.push(GatedNode { recipe: recipe.clone(), ids, out: out_id });
+        Var { tensor: h, id: out, recipe: Some(recipe) }
+    }
+}
+
+struct GatedRecipe {
+    gate: Tensor,
+    up: Tensor,
+    activation: Activation,
+    again: RefCell<Option<Tensor>>,
+}
+
+impl Recipe for GatedRecipe {
+    fn get(&self, scope: &Scope<'_>) -> Tensor {
+        let compute = || {
+            let mut h = scope.alloc(self.gate.rows(), self.gate.cols());
+            scope.device.run(0, || {
+                kernels::gated(h.data_mut(), self.gate.data(), self.up.data(), self.activation);
+            });
+            h
+        };
+        self.again.borrow_mut().get_or_insert_with(compute).clone()
+    }
+}
+
+struct GatedNode {
+    recipe: Rc<GatedRecipe>,
+    ids: (Option<VarId>, Option<VarId>),
+    out: VarId,
+}
+
+impl<'m> Node<'m> for GatedNode {
+    fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
+        let Some(dh) = back.take(self.out) else { return };
+        // Those that read the output have run backward, so the inputs are ours to overwrite.
+        let GatedRecipe { mut gate, mut up, activation, .. } =
+            Rc::try_unwrap(self.recipe).ok().expect("no operation holds an activation longer than its backward");
+        let device = back.scope.device;
+        device.run(0, || {
+            kernels::gated_backward_in_place(gate.data_mut(), up.data_mut(), dh.data(), activation);
+        });
+        for (id, gradient) in [(self.ids.0, gate), (self.ids.1, up)] {
+            if let Some(id) = id {
+                back.add(id, gradient);
+            }
+        }
+    }
+}

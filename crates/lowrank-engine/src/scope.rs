@@ -1,0 +1,90 @@
+//! What every operation can reach: the device, the parameters and the dropout key.
+
+use lowrank_kernels as kernels;
+
+use crate::device::Device;
+use crate::params::{ParamId, Params};
+use crate::tensor::{Mat, MatMut, Tensor};
+
+/// Names one forward pass for the counter-based random numbers, so that a recomputed dropout is the
+/// same dropout.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// A number that no other forward pass of the run has.
+    pub pass: u64,
+}
+
+/// The surroundings of an operation.
+#[derive(Clone, Copy)]
+pub struct Scope<'m> {
+    /// Where kernels run.
+    pub device: &'m Device,
+    /// The trainable parameters.
+    pub params: &'m Params,
+    /// `None` outside training: dropout does nothing.
+    pub dropout: Option<DropoutKey>,
+}
+
+impl<'m> Scope<'m> {
+    /// A tensor with undefined numbers.
+    pub fn alloc(&self, rows: usize, cols: usize) -> Tensor {
+        self.device.alloc(rows, cols)
+    }
+
+    /// A parameter as an operand.
+    pub fn param(&self, id: ParamId) -> Mat<'m> {
+        self.params.mat(id)
+    }
+
+    /// `c = alpha * a b + beta * c`; with `beta` 0, `c` is only written.
+    pub fn gemm(&self, alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: MatMut<'_>) {
+        let ((m, k), (kb, n)) = (a.shape(), b.shape());
+        assert_eq!(k, kb, "inner sizes of a product");
+        assert_eq!((m, n), (c.rows, c.cols), "result of a product");
+        let strided = |x: Mat<'_>| if x.transposed { (1, x.cols) } else { (x.cols, 1) };
+        let ((ars, acs), (brs, bcs)) = (strided(a), strided(b));
+        self.device.run(2 * m * n * k, || {
+            kernels::gemm(
+                m,
+                n,
+                k,
+                alpha,
+                kernels::MatRef { data: a.data, rs: ars, cs: acs },
+                kernels::MatRef { data: b.data, rs: brs, cs: bcs },
+                beta,
+                kernels::MatMut { data: c.data, rs: n, cs: 1 },
+            );
+        });
+    }
+
+    /// Inverted dropout: zero with probability `p`, else `x / (1 - p)`; the same numbers for the same
+    /// `stream` within one pass. Outside training, or with `p` 0, it is `x` itself.
+    pub fn dropout(&self, x: &Tensor, p: f32, stream: u64) -> Tensor {
+        let Some(key) = self.dropout.filter(|_| p > 0.0) else { return x.clone() };
+        let mut y = self.alloc(x.rows(), x.cols());
+        self.device.run(0, || kernels::dropout(y.data_mut(), x.data(), p, key.seed, key.stream(stream)));
+        y
+    }
+
+    /// Backward of [`Scope::dropout`]: accumulates `mask * dy / (1 - p)` into `dx`.
+    pub fn dropout_backward(&self, dx: &mut Tensor, dy: &Tensor, p: f32, stream: u64, accumulate: bool) {
+        let key = self.dropout.expect("dropout was applied in the forward pass");
+        self.device.run(0, || {
+            kernels::dropout_backward(dx.data_mut(), dy.data(), p, key.seed, key.stream(stream), accumulate);
+        });
+    }
+
+    /// Whether dropout with probability `p` does anything here.
+    pub fn drops(&self, p: f32) -> bool {
+        self.dropout.is_some() && p > 0.0
+    }
+}
+
+impl DropoutKey {
+    fn stream(self, stream: u64) -> u64 {
+        // Streams of one pass are site numbers: far fewer than 2^24.
+        (self.pass << 24) | stream
+    }
+}

@@ -1,0 +1,189 @@
+//! The tape: what ran forward, to be run backward once.
+//!
+//! A [`Var`] is a tensor with, where a gradient will be wanted, a number. An operation whose inputs
+//! carry no number and that has no adapter is not recorded: work below the first trainable site
+//! leaves nothing behind. Running backward consumes the nodes one by one, so that what they saved
+//! is free as soon as it was used.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use crate::adapter::{Accumulator, ActiveAdapters};
+use crate::cache::KvCache;
+use crate::params::Grads;
+use crate::scope::Scope;
+use crate::tensor::Tensor;
+
+/// Number of a value that a gradient is wanted for.
+pub type VarId = usize;
+
+/// A value on the tape.
+#[derive(Clone)]
+pub struct Var<'m> {
+    /// The numbers.
+    pub tensor: Tensor,
+    /// `None`: no gradient is wanted.
+    pub id: Option<VarId>,
+    /// How to compute the numbers again from what is kept anyway.
+    pub(crate) recipe: Option<Rc<dyn Recipe + 'm>>,
+}
+
+impl<'m> Var<'m> {
+    /// A value without gradient.
+    pub fn constant(tensor: Tensor) -> Self {
+        Self { tensor, id: None, recipe: None }
+    }
+
+    /// The same numbers seen as `rows x cols`, for operations on parts of a row.
+    pub(crate) fn save(&self) -> Saved<'m> {
+        match &self.recipe {
+            Some(recipe) => Saved::Recipe(recipe.clone()),
+            None => Saved::Tensor(self.tensor.clone()),
+        }
+    }
+}
+
+/// Cheap to compute again (a norm, an activation): kept as its inputs instead of its numbers.
+pub(crate) trait Recipe {
+    /// Computes the numbers, or returns those computed a moment ago.
+    fn get(&self, scope: &Scope<'_>) -> Tensor;
+}
+
+/// A value kept for the backward pass.
+pub(crate) enum Saved<'m> {
+    Tensor(Tensor),
+    Recipe(Rc<dyn Recipe + 'm>),
+}
+
+impl Saved<'_> {
+    pub fn get(&self, scope: &Scope<'_>) -> Tensor {
+        match self {
+            Self::Tensor(tensor) => tensor.clone(),
+            Self::Recipe(recipe) => recipe.get(scope),
+        }
+    }
+}
+
+/// One recorded operation.
+pub(crate) trait Node<'m> {
+    /// Takes the gradient of its output from `back` and accumulates those of its inputs.
+    fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>);
+}
+
+/// The gradients of values during the backward pass.
+pub(crate) struct Backward<'g, 'm> {
+    pub scope: Scope<'m>,
+    pub adapters: &'m ActiveAdapters,
+    pub grads: &'g mut Grads,
+    pub(crate) vars: Vec<Option<Tensor>>,
+}
+
+impl Backward<'_, '_> {
+    /// The finished gradient of an output; `None` where nothing depended on it.
+    pub fn take(&mut self, id: VarId) -> Option<Tensor> {
+        self.vars[id].take()
+    }
+
+    /// The gradient of an input, to accumulate into and [`Backward::put`] back.
+    pub fn open(&mut self, id: VarId, rows: usize, cols: usize) -> Accumulator {
+        match self.vars[id].take() {
+            Some(tensor) => Accumulator::holding(tensor),
+            None => Accumulator::fresh(self.scope.alloc(rows, cols)),
+        }
+    }
+
+    /// Gives an opened gradient back.
+    pub fn put(&mut self, id: VarId, gradient: Accumulator) {
+        self.vars[id] = Some(gradient.tensor);
+    }
+
+    /// Accumulates a whole gradient, by moving it where there was none.
+    pub fn add(&mut self, id: VarId, gradient: Tensor) {
+        let device = self.scope.device;
+        match &mut self.vars[id] {
+            Some(have) => {
+                device.run(0, || lowrank_kernels::add(have.data_mut(), gradient.data()));
+            }
+            slot => *slot = Some(gradient),
+        }
+    }
+}
+
+/// Whether and how a tape records.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    /// Nothing is kept: inference, or the first run of a checkpointed block.
+    Nothing,
+    /// Everything the backward pass needs.
+    All,
+    /// Only the inputs of blocks; each block runs again in the backward pass.
+    Checkpoints,
+}
+
+/// Records one forward pass.
+pub struct Tape<'m> {
+    /// Device, parameters, dropout.
+    pub scope: Scope<'m>,
+    /// The adapters in use.
+    pub adapters: &'m ActiveAdapters,
+    /// Keys and values of earlier tokens, when generating.
+    pub cache: Option<&'m RefCell<KvCache>>,
+    pub(crate) record: Record,
+    pub(crate) nodes: Vec<Box<dyn Node<'m> + 'm>>,
+    pub(crate) next: VarId,
+    pub(crate) seeds: Vec<(VarId, Tensor)>,
+}
+
+impl<'m> Tape<'m> {
+    /// An empty tape.
+    pub fn new(scope: Scope<'m>, adapters: &'m ActiveAdapters, record: Record) -> Self {
+        Self { scope, adapters, cache: None, record, nodes: Vec::new(), next: 0, seeds: Vec::new() }
+    }
+
+    /// A tape for inference that reads and extends `cache`.
+    pub fn with_cache(scope: Scope<'m>, adapters: &'m ActiveAdapters, cache: &'m RefCell<KvCache>) -> Self {
+        Self { cache: Some(cache), ..Self::new(scope, adapters, Record::Nothing) }
+    }
+
+    /// A new number for an output, where `needed`.
+    pub(crate) fn id(&mut self, needed: bool) -> Option<VarId> {
+        needed.then(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    /// Whether an operation has to keep what its backward pass needs.
+    pub(crate) fn keeps(&self, out: Option<VarId>) -> bool {
+        out.is_some() && self.record != Record::Nothing
+    }
+
+    pub(crate) fn push(&mut self, node: impl Node<'m> + 'm) {
+        self.nodes.push(Box::new(node));
+    }
+
+    /// Says that `gradient` is (part of) the gradient of the loss with respect to `var`.
+    pub fn seed(&mut self, var: &Var<'m>, gradient: Tensor) {
+        if let Some(id) = var.id {
+            self.seeds.push((id, gradient));
+        }
+    }
+
+    /// Runs backward from the seeds and accumulates into `grads`.
+    pub fn backward(self, grads: &mut Grads) {
+        self.backward_to(grads, None);
+    }
+
+    /// The same; returns the gradient of one value of the tape.
+    pub(crate) fn backward_to(self, grads: &mut Grads, wanted: Option<VarId>) -> Option<Tensor> {
+        let vars = vec![None; self.next];
+        let mut back = Backward { scope: self.scope, adapters: self.adapters, grads, vars };
+        for (id, gradient) in self.seeds {
+            back.add(id, gradient);
+        }
+        for node in self.nodes.into_iter().rev() {
+            node.backward(&mut back);
+        }
+        wanted.and_then(|id| back.take(id))
+    }
+}
