@@ -1,0 +1,126 @@
+//! Checkpoints: all that a run needs to go on bit by bit where it stopped.
+//!
+//! `DIR/checkpoints/last` and `DIR/checkpoints/best` are adapter folders that PEFT can load, with the
+//! optimiser's moments (`optimizer.safetensors`) and the run's place (`trainer_state.json`) beside.
+//! A checkpoint is written under another name and moved into place, so one of them is always whole.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lowrank_adapters::{AdapterSet, write_atomic};
+use lowrank_engine::{AdamW, Site};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+const STATE_FILE: &str = "trainer_state.json";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// Where a run is.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct RunState {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: f64,
+    /// The lowest held-out loss so far and its step.
+    pub best: Option<(u64, f64)>,
+    /// What must be the same for the run to go on: options that change the numbers, and the data.
+    pub fingerprint: String,
+}
+
+/// The folder of checkpoint `name` (`last` or `best`) of a run.
+pub fn checkpoint_dir(run: &Path, name: &str) -> PathBuf {
+    run.join("checkpoints").join(name)
+}
+
+/// Writes checkpoint `name` of the run in `run`.
+///
+/// # Errors
+/// Where the folder cannot be written; the former checkpoint is still there then.
+pub fn save(
+    run: &Path,
+    name: &str,
+    adapters: &AdapterSet,
+    optimizer: &AdamW,
+    state: &RunState,
+) -> Result<(), Error> {
+    let target = checkpoint_dir(run, name);
+    let fresh = target.with_extension("new");
+    let former = target.with_extension("old");
+    remove(&fresh)?;
+    adapters.save(&fresh)?;
+    write_atomic(&fresh.join(OPTIMIZER_FILE), &optimizer_bytes(adapters, optimizer))?;
+    let state = serde_json::to_vec_pretty(state).expect("plain data");
+    write_atomic(&fresh.join(STATE_FILE), &state)?;
+    remove(&former)?;
+    if target.exists() {
+        fs::rename(&target, &former).map_err(Error::io(&target))?;
+    }
+    fs::rename(&fresh, &target).map_err(Error::io(&target))?;
+    remove(&former)
+}
+
+fn remove(dir: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn optimizer_bytes(adapters: &AdapterSet, optimizer: &AdamW) -> Vec<u8> {
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (moments, what) in [(&optimizer.m, "exp_avg"), (&optimizer.v, "exp_avg_sq")] {
+        for ((_, p), values) in adapters.params.iter().zip(moments) {
+            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            tensors.push((format!("{}.{what}", p.name), vec![p.rows, p.cols], bytes));
+        }
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("sizes agree"))
+    });
+    let metadata = HashMap::from([("step".to_owned(), optimizer.step.to_string())]);
+    safetensors::serialize(views, Some(metadata)).expect("names are distinct")
+}
+
+/// Reads the last whole checkpoint of a run.
+///
+/// # Errors
+/// Where there is none, or a file of it is wrong.
+pub fn load(run: &Path, sites: &[Site], weight_decay: f64) -> Result<(AdapterSet, AdamW, RunState), Error> {
+    let last = checkpoint_dir(run, "last");
+    let found =
+        [&last, &last.with_extension("old")].into_iter().find(|d| d.join(STATE_FILE).exists()).cloned();
+    let dir = found.ok_or_else(|| Error::NoCheckpoint { run: run.to_owned() })?;
+    let adapters = AdapterSet::load(&dir, sites)?;
+    let path = dir.join(STATE_FILE);
+    let text = fs::read(&path).map_err(Error::io(&path))?;
+    let state: RunState = serde_json::from_slice(&text)
+        .map_err(|e| Error::Checkpoint { path: path.clone(), what: e.to_string() })?;
+    let mut optimizer = AdamW::new(&adapters.params, weight_decay);
+    optimizer.step = state.step;
+    read_moments(&dir.join(OPTIMIZER_FILE), &adapters, &mut optimizer)?;
+    Ok((adapters, optimizer, state))
+}
+
+fn read_moments(path: &Path, adapters: &AdapterSet, optimizer: &mut AdamW) -> Result<(), Error> {
+    let wrong = |what: String| Error::Checkpoint { path: path.to_owned(), what };
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let AdamW { m, v, .. } = optimizer;
+    for (moments, what) in [(m, "exp_avg"), (v, "exp_avg_sq")] {
+        for ((_, p), values) in adapters.params.iter().zip(moments) {
+            let name = format!("{}.{what}", p.name);
+            let view = file.tensor(&name).map_err(|e| wrong(format!("{name}: {e}")))?;
+            if view.dtype() != Dtype::F32 || view.shape() != [p.rows, p.cols] {
+                return Err(wrong(format!("{name} is {:?} {:?}", view.dtype(), view.shape())));
+            }
+            for (value, bytes) in values.iter_mut().zip(view.data().chunks_exact(4)) {
+                *value = f32::from_le_bytes(bytes.try_into().expect("four bytes"));
+            }
+        }
+    }
+    Ok(())
+}

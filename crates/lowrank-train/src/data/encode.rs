@@ -1,0 +1,83 @@
+//! Rows to tokens.
+
+use super::fields::{Fields, Roles, Row};
+use super::{DataOptions, Encode};
+
+pub(super) enum Encoded {
+    Kept {
+        tokens: Vec<u32>,
+        loss_mask: Vec<bool>,
+        prompt_len: usize,
+        truncated: bool,
+    },
+    /// Cut so short that no token with loss is left.
+    Dropped,
+}
+
+/// The tokens of a row and which of them carry loss, cut to `max_seq_len`; or why there are none.
+pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> Result<Encoded, String> {
+    let fields = Fields::of(&row.raw)?;
+    let roles = fields.roles(options)?;
+    let (mut tokens, mut loss_mask, mut prompt_len) = match roles {
+        Roles::Pair { prompt, completion } => {
+            let prompt = match &options.prompt_template {
+                Some(template) => {
+                    &template.fill(|name| fields.text(if name == "prompt" { prompt } else { name }))?
+                }
+                None => fields.text(prompt)?,
+            };
+            pair(prompt, fields.text(completion)?, encoder)
+        }
+        Roles::Text(name) => {
+            let mut tokens = encoder.encode(fields.text(name)?);
+            tokens.push(encoder.eos());
+            let loss_mask = vec![true; tokens.len()];
+            (tokens, loss_mask, 0)
+        }
+        Roles::Messages => {
+            let messages = fields.messages()?;
+            let (tokens, loss_mask) = encoder.encode_chat(&messages).map_err(|e| e.to_string())?;
+            if tokens.len() != loss_mask.len() {
+                return Err(format!(
+                    "the chat encoder gave {} tokens and {} marks",
+                    tokens.len(),
+                    loss_mask.len()
+                ));
+            }
+            let Some(prompt_len) = loss_mask.iter().position(|&m| m) else {
+                return Err("\"messages\" has no turn of the assistant to learn".into());
+            };
+            (tokens, loss_mask, prompt_len)
+        }
+    };
+    // Nothing stands before the first token that could predict it.
+    if let Some(first) = loss_mask.first_mut() {
+        *first = false;
+    }
+    if !loss_mask.contains(&true) {
+        return Err("nothing to learn: the text is empty".into());
+    }
+    let full = tokens.len();
+    if let Some(max) = options.max_seq_len {
+        tokens.truncate(max);
+        loss_mask.truncate(max);
+        prompt_len = prompt_len.min(max);
+        if !loss_mask.contains(&true) {
+            return Ok(Encoded::Dropped);
+        }
+    }
+    let truncated = tokens.len() < full;
+    tokens.shrink_to_fit();
+    loss_mask.shrink_to_fit();
+    Ok(Encoded::Kept { tokens, loss_mask, prompt_len, truncated })
+}
+
+fn pair(prompt: &str, completion: &str, encoder: &dyn Encode) -> (Vec<u32>, Vec<bool>, usize) {
+    let mut tokens = encoder.encode(prompt);
+    let prompt_len = tokens.len();
+    tokens.extend(encoder.encode(completion));
+    tokens.push(encoder.eos());
+    let mut loss_mask = vec![false; prompt_len];
+    loss_mask.resize(tokens.len(), true);
+    (tokens, loss_mask, prompt_len)
+}

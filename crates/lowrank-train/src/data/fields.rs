@@ -1,0 +1,208 @@
+//! A row of a data file, whatever its format, and what its fields are for.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::{DataOptions, Message};
+
+/// One row as it was read, not yet looked into: that happens in parallel.
+pub(super) struct Row {
+    /// Line of its first byte, from 1.
+    pub line: u64,
+    pub raw: Raw,
+}
+
+pub(super) enum Raw {
+    Json(Vec<u8>),
+    Table(Arc<[String]>, csv::ByteRecord),
+    /// Already known to be bad.
+    Bad(String),
+}
+
+impl Row {
+    pub fn len(&self) -> usize {
+        match &self.raw {
+            Raw::Json(bytes) => bytes.len(),
+            Raw::Table(_, record) => record.as_slice().len(),
+            Raw::Bad(_) => 0,
+        }
+    }
+}
+
+/// What the fields of a row are for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Roles<'a> {
+    Pair { prompt: &'a str, completion: &'a str },
+    Messages,
+    Text(&'a str),
+}
+
+impl<'a> Roles<'a> {
+    /// What the options name, or else what `has` finds. `messages`: whether a conversation can be.
+    pub fn find(
+        options: &'a DataOptions,
+        messages: bool,
+        has: impl Fn(&str) -> bool,
+    ) -> Result<Self, String> {
+        if let Some(text) = &options.text_column {
+            return Ok(Self::Text(text));
+        }
+        let pair = Self::Pair {
+            prompt: options.prompt_column.as_deref().unwrap_or("prompt"),
+            completion: options.completion_column.as_deref().unwrap_or("completion"),
+        };
+        if options.prompt_column.is_some()
+            || options.completion_column.is_some()
+            || options.prompt_template.is_some()
+        {
+            return Ok(pair);
+        }
+        let prompt = has("prompt") || has("completion");
+        match (prompt, messages && has("messages"), has("text")) {
+            (true, false, false) => Ok(pair),
+            (false, true, false) => Ok(Self::Messages),
+            (false, false, true) => Ok(Self::Text("text")),
+            (false, false, false) => {
+                let chat = if messages { ", \"messages\"" } else { "" };
+                Err(format!("found neither \"prompt\" and \"completion\"{chat} nor \"text\""))
+            }
+            _ => Err("found more than one of \"prompt\"/\"completion\", \"messages\" and \"text\": \
+                      choose with --prompt-column and --completion-column, or with --text-column"
+                .into()),
+        }
+    }
+}
+
+/// A row whose fields can be looked up.
+pub(super) enum Fields<'a> {
+    Json(Map<String, Value>),
+    Table(&'a [String], Vec<&'a str>),
+}
+
+impl<'a> Fields<'a> {
+    pub fn of(raw: &'a Raw) -> Result<Self, String> {
+        match raw {
+            Raw::Bad(reason) => Err(reason.clone()),
+            Raw::Json(bytes) => parse_object(bytes).map(Self::Json),
+            Raw::Table(names, record) => {
+                let values = record.iter().zip(names.iter()).map(|(value, name)| {
+                    std::str::from_utf8(value).map_err(|e| format!("column {name:?}: {}", not_utf8(&e)))
+                });
+                Ok(Self::Table(names, values.collect::<Result<_, _>>()?))
+            }
+        }
+    }
+
+    pub fn roles<'o>(&self, options: &'o DataOptions) -> Result<Roles<'o>, String> {
+        match self {
+            Self::Json(map) => Roles::find(options, true, |name| map.contains_key(name))
+                .map_err(|reason| format!("{reason}; {}", self.keys())),
+            Self::Table(names, _) => Roles::find(options, false, |name| names.iter().any(|n| n == name)),
+        }
+    }
+
+    /// The text in a field.
+    pub fn text(&self, name: &str) -> Result<&str, String> {
+        match self {
+            Self::Json(map) => match map.get(name) {
+                Some(Value::String(text)) => Ok(text),
+                Some(other) => Err(format!("{name:?} is {}, expected a string", kind(other))),
+                None => Err(format!("{name:?} is missing; {}", self.keys())),
+            },
+            Self::Table(names, values) => names
+                .iter()
+                .position(|n| n == name)
+                .and_then(|at| values.get(at).copied())
+                .ok_or_else(|| missing_column(name, names)),
+        }
+    }
+
+    /// The turns of a conversation.
+    pub fn messages(&self) -> Result<Vec<Message>, String> {
+        let Self::Json(map) = self else {
+            return Err("a table holds no conversations: use JSONL".into());
+        };
+        let list = match map.get("messages") {
+            Some(Value::Array(list)) if !list.is_empty() => list,
+            Some(Value::Array(_)) => return Err("\"messages\" is empty".into()),
+            Some(other) => {
+                return Err(format!(
+                    "\"messages\" is {}, expected a list of {{\"role\", \"content\"}}",
+                    kind(other)
+                ));
+            }
+            None => return Err(format!("\"messages\" is missing; {}", self.keys())),
+        };
+        list.iter().enumerate().map(|(i, turn)| message(i, turn)).collect()
+    }
+
+    fn keys(&self) -> String {
+        let names: Vec<&str> = match self {
+            Self::Json(map) => map.keys().map(String::as_str).collect(),
+            Self::Table(names, _) => names.iter().map(String::as_str).collect(),
+        };
+        if names.is_empty() { "there is nothing".into() } else { format!("there is {}", list_names(&names)) }
+    }
+}
+
+fn message(index: usize, turn: &Value) -> Result<Message, String> {
+    let Value::Object(turn) = turn else {
+        return Err(format!("messages[{index}] is {}, expected {{\"role\", \"content\"}}", kind(turn)));
+    };
+    let text = |name: &str| match turn.get(name) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => Err(format!("messages[{index}].{name} is {}, expected a string", kind(other))),
+        None => Err(format!("messages[{index}] has no {name:?}")),
+    };
+    Ok(Message { role: text("role")?, content: text("content")? })
+}
+
+fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|e| not_utf8(&e))?;
+    match serde_json::from_str(text.trim_end()) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(format!(
+            "{} stands here, expected an object such as {{\"prompt\": …, \"completion\": …}}",
+            kind(&other)
+        )),
+        Err(error) => {
+            // Each line is parsed on its own: "line 1" would only confuse.
+            let message = error.to_string();
+            let message = message.split(" at line ").next().unwrap_or_default();
+            Err(format!("not JSON: {message} at column {}", error.column()))
+        }
+    }
+}
+
+pub(super) fn not_utf8(error: &std::str::Utf8Error) -> String {
+    format!("not UTF-8 from byte {}: save the file as UTF-8", error.valid_up_to() + 1)
+}
+
+pub(super) fn missing_column(name: &str, names: &[impl AsRef<str>]) -> String {
+    if names.is_empty() {
+        return format!("no column {name:?}: there is no header line");
+    }
+    format!("no column {name:?}: there is {}", list_names(names))
+}
+
+fn list_names(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 30;
+    let mut out =
+        names.iter().take(SHOWN).map(|n| format!("{:?}", n.as_ref())).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        out.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    out
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,336 @@
+//! Data files to examples.
+//!
+//! | format | what a line or row gives |
+//! |---|---|
+//! | JSONL (`.jsonl`, `.ndjson`, `.json`) | `{"prompt", "completion"}`, `{"messages": [{"role", "content"}, …]}` or `{"text"}`; other keys are ignored |
+//! | CSV (`.csv`), TSV (`.tsv`) | the columns `prompt` and `completion`, or `text`, or those that [`DataOptions`] names |
+//!
+//! A prompt and a completion become `encode(prompt) + encode(completion) + eos`, with loss on the
+//! completion and eos. A text becomes `encode(text) + eos`, with loss on every token but the first,
+//! which nothing predicts. A conversation goes through the chat template, with loss on the
+//! assistant's turns. A TSV file has no quoting: a quote in it is a character like any other.
+
+mod encode;
+mod fields;
+mod jsonl;
+mod table;
+mod template;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use encode::Encoded;
+use fields::Row;
+pub use template::{Template, unescape};
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+/// What the readers need from a tokenizer and its chat template.
+pub trait Encode: Sync {
+    /// The tokens of `text`, with no special tokens added.
+    fn encode(&self, text: &str) -> Vec<u32>;
+
+    /// The tokens of a whole conversation and, for each, whether it is a training target.
+    ///
+    /// # Errors
+    /// Where there is no chat template, or it refuses these messages.
+    fn encode_chat(
+        &self,
+        messages: &[Message],
+    ) -> Result<(Vec<u32>, Vec<bool>), Box<dyn std::error::Error + Send + Sync>>;
+
+    /// The token that ends a text.
+    fn eos(&self) -> u32;
+}
+
+/// Where an example came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ExampleId {
+    /// The data file as it was named.
+    pub file: Arc<str>,
+    /// Its line, from 1.
+    pub line: u64,
+}
+
+impl fmt::Display for ExampleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// One tokenised example.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// `T` tokens.
+    pub tokens: Vec<u32>,
+    /// Token `i` is a training target. Never the first one: nothing predicts it.
+    pub loss_mask: Vec<bool>,
+    /// Leading tokens without loss that other examples may share; 0 for a text.
+    pub prompt_len: usize,
+    /// Where it came from.
+    pub id: ExampleId,
+}
+
+/// The format of a data file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataFormat {
+    /// One JSON object a line.
+    Jsonl,
+    /// Comma-separated, a header line, quotes as in RFC 4180.
+    Csv,
+    /// Tab-separated, a header line, no quoting.
+    Tsv,
+}
+
+impl DataFormat {
+    /// The format that a file's extension tells.
+    ///
+    /// # Errors
+    /// For an extension that tells none.
+    pub fn of(path: &Path) -> Result<Self, Error> {
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+        extension.parse().map_err(|_| Error::DataFile {
+            path: path.into(),
+            reason:
+                "its name tells no format: use .jsonl, .csv or .tsv, or name the format with --data-format"
+                    .into(),
+        })
+    }
+}
+
+impl std::str::FromStr for DataFormat {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "jsonl" | "ndjson" | "json" => Ok(Self::Jsonl),
+            "csv" => Ok(Self::Csv),
+            "tsv" | "tab" => Ok(Self::Tsv),
+            _ => Err(Error::Options(format!("no data format {name:?}: choose jsonl, csv or tsv"))),
+        }
+    }
+}
+
+/// How to read a data file.
+#[derive(Clone, Debug, Default)]
+pub struct DataOptions {
+    /// The format, where the extension does not tell it.
+    pub format: Option<DataFormat>,
+    /// The column (or JSON key) of the prompt; `prompt` where unset.
+    pub prompt_column: Option<String>,
+    /// The column (or JSON key) of the completion; `completion` where unset.
+    pub completion_column: Option<String>,
+    /// The column (or JSON key) of a text without prompt.
+    pub text_column: Option<String>,
+    /// What the prompt is made of: `{prompt}` is the prompt column, `{name}` any other.
+    pub prompt_template: Option<Template>,
+    /// Longer examples lose their tail.
+    pub max_seq_len: Option<usize>,
+    /// Count and report bad lines instead of stopping at the first.
+    pub skip_bad_lines: bool,
+}
+
+impl DataOptions {
+    fn check(&self) -> Result<(), Error> {
+        let pair = self.prompt_column.is_some() || self.completion_column.is_some();
+        if self.text_column.is_some() && (pair || self.prompt_template.is_some()) {
+            return Err(Error::Options(
+                "--text-column trains on a text without prompt: drop it, or drop --prompt-column, \
+                 --completion-column and --prompt-template"
+                    .into(),
+            ));
+        }
+        match self.max_seq_len {
+            Some(n) if n < 2 => {
+                Err(Error::Options(format!("--max-seq-len {n} leaves nothing to predict: at least 2")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A line that made no example, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadLine {
+    /// Its number, from 1.
+    pub line: u64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What reading a file came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DataReport {
+    /// Examples kept.
+    pub examples: usize,
+    /// Tokens they have.
+    pub tokens: usize,
+    /// Tokens that carry loss.
+    pub labels: usize,
+    /// Tokens in the longest.
+    pub longest: usize,
+    /// Examples that lost their tail to `max_seq_len`, the dropped ones not counted.
+    pub truncated: usize,
+    /// Examples left out, because `max_seq_len` cut away every token with loss.
+    pub dropped: usize,
+    /// Lines left out, because they make no example.
+    pub bad_lines: usize,
+    /// The first few of them.
+    pub first_bad: Vec<BadLine>,
+}
+
+impl DataReport {
+    /// How many bad lines are kept word for word.
+    pub const BAD_LINES_SHOWN: usize = 5;
+
+    /// What the user should know, one sentence each; empty where all went well.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        if self.truncated > 0 {
+            out.push(format!("{} examples cut to --max-seq-len", self.truncated));
+        }
+        if self.dropped > 0 {
+            out.push(format!("{} examples dropped: --max-seq-len leaves no token with loss", self.dropped));
+        }
+        if self.bad_lines > 0 {
+            out.push(format!("{} bad lines skipped", self.bad_lines));
+            out.extend(self.first_bad.iter().map(|bad| format!("line {}: {}", bad.line, bad.reason)));
+        }
+        out
+    }
+}
+
+/// The examples of a file, in its order.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The examples.
+    pub examples: Vec<Example>,
+    /// Counts and warnings.
+    pub report: DataReport,
+}
+
+/// Lines tokenised at a time: enough to share among threads, few enough to be no burden.
+const CHUNK_LINES: usize = 2048;
+/// The same in bytes, for files with very long lines.
+const CHUNK_BYTES: usize = 8 << 20;
+
+/// Reads and tokenises a data file, lines in parallel, order kept.
+///
+/// # Errors
+/// A file that cannot be read, whose format is unknown, that lacks a column, or that holds no
+/// example; a bad line, unless [`DataOptions::skip_bad_lines`]; options that contradict each other.
+pub fn load(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<Dataset, Error> {
+    options.check()?;
+    let format = match options.format {
+        Some(format) => format,
+        None => DataFormat::of(path)?,
+    };
+    let input = open(path)?;
+    let mut rows: Box<dyn Iterator<Item = Result<Row, Error>>> = match format {
+        DataFormat::Jsonl => Box::new(jsonl::Lines::new(path, input)?),
+        DataFormat::Csv => Box::new(table::Rows::new(path, input, b',', options)?),
+        DataFormat::Tsv => Box::new(table::Rows::new(path, input, b'\t', options)?),
+    };
+    let file: Arc<str> = path.display().to_string().into();
+    let mut data = Dataset { examples: Vec::new(), report: DataReport::default() };
+    loop {
+        let mut chunk = Vec::new();
+        let mut bytes = 0;
+        while chunk.len() < CHUNK_LINES && bytes < CHUNK_BYTES {
+            match rows.next() {
+                Some(row) => {
+                    let row = row?;
+                    bytes += row.len();
+                    chunk.push(row);
+                }
+                None => break,
+            }
+        }
+        if chunk.is_empty() {
+            break;
+        }
+        let encoded: Vec<_> = chunk.par_iter().map(|row| encode::encode(row, options, encoder)).collect();
+        for (row, encoded) in chunk.iter().zip(encoded) {
+            data.add(path, &file, row.line, encoded, options.skip_bad_lines)?;
+        }
+    }
+    if data.examples.is_empty() {
+        let report = &data.report;
+        let reason = match (report.dropped, report.bad_lines) {
+            (0, 0) => "it holds no example: the file is empty".to_string(),
+            (dropped, 0) => {
+                format!("none of its {dropped} examples keeps a token with loss: raise --max-seq-len")
+            }
+            (_, bad) => {
+                format!("it holds no example: {bad} bad lines, the first: {}", report.first_bad[0].reason)
+            }
+        };
+        return Err(Error::DataFile { path: path.into(), reason });
+    }
+    Ok(data)
+}
+
+impl Dataset {
+    fn add(
+        &mut self,
+        path: &Path,
+        file: &Arc<str>,
+        line: u64,
+        encoded: Result<Encoded, String>,
+        skip_bad_lines: bool,
+    ) -> Result<(), Error> {
+        let report = &mut self.report;
+        match encoded {
+            Ok(Encoded::Kept { tokens, loss_mask, prompt_len, truncated }) => {
+                report.examples += 1;
+                report.tokens += tokens.len();
+                report.labels += loss_mask.iter().filter(|&&m| m).count();
+                report.longest = report.longest.max(tokens.len());
+                report.truncated += usize::from(truncated);
+                let id = ExampleId { file: file.clone(), line };
+                self.examples.push(Example { tokens, loss_mask, prompt_len, id });
+            }
+            Ok(Encoded::Dropped) => report.dropped += 1,
+            Err(reason) if skip_bad_lines => {
+                report.bad_lines += 1;
+                if report.first_bad.len() < DataReport::BAD_LINES_SHOWN {
+                    report.first_bad.push(BadLine { line, reason });
+                }
+            }
+            Err(reason) => return Err(Error::Line { path: path.into(), line, reason }),
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file past its byte order mark.
+fn open(path: &Path) -> Result<BufReader<File>, Error> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let mut input = BufReader::with_capacity(1 << 16, file);
+    let start = input.fill_buf().map_err(Error::io(path))?;
+    if start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]) {
+        let reason = "it is UTF-16: convert it with `iconv -f UTF-16 -t UTF-8`".into();
+        return Err(Error::DataFile { path: path.into(), reason });
+    }
+    if start.starts_with(b"\xef\xbb\xbf") {
+        input.consume(3);
+    }
+    Ok(input)
+}

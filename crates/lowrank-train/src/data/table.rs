@@ -1,0 +1,172 @@
+//! CSV and TSV: a header line, then rows.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::DataOptions;
+use super::fields::{Raw, Roles, Row, missing_column, not_utf8};
+use crate::Error;
+
+pub(super) struct Rows {
+    path: PathBuf,
+    reader: csv::Reader<Tee>,
+    behind: Rc<RefCell<Behind>>,
+    names: Arc<[String]>,
+    quoting: bool,
+}
+
+impl Rows {
+    pub fn new(
+        path: &Path,
+        input: BufReader<File>,
+        delimiter: u8,
+        options: &DataOptions,
+    ) -> Result<Self, Error> {
+        let quoting = delimiter != b'\t';
+        let behind = Rc::new(RefCell::new(Behind { bytes: VecDeque::new(), at: 0, line: 1, ended: false }));
+        // The header is read as a row like any other.
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(delimiter)
+            .quoting(quoting)
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(Tee { input, behind: behind.clone() });
+        let mut header = csv::ByteRecord::new();
+        reader.read_byte_record(&mut header).map_err(|e| csv_error(path, e))?;
+        let names: Result<Vec<String>, _> =
+            header.iter().map(|name| std::str::from_utf8(name).map(|n| n.trim().to_string())).collect();
+        let bad = |reason: String| Error::DataFile { path: path.into(), reason };
+        let names = names.map_err(|e| bad(format!("header: {}", not_utf8(&e))))?;
+        if names.is_empty() {
+            return Err(bad("it holds no example: the file is empty".into()));
+        }
+        check_header(&names, options).map_err(bad)?;
+        Ok(Self { path: path.into(), reader, behind, names: names.into(), quoting })
+    }
+
+    fn row(&self, record: csv::ByteRecord) -> Row {
+        let mut behind = self.behind.borrow_mut();
+        let line = behind.line_of(&record);
+        if self.quoting && behind.open_quote(&record) {
+            return Row { line, raw: Raw::Bad("a quote opens here and is never closed".into()) };
+        }
+        if record.len() != self.names.len() {
+            let quote = if self.quoting {
+                "; a field that holds commas, quotes or line ends needs quotes"
+            } else {
+                ""
+            };
+            let reason = format!("{} fields, the header has {}{quote}", record.len(), self.names.len());
+            return Row { line, raw: Raw::Bad(reason) };
+        }
+        Row { line, raw: Raw::Table(self.names.clone(), record) }
+    }
+}
+
+/// Passes the file on to the CSV parser and keeps what it has not accounted for.
+struct Tee {
+    input: BufReader<File>,
+    behind: Rc<RefCell<Behind>>,
+}
+
+impl Read for Tee {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.input.read(buffer)?;
+        let mut behind = self.behind.borrow_mut();
+        behind.bytes.extend(&buffer[..n]);
+        behind.ended = n == 0 && !buffer.is_empty();
+        Ok(n)
+    }
+}
+
+/// The bytes from the start of a record on. The parser's own line numbers are no use in messages: a
+/// record begins, for it, before the blank lines and the second half of a CRLF that it skips.
+struct Behind {
+    bytes: VecDeque<u8>,
+    /// Offset of the first of them in the file, and its line.
+    at: u64,
+    line: u64,
+    /// The parser has seen the end of the file.
+    ended: bool,
+}
+
+impl Behind {
+    /// Moves on to a record and gives its line.
+    fn line_of(&mut self, record: &csv::ByteRecord) -> u64 {
+        let start = record.position().map_or(self.at, csv::Position::byte);
+        while let Some(&byte) = self.bytes.front()
+            && (self.at < start || matches!(byte, b'\r' | b'\n'))
+        {
+            self.bytes.pop_front();
+            self.at += 1;
+            self.line += u64::from(byte == b'\n');
+        }
+        self.line
+    }
+
+    /// Whether the record it stands at was ended by the end of the file within quotes: it then holds
+    /// all lines from the stray quote on, which nobody meant. A record of several lines has quoted
+    /// fields, and in those quotes come in pairs.
+    fn open_quote(&self, record: &csv::ByteRecord) -> bool {
+        self.ended
+            && record.as_slice().contains(&b'\n')
+            && self.bytes.iter().filter(|&&byte| byte == b'"').count() % 2 == 1
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<Row, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut record = csv::ByteRecord::new();
+        match self.reader.read_byte_record(&mut record) {
+            Ok(true) => Some(Ok(self.row(record))),
+            Ok(false) => None,
+            Err(error) => Some(Err(csv_error(&self.path, error))),
+        }
+    }
+}
+
+/// Every column that will be read exists, once.
+fn check_header(names: &[String], options: &DataOptions) -> Result<(), String> {
+    let roles = Roles::find(options, false, |name| names.iter().any(|n| n == name)).map_err(|reason| {
+        let hint = "name them with --prompt-column and --completion-column, or with --text-column";
+        format!("{reason} among the columns {names:?}: {hint}")
+    })?;
+    let mut wanted = Vec::new();
+    match roles {
+        Roles::Text(text) => wanted.push(text),
+        Roles::Messages => {}
+        Roles::Pair { prompt, completion } => {
+            wanted.push(completion);
+            match &options.prompt_template {
+                Some(template) => {
+                    wanted.extend(template.columns().map(|c| if c == "prompt" { prompt } else { c }));
+                }
+                None => wanted.push(prompt),
+            }
+        }
+    }
+    for name in wanted {
+        match names.iter().filter(|n| *n == name).count() {
+            0 => return Err(missing_column(name, names)),
+            1 => {}
+            n => return Err(format!("{n} columns are called {name:?}: rename all but one")),
+        }
+    }
+    Ok(())
+}
+
+fn csv_error(path: &Path, error: csv::Error) -> Error {
+    let line = error.position().map_or(1, csv::Position::line);
+    let reason = error.to_string();
+    match error.into_kind() {
+        csv::ErrorKind::Io(source) => Error::Io { path: path.into(), source },
+        _ => Error::Line { path: path.into(), line, reason },
+    }
+}

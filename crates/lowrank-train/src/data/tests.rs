@@ -1,0 +1,303 @@
+//! Files good and bad, with a tokenizer whose tokens are the bytes of the text and whose eos is 0.
+
+use std::path::PathBuf;
+
+use super::*;
+
+struct Bytes;
+
+impl Encode for Bytes {
+    fn encode(&self, text: &str) -> Vec<u32> {
+        text.bytes().map(u32::from).collect()
+    }
+
+    fn encode_chat(
+        &self,
+        messages: &[Message],
+    ) -> Result<(Vec<u32>, Vec<bool>), Box<dyn std::error::Error + Send + Sync>> {
+        let (mut tokens, mut mask) = (Vec::new(), Vec::new());
+        for message in messages {
+            let learn = match message.role.as_str() {
+                "assistant" => true,
+                "user" => false,
+                other => return Err(format!("the template knows no role {other:?}").into()),
+            };
+            tokens.extend(self.encode(&message.content));
+            mask.resize(tokens.len(), learn);
+        }
+        Ok((tokens, mask))
+    }
+
+    fn eos(&self) -> u32 {
+        0
+    }
+}
+
+struct Case {
+    dir: tempfile::TempDir,
+    name: String,
+    options: DataOptions,
+}
+
+fn case(name: &str, content: impl AsRef<[u8]>) -> Case {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(name), content).unwrap();
+    Case { dir, name: name.into(), options: DataOptions::default() }
+}
+
+impl Case {
+    fn path(&self) -> PathBuf {
+        self.dir.path().join(&self.name)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut DataOptions)) -> Self {
+        change(&mut self.options);
+        self
+    }
+
+    fn load(&self) -> Result<Dataset, Error> {
+        load(&self.path(), &self.options, &Bytes)
+    }
+
+    /// `(prompt, rest, labels as text, line)` of every example; eos is `$`.
+    fn shown(&self) -> Vec<(String, String, String, u64)> {
+        let text = |tokens: &[u32]| {
+            let bytes = tokens.iter().map(|&t| if t == 0 { b'$' } else { t as u8 }).collect();
+            String::from_utf8(bytes).unwrap()
+        };
+        let data = self.load().unwrap();
+        assert_eq!(data.report.examples, data.examples.len());
+        assert_eq!(data.report.tokens, data.examples.iter().map(|e| e.tokens.len()).sum::<usize>());
+        let show = |e: &Example| {
+            assert_eq!(e.tokens.len(), e.loss_mask.len());
+            assert!(e.loss_mask[..e.prompt_len].iter().all(|m| !m));
+            let labels: Vec<u32> =
+                e.tokens.iter().zip(&e.loss_mask).filter(|(_, m)| **m).map(|(t, _)| *t).collect();
+            assert_eq!(e.id.to_string(), format!("{}:{}", self.path().display(), e.id.line));
+            (text(&e.tokens[..e.prompt_len]), text(&e.tokens[e.prompt_len..]), text(&labels), e.id.line)
+        };
+        data.examples.iter().map(show).collect()
+    }
+
+    /// The error, which names the file; `line` 0 stands for the file as a whole.
+    fn fails(&self, line: u64, words: &[&str]) {
+        let message = self.load().map(|data| data.report).unwrap_err().to_string();
+        let place = match line {
+            0 => format!("{}: ", self.name),
+            n => format!("{}:{n}: ", self.name),
+        };
+        for word in [place.as_str()].iter().chain(words) {
+            assert!(message.contains(word), "{word:?} is not in: {message}");
+        }
+    }
+}
+
+fn shown(prompt: &str, rest: &str, labels: &str, line: u64) -> (String, String, String, u64) {
+    (prompt.into(), rest.into(), labels.into(), line)
+}
+
+#[test]
+fn jsonl_of_every_kind_in_one_file() {
+    let file = case(
+        "a.jsonl",
+        "{\"prompt\":\"ab\",\"completion\":\"cd\",\"id\":7}\n\
+         \n  \t\n\
+         {\"text\":\"xyz\"}\r\n\
+         {\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"rs\"},\
+         {\"role\":\"user\",\"content\":\"t\"},{\"role\":\"assistant\",\"content\":\"u\"}],\"meta\":{}}\n\
+         {\"prompt\":\"\",\"completion\":\"cd\"}",
+    );
+    assert_eq!(
+        file.shown(),
+        [
+            shown("ab", "cd$", "cd$", 1),
+            shown("", "xyz$", "yz$", 4),
+            shown("q", "rstu", "rsu", 5),
+            shown("", "cd$", "d$", 6),
+        ]
+    );
+}
+
+#[test]
+fn the_template_makes_the_prompt() {
+    let template = |t: &str| Some(t.parse::<Template>().unwrap());
+    let line = "{\"mr\":\"name[A]\",\"ref\":\"A is.\",\"lang\":\"en\"}\n";
+    let file = case("a.jsonl", line).with(|o| {
+        o.prompt_column = Some("mr".into());
+        o.completion_column = Some("ref".into());
+        o.prompt_template = template("{lang}: {prompt}|{mr}\n");
+    });
+    assert_eq!(file.shown(), [shown("en: name[A]|name[A]\n", "A is.$", "A is.$", 1)]);
+    // A prompt column that the template does not use need not be there.
+    let file = case("a.csv", "q,completion\nwhy,so\n").with(|o| o.prompt_template = template("Q: {q}\n"));
+    assert_eq!(file.shown(), [shown("Q: why\n", "so$", "so$", 2)]);
+    let file = case("a.csv", "q,completion\nwhy,so\n").with(|o| o.prompt_template = template("{prompt} {q}"));
+    file.fails(0, &["no column \"prompt\"", "\"q\", \"completion\""]);
+    let file = case("a.jsonl", line).with(|o| {
+        o.completion_column = Some("ref".into());
+        o.prompt_template = template("{name}");
+    });
+    file.fails(1, &["\"name\" is missing", "\"lang\", \"mr\", \"ref\""]);
+}
+
+#[test]
+fn csv_by_column() {
+    let file =
+        case("a.csv", "\u{feff}mr, ref,n\r\n\"name[A], x\",\"a \"\"b\"\"\nc\",1\r\n\r\nm,\u{e9},2\r\n").with(
+            |o| {
+                o.prompt_column = Some("mr".into());
+                o.completion_column = Some("ref".into());
+            },
+        );
+    assert_eq!(
+        file.shown(),
+        [shown("name[A], x", "a \"b\"\nc$", "a \"b\"\nc$", 2), shown("m", "\u{e9}$", "\u{e9}$", 5),]
+    );
+    assert_eq!(case("a.csv", "prompt,completion\na,b\n").shown(), [shown("a", "b$", "b$", 2)]);
+    assert_eq!(case("a.CSV", "label,text\n1,abc").shown(), [shown("", "abc$", "bc$", 2)]);
+}
+
+#[test]
+fn tsv_has_no_quotes() {
+    let file = case("a.tsv", "sentence\tlabel\n\"Shut up\"\t1\nhe said \"no\t0\n")
+        .with(|o| o.text_column = Some("sentence".into()));
+    assert_eq!(
+        file.shown(),
+        [shown("", "\"Shut up\"$", "Shut up\"$", 2), shown("", "he said \"no$", "e said \"no$", 3)]
+    );
+}
+
+#[test]
+fn cuts_from_the_right_and_counts() {
+    let lines = "{\"prompt\":\"abcd\",\"completion\":\"efgh\"}\n\
+                 {\"prompt\":\"abcdefgh\",\"completion\":\"i\"}\n\
+                 {\"prompt\":\"a\",\"completion\":\"bcd\"}\n";
+    let file = case("a.jsonl", lines).with(|o| o.max_seq_len = Some(6));
+    assert_eq!(file.shown(), [shown("abcd", "ef", "ef", 1), shown("a", "bcd$", "bcd$", 3)]);
+    let report = file.load().unwrap().report;
+    assert_eq!((report.truncated, report.dropped, report.longest, report.labels), (1, 1, 6, 6));
+    assert_eq!(report.warnings().len(), 2);
+    case("a.jsonl", lines).with(|o| o.max_seq_len = Some(2)).shown();
+    case("a.jsonl", "{\"prompt\":\"abcd\",\"completion\":\"e\"}")
+        .with(|o| o.max_seq_len = Some(4))
+        .fails(0, &["none of its 1 examples", "raise --max-seq-len"]);
+    let error = case("a.jsonl", lines).with(|o| o.max_seq_len = Some(1)).load().unwrap_err().to_string();
+    assert!(error.contains("at least 2"), "{error}");
+}
+
+#[test]
+fn bad_lines_name_file_line_reason_and_fix() {
+    let good = "{\"text\":\"ok\"}\n";
+    let cases: [(&[u8], &[&str]); 17] = [
+        (
+            b"{\"prompt\":\"a\",\"completions\":\"b\"}",
+            &["\"completion\" is missing", "\"completions\", \"prompt\""],
+        ),
+        (b"{\"prompt\":\"a\",\"completion\":3}", &["\"completion\" is a number, expected a string"]),
+        (b"{\"prompt\":null,\"completion\":\"b\"}", &["\"prompt\" is null"]),
+        (b"{\"text\":[\"a\"]}", &["\"text\" is a list"]),
+        (b"{\"text\":\"a\",\"prompt\":\"b\",\"completion\":\"c\"}", &["more than one", "--text-column"]),
+        (b"{\"input\":\"a\"}", &["neither", "there is \"input\""]),
+        (b"{}", &["neither", "there is nothing"]),
+        (b"{\"text\":\"\"}", &["nothing to learn"]),
+        (b"{\"text\":\"a\"", &["not JSON: EOF", "at column 11"]),
+        (b"{\"text\":\"a\"} {\"text\":\"b\"}", &["not JSON: trailing characters at column 14"]),
+        (b"[1]", &["a list stands here, expected an object"]),
+        (b"{\"text\":\"\xe9t\xe9\"}", &["not UTF-8 from byte 10", "save the file as UTF-8"]),
+        (b"{\"messages\":[]}", &["\"messages\" is empty"]),
+        (b"{\"messages\":\"hi\"}", &["\"messages\" is a string, expected a list"]),
+        (b"{\"messages\":[{\"role\":\"user\",\"content\":null}]}", &["messages[0].content is null"]),
+        (b"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}", &["no turn of the assistant"]),
+        (b"{\"messages\":[{\"role\":\"bot\",\"content\":\"a\"}]}", &["no role \"bot\""]),
+    ];
+    for (line, words) in cases {
+        let file = case("bad.jsonl", [good.as_bytes(), line, b"\n", good.as_bytes()].concat());
+        file.fails(2, words);
+        file.fails(2, &["--skip-bad-lines"]);
+        let file = file.with(|o| o.skip_bad_lines = true);
+        let report = file.load().unwrap().report;
+        assert_eq!((report.examples, report.bad_lines, report.first_bad[0].line), (2, 1, 2));
+        assert!(words.iter().all(|word| report.warnings()[1].contains(word)), "{:?}", report.warnings());
+    }
+    let deep = "[".repeat(100_000);
+    case("deep.jsonl", format!("{good}{{\"text\":{deep}")).fails(2, &["not JSON", "recursion"]);
+}
+
+#[test]
+fn skipping_reports_the_first_few() {
+    let file = case("a.jsonl", format!("{{\"text\":\"ok\"}}\n{}", "oops\n".repeat(9)));
+    let report = file.with(|o| o.skip_bad_lines = true).load().unwrap().report;
+    let lines: Vec<u64> = report.first_bad.iter().map(|bad| bad.line).collect();
+    assert_eq!((report.bad_lines, lines), (9, vec![2, 3, 4, 5, 6]));
+    case("b.jsonl", "oops\n")
+        .with(|o| o.skip_bad_lines = true)
+        .fails(0, &["1 bad lines, the first: not JSON"]);
+}
+
+#[test]
+fn bad_rows_of_tables() {
+    let head = "prompt,completion\n";
+    case("a.csv", format!("{head}a,b\nc\n")).fails(3, &["1 fields, the header has 2", "quotes"]);
+    case("a.tsv", "text\na\tb\n").fails(2, &["2 fields, the header has 1"]);
+    case("a.csv", format!("{head}a,b\nc,\"d\ne,f\n")).fails(3, &["a quote opens here and is never closed"]);
+    case("a.csv", format!("\u{feff}{head}a,b\nc,\"d\ne,f\n")).fails(3, &["never closed"]);
+    case("a.csv", [head.as_bytes(), b"a,\xff\n"].concat())
+        .fails(2, &["column \"completion\": not UTF-8 from byte 1"]);
+    let skipped = case("a.csv", format!("{head}a,b\nc\nd,e\n")).with(|o| o.skip_bad_lines = true);
+    assert_eq!(skipped.shown(), [shown("a", "b$", "b$", 2), shown("d", "e$", "e$", 4)]);
+    // The last field of a file may close its quote at the very end.
+    assert_eq!(case("a.csv", format!("{head}a,\"b\nc\"")).shown(), [shown("a", "b\nc$", "b\nc$", 2)]);
+}
+
+#[test]
+fn bad_files() {
+    case("a.jsonl", "").fails(0, &["the file is empty"]);
+    case("a.jsonl", "\n \r\n").fails(0, &["the file is empty"]);
+    case("a.jsonl", "\u{feff}").fails(0, &["the file is empty"]);
+    case("a.csv", "").fails(0, &["the file is empty"]);
+    case("a.csv", "text\n").fails(0, &["holds no example"]);
+    case("a.json", "[\n {\"text\":\"a\"}\n]").fails(0, &["one JSON list", "jq"]);
+    case("a.jsonl", b"\xff\xfe{\0").fails(0, &["UTF-16", "iconv"]);
+    case("a.parquet", "x").fails(0, &["tells no format", "--data-format"]);
+    case("a.csv", "mr,ref\na,b\n").fails(0, &["neither", "\"mr\", \"ref\"", "--prompt-column"]);
+    let named = |prompt: &str, content: &str| {
+        case("a.csv", content).with(|o| {
+            o.prompt_column = Some(prompt.into());
+            o.completion_column = Some("ref".into());
+        })
+    };
+    named("MR", "mr,ref\na,b\n").fails(0, &["no column \"MR\": there is \"mr\", \"ref\""]);
+    named("mr", "mr,ref,mr\na,b,c\n").fails(0, &["2 columns are called \"mr\""]);
+    named("mr", "").fails(0, &["empty"]);
+    let mut gone = case("a.jsonl", "");
+    gone.name = "b.jsonl".into();
+    gone.fails(0, &["No such file"]);
+    let both = named("mr", "mr,ref\n").with(|o| o.text_column = Some("ref".into()));
+    assert!(both.load().unwrap_err().to_string().contains("--text-column trains on a text without prompt"));
+}
+
+#[test]
+fn the_format_can_be_named() {
+    let file = case("a.txt", "{\"text\":\"abc\"}").with(|o| o.format = Some(DataFormat::Jsonl));
+    assert_eq!(file.shown(), [shown("", "abc$", "bc$", 1)]);
+    assert!("xls".parse::<DataFormat>().unwrap_err().to_string().contains("jsonl, csv or tsv"));
+}
+
+#[test]
+fn order_survives_chunks_and_long_lines() {
+    let mut content = String::new();
+    let lines = 3 * CHUNK_LINES + 5;
+    for i in 0..lines {
+        content.push_str(&format!("{{\"prompt\":\"{i}\",\"completion\":\"x\"}}\n"));
+    }
+    let long = "y".repeat(CHUNK_BYTES + 3);
+    content.push_str(&format!("{{\"text\":\"{long}\"}}\n{{\"text\":\"end\"}}\n"));
+    let data = case("a.jsonl", content).load().unwrap();
+    assert_eq!(data.examples.len(), lines + 2);
+    for (i, example) in data.examples[..lines].iter().enumerate() {
+        assert_eq!(example.tokens[..example.prompt_len], Bytes.encode(&i.to_string())[..]);
+        assert_eq!(example.id.line, i as u64 + 1);
+    }
+    assert_eq!(data.report.longest, CHUNK_BYTES + 4);
+    assert_eq!(data.examples.last().unwrap().tokens.len(), 4);
+}

@@ -1,0 +1,196 @@
+//! The progress bar, or plain lines where there is no terminal.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{EvalRecord, StepRecord};
+
+/// Shows how far a run is: steps, loss, learning rate, tokens a second, time left, peak memory.
+pub struct Progress {
+    output: Output,
+    total: u64,
+    first: u64,
+    started: Instant,
+}
+
+enum Output {
+    Bar(ProgressBar),
+    Lines { to: Box<dyn Write + Send>, every: Duration, last: Option<Instant> },
+    Hidden,
+}
+
+impl Progress {
+    /// Shows a run of `total` steps, `done` of which an earlier run did, on standard error: a bar
+    /// on a terminal, elsewhere a line for the first step, the last, and one `every` so often.
+    pub fn new(total: u64, done: u64, every: Duration) -> Self {
+        if !stderr().is_terminal() {
+            return Self::lines(total, done, every, Box::new(stderr()));
+        }
+        let bar =
+            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_position(done);
+        let style = ProgressStyle::with_template("{bar:24} {msg}").expect("a valid template");
+        bar.set_style(style.progress_chars("━╸ "));
+        Self { output: Output::Bar(bar), total, first: done, started: Instant::now() }
+    }
+
+    /// Plain lines, to `to`.
+    pub fn lines(total: u64, done: u64, every: Duration, to: Box<dyn Write + Send>) -> Self {
+        Self { output: Output::Lines { to, every, last: None }, total, first: done, started: Instant::now() }
+    }
+
+    /// Shows nothing.
+    pub fn hidden() -> Self {
+        Self { output: Output::Hidden, total: 0, first: 0, started: Instant::now() }
+    }
+
+    /// A step is done.
+    pub fn step(&mut self, record: &StepRecord) {
+        let left = self.time_left(record.step);
+        match &mut self.output {
+            Output::Bar(bar) => {
+                bar.set_position(record.step);
+                bar.set_message(describe(record, self.total, left));
+            }
+            Output::Lines { to, every, last } => {
+                let due = last.is_none_or(|last| last.elapsed() >= *every);
+                if due || record.step >= self.total {
+                    *last = Some(Instant::now());
+                    // A log that nobody can read any more is no reason to stop training.
+                    let _ = writeln!(to, "{}", describe(record, self.total, left));
+                }
+            }
+            Output::Hidden => {}
+        }
+    }
+
+    /// An evaluation is done.
+    pub fn eval(&mut self, record: &EvalRecord) {
+        let accuracy = record
+            .eval_token_accuracy
+            .map_or(String::new(), |share| format!("  token accuracy {:.1} %", 100.0 * share));
+        self.message(&format!(
+            "eval at step {}: loss {:.4}  perplexity {:.2}{accuracy}",
+            record.step, record.eval_loss, record.eval_perplexity
+        ));
+    }
+
+    /// Says something that stays on the screen.
+    pub fn message(&mut self, text: &str) {
+        match &mut self.output {
+            Output::Bar(bar) => bar.println(text),
+            Output::Lines { to, .. } => {
+                let _ = writeln!(to, "{text}");
+            }
+            Output::Hidden => {}
+        }
+    }
+
+    /// Leaves the bar as it stands and the cursor on a new line.
+    pub fn finish(&mut self) {
+        if let Output::Bar(bar) = &self.output {
+            bar.abandon();
+        }
+    }
+
+    /// From the mean time of the steps of this run.
+    fn time_left(&self, step: u64) -> Option<Duration> {
+        let done = step.checked_sub(self.first).filter(|&done| done > 0)?;
+        let left = self.total.saturating_sub(step);
+        let seconds = self.started.elapsed().as_secs_f64() / done as f64 * left as f64;
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+}
+
+fn describe(record: &StepRecord, total: u64, left: Option<Duration>) -> String {
+    let mut out = format!(
+        "step {}/{total}  loss {:.4}  lr {:.2e}  {:.0} tok/s",
+        record.step, record.loss, record.learning_rate, record.tokens_per_s
+    );
+    if let Some(left) = left {
+        out.push_str(&format!("  left {}", duration(left)));
+    }
+    if let Some(bytes) = record.peak_rss_bytes {
+        out.push_str(&format!("  peak {} MB", bytes / 1_000_000));
+    }
+    out
+}
+
+fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64().round() as u64;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn step(step: u64) -> StepRecord {
+        StepRecord {
+            step,
+            epoch: 0.5,
+            loss: 1.23456,
+            learning_rate: 1.96e-4,
+            grad_norm: 1.0,
+            tokens: 100,
+            examples: 4,
+            tokens_per_s: 511.6,
+            step_s: 0.2,
+            peak_rss_bytes: Some(630_123_456),
+        }
+    }
+
+    #[test]
+    fn lines_for_the_first_the_last_and_when_due() {
+        let buffer = Buffer::default();
+        let mut progress = Progress::lines(14, 10, Duration::from_secs(3600), Box::new(buffer.clone()));
+        for n in 11..=14 {
+            progress.step(&step(n));
+        }
+        progress.message("done");
+        let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "step 11/14  loss 1.2346  lr 1.96e-4  512 tok/s  left 0s  peak 630 MB",
+                "step 14/14  loss 1.2346  lr 1.96e-4  512 tok/s  left 0s  peak 630 MB",
+                "done"
+            ]
+        );
+        let buffer = Buffer::default();
+        let mut progress = Progress::lines(14, 0, Duration::ZERO, Box::new(buffer.clone()));
+        for n in 1..=14 {
+            progress.step(&step(n));
+        }
+        assert_eq!(buffer.0.lock().unwrap().iter().filter(|&&b| b == b'\n').count(), 14);
+    }
+
+    #[test]
+    fn tells_time() {
+        let seconds = |s| duration(Duration::from_secs_f64(s));
+        assert_eq!(
+            [seconds(0.4), seconds(59.6), seconds(3599.0), seconds(7384.0)],
+            ["0s", "1m00s", "59m59s", "2h03m"]
+        );
+    }
+}

@@ -1,0 +1,140 @@
+//! Examples to a batch without padding.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use lowrank_kernels::Segment;
+
+use crate::{Example, ExampleId};
+
+/// One number to predict: the logits of row `row` should say `target`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Label {
+    /// Row of the batch, that of the token before the target. Several labels may name one row: the
+    /// completions of a shared prompt all begin after its last token.
+    pub row: u32,
+    /// Token to predict.
+    pub target: u32,
+}
+
+/// A batch as one run of `N` tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedBatch {
+    /// `[N]` inputs.
+    pub tokens: Vec<u32>,
+    /// `[N]` position of each token in its example, from 0.
+    pub positions: Vec<u32>,
+    /// What each row attends to. The rows of the segments are disjoint and cover the batch.
+    pub segments: Vec<Segment>,
+    /// In the order of the examples.
+    pub labels: Vec<Label>,
+    /// Number of examples.
+    pub examples: usize,
+    /// Tokens in the examples, each counted whole and on its own.
+    pub real_tokens: usize,
+    /// The examples, in the order given.
+    pub ids: Vec<ExampleId>,
+    /// The largest of `positions`; 0 where there are none.
+    pub max_position: u32,
+}
+
+/// Lays out examples one after the other.
+///
+/// Row `i` of an example predicts its token `i + 1`; rows after the last that a label reads are not
+/// there at all (the last token of an example is never an input). With `share_prefix`, examples
+/// whose prompts `tokens[..prompt_len]` are equal read one copy of it: a segment for the prompt,
+/// then one for each completion, which has the prompt as its prefix and positions from `prompt_len`
+/// on. Losses and gradients are those of the batch without sharing.
+///
+/// # Panics
+/// Where a prompt is longer than its example, or the batch has more than `u32::MAX` rows.
+pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
+    let mut batch = PackedBatch {
+        tokens: Vec::new(),
+        positions: Vec::new(),
+        segments: Vec::new(),
+        labels: Vec::new(),
+        examples: examples.len(),
+        real_tokens: examples.iter().map(|e| e.tokens.len()).sum(),
+        ids: examples.iter().map(|e| e.id.clone()).collect(),
+        max_position: 0,
+    };
+    // For each example, the rows of its prompt part and of the rest.
+    let mut rows = vec![(0..0, 0..0); examples.len()];
+    for group in groups(examples, share_prefix) {
+        let first = examples[group[0]];
+        if let [only] = group[..] {
+            rows[only].1 = batch.segment(&first.tokens[..inputs(first)], 0, 0..0);
+            continue;
+        }
+        let shared = first.prompt_len;
+        let prompt = batch.segment(&first.tokens[..shared], 0, 0..0);
+        for member in group {
+            let example = examples[member];
+            let own = batch.segment(&example.tokens[shared..inputs(example)], shared, prompt.clone());
+            rows[member] = (prompt.clone(), own);
+        }
+    }
+    for (example, (prompt, own)) in examples.iter().zip(rows) {
+        for target in targets(example) {
+            let input = target - 1;
+            let row = match input.checked_sub(prompt.len()) {
+                Some(at) => own.start + at,
+                None => prompt.start + input,
+            };
+            let row = u32::try_from(row).expect("a batch has fewer than 2^32 rows");
+            batch.labels.push(Label { row, target: example.tokens[target] });
+        }
+    }
+    batch.max_position = batch.positions.iter().copied().max().unwrap_or(0);
+    batch
+}
+
+impl PackedBatch {
+    /// `N`.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Appends a segment and gives its rows. One without tokens leaves no trace.
+    fn segment(&mut self, tokens: &[u32], position: usize, prefix: Range<usize>) -> Range<usize> {
+        let start = self.tokens.len();
+        self.tokens.extend(tokens);
+        self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
+        let rows = start..self.tokens.len();
+        if !rows.is_empty() {
+            self.segments.push(Segment { q: rows.clone(), prefix, own: rows.clone() });
+        }
+        rows
+    }
+}
+
+/// The indices of the tokens that an example wants predicted. Nothing predicts the first.
+fn targets(example: &Example) -> impl DoubleEndedIterator<Item = usize> {
+    (1..example.tokens.len()).filter(|&i| example.loss_mask[i])
+}
+
+/// How many leading tokens of an example some label depends on.
+fn inputs(example: &Example) -> usize {
+    targets(example).next_back().unwrap_or(0)
+}
+
+/// The examples by shared prompt, in the order of their first member. An example without labels or
+/// without prompt stands alone.
+fn groups(examples: &[&Example], share_prefix: bool) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut seen: HashMap<&[u32], usize> = HashMap::new();
+    for (i, example) in examples.iter().enumerate() {
+        let prompt = &example.tokens[..example.prompt_len];
+        if !share_prefix || prompt.is_empty() || inputs(example) < prompt.len() {
+            groups.push(vec![i]);
+            continue;
+        }
+        let group = *seen.entry(prompt).or_insert(groups.len());
+        match groups.get_mut(group) {
+            Some(members) => members.push(i),
+            None => groups.push(vec![i]),
+        }
+    }
+    groups
+}

@@ -1,0 +1,129 @@
+//! One optimiser step, the same code for training and for planning.
+
+use lowrank_adapters::AdapterSet;
+use lowrank_engine::{AdamW, Device, DropoutKey, Grads, Record, Scope, Scores, Tape};
+use lowrank_models::{Model, TokenBatch};
+
+use crate::{Error, PackedBatch};
+
+/// What a step needs to know besides its batches.
+#[derive(Clone, Copy, Debug)]
+pub struct StepOptions {
+    /// Keep only block inputs and run each block again in the backward pass.
+    pub checkpoint_activations: bool,
+    /// Decoupled weight decay of AdamW.
+    pub weight_decay: f64,
+    /// Longest gradient; 0 does not clip.
+    pub max_grad_norm: f64,
+    /// Of dropout.
+    pub seed: u64,
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// Mean loss over the labelled tokens, in nats.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// A model with the adapter that is trained on it.
+pub struct Stepper<'m> {
+    model: &'m dyn Model,
+    /// The adapter.
+    pub adapters: AdapterSet,
+    /// The optimiser with its moments.
+    pub optimizer: AdamW,
+    grads: Grads,
+    device: Device,
+    options: StepOptions,
+}
+
+impl<'m> Stepper<'m> {
+    /// Ready for the first step. On the Plan device nothing is computed and everything counted.
+    pub fn new(model: &'m dyn Model, adapters: AdapterSet, device: Device, options: StepOptions) -> Self {
+        let optimizer = AdamW::new(&adapters.params, options.weight_decay);
+        let grads = Grads::zeros(&adapters.params);
+        Self { model, adapters, optimizer, grads, device, options }
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The gradients of the last step.
+    pub fn grads(&self) -> &Grads {
+        &self.grads
+    }
+
+    /// Runs the micro-batches forward and backward: the loss is the mean over all their labelled tokens,
+    /// the gradients are left in [`Stepper::grads`].
+    ///
+    /// # Errors
+    /// Where the loss or its gradient is no finite number.
+    pub fn gradients(&mut self, micro_batches: &[PackedBatch]) -> Result<Outcome, Error> {
+        self.grads.clear();
+        let labels: usize = micro_batches.iter().map(|b| b.labels.len()).sum();
+        let mut loss = 0.0;
+        for (i, batch) in micro_batches.iter().enumerate() {
+            let pass = (self.optimizer.step << 16) | i as u64;
+            let scores = self.accumulate(batch, 1.0 / labels.max(1) as f32, pass);
+            loss += scores.losses.iter().map(|l| f64::from(*l)).sum::<f64>();
+        }
+        let outcome = Outcome { loss: loss / labels.max(1) as f64, grad_norm: self.grads.norm() };
+        if !outcome.loss.is_finite() || !outcome.grad_norm.is_finite() {
+            let examples = micro_batches.iter().flat_map(|b| &b.ids).map(ToString::to_string).collect();
+            return Err(Error::NotFinite {
+                step: self.optimizer.step + 1,
+                loss: outcome.loss,
+                grad_norm: outcome.grad_norm,
+                examples,
+            });
+        }
+        Ok(outcome)
+    }
+
+    /// One optimiser step with learning rate `lr`.
+    ///
+    /// # Errors
+    /// As [`Stepper::gradients`]; then nothing was changed.
+    pub fn step(&mut self, micro_batches: &[PackedBatch], lr: f64) -> Result<Outcome, Error> {
+        let outcome = self.gradients(micro_batches)?;
+        let max = self.options.max_grad_norm;
+        if max > 0.0 {
+            // torch.nn.utils.clip_grad_norm_ adds the same 1e-6.
+            let factor = max / (outcome.grad_norm + 1e-6);
+            if factor < 1.0 {
+                self.grads.scale(factor as f32);
+            }
+        }
+        self.optimizer.update(&mut self.adapters.params, &self.grads, lr);
+        Ok(outcome)
+    }
+
+    fn accumulate(&mut self, batch: &PackedBatch, scale: f32, pass: u64) -> Scores {
+        let record = if self.options.checkpoint_activations { Record::Checkpoints } else { Record::All };
+        let dropout = Some(DropoutKey { seed: self.options.seed, pass });
+        let scope = Scope { device: &self.device, params: &self.adapters.params, dropout };
+        let mut tape = Tape::new(scope, &self.adapters.active, record);
+        let h = self.model.hidden(&mut tape, &token_batch(batch));
+        let scores = tape.cross_entropy(self.model.head(), &h, &batch.labels, scale, &mut self.grads);
+        drop(h);
+        tape.backward(&mut self.grads);
+        scores
+    }
+
+    /// Scores a batch without training on it.
+    pub fn score(&self, batch: &PackedBatch) -> Scores {
+        let scope = Scope { device: &self.device, params: &self.adapters.params, dropout: None };
+        let mut tape = Tape::new(scope, &self.adapters.active, Record::Nothing);
+        let h = self.model.hidden(&mut tape, &token_batch(batch));
+        tape.cross_entropy(self.model.head(), &h, &batch.labels, 1.0, &mut Grads::default())
+    }
+}
+
+fn token_batch(batch: &PackedBatch) -> TokenBatch<'_> {
+    TokenBatch { tokens: &batch.tokens, positions: &batch.positions, segments: &batch.segments }
+}

@@ -1,0 +1,161 @@
+//! The training loop.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::checkpoint::{self, RunState};
+use crate::evaluate::evaluate;
+use crate::log::{RunLog, StepRecord};
+use crate::step::Stepper;
+use crate::{Batches, Error, Example, PackedBatch, Schedule, memory, pack};
+
+/// How long a run goes on and what it does on the way.
+#[derive(Clone, Copy, Debug)]
+pub struct LoopOptions {
+    /// Optimiser steps in all.
+    pub total_steps: u64,
+    /// The learning rate of each.
+    pub schedule: Schedule,
+    /// Completions of one prompt share it.
+    pub share_prefix: bool,
+    /// Evaluate after every so many steps; 0 only at the end.
+    pub eval_steps: u64,
+    /// Save a checkpoint after every so many steps; 0 only at the end.
+    pub save_steps: u64,
+    /// Examples in a batch of evaluation.
+    pub eval_batch_size: usize,
+}
+
+/// The data of a run.
+pub struct RunData<'a> {
+    /// To train on.
+    pub train: &'a [Example],
+    /// In which order.
+    pub batches: &'a Batches,
+    /// Held out.
+    pub eval: Option<&'a [Example]>,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Steps done in all.
+    pub steps: u64,
+    /// Whether it was stopped from outside before its last step.
+    pub interrupted: bool,
+    /// Loss of the first step that this call ran.
+    pub first_loss: Option<f64>,
+    /// Mean loss of the last ten steps.
+    pub last_loss: Option<f64>,
+    /// The last held-out loss.
+    pub eval_loss: Option<f64>,
+    /// The lowest held-out loss and its step.
+    pub best: Option<(u64, f64)>,
+    /// Seconds in training steps.
+    pub train_s: f64,
+    /// Tokens seen.
+    pub tokens: u64,
+    /// Examples seen.
+    pub examples: u64,
+}
+
+/// Trains until the last step, or until `stop` is set: then the step at hand is finished and saved.
+///
+/// # Errors
+/// Where a loss is not finite (the last checkpoint stays as it is), or a file cannot be written.
+pub fn run(
+    stepper: &mut Stepper<'_>,
+    data: &RunData<'_>,
+    options: &LoopOptions,
+    run_dir: &Path,
+    state: &mut RunState,
+    log: &mut RunLog,
+    stop: &AtomicBool,
+) -> Result<Summary, Error> {
+    let mut summary = Summary { best: state.best, ..Summary::default() };
+    let mut recent = Vec::new();
+    let mut evaluated_at = None;
+    for step in data.batches.starting_at(state.step) {
+        if state.step >= options.total_steps {
+            break;
+        }
+        if stop.load(Ordering::Relaxed) {
+            summary.interrupted = true;
+            break;
+        }
+        let started = Instant::now();
+        let micro: Vec<PackedBatch> = step
+            .micro_batches
+            .iter()
+            .map(|batch| {
+                let examples: Vec<&Example> = batch.iter().map(|&i| &data.train[i]).collect();
+                pack(&examples, options.share_prefix)
+            })
+            .collect();
+        let learning_rate = options.schedule.at(step.step);
+        let outcome = stepper.step(&micro, learning_rate)?;
+        let step_s = started.elapsed().as_secs_f64();
+
+        state.step += 1;
+        state.epoch = data.batches.epochs_after(state.step);
+        let tokens = micro.iter().map(|b| b.real_tokens as u64).sum();
+        let examples = micro.iter().map(|b| b.examples as u64).sum();
+        summary.train_s += step_s;
+        summary.tokens += tokens;
+        summary.examples += examples;
+        summary.first_loss.get_or_insert(outcome.loss);
+        recent.push(outcome.loss);
+        log.step(&StepRecord {
+            step: state.step,
+            epoch: state.epoch,
+            loss: outcome.loss,
+            learning_rate,
+            grad_norm: outcome.grad_norm,
+            tokens,
+            examples,
+            tokens_per_s: tokens as f64 / step_s,
+            step_s,
+            peak_rss_bytes: memory::peak_rss_bytes(),
+        })?;
+
+        let every = |n: u64| n > 0 && state.step % n == 0;
+        if every(options.eval_steps) {
+            run_evaluation(stepper, data, options, run_dir, state, log, &mut summary)?;
+            evaluated_at = Some(state.step);
+        }
+        if every(options.save_steps) && state.step < options.total_steps {
+            checkpoint::save(run_dir, "last", &stepper.adapters, &stepper.optimizer, state)?;
+        }
+    }
+    if evaluated_at != Some(state.step) && !summary.interrupted {
+        run_evaluation(stepper, data, options, run_dir, state, log, &mut summary)?;
+    }
+    checkpoint::save(run_dir, "last", &stepper.adapters, &stepper.optimizer, state)?;
+    stepper.adapters.save(run_dir)?;
+    let tail = &recent[recent.len().saturating_sub(10)..];
+    summary.last_loss = (!tail.is_empty()).then(|| tail.iter().sum::<f64>() / tail.len() as f64);
+    summary.steps = state.step;
+    Ok(summary)
+}
+
+fn run_evaluation(
+    stepper: &Stepper<'_>,
+    data: &RunData<'_>,
+    options: &LoopOptions,
+    run_dir: &Path,
+    state: &mut RunState,
+    log: &mut RunLog,
+    summary: &mut Summary,
+) -> Result<(), Error> {
+    let Some(examples) = data.eval else { return Ok(()) };
+    let result = evaluate(stepper, examples, options.eval_batch_size, options.share_prefix);
+    log.eval(&result.record(state.step, state.epoch))?;
+    summary.eval_loss = Some(result.loss);
+    if state.best.is_none_or(|(_, best)| result.loss < best) {
+        state.best = Some((state.step, result.loss));
+        summary.best = state.best;
+        checkpoint::save(run_dir, "best", &stepper.adapters, &stepper.optimizer, state)?;
+    }
+    Ok(())
+}
