@@ -33,6 +33,39 @@ pub enum Error {
     /// Options that contradict each other or say nothing sensible.
     #[error("{0}")]
     Options(String),
+    /// A loss or gradient that is no number any more.
+    #[error(
+        "step {step}: the loss is {loss} and the gradient norm {grad_norm}; the last checkpoint is as it was. \
+         The examples of this step: {}. Lower --learning-rate or set --max-grad-norm",
+        examples.join(", ")
+    )]
+    NotFinite {
+        /// Optimiser step, from 1.
+        step: u64,
+        /// Mean loss of the step.
+        loss: f64,
+        /// L2 norm of its gradient.
+        grad_norm: f64,
+        /// What it saw.
+        examples: Vec<String>,
+    },
+    /// A run that cannot go on because it has no checkpoint.
+    #[error("{}: no checkpoint to resume from; leave --resume out to start a run", run.display())]
+    NoCheckpoint {
+        /// The folder of the run.
+        run: PathBuf,
+    },
+    /// A file of a checkpoint that is wrong.
+    #[error("{}: {what}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Of the adapter.
+    #[error(transparent)]
+    Adapter(#[from] lowrank_adapters::Error),
 }
 
 impl Error {

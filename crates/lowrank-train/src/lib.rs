@@ -14,5 +14,5 @@ pub mod schedule;
 pub use batches::{BatchOptions, Batches, Step};
 pub use data::{DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Message, Template};
 pub use error::Error;
-pub use pack::{Label, PackedBatch, pack};
+pub use pack::{PackedBatch, pack};
 pub use schedule::{LrScheduler, Schedule};

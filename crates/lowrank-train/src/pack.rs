@@ -3,19 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use lowrank_engine::Label;
 use lowrank_kernels::Segment;
 
 use crate::{Example, ExampleId};
-
-/// One number to predict: the logits of row `row` should say `target`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Label {
-    /// Row of the batch, that of the token before the target. Several labels may name one row: the
-    /// completions of a shared prompt all begin after its last token.
-    pub row: u32,
-    /// Token to predict.
-    pub target: u32,
-}
 
 /// A batch as one run of `N` tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +17,8 @@ pub struct PackedBatch {
     pub positions: Vec<u32>,
     /// What each row attends to. The rows of the segments are disjoint and cover the batch.
     pub segments: Vec<Segment>,
-    /// In the order of the examples.
+    /// In the order of the examples. The completions of a shared prompt all begin after its last row,
+    /// so several labels may name that row.
     pub labels: Vec<Label>,
     /// Number of examples.
     pub examples: usize,

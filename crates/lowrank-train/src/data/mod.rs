@@ -87,6 +87,13 @@ pub struct Example {
     pub id: ExampleId,
 }
 
+impl Example {
+    /// How many of its tokens carry loss.
+    pub fn labels(&self) -> usize {
+        self.loss_mask.iter().filter(|&&marked| marked).count()
+    }
+}
+
 /// The format of a data file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
