@@ -44,7 +44,6 @@ pub(crate) trait Vector: Copy {
     fn max(self, o: Self) -> Self;
     /// The smaller; `o` where either is not a number.
     fn min(self, o: Self) -> Self;
-    fn sqrt(self) -> Self;
     /// To the nearest integer, ties to even, for `|x| < 2^22`.
     fn round(self) -> Self;
     /// `2^n` for lanes that hold integers `-126 ..= 128` (128 gives infinity).
@@ -56,6 +55,20 @@ pub(crate) trait Vector: Copy {
     fn if_less(self, limit: Self, yes: Self, no: Self) -> Self;
     /// The lanes as an array, zero above `LANES`.
     fn lanes(self) -> [f32; 16];
+
+    /// Writes the eight numbers at each of `rows` as a column of `to`, whose rows are `pitch` apart.
+    ///
+    /// # Safety
+    /// Each row must be readable for 8 numbers, and 8 rows of `to` writable for 8 numbers.
+    #[inline(always)]
+    unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, pitch: usize) {
+        for (j, row) in rows.into_iter().enumerate() {
+            for i in 0..8 {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(i * pitch + j) = *row.add(i) }
+            }
+        }
+    }
 
     #[inline(always)]
     fn zero() -> Self {
@@ -195,10 +208,6 @@ impl Vector for Portable {
         self.zip(o, |a, b| if a < b { a } else { b })
     }
     #[inline(always)]
-    fn sqrt(self) -> Self {
-        Self(self.0.map(f32::sqrt))
-    }
-    #[inline(always)]
     fn round(self) -> Self {
         // Adding 1.5 * 2^23 leaves no bits below the units; `f32::round_ties_even` is a library call here.
         const MAGIC: f32 = 12_582_912.0;
@@ -239,6 +248,28 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256);
 
+    /// [`Vector::transpose8`] by shuffles: pairs, then quarters, then halves.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, pitch: usize) {
+        // SAFETY: the caller's promise on the pointers; AVX2 is there (see `Vector`).
+        unsafe {
+            let r = rows.map(|p| _mm256_loadu_ps(p));
+            let pair = |a: usize| (_mm256_unpacklo_ps(r[a], r[a + 1]), _mm256_unpackhi_ps(r[a], r[a + 1]));
+            let (p0, p1, p2, p3) = (pair(0), pair(2), pair(4), pair(6));
+            let low = |a, b| _mm256_shuffle_ps::<0x44>(a, b);
+            let high = |a, b| _mm256_shuffle_ps::<0xEE>(a, b);
+            let left = [low(p0.0, p1.0), high(p0.0, p1.0), low(p0.1, p1.1), high(p0.1, p1.1)];
+            let right = [low(p2.0, p3.0), high(p2.0, p3.0), low(p2.1, p3.1), high(p2.1, p3.1)];
+            for i in 0..4 {
+                _mm256_storeu_ps(to.add(i * pitch), _mm256_permute2f128_ps::<0x20>(left[i], right[i]));
+                _mm256_storeu_ps(to.add((i + 4) * pitch), _mm256_permute2f128_ps::<0x31>(left[i], right[i]));
+            }
+        }
+    }
+
     /// The mask that lets the first `lanes` of eight lanes through.
     #[inline(always)]
     fn mask8(lanes: usize) -> __m256i {
@@ -254,6 +285,10 @@ mod x86 {
         const LANES: usize = 8;
         const MANY_REGISTERS: bool = false;
 
+        #[inline(always)]
+        unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, pitch: usize) {
+            unsafe { transpose8(rows, to, pitch) }
+        }
         #[inline(always)]
         fn splat(x: f32) -> Self {
             Self(unsafe { _mm256_set1_ps(x) })
@@ -301,10 +336,6 @@ mod x86 {
         #[inline(always)]
         fn min(self, o: Self) -> Self {
             Self(unsafe { _mm256_min_ps(self.0, o.0) })
-        }
-        #[inline(always)]
-        fn sqrt(self) -> Self {
-            Self(unsafe { _mm256_sqrt_ps(self.0) })
         }
         #[inline(always)]
         fn round(self) -> Self {
@@ -369,6 +400,10 @@ mod x86 {
         const MANY_REGISTERS: bool = true;
 
         #[inline(always)]
+        unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, pitch: usize) {
+            unsafe { transpose8(rows, to, pitch) }
+        }
+        #[inline(always)]
         fn splat(x: f32) -> Self {
             Self(unsafe { _mm512_set1_ps(x) })
         }
@@ -415,10 +450,6 @@ mod x86 {
         #[inline(always)]
         fn min(self, o: Self) -> Self {
             Self(unsafe { _mm512_min_ps(self.0, o.0) })
-        }
-        #[inline(always)]
-        fn sqrt(self) -> Self {
-            Self(unsafe { _mm512_sqrt_ps(self.0) })
         }
         #[inline(always)]
         fn round(self) -> Self {

@@ -1,7 +1,15 @@
 //! Softmax attention over segments of a packed batch, in tiles: the probabilities of one tile exist at a
 //! time, and the work is that of the (query, key) pairs that see each other.
 
+mod backward;
+mod forward;
+mod geometry;
+#[cfg(test)]
 mod reference;
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod tile;
 
 use std::ops::Range;
 
@@ -60,7 +68,7 @@ pub fn attention(
     segments: &[Segment],
 ) {
     check("attention", q, k, v, out, lse, shape, segments);
-    reference::forward(out, lse, q, k, v, shape, segments);
+    forward::forward(out, lse, q, k, v, shape, segments);
 }
 
 /// Backward of [`attention`]: `dq`, `dk`, `dv`, shaped as `q`, `k`, `v` and overwritten, from `dout` and
@@ -88,7 +96,7 @@ pub fn attention_backward(
     assert_eq!(dq.len(), q.len(), "attention_backward: dq has {} numbers, not {}", dq.len(), q.len());
     assert_eq!(dk.len(), k.len(), "attention_backward: dk has {} numbers, not {}", dk.len(), k.len());
     assert_eq!(dv.len(), v.len(), "attention_backward: dv has {} numbers, not {}", dv.len(), v.len());
-    reference::backward(dq, dk, dv, dout, q, k, v, shape, segments);
+    backward::backward(dq, dk, dv, dout, q, k, v, out, lse, shape, segments);
 }
 
 #[allow(clippy::too_many_arguments)]

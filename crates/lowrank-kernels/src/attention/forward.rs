@@ -1,0 +1,383 @@
+//! The forward: for a block of queries, over blocks of keys, scores, their softmax so far and the sum of
+//! values it weighs (FlashAttention's order: Dao et al., 2022).
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::geometry::{KeyRows, View, blocks};
+use super::scratch::{Scratch, carve, pitch, with_scratch};
+use super::tile::{Bound, MAX_PANEL, PAD, Product, pack_columns, pack_queries, pack_rows, panel, product};
+use super::{AttentionShape, Segment};
+use crate::math::{exp, tanh};
+use crate::parallel::SharedMut;
+use crate::vector::{Vector, dispatch, for_lanes};
+
+/// Rows (queries times heads of a group) of a tile, at most, for heads of up to 64 numbers.
+const ROWS: usize = 192;
+/// Keys of a tile, at most.
+const KEYS: usize = 128;
+/// Up to this many rows, keys are read in place, one dot product at a time: packing them would cost as
+/// much as using them.
+const FEW_ROWS: usize = 8;
+/// With few rows (decoding), each run of this many keys is a task of its own.
+const SPLIT: usize = 512;
+/// Multiplications and additions below which one thread is faster.
+const SMALL: usize = 1_000_000;
+
+struct Task {
+    segment: usize,
+    kv: usize,
+    queries: Range<usize>,
+    keys: Range<usize>,
+    /// Where the result of a part of the keys goes, among the parts; `None` where the keys are all there
+    /// are.
+    part: Option<usize>,
+}
+
+struct Inputs<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    shape: &'a AttentionShape,
+    segments: &'a [Segment],
+    group: usize,
+}
+
+pub(super) fn forward(
+    out: &mut [f32],
+    lse: &mut [f32],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    shape: &AttentionShape,
+    segments: &[Segment],
+) {
+    let d = shape.head_dim;
+    let group = shape.heads / shape.kv_heads;
+    let rows = (ROWS * 64 / d.max(64)).max(48);
+    let (mut tasks, mut work, mut parts) = (Vec::new(), 0, 0);
+    for (segment, s) in segments.iter().enumerate() {
+        let view = View::new(shape, s);
+        work += view.pairs(s.q.len()) * shape.heads * d * 4;
+        for kv in 0..shape.kv_heads {
+            for queries in blocks(0..s.q.len(), (rows / group).max(1), 1) {
+                let keys = view.reach(&queries);
+                if queries.len() * group <= FEW_ROWS && keys.len() > 2 * SPLIT {
+                    for keys in blocks(keys, SPLIT, PAD) {
+                        tasks.push(Task { segment, kv, queries: queries.clone(), keys, part: Some(parts) });
+                        parts += 1;
+                    }
+                } else {
+                    tasks.push(Task { segment, kv, queries, keys, part: None });
+                }
+            }
+        }
+    }
+    let inputs = Inputs { q, k, v, shape, segments, group };
+    let part_len = FEW_ROWS * (d + 2);
+    let mut part_memory = vec![0.0; parts * part_len];
+    {
+        let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
+        let part_memory = SharedMut::new(&mut part_memory);
+        let run = |task: &Task| {
+            with_scratch(|scratch| inputs.attend(scratch, task, &out, &lse, &part_memory, part_len));
+        };
+        if work < SMALL || rayon::current_num_threads() == 1 {
+            tasks.iter().for_each(run);
+        } else {
+            tasks.par_iter().for_each(run);
+        }
+    }
+    let mut at = 0;
+    while at < tasks.len() {
+        let first = &tasks[at];
+        let count = tasks[at..].iter().take_while(|t| same_result(first, t)).count();
+        if let Some(part) = first.part {
+            inputs.merge(first, &part_memory[part * part_len..(part + count) * part_len], part_len, out, lse);
+        }
+        at += count;
+    }
+}
+
+fn same_result(a: &Task, b: &Task) -> bool {
+    a.segment == b.segment && a.kv == b.kv && a.queries == b.queries
+}
+
+impl Inputs<'_> {
+    /// One task. Results go to `out` and `lse`, or to a part: rows of `d` weighted sums, then the largest
+    /// scores, then the sums of exponentials.
+    fn attend(
+        &self,
+        scratch: &mut Scratch,
+        task: &Task,
+        out: &SharedMut<'_>,
+        lse: &SharedMut<'_>,
+        parts: &SharedMut<'_>,
+        part_len: usize,
+    ) {
+        let AttentionShape { heads, kv_heads, head_dim: d, scale, softcap, .. } = *self.shape;
+        let (group, segment) = (self.group, &self.segments[task.segment]);
+        let view = View::new(self.shape, segment);
+        let (q_pitch, k_pitch) = (heads * d, kv_heads * d);
+        let (q_at, k_at) = (task.kv * group * d, task.kv * d);
+        let rows = task.queries.len() * group;
+        let (columns, row) = (d.next_multiple_of(PAD), pitch(d));
+        let (key_columns, key_row) = (KEYS.next_multiple_of(MAX_PANEL), pitch(KEYS));
+        let few = rows <= FEW_ROWS;
+        let Scratch { floats, spans } = scratch;
+        let [queries, keys_t, values, scores, sums, most, total] = carve(
+            floats,
+            [
+                rows * row,
+                if few { 0 } else { key_columns * d },
+                KEYS * row,
+                rows * key_row,
+                rows * row,
+                rows,
+                rows,
+            ],
+        );
+        let query_rows = segment.q.start + task.queries.start..segment.q.start + task.queries.end;
+        pack_queries(queries, row, self.q, query_rows.clone(), q_pitch, q_at, group, d, scale);
+        let mut first = true;
+        for keys in blocks(task.keys.clone(), KEYS, PAD) {
+            let key_rows = KeyRows::new(segment, keys.clone());
+            let width = keys.len().next_multiple_of(PAD);
+            spans.set_rows(&view, &task.queries, &keys, group);
+            if few {
+                dots(scores, key_row, queries, row, rows, self.k, &key_rows, k_pitch, k_at, d);
+            } else {
+                pack_columns(keys_t, self.k, &key_rows, k_pitch, k_at, d);
+                let wide = panel();
+                let product_of_scores = Product {
+                    cols: width,
+                    depth: d,
+                    a: queries,
+                    a_row: row,
+                    a_step: 1,
+                    b: keys_t,
+                    b_step: wide,
+                    b_panel: wide * d,
+                    c_row: key_row,
+                    add: false,
+                    low: &spans.low,
+                    high: &spans.high,
+                    bound: Bound::Columns,
+                };
+                product(&product_of_scores, scores);
+            }
+            let cap = softcap.unwrap_or(0.0);
+            softmax(scores, key_row, width, &spans.low, &spans.high, most, total, sums, row, first, cap);
+            // Values lie well as they are if they are whole vectors in one run.
+            let in_place = few && d.is_multiple_of(PAD) && key_rows.is_one_run();
+            let (b, b_step) = if in_place {
+                (&self.v[key_rows.row(0) * k_pitch + k_at..], k_pitch)
+            } else {
+                pack_rows(values, row, self.v, &key_rows, k_pitch, k_at, d);
+                (&*values, row)
+            };
+            let product_of_values = Product {
+                cols: columns,
+                depth: keys.len(),
+                a: scores,
+                a_row: key_row,
+                a_step: 1,
+                b,
+                b_step,
+                b_panel: panel(),
+                c_row: row,
+                add: !first,
+                low: &spans.low,
+                high: &spans.high,
+                bound: Bound::Depth,
+            };
+            product(&product_of_values, sums);
+            first = false;
+        }
+        if first {
+            // No key at all.
+            (sums.fill(0.0), most.fill(f32::NEG_INFINITY), total.fill(0.0));
+        }
+        if let Some(part) = task.part {
+            // SAFETY: each task has a part of its own.
+            let part = unsafe { parts.part(part * part_len..(part + 1) * part_len) };
+            for (to, from) in part.chunks_exact_mut(d).zip(sums.chunks_exact(row)) {
+                to.copy_from_slice(&from[..d]);
+            }
+            part[FEW_ROWS * d..][..rows].copy_from_slice(most);
+            part[FEW_ROWS * (d + 1)..][..rows].copy_from_slice(total);
+            return;
+        }
+        for (r, (i, h)) in query_rows.flat_map(|i| (0..group).map(move |h| (i, h))).enumerate() {
+            let to = i * q_pitch + q_at + h * d;
+            let at = i * heads + task.kv * group + h;
+            // SAFETY: no two tasks without a part share a query row and a head.
+            let (out, lse) = unsafe { (out.part(to..to + d), lse.part(at..at + 1)) };
+            finish(out, lse, &sums[r * row..][..d], most[r], total[r]);
+        }
+    }
+
+    /// The result of one block of queries from the parts that its runs of keys gave.
+    fn merge(&self, task: &Task, parts: &[f32], part_len: usize, out: &mut [f32], lse: &mut [f32]) {
+        let AttentionShape { heads, head_dim: d, .. } = *self.shape;
+        let start = self.segments[task.segment].q.start;
+        let mut sums = vec![0.0; d];
+        for (r, (i, h)) in task.queries.clone().flat_map(|i| (0..self.group).map(move |h| (i, h))).enumerate()
+        {
+            let most_of = |part: &[f32]| part[FEW_ROWS * d + r];
+            let most = parts.chunks_exact(part_len).map(most_of).fold(f32::NEG_INFINITY, f32::max);
+            let mut total = 0.0;
+            sums.fill(0.0);
+            for part in parts.chunks_exact(part_len) {
+                let weight =
+                    if most_of(part) == f32::NEG_INFINITY { 0.0 } else { (most_of(part) - most).exp() };
+                total += weight * part[FEW_ROWS * (d + 1) + r];
+                for (s, x) in sums.iter_mut().zip(&part[r * d..][..d]) {
+                    *s += weight * x;
+                }
+            }
+            let at = (start + i) * heads + task.kv * self.group + h;
+            finish(&mut out[at * d..][..d], &mut lse[at..=at], &sums, most, total);
+        }
+    }
+}
+
+/// Writes one row of the result.
+fn finish(out: &mut [f32], lse: &mut [f32], sums: &[f32], most: f32, total: f32) {
+    // A query that sees no key: zeros, not 0 / 0.
+    let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
+    for (o, s) in out.iter_mut().zip(sums) {
+        *o = s * factor;
+    }
+    lse[0] = most + total.ln();
+}
+
+dispatch! {
+    /// Turns scores (rows of `width`, `pitch` apart) into `exp(score - most)`, zero outside each row's
+    /// span, where `most` is the largest score of the row so far, and updates `total`, the sum of
+    /// exponentials, and the rows of `sums` to the new `most`. Where `first`, the three have no content yet.
+    fn softmax<V>(
+        scores: &mut [f32], pitch: usize, width: usize, low: &[u32], high: &[u32], most: &mut [f32],
+        total: &mut [f32], sums: &mut [f32], sums_pitch: usize, first: bool, cap: f32,
+    ) {
+        for r in 0..low.len() {
+            let row = &mut scores[r * pitch..][..width];
+            let (start, end) = mask::<V>(row, low[r] as usize, high[r] as usize, cap);
+            let mut peak = V::splat(f32::NEG_INFINITY);
+            for_lanes!(V, end - start, |at, _lanes| { peak = peak.max(V::load(row, start + at, V::LANES)); });
+            let before = if first { f32::NEG_INFINITY } else { most[r] };
+            let peak = peak.max_lane();
+            let now = if peak > before { peak } else { before };
+            most[r] = now;
+            // Nothing seen yet: every exponential is then exp(-inf - 0) = 0.
+            let shift = if now == f32::NEG_INFINITY { 0.0 } else { now };
+            let mut sum = V::zero();
+            for_lanes!(V, end - start, |at, _lanes| {
+                let e = exp(V::load(row, start + at, V::LANES).sub(V::splat(shift)));
+                sum = sum.add(e);
+                e.store(row, start + at, V::LANES);
+            });
+            let sum = sum.sum();
+            if first {
+                total[r] = sum;
+            } else if now == before {
+                total[r] += sum;
+            } else {
+                let fade = (before - shift).exp();
+                total[r] = total[r] * fade + sum;
+                let kept = &mut sums[r * sums_pitch..][..sums_pitch];
+                for_lanes!(V, kept.len(), |at, lanes| {
+                    V::load(kept, at, lanes).mul(V::splat(fade)).store(kept, at, lanes);
+                });
+            }
+        }
+    }
+}
+
+/// Caps the scores of a row, sets those outside `low..high` to minus infinity in the vectors that the
+/// span touches and to zero elsewhere, and returns where those vectors start and end.
+#[inline(always)]
+pub(super) fn mask<V: Vector>(row: &mut [f32], low: usize, high: usize, cap: f32) -> (usize, usize) {
+    if low >= high {
+        row.fill(0.0);
+        return (0, 0);
+    }
+    let (start, end) = (low / V::LANES * V::LANES, high.next_multiple_of(V::LANES));
+    row[..start].fill(0.0);
+    row[end..].fill(0.0);
+    if cap > 0.0 {
+        let (cap, inverse) = (V::splat(cap), V::splat(1.0 / cap));
+        for_lanes!(V, end - start, |at, _lanes| {
+            let s = V::load(row, start + at, V::LANES);
+            tanh(s.mul(inverse)).mul(cap).store(row, start + at, V::LANES);
+        });
+    }
+    row[start..low].fill(f32::NEG_INFINITY);
+    row[high..end].fill(f32::NEG_INFINITY);
+    (start, end)
+}
+
+dispatch! {
+    /// `scores[r, j] = queries[r] . key j`, for few rows.
+    fn dots<V>(
+        scores: &mut [f32], pitch: usize, queries: &[f32], row: usize, rows: usize, k: &[f32], keys: &KeyRows,
+        k_pitch: usize, k_at: usize, d: usize,
+    ) {
+        let key = |j: usize| &k[keys.row(j) * k_pitch + k_at..][..d];
+        let mut r = 0;
+        while r < rows {
+            let m = (rows - r).min(4);
+            let queries = &queries[r * row..];
+            let mut j = 0;
+            while j + 2 <= keys.len() {
+                let pair = [key(j), key(j + 1)];
+                let to = &mut scores[r * pitch + j..];
+                match m {
+                    1 => dot_block::<V, 1, 2>(to, pitch, queries, row, pair, d),
+                    2 => dot_block::<V, 2, 2>(to, pitch, queries, row, pair, d),
+                    3 => dot_block::<V, 3, 2>(to, pitch, queries, row, pair, d),
+                    _ => dot_block::<V, 4, 2>(to, pitch, queries, row, pair, d),
+                }
+                j += 2;
+            }
+            if j < keys.len() {
+                for i in 0..m {
+                    let to = &mut scores[(r + i) * pitch + j..];
+                    dot_block::<V, 1, 1>(to, pitch, &queries[i * row..], row, [key(j)], d);
+                }
+            }
+            r += m;
+        }
+    }
+}
+
+#[inline(always)]
+fn dot_block<V: Vector, const R: usize, const J: usize>(
+    scores: &mut [f32],
+    pitch: usize,
+    queries: &[f32],
+    row: usize,
+    keys: [&[f32]; J],
+    d: usize,
+) {
+    let mut sums = [[V::zero(); J]; R];
+    for_lanes!(V, d, |at, lanes| {
+        let mut key = [V::zero(); J];
+        for (x, from) in key.iter_mut().zip(keys) {
+            *x = V::load(from, at, lanes);
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // Rows of queries are padded with zeros to whole vectors.
+            let query = V::load(queries, r * row + at, V::LANES);
+            for (s, x) in sums.iter_mut().zip(key) {
+                *s = query.mul_add(x, *s);
+            }
+        }
+    });
+    for (r, sums) in sums.iter().enumerate() {
+        for (j, s) in sums.iter().enumerate() {
+            scores[r * pitch + j] = s.sum();
+        }
+    }
+}
