@@ -1,10 +1,18 @@
 //! Matrix products: over frozen weights in every format, and between dense f32 matrices.
 
-use std::cell::RefCell;
+mod driver;
+mod pack;
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod tile;
 
-use ::gemm::Parallelism;
+use driver::Product;
+pub use driver::scratch_bytes;
+use pack::{Backward, Dense, Forward};
 
 use crate::WeightRef;
+use crate::simd::{Level, at_level, level};
 
 /// A read-only dense matrix: element `(i, j)` is `data[i * rs + j * cs]`.
 #[derive(Clone, Copy, Debug)]
@@ -57,37 +65,29 @@ impl<'a> MatMut<'a> {
     }
 }
 
-thread_local! {
-    static TILE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-fn threads() -> Parallelism {
-    match rayon::current_num_threads() {
-        1 => Parallelism::None,
-        count => Parallelism::Rayon(count),
-    }
-}
-
 /// `C[m,n] = beta C + alpha A[m,k] B[k,n]` on the threads of the current rayon pool.
 ///
 /// With `beta` 0 the old contents of `C` are never read.
 ///
 /// # Panics
 /// Where a slice is too short for its shape and strides.
+#[allow(clippy::too_many_arguments)]
 pub fn gemm(m: usize, n: usize, k: usize, alpha: f32, a: MatRef, b: MatRef, beta: f32, c: MatMut) {
-    dense(m, n, k, alpha, a, b, beta, c, threads());
+    dense(level(), m, n, k, alpha, a, b, beta, c, rayon::current_num_threads());
 }
 
 /// [`gemm`] on the calling thread alone, for use inside parallel tasks.
 ///
 /// # Panics
 /// As [`gemm`].
+#[allow(clippy::too_many_arguments)]
 pub fn gemm_serial(m: usize, n: usize, k: usize, alpha: f32, a: MatRef, b: MatRef, beta: f32, c: MatMut) {
-    dense(m, n, k, alpha, a, b, beta, c, Parallelism::None);
+    dense(level(), m, n, k, alpha, a, b, beta, c, 1);
 }
 
 #[allow(clippy::too_many_arguments)]
 fn dense(
+    level: Level,
     m: usize,
     n: usize,
     k: usize,
@@ -96,55 +96,31 @@ fn dense(
     b: MatRef,
     beta: f32,
     c: MatMut,
-    par: Parallelism,
+    threads: usize,
 ) {
     a.check(m, k);
     b.check(k, n);
     MatRef { data: c.data, rs: c.rs, cs: c.cs }.check(m, n);
-    if m == 0 || n == 0 {
-        return;
-    }
-    let stride = |s: usize| s as isize;
-    // SAFETY: the three checks above hold every index inside its slice.
-    unsafe {
-        ::gemm::gemm(
-            m,
-            n,
-            k,
-            c.data.as_mut_ptr(),
-            stride(c.cs),
-            stride(c.rs),
-            beta != 0.0,
-            a.data.as_ptr(),
-            stride(a.cs),
-            stride(a.rs),
-            b.data.as_ptr(),
-            stride(b.cs),
-            stride(b.rs),
-            beta,
-            alpha,
-            false,
-            false,
-            false,
-            par,
-        );
-    }
-}
-
-/// Rows of a weight expanded at a time.
-const TILE_ROWS: usize = 256;
-
-fn with_tiles(w: &WeightRef, mut use_tile: impl FnMut(usize, usize, &[f32])) {
-    TILE.with_borrow_mut(|tile| {
-        tile.resize(tile.len().max(TILE_ROWS * w.cols), 0.0);
-        for from in (0..w.rows).step_by(TILE_ROWS) {
-            let rows = TILE_ROWS.min(w.rows - from);
-            for row in 0..rows {
-                w.expand(from + row, 0..w.cols, &mut tile[row * w.cols..(row + 1) * w.cols]);
-            }
-            use_tile(from, rows, &tile[..rows * w.cols]);
-        }
-    });
+    // Tiles are rows of C: where its columns are the contiguous ones, compute the transpose.
+    let swap = c.cs != 1 && c.rs == 1;
+    let c = MatMut { data: c.data, rs: if swap { c.cs } else { c.rs }, cs: if swap { c.rs } else { c.cs } };
+    let (m, n, a, b) = if swap { (n, m, b.t(), a.t()) } else { (m, n, a, b) };
+    let product = Product {
+        m,
+        n,
+        k,
+        alpha,
+        beta,
+        a: a.data.as_ptr(),
+        ars: a.rs,
+        acs: a.cs,
+        c: c.data.as_mut_ptr(),
+        crs: c.rs,
+        ccs: c.cs,
+    };
+    let right = Dense { data: b.data.as_ptr(), ks: b.rs, ns: b.cs };
+    // SAFETY: the checks above hold every index inside its slice; C is borrowed for this call alone.
+    at_level!(level, A => unsafe { driver::run::<A, _>(&product, &right, threads) });
 }
 
 /// `y[N,O] = beta y + x[N,K] W[O,K]^T`, on the threads of the current rayon pool.
@@ -155,11 +131,7 @@ fn with_tiles(w: &WeightRef, mut use_tile: impl FnMut(usize, usize, &[f32])) {
 /// Where `x`, `y` or the weight's bytes do not fit the shapes.
 pub fn linear(y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32) {
     assert_eq!((y.len(), x.len()), (n * w.rows, n * w.cols), "y is N x O, x is N x K");
-    let (o, k) = (w.rows, w.cols);
-    with_tiles(w, |from, rows, tile| {
-        let y = MatMut { data: &mut y[from..], rs: o, cs: 1 };
-        gemm(n, rows, k, 1.0, MatRef::row_major(x, k), MatRef::row_major(tile, k).t(), beta, y);
-    });
+    linear_at(level(), y, x, w, n, beta);
 }
 
 /// `dx[N,K] = beta dx + dy[N,O] W[O,K]`, on the threads of the current rayon pool.
@@ -170,39 +142,25 @@ pub fn linear(y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32) {
 /// As [`linear`].
 pub fn linear_backward(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
     assert_eq!((dy.len(), dx.len()), (n * w.rows, n * w.cols), "dy is N x O, dx is N x K");
-    let (o, k) = (w.rows, w.cols);
-    with_tiles(w, |from, rows, tile| {
-        let beta = if from == 0 { beta } else { 1.0 };
-        let dy = MatRef { data: &dy[from..], rs: o, cs: 1 };
-        gemm(n, k, rows, 1.0, dy, MatRef::row_major(tile, k), beta, MatMut::row_major(dx, k));
-    });
+    linear_backward_at(level(), dx, dy, w, n, beta);
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32) {
+    let product = row_major(n, w.rows, w.cols, x, y, beta);
+    let threads = rayon::current_num_threads();
+    // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
+    at_level!(level, A => unsafe { driver::run::<A, _>(&product, &Forward(*w), threads) });
+}
 
-    #[test]
-    fn products_agree_with_a_sum_in_f64() {
-        let (n, o, k) = (7, 13, 37);
-        let number = |i: usize| ((i * 2654435761) % 1000) as f32 / 500.0 - 1.0;
-        let w: Vec<f32> = (0..o * k).map(number).collect();
-        let x: Vec<f32> = (0..n * k).map(|i| number(i + 7777)).collect();
-        let w = WeightRef::from_f32(o, k, &w);
-        let mut y = vec![f32::NAN; n * o];
-        linear(&mut y, &x, &w, n, 0.0);
-        let mut row = vec![0.0; k];
-        let mut dx = vec![f32::NAN; n * k];
-        linear_backward(&mut dx, &y, &w, n, 0.0);
-        for i in 0..n {
-            let mut back = vec![0.0f64; k];
-            for j in 0..o {
-                w.expand(j, 0..k, &mut row);
-                let want: f64 = (0..k).map(|l| f64::from(x[i * k + l]) * f64::from(row[l])).sum();
-                assert!((f64::from(y[i * o + j]) - want).abs() < 1e-5, "{i} {j}");
-                (0..k).for_each(|l| back[l] += f64::from(y[i * o + j]) * f64::from(row[l]));
-            }
-            (0..k).for_each(|l| assert!((f64::from(dx[i * k + l]) - back[l]).abs() < 1e-4, "{i} {l}"));
-        }
-    }
+fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
+    let product = row_major(n, w.cols, w.rows, dy, dx, beta);
+    let threads = rayon::current_num_threads();
+    // SAFETY: as above.
+    at_level!(level, A => unsafe { driver::run::<A, _>(&product, &Backward(*w), threads) });
+}
+
+/// `C[m,n] = beta C + A[m,k] B`, `A` and `C` row-major.
+fn row_major(m: usize, n: usize, k: usize, a: &[f32], c: &mut [f32], beta: f32) -> Product {
+    let (a, c) = (a.as_ptr(), c.as_mut_ptr());
+    Product { m, n, k, alpha: 1.0, beta, a, ars: k, acs: 1, c, crs: n, ccs: 1 }
 }

@@ -1,6 +1,6 @@
 //! Frozen weights to f32 and back: GGUF's block formats as `ggml-quants` of llama.cpp defines them.
 
-mod decode;
+pub(crate) mod decode;
 mod encode;
 
 use std::ops::Range;

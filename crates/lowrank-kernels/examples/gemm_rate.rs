@@ -1,0 +1,201 @@
+//! GFLOP/s of the products over frozen weights, next to the `gemm` crate on the same f32 shapes.
+//!
+//! `gemm_rate [--threads N] [--tokens M] [--formats F32,Q4_1] [--backward] [--shapes 576x576,192x576] [--reps N]
+//! [--cpu-time]`
+//!
+//! The contestants take turns, and each number is the median of its turns. Shapes are `O x K`. With
+//! `--cpu-time` the rate is per core and second of processor time, which other processes disturb less.
+
+use lowrank_kernels::{Format, RowOrder, WeightRef, linear, linear_backward};
+
+struct Options {
+    threads: usize,
+    tokens: Vec<usize>,
+    formats: Vec<Format>,
+    shapes: Vec<(usize, usize)>,
+    reps: usize,
+    backward: bool,
+    cpu_time: bool,
+}
+
+fn options() -> Options {
+    let mut options = Options {
+        threads: 1,
+        tokens: vec![512, 1024],
+        formats: vec![Format::F32, Format::Q4_1, Format::Q8_0, Format::Q4_K],
+        shapes: vec![(576, 576), (192, 576), (1536, 576), (576, 1536), (2304, 768), (3072, 768), (768, 3072)],
+        reps: 9,
+        backward: false,
+        cpu_time: false,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        if arg == "--backward" {
+            options.backward = true;
+            continue;
+        }
+        if arg == "--cpu-time" {
+            options.cpu_time = true;
+            continue;
+        }
+        let value = args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
+        let number = |word: &str| word.parse::<usize>().unwrap_or_else(|_| panic!("{word} is no number"));
+        match arg.as_str() {
+            "--threads" => options.threads = number(&value),
+            "--tokens" => options.tokens = value.split(',').map(number).collect(),
+            "--reps" => options.reps = number(&value),
+            "--formats" => {
+                options.formats = value
+                    .split(',')
+                    .map(|word| *Format::ALL.iter().find(|f| f.name() == word).expect("a format"))
+                    .collect();
+            }
+            "--shapes" => {
+                options.shapes = value
+                    .split(',')
+                    .map(|word| {
+                        let (o, k) = word.split_once('x').expect("OxK");
+                        (number(o), number(k))
+                    })
+                    .collect();
+            }
+            _ => panic!("unknown option {arg}"),
+        }
+    }
+    options
+}
+
+/// Bytes of any format that expand to modest numbers: random, with the f16 scales made small.
+fn weight_bytes(format: Format, rows: usize, cols: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as u32
+    };
+    let size = format.block_bytes();
+    let mut bytes = Vec::with_capacity(rows * format.row_bytes(cols).expect("whole blocks"));
+    for _ in 0..rows * cols / format.block_len() {
+        let at = bytes.len();
+        match format {
+            Format::F32 => bytes.extend(((next() % 2000) as f32 / 1000.0 - 1.0).to_le_bytes()),
+            Format::F16 | Format::BF16 => bytes.extend([next() as u8, 0x2c]),
+            _ => {
+                bytes.extend((0..size).map(|_| next() as u8));
+                let scale = 0x2400u16.to_le_bytes();
+                let scales = match format {
+                    Format::Q6_K => 208..210,
+                    Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => 0..2,
+                    _ => 0..4,
+                };
+                for i in scales.step_by(2) {
+                    bytes[at + i..at + i + 2].copy_from_slice(&scale);
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Seconds on the wall, or of processor time of all threads.
+fn seconds(cpu_time: bool, work: impl FnOnce()) -> f64 {
+    let now = || {
+        let clock = if cpu_time { libc::CLOCK_PROCESS_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the clocks exist on every Unix, and the target is a valid timespec.
+        unsafe { libc::clock_gettime(clock, &mut time) };
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+    };
+    let start = now();
+    work();
+    now() - start
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn main() {
+    let options = options();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().expect("a pool");
+    let names: String = options.formats.iter().map(|f| format!("{:>8}", f.name())).collect();
+    println!("{:>6} {:>6} {:>6} {:>8}{names}   GFLOP/s, {} threads", "N", "O", "K", "gemm", options.threads);
+    for &(o, k) in &options.shapes {
+        let usable = |f: &&Format| k.is_multiple_of(f.block_len());
+        let formats: Vec<Format> = options.formats.iter().filter(usable).copied().collect();
+        let weights: Vec<Vec<u8>> = formats.iter().map(|&f| weight_bytes(f, o, k)).collect();
+        let dense: Vec<f32> = (0..o * k).map(|i| (i % 2000) as f32 / 1000.0 - 1.0).collect();
+        for &n in &options.tokens {
+            let x: Vec<f32> = (0..n * o.max(k)).map(|i| ((i * 7919) % 1999) as f32 / 1000.0 - 1.0).collect();
+            let mut y = vec![0.0f32; n * o.max(k)];
+            let flops = 2.0 * (n * o * k) as f64;
+            let (rows, cols, depth) = if options.backward { (n, k, o) } else { (n, o, k) };
+            let theirs = |y: &mut [f32]| {
+                let (cs, rs) = if options.backward { (1, k) } else { (k, 1) };
+                let par = match options.threads {
+                    1 => gemm::Parallelism::None,
+                    t => gemm::Parallelism::Rayon(t),
+                };
+                // SAFETY: x, y and the weight cover their shapes.
+                unsafe {
+                    gemm::gemm(
+                        rows,
+                        cols,
+                        depth,
+                        y.as_mut_ptr(),
+                        1,
+                        cols as isize,
+                        false,
+                        x.as_ptr(),
+                        1,
+                        depth as isize,
+                        dense.as_ptr(),
+                        cs as isize,
+                        rs as isize,
+                        0.0,
+                        1.0,
+                        false,
+                        false,
+                        false,
+                        par,
+                    );
+                }
+            };
+            let ours = |y: &mut [f32], i: usize| {
+                let w = WeightRef {
+                    format: formats[i],
+                    rows: o,
+                    cols: k,
+                    order: RowOrder::Plain,
+                    bytes: &weights[i],
+                };
+                let (x, y) = (&x[..n * depth], &mut y[..n * cols]);
+                if options.backward { linear_backward(y, x, &w, n, 0.0) } else { linear(y, x, &w, n, 0.0) }
+            };
+            let mut times = vec![Vec::new(); formats.len() + 1];
+            pool.install(|| {
+                theirs(&mut y);
+                (0..formats.len()).for_each(|i| ours(&mut y, i));
+                // Short products are timed in groups of about 5 ms.
+                let group = (0.005 * 8e10 / flops).ceil().max(1.0) as usize;
+                for _ in 0..options.reps {
+                    let time = seconds(options.cpu_time, || (0..group).for_each(|_| theirs(&mut y)));
+                    times[0].push(time / group as f64);
+                    for i in 0..formats.len() {
+                        let time = seconds(options.cpu_time, || (0..group).for_each(|_| ours(&mut y, i)));
+                        times[i + 1].push(time / group as f64);
+                    }
+                }
+            });
+            let mut rates = times.iter_mut().map(|times| flops / median(times) / 1e9);
+            print!("{n:>6} {o:>6} {k:>6} {:>8.1}", rates.next().expect("gemm's own"));
+            for format in &options.formats {
+                match formats.contains(format) {
+                    true => print!("{:>8.1}", rates.next().expect("one for each format")),
+                    false => print!("{:>8}", "-"),
+                }
+            }
+            println!();
+        }
+    }
+}

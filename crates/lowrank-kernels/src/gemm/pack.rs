@@ -1,0 +1,219 @@
+//! The right operand of a product, copied block by block into the panels the tiles read.
+//!
+//! A panel holds `NR` columns of `B` for a block of `k`: `NR` numbers for each `l`, with zeros in the
+//! place of columns beyond the last. Quantised weights are expanded here and nowhere else.
+
+use std::ops::Range;
+
+use super::scratch::Buffer;
+use super::tile::nr;
+use crate::WeightRef;
+use crate::format::Format;
+use crate::quant::decode::{expand_blocks, with_block};
+use crate::simd::Arch;
+
+/// The right operand `B[k, n]` of a product.
+pub(super) trait Operand: Sync {
+    /// Blocks of `k` should start at multiples of this.
+    fn k_step(&self) -> usize {
+        1
+    }
+    /// Blocks of columns should start at multiples of this.
+    fn n_step(&self) -> usize {
+        1
+    }
+    /// Packs `B[k, n]` into `panels`: `n.len().div_ceil(NR)` panels of `k.len() * NR` numbers.
+    ///
+    /// # Safety
+    /// Runs inside [`Arch::enter`] on a CPU that has the level; `k` and `n` lie inside the operand;
+    /// `panels` has the length given.
+    unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], rows: &mut Buffer);
+}
+
+/// A dense operand: `B(l, j)` at `data + l*ks + j*ns`.
+pub(super) struct Dense {
+    pub(super) data: *const f32,
+    pub(super) ks: usize,
+    pub(super) ns: usize,
+}
+
+// SAFETY: the pointer is only read, and its owner's borrow outlives the product.
+unsafe impl Sync for Dense {}
+
+impl Operand for Dense {
+    #[inline(always)]
+    unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], _rows: &mut Buffer) {
+        for (panel, from) in panels.chunks_exact_mut(k.len() * nr::<A>()).zip(n.clone().step_by(nr::<A>())) {
+            let width = nr::<A>().min(n.end - from);
+            // SAFETY: k and n lie inside the operand, says the caller.
+            unsafe {
+                let start = self.data.add(k.start * self.ks + from * self.ns);
+                if self.ns == 1 {
+                    copy_rows::<A>(start, self.ks, k.len(), width, panel);
+                } else if self.ks == 1 {
+                    transpose_rows::<A>(|j| start.add(j * self.ns), k.len(), width, panel, 0);
+                } else {
+                    for l in 0..k.len() {
+                        for j in 0..nr::<A>() {
+                            panel[l * nr::<A>() + j] =
+                                if j < width { *start.add(l * self.ks + j * self.ns) } else { 0.0 };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `W^T`: the right operand of `y = x W^T`, `B(l, j) = W[j, l]`.
+pub(super) struct Forward<'a>(pub(super) WeightRef<'a>);
+
+/// Columns of a weight expanded at a time: a row of a tile's panel then stays in the first cache.
+const EXPAND: usize = 256;
+
+/// Most numbers of a weight kept expanded at a time, at any level.
+pub(super) const MAX_ROWS: usize = 32 * EXPAND;
+
+impl Operand for Forward<'_> {
+    fn k_step(&self) -> usize {
+        self.0.format.block_len()
+    }
+
+    #[inline(always)]
+    unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], rows: &mut Buffer) {
+        let w = &self.0;
+        let rows = rows.get(nr::<A>() * EXPAND).as_mut_ptr();
+        for (panel, from) in panels.chunks_exact_mut(k.len() * nr::<A>()).zip(n.clone().step_by(nr::<A>())) {
+            let width = nr::<A>().min(n.end - from);
+            if w.format == Format::F32 {
+                let row = |j: usize| w.row(from + j)[4 * k.start..4 * k.end].as_ptr().cast::<f32>();
+                // SAFETY: each row holds k.len() numbers (at any alignment) from the pointer on.
+                unsafe { transpose_rows::<A>(row, k.len(), width, panel, 0) };
+                continue;
+            }
+            for at in k.clone().step_by(EXPAND) {
+                let len = EXPAND.min(k.end - at);
+                for j in 0..width {
+                    // SAFETY: the buffer has NR runs of EXPAND numbers.
+                    let out = unsafe { std::slice::from_raw_parts_mut(rows.add(j * EXPAND), len) };
+                    with_block!(w.format, B => expand_blocks::<B>(w.row(from + j), at..at + len, out));
+                }
+                // SAFETY: the rows just written.
+                unsafe {
+                    transpose_rows::<A>(
+                        |j| rows.add(j * EXPAND).cast_const(),
+                        len,
+                        width,
+                        panel,
+                        at - k.start,
+                    )
+                };
+            }
+        }
+    }
+}
+
+/// `W` itself: the right operand of `dx = dy W`, `B(l, j) = W[l, j]`.
+pub(super) struct Backward<'a>(pub(super) WeightRef<'a>);
+
+impl Operand for Backward<'_> {
+    fn n_step(&self) -> usize {
+        self.0.format.block_len()
+    }
+
+    #[inline(always)]
+    unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], rows: &mut Buffer) {
+        let w = &self.0;
+        let row = rows.get(n.len());
+        for l in k.clone() {
+            let numbers = if w.format == Format::F32 {
+                w.row(l)[4 * n.start..4 * n.end].as_ptr().cast::<f32>()
+            } else {
+                with_block!(w.format, B => expand_blocks::<B>(w.row(l), n.clone(), row));
+                row.as_ptr()
+            };
+            for (j, panel) in panels.chunks_exact_mut(k.len() * nr::<A>()).enumerate() {
+                let width = nr::<A>().min(n.len() - j * nr::<A>());
+                let to = &mut panel[(l - k.start) * nr::<A>()..][..nr::<A>()];
+                // SAFETY: `numbers` has n.len() numbers, the panel a row of NR.
+                unsafe { copy_row::<A>(numbers.add(j * nr::<A>()), width, to) };
+            }
+        }
+    }
+}
+
+/// One row of a panel: `width` numbers from `from`, then zeros.
+///
+/// # Safety
+/// As [`Operand::pack`]; `from` can be read for `width` numbers at any alignment.
+#[inline(always)]
+unsafe fn copy_row<A: Arch>(from: *const f32, width: usize, to: &mut [f32]) {
+    // SAFETY: `to` has NR numbers, and `from` has them too where the row is whole.
+    unsafe {
+        if width == nr::<A>() {
+            for v in 0..2 {
+                A::store(to.as_mut_ptr().add(v * A::LANES), A::load(from.add(v * A::LANES)));
+            }
+        } else {
+            for (j, to) in to.iter_mut().enumerate() {
+                *to = if j < width { from.add(j).read_unaligned() } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// A panel from rows that run along the columns of `B`.
+///
+/// # Safety
+/// As [`copy_row`] for each of the `k` rows, `ks` apart.
+#[inline(always)]
+unsafe fn copy_rows<A: Arch>(from: *const f32, ks: usize, k: usize, width: usize, panel: &mut [f32]) {
+    for (l, to) in panel.chunks_exact_mut(nr::<A>()).enumerate().take(k) {
+        // SAFETY: the caller's promise.
+        unsafe { copy_row::<A>(from.add(l * ks), width, to) };
+    }
+}
+
+/// A panel (from its row `at` on) from rows that run along `k`: column `j` of `B` is read from `row(j)`.
+///
+/// # Safety
+/// Runs inside [`Arch::enter`]; `row(j)` can be read for `k` numbers at any alignment for `j < width`;
+/// the panel has `at + k` rows.
+#[inline(always)]
+unsafe fn transpose_rows<A: Arch>(
+    row: impl Fn(usize) -> *const f32,
+    k: usize,
+    width: usize,
+    panel: &mut [f32],
+    at: usize,
+) {
+    let nr = nr::<A>();
+    let panel = &mut panel[at * nr..(at + k) * nr];
+    for j in (0..nr).step_by(8) {
+        let mut done = 0;
+        if j + 8 <= width {
+            let from: [*const f32; 8] = std::array::from_fn(|i| row(j + i));
+            while done + 8 <= k {
+                // SAFETY: eight rows of at least done + 8 numbers; the panel's rows likewise.
+                unsafe {
+                    let to = panel.as_mut_ptr().add(done * nr + j);
+                    A::transpose8(from.map(|p| p.add(done)), to, nr);
+                }
+                done += 8;
+            }
+        }
+        for i in j..j + 8 {
+            if i < width {
+                let from = row(i);
+                for l in done..k {
+                    // SAFETY: row i has k numbers.
+                    panel[l * nr + i] = unsafe { from.add(l).read_unaligned() };
+                }
+            } else {
+                for l in 0..k {
+                    panel[l * nr + i] = 0.0;
+                }
+            }
+        }
+    }
+}

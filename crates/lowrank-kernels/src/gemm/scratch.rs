@@ -1,0 +1,46 @@
+//! Working memory of the products: kept by each thread and used again, so that no step after the first
+//! pays for fresh pages.
+
+use std::cell::Cell;
+
+/// Numbers in a cache line.
+pub(super) const LINE: usize = 16;
+
+/// Memory that grows to the largest size asked for and is handed out 64-byte aligned.
+#[derive(Default)]
+pub(super) struct Buffer(Vec<f32>);
+
+impl Buffer {
+    /// `len` numbers of unspecified content.
+    pub(super) fn get(&mut self, len: usize) -> &mut [f32] {
+        if self.0.len() < len + LINE {
+            self.0 = vec![0.0; len + LINE];
+        }
+        let skip = self.0.as_ptr().align_offset(64).min(LINE);
+        &mut self.0[skip..skip + len]
+    }
+}
+
+/// What one thread needs while it works on one task.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// A packed block of the right operand.
+    pub(super) panels: Buffer,
+    /// Weight rows expanded to f32.
+    pub(super) rows: Buffer,
+    /// A block of the left operand, where it cannot be read in place.
+    pub(super) left: Buffer,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+}
+
+/// Lends this thread's scratch to `work`. (Taken out of its cell meanwhile, so that a nested product is
+/// safe: it would merely allocate its own.)
+pub(super) fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
+    let mut scratch = SCRATCH.take().unwrap_or_default();
+    let result = work(&mut scratch);
+    SCRATCH.set(Some(scratch));
+    result
+}

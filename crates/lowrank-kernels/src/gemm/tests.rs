@@ -1,0 +1,243 @@
+//! Every level this machine has, every format, odd sizes, against sums in f64.
+
+use rayon::ThreadPoolBuilder;
+
+use super::*;
+use crate::{Format, RowOrder};
+
+/// Numbers that look random, in -1..1.
+struct Numbers(u64);
+
+impl Numbers {
+    fn bits(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as u32
+    }
+    fn vec(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.bits() as f32 / (1u64 << 30) as f32 - 1.0).collect()
+    }
+    /// A weight's bytes: random, but with f16 scales that keep every number modest.
+    fn weight(&mut self, format: Format, rows: usize, cols: usize) -> Vec<u8> {
+        let scales = match format {
+            Format::F32 => return self.vec(rows * cols).iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Format::F16 => {
+                let half = |&x: &f32| half::f16::from_f32(x).to_le_bytes();
+                return self.vec(rows * cols).iter().flat_map(half).collect();
+            }
+            Format::BF16 => {
+                let half = |&x: &f32| half::bf16::from_f32(x).to_le_bytes();
+                return self.vec(rows * cols).iter().flat_map(half).collect();
+            }
+            Format::Q6_K => 208..210,
+            Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => 0..2,
+            _ => 0..4,
+        };
+        let mut bytes: Vec<u8> =
+            (0..rows * format.row_bytes(cols).unwrap()).map(|_| self.bits() as u8).collect();
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            for at in scales.clone().step_by(2) {
+                let scale = half::f16::from_f32((self.bits() % 64) as f32 / 8192.0 - 0.004);
+                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+        bytes
+    }
+}
+
+fn expanded(w: &WeightRef) -> Vec<f32> {
+    let mut dense = vec![0.0; w.rows * w.cols];
+    for (row, out) in dense.chunks_exact_mut(w.cols).enumerate() {
+        w.expand(row, 0..w.cols, out);
+    }
+    dense
+}
+
+/// `C = beta C + alpha A B` by the definition, with the bound that rounding in f32 has to keep.
+#[allow(clippy::too_many_arguments)]
+fn check(
+    what: &str,
+    (m, n, k): (usize, usize, usize),
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+    alpha: f32,
+    beta: f32,
+    before: impl Fn(usize, usize) -> f32,
+    after: impl Fn(usize, usize) -> f32,
+) {
+    for i in 0..m {
+        for j in 0..n {
+            let (mut sum, mut size) = (0.0f64, 0.0f64);
+            for l in 0..k {
+                let term = f64::from(a(i, l)) * f64::from(b(l, j));
+                sum += term;
+                size += term.abs();
+            }
+            let mut want = f64::from(alpha) * sum;
+            if beta != 0.0 {
+                want += f64::from(beta) * f64::from(before(i, j));
+                size += f64::from(before(i, j)).abs();
+            }
+            let error = (f64::from(after(i, j)) - want).abs();
+            let bound = 1e-6 * (1.0 + size);
+            assert!(error <= bound, "{what}: C[{i},{j}] is {} and not {want}", after(i, j));
+        }
+    }
+}
+
+fn linear_case(level: Level, format: Format, n: usize, o: usize, k: usize, order: RowOrder, beta: f32) {
+    let mut numbers = Numbers((n * 31 + o * 7 + k) as u64);
+    let bytes = numbers.weight(format, o, k);
+    let w = WeightRef { format, rows: o, cols: k, order, bytes: &bytes };
+    let dense = expanded(&w);
+    let what = format!("{} {} N={n} O={o} K={k} beta={beta}", level.name(), format.name());
+    let start = |numbers: &mut Numbers, len: usize| match beta {
+        0.0 => vec![f32::NAN; len],
+        _ => numbers.vec(len),
+    };
+
+    let x = numbers.vec(n * k);
+    let before = start(&mut numbers, n * o);
+    let mut y = before.clone();
+    linear_at(level, &mut y, &x, &w, n, beta);
+    let (at, of) = (|i: usize, l: usize| x[i * k + l], |l: usize, j: usize| dense[j * k + l]);
+    check(&what, (n, o, k), at, of, 1.0, beta, |i, j| before[i * o + j], |i, j| y[i * o + j]);
+
+    let dy = numbers.vec(n * o);
+    let before = start(&mut numbers, n * k);
+    let mut dx = before.clone();
+    linear_backward_at(level, &mut dx, &dy, &w, n, beta);
+    let what = format!("backward {what}");
+    let (at, of) = (|i: usize, l: usize| dy[i * o + l], |l: usize, j: usize| dense[l * k + j]);
+    check(&what, (n, k, o), at, of, 1.0, beta, |i, j| before[i * k + j], |i, j| dx[i * k + j]);
+}
+
+#[test]
+fn products_over_every_format() {
+    for level in Level::available() {
+        for format in Format::ALL {
+            let block = format.block_len();
+            for n in [1, 2, 3, 5, 8, 13, 33, 97] {
+                // Plain formats take any width, the others whole blocks: 1 to 5 of them.
+                let k = if block == 1 { 3 + 37 * n % 211 } else { block * (1 + n % 5).min(512 / block) };
+                let o = [1, 7, 16, 17, 31, 64, 67][n % 7];
+                linear_case(level, format, n, o, k, RowOrder::Plain, [0.0, 1.0][n % 2]);
+            }
+        }
+    }
+}
+
+#[test]
+fn products_longer_than_a_block() {
+    for level in Level::available() {
+        linear_case(level, Format::F32, 103, 37, 1031, RowOrder::Plain, 0.0);
+        linear_case(level, Format::Q4_1, 101, 1040, 96, RowOrder::Plain, 1.0);
+        linear_case(level, Format::Q6_K, 9, 523, 1024, RowOrder::Plain, 0.5);
+        linear_case(level, Format::Q8_0, 1, 1, 2048, RowOrder::Plain, 0.0);
+    }
+}
+
+#[test]
+fn products_in_the_row_order_of_llama_cpp() {
+    for level in Level::available() {
+        for format in [Format::F32, Format::F16, Format::Q4_0, Format::Q5_K] {
+            for n in [1, 4, 20] {
+                linear_case(level, format, n, 72, 256, RowOrder::RopeInterleaved { head_dim: 24 }, 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_times_nothing() {
+    let w = WeightRef::from_f32(3, 0, &[]);
+    let mut y = vec![2.0; 6];
+    linear(&mut y, &[], &w, 2, 1.0);
+    assert_eq!(y, [2.0; 6]);
+    linear(&mut y, &[], &w, 2, 0.0);
+    assert_eq!(y, [0.0; 6]);
+    linear_backward(&mut [], &[1.0; 6], &w, 2, 0.0);
+    linear(&mut [], &[], &WeightRef::from_f32(0, 5, &[]), 0, 0.0);
+    linear_backward(&mut [], &[], &WeightRef::from_f32(0, 5, &[]), 0, 0.0);
+}
+
+/// A matrix laid out in one of five ways, and its element.
+fn layout(way: usize, rows: usize, cols: usize) -> (usize, usize, usize) {
+    let (rs, cs) = match way {
+        0 => (cols, 1),
+        1 => (1, rows),
+        2 => (cols + 5, 1),
+        3 => (1, rows + 80),
+        _ => (2 * cols + 1, 2),
+    };
+    (rs, cs, (rows.max(1) - 1) * rs + (cols.max(1) - 1) * cs + 1)
+}
+
+#[test]
+fn dense_products_of_every_layout() {
+    let shapes = [
+        (1, 1, 1),
+        (8, 50, 61),
+        (61, 8, 50),
+        (50, 61, 8),
+        (5, 100, 1),
+        (37, 3, 430),
+        (130, 19, 0),
+        (2, 2, 900),
+    ];
+    for level in Level::available() {
+        for (m, n, k) in shapes {
+            for way in 0..125 {
+                let (ars, acs, alen) = layout(way % 5, m, k);
+                let (brs, bcs, blen) = layout(way / 5 % 5, k, n);
+                let (crs, ccs, clen) = layout(way / 25, m, n);
+                let mut numbers = Numbers(way as u64);
+                let (a, b) = (numbers.vec(alen), numbers.vec(blen));
+                let (alpha, beta) = [(1.0, 0.0), (0.5, 1.0), (-2.0, 0.25)][way % 3];
+                let before = if beta == 0.0 { vec![f32::NAN; clen] } else { numbers.vec(clen) };
+                let mut c = before.clone();
+                let (left, right) =
+                    (MatRef { data: &a, rs: ars, cs: acs }, MatRef { data: &b, rs: brs, cs: bcs });
+                let out = MatMut { data: &mut c, rs: crs, cs: ccs };
+                dense(level, m, n, k, alpha, left, right, beta, out, 2);
+                let what = format!("{} {m} x {n} x {k}, layouts {way}", level.name());
+                let (at, of) =
+                    (|i: usize, l: usize| a[i * ars + l * acs], |l: usize, j: usize| b[l * brs + j * bcs]);
+                let put = |i: usize, j: usize| before[i * crs + j * ccs];
+                check(&what, (m, n, k), at, of, alpha, beta, put, |i, j| c[i * crs + j * ccs]);
+                // What lies between the numbers of C is not ours to write.
+                let ours: std::collections::HashSet<usize> =
+                    (0..m * n).map(|e| e / n * crs + e % n * ccs).collect();
+                let same = |at: &usize| c[*at].to_bits() == before[*at].to_bits();
+                assert!((0..clen).filter(|at| !ours.contains(at)).all(|at| same(&at)), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let (n, o, k) = (75, 210, 800);
+    let mut numbers = Numbers(5);
+    let bytes = numbers.weight(Format::Q4_1, o, k);
+    let w = WeightRef { format: Format::Q4_1, rows: o, cols: k, order: RowOrder::Plain, bytes: &bytes };
+    let (x, dy) = (numbers.vec(n * k), numbers.vec(n * o));
+    for n in [1, 2, 6, 20, n] {
+        let run = |threads: usize| {
+            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (mut y, mut dx) = (vec![f32::NAN; n * o], vec![f32::NAN; n * k]);
+                linear(&mut y, &x[..n * k], &w, n, 0.0);
+                linear_backward(&mut dx, &dy[..n * o], &w, n, 0.0);
+                let mut h = vec![f32::NAN; n * n];
+                let (a, b) = (MatRef::row_major(&x, k), MatRef::row_major(&x, k).t());
+                gemm(n, n, k, 1.0, a, b, 0.0, MatMut::row_major(&mut h, n));
+                let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                [bits(&y), bits(&dx), bits(&h)]
+            })
+        };
+        let one = run(1);
+        for threads in [1, 2, 3, 8] {
+            assert_eq!(run(threads), one, "{threads} threads, {n} rows");
+        }
+    }
+}

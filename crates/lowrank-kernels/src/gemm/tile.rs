@@ -1,0 +1,95 @@
+//! The innermost product: one tile of `C`, at most `MR x NR`, held in registers over a block of `k`.
+
+use crate::simd::Arch;
+
+/// The columns of a tile at one level: two vectors.
+pub(super) const fn nr<A: Arch>() -> usize {
+    2 * A::LANES
+}
+
+/// Most numbers in a tile at any level.
+pub(super) const MAX_TILE: usize = 14 * 32;
+
+/// `C[rows, NR] = beta C + alpha A[rows, k] B[k, NR]`.
+///
+/// `A(i, l)` lies at `a + i*ars + l*aks`: the rows are read in place, since a row of activations runs
+/// along `k` and six rows are six streams that the caches follow well. `B` is a packed panel, `k` runs
+/// of `NR` numbers. `C(i, j)` lies at `c + i*crs + j`. Every number of `C` is one chain of `fma` over `l`,
+/// so it does not depend on the height of the tile it falls into.
+///
+/// # Safety
+/// The CPU has the level; `rows` is in `1..=MR`; the pointers cover the shapes; with `beta` 0 `c` need
+/// not be initialised.
+#[allow(clippy::too_many_arguments)]
+#[inline]
+pub(super) unsafe fn tile<A: Arch>(
+    rows: usize,
+    k: usize,
+    a: *const f32,
+    ars: usize,
+    aks: usize,
+    b: *const f32,
+    c: *mut f32,
+    crs: usize,
+    alpha: f32,
+    beta: f32,
+) {
+    macro_rules! heights {
+        ($($r:literal)*) => {
+            match rows {
+                // Heights beyond MR are never asked for, and not compiled.
+                $($r if $r <= A::MR => {
+                    // SAFETY: the caller's promises, passed on.
+                    unsafe { A::enter(#[inline(always)] || fixed::<A, $r>(k, a, ars, aks, b, c, crs, alpha, beta)) }
+                })*
+                _ => unreachable!("a tile of {rows} rows"),
+            }
+        };
+    }
+    heights!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn fixed<A: Arch, const R: usize>(
+    k: usize,
+    a: *const f32,
+    ars: usize,
+    aks: usize,
+    b: *const f32,
+    c: *mut f32,
+    crs: usize,
+    alpha: f32,
+    beta: f32,
+) {
+    // SAFETY: the caller of `tile` vouches for the CPU and for every pointer below.
+    unsafe {
+        for i in 0..R {
+            A::prefetch(c.add(i * crs));
+        }
+        let (mut a, mut b) = (a, b);
+        let mut sums = [[A::splat(0.0); 2]; R];
+        for _ in 0..k {
+            let right = [A::load(b), A::load(b.add(A::LANES))];
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let left = A::splat(*a.add(i * ars));
+                sums[0] = A::fma(left, right[0], sums[0]);
+                sums[1] = A::fma(left, right[1], sums[1]);
+            }
+            a = a.add(aks);
+            b = b.add(nr::<A>());
+        }
+        let alpha = A::splat(alpha);
+        let scale = A::splat(beta);
+        for (i, row) in sums.iter().enumerate() {
+            for (j, &sum) in row.iter().enumerate() {
+                let at = c.add(i * crs + j * A::LANES);
+                let mut number = A::mul(alpha, sum);
+                if beta != 0.0 {
+                    number = A::fma(scale, A::load(at), number);
+                }
+                A::store(at, number);
+            }
+        }
+    }
+}
