@@ -1,1 +1,25 @@
-//! (in progress)
+//! Model files, tokenizers, chat templates, architectures and generation.
+//!
+//! A base model comes from a Hugging Face folder, a GGUF file or a hub id, and looks the same from then
+//! on: [`files::Base`] gives the configuration in `config.json`'s words and every tensor under its
+//! Hugging Face name, read in place from the memory-mapped file.
+
+mod error;
+mod generate;
+mod llama;
+mod loader;
+mod model;
+mod rope;
+
+pub mod chat;
+pub mod files;
+pub mod hub;
+pub mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use error::{Error, Result};
+pub use generate::{Generator, Sampling};
+pub use loader::Loader;
+pub use model::{Model, TokenBatch, load};
+pub use files::{Base, GenerationConfig, Tensors};
+pub use tokenizer::{StreamDecoder, Tokenizer};

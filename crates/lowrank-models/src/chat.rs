@@ -1,0 +1,363 @@
+//! Chat templates: messages to text, as transformers' `apply_chat_template` does it.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, ErrorKind, Value, context};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant` or what else the template knows.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// A rendered conversation and the bytes of it that the assistant says, its end-of-turn tokens included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The whole text.
+    pub text: String,
+    /// Byte ranges of `text`, in order: what a loss on assistant turns covers.
+    pub assistant: Vec<Range<usize>>,
+}
+
+/// A template may loop; these many instructions serve conversations of thousands of turns.
+const FUEL: u64 = 20_000_000;
+
+/// Marks around `{% generation %}` blocks: noncharacters, which no text contains.
+const BEGIN: char = '\u{FDD0}';
+const END: char = '\u{FDD1}';
+
+/// A model's chat template (Jinja) with the special tokens it may name.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    bos: String,
+    eos: String,
+    marks_generation: bool,
+}
+
+impl ChatTemplate {
+    /// Parses a template; `bos` and `eos` are the texts of those tokens, empty where there are none.
+    ///
+    /// # Errors
+    /// Where the template does not parse; the message gives the line.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(failed)?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", tojson);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        // Jinja has no `generation` tag, and neither has Python's; transformers adds it. A filter block
+        // handles white space in just the same way.
+        let text = rename_generation(source);
+        environment.add_filter("__generation", |body: String| format!("{BEGIN}{body}{END}"));
+        let marks_generation = text != source;
+        environment.add_template_owned("chat", text).map_err(failed)?;
+        Ok(Self {
+            environment,
+            source: source.to_owned(),
+            bos: bos.into(),
+            eos: eos.into(),
+            marks_generation,
+        })
+    }
+
+    /// The template's text as the model's files have it.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The conversation as text; `add_generation_prompt` also opens the assistant's next turn.
+    ///
+    /// # Errors
+    /// Where the template fails or refuses the messages (its `raise_exception`).
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        Ok(unmark(&self.run(messages, add_generation_prompt)?).text)
+    }
+
+    /// The conversation as text, and where in it the assistant speaks.
+    ///
+    /// With `{% generation %}` in the template its blocks are the assistant's. Otherwise a turn is
+    /// what rendering up to and with it has more than rendering up to it with the generation prompt.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`], and where the template rewrites earlier turns so that the
+    /// assistant's cannot be found.
+    pub fn render_with_spans(&self, messages: &[Message]) -> Result<Rendered> {
+        let rendered = unmark(&self.run(messages, false)?);
+        if self.marks_generation {
+            return Ok(rendered);
+        }
+        let text = rendered.text;
+        let mut assistant = Vec::new();
+        for (at, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
+            let lost = || {
+                Error::Template(format!(
+                    "cannot tell which part of the text is message {at} (assistant): the template changes \
+                 earlier turns when later ones follow; add {{% generation %}} blocks to it, or train on \
+                 one assistant turn per example"
+                ))
+            };
+            let before = self.render(&messages[..at], true)?;
+            let with = self.render(&messages[..=at], false)?;
+            if !text.starts_with(&before) {
+                return Err(lost());
+            }
+            let start = before.len();
+            let end = if text.starts_with(&with) && with.len() >= start {
+                with.len()
+            } else {
+                // The turn reads differently once others follow (reasoning is dropped, say): its end is
+                // then found by its content and what the template writes after it.
+                let content = message.content.trim();
+                let after =
+                    with.rfind(content).map(|found| &with[found + content.len()..]).ok_or_else(lost)?;
+                let found = text[start..].find(&format!("{content}{after}")).ok_or_else(lost)?;
+                start + found + content.len() + after.len()
+            };
+            assistant.push(start..end);
+        }
+        Ok(Rendered { text, assistant })
+    }
+
+    fn run(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let template = self.environment.get_template("chat").map_err(failed)?;
+        let values = context! {
+            messages => Value::from(Serde(messages)),
+            add_generation_prompt => add_generation_prompt,
+            bos_token => &self.bos,
+            eos_token => &self.eos,
+        };
+        template.render(values).map_err(failed)
+    }
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ChatTemplate({} bytes)", self.source.len())
+    }
+}
+
+fn failed(error: minijinja::Error) -> Error {
+    // The chain below the first error says what a called function objected to.
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        let _ = write!(text, ": {inner}");
+        cause = inner.source();
+    }
+    Error::Template(text)
+}
+
+fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+}
+
+fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
+        minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: bad format {format:?}"))
+    })?;
+    Ok(text)
+}
+
+/// `json.dumps(value, ensure_ascii=False)` as transformers' filter: `", "` and `": "` between parts, or
+/// lines with an indent; nothing escaped for HTML.
+fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    for ignored in ["ensure_ascii", "separators", "sort_keys"] {
+        options.get::<Option<Value>>(ignored)?;
+    }
+    options.assert_all_used()?;
+    let mut out = Vec::new();
+    let written = match indent {
+        Some(width) => {
+            let indent = vec![b' '; width.min(16)];
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(&indent);
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonJson)),
+    };
+    written.map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))?;
+    String::from_utf8(out).map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))
+}
+
+/// Python's default separators.
+struct PythonJson;
+
+impl serde_json::ser::Formatter for PythonJson {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
+/// `{% generation %}` as a filter block, whatever dashes and spaces stand in the tag.
+fn rename_generation(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(open) = rest.find("{%")
+        && let Some(length) = rest[open..].find("%}")
+    {
+        let inside = &rest[open + 2..open + length];
+        let word = inside.trim_matches(['-', '+']).trim();
+        let renamed = match word {
+            "generation" => inside.replacen(word, "filter __generation", 1),
+            "endgeneration" => inside.replacen(word, "endfilter", 1),
+            _ => inside.to_owned(),
+        };
+        let _ = write!(out, "{}{{%{renamed}%}}", &rest[..open]);
+        rest = &rest[open + length + 2..];
+    }
+    out + rest
+}
+
+/// Takes the marks out of a rendered text and says where they were.
+fn unmark(marked: &str) -> Rendered {
+    let mut text = String::with_capacity(marked.len());
+    let mut assistant = Vec::new();
+    let mut start = 0;
+    for c in marked.chars() {
+        match c {
+            BEGIN => start = text.len(),
+            END => assistant.push(start..text.len()),
+            c => text.push(c),
+        }
+    }
+    Rendered { text, assistant }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMOLLM: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+        {{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}\
+        {% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}\
+        {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+    fn talk() -> Vec<Message> {
+        vec![
+            Message::new("user", "Hi"),
+            Message::new("assistant", "Hello."),
+            Message::new("user", "2+2?"),
+            Message::new("assistant", "4"),
+        ]
+    }
+
+    fn spoken(rendered: &Rendered) -> Vec<&str> {
+        rendered.assistant.iter().map(|r| &rendered.text[r.clone()]).collect()
+    }
+
+    #[test]
+    fn assistant_turns_are_found_by_rendering_prefixes() {
+        let template = ChatTemplate::new(SMOLLM, "", "<|im_end|>").unwrap();
+        let rendered = template.render_with_spans(&talk()).unwrap();
+        assert!(rendered.text.starts_with("<|im_start|>system\nYou are"));
+        assert_eq!(spoken(&rendered), ["Hello.<|im_end|>\n", "4<|im_end|>\n"]);
+        let prompt = template.render(&talk()[..1], true).unwrap();
+        assert!(prompt.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"), "{prompt}");
+    }
+
+    #[test]
+    fn generation_blocks_are_the_assistants() {
+        let source = "{%- for m in messages %}\n    {%- if m.role == 'assistant' %}\n[{%- generation -%} {{ m.content }}</s>\n\
+            {%- endgeneration -%}]{% else %}<{{ m.content }}>{% endif %}{%- endfor %}";
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        let rendered = template.render_with_spans(&talk()).unwrap();
+        assert_eq!(rendered.text, "<Hi>[Hello.</s>]<2+2?>[4</s>]");
+        assert_eq!(spoken(&rendered), ["Hello.</s>", "4</s>"]);
+        assert_eq!(template.source(), source);
+    }
+
+    /// Qwen3's template drops the reasoning of earlier turns: their text is not a prefix of the whole.
+    #[test]
+    fn turns_that_change_when_others_follow_are_found_by_their_content() {
+        let source = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}(thought)\
+            {% endif %}{{ m.content }};{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        let rendered = template.render_with_spans(&talk()).unwrap();
+        assert_eq!(rendered.text, "<user>Hi;<assistant>Hello.;<user>2+2?;<assistant>(thought)4;");
+        assert_eq!(spoken(&rendered), ["Hello.;", "(thought)4;"]);
+    }
+
+    #[test]
+    fn a_template_that_hides_the_turns_is_refused() {
+        let source = "{{ messages | length }}";
+        let error = ChatTemplate::new(source, "", "").unwrap().render_with_spans(&talk()).unwrap_err();
+        assert!(error.to_string().contains("message 1 (assistant)"), "{error}");
+    }
+
+    /// Expected texts: what jinja2 with transformers' filters gives.
+    #[test]
+    fn templates_have_pythons_methods_and_transformers_functions() {
+        let render = |source: &str| {
+            let template = ChatTemplate::new(source, "<s>", "</s>").unwrap();
+            template.render(&[Message::new("user", " a < b \n")], false)
+        };
+        assert_eq!(
+            render("{{ bos_token }}{{ messages[0].content.strip() }}{{ eos_token }}").unwrap(),
+            "<s>a < b</s>"
+        );
+        assert_eq!(
+            render("{{ messages | tojson }}").unwrap(),
+            r#"[{"role": "user", "content": " a < b \n"}]"#
+        );
+        assert_eq!(
+            render("{{ messages | tojson(indent=2) }}").unwrap(),
+            "[\n  {\n    \"role\": \"user\",\n    \"content\": \" a < b \\n\"\n  }\n]"
+        );
+        assert_eq!(render("{{ 'a,b'.split(',')[-1] }}{{ messages[0].get('x', 'y') }}").unwrap(), "by");
+        assert_eq!(
+            render("{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}")
+                .unwrap(),
+            "1"
+        );
+        assert_eq!(render("{{ strftime_now('%Y') | length }}").unwrap(), "4");
+        let error = render("{{ raise_exception('roles must alternate') }}").unwrap_err().to_string();
+        assert!(error.contains("roles must alternate"), "{error}");
+        let error = render("{{ strftime_now('%!') }}").unwrap_err().to_string();
+        assert!(error.contains("bad format"), "{error}");
+        assert!(ChatTemplate::new("{% if %}", "", "").is_err());
+    }
+
+    #[test]
+    fn a_template_that_never_ends_is_stopped() {
+        let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        let error = ChatTemplate::new(nested, "", "").unwrap().render(&[], false).unwrap_err();
+        assert!(error.to_string().contains("fuel"), "{error}");
+    }
+}

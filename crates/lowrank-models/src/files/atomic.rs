@@ -1,0 +1,111 @@
+//! Files that are either whole or not there.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{Error, Result};
+
+/// A file under construction: bytes go to a hidden neighbour, which takes the place of `path` on
+/// [`AtomicFile::commit`] and is removed if that never comes.
+pub struct AtomicFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: Option<BufWriter<File>>,
+}
+
+impl AtomicFile {
+    /// Starts writing the file that will stand at `path`; makes its folder if needed.
+    ///
+    /// # Errors
+    /// Where the folder or the temporary file cannot be made.
+    pub fn create(path: &Path) -> Result<Self> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let folder = parent(path);
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let name = path.file_name().ok_or_else(|| Error::file(path, "is no file name"))?;
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let temporary =
+            folder.join(format!(".{}.{}-{number}.tmp", name.to_string_lossy(), std::process::id()));
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary);
+        let file = file.map_err(Error::io(&temporary))?;
+        Ok(Self { path: path.to_owned(), temporary, file: Some(BufWriter::with_capacity(1 << 18, file)) })
+    }
+
+    /// Forces the bytes to disk and renames the file to its place.
+    ///
+    /// # Errors
+    /// Where writing, syncing or renaming fails; nothing then stands at the path that did not before.
+    pub fn commit(mut self) -> Result<()> {
+        let Some(buffered) = self.file.take() else { return Ok(()) };
+        let finish = || -> io::Result<()> {
+            buffered.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            fs::rename(&self.temporary, &self.path)?;
+            // The rename itself is durable once the folder is synced; not every system can do that.
+            if let Ok(folder) = File::open(parent(&self.path)) {
+                let _ = folder.sync_all();
+            }
+            Ok(())
+        };
+        let done = finish().map_err(Error::io(&self.path));
+        if done.is_err() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+        done
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.as_mut().expect("open until committed").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().expect("open until committed").flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Writes `bytes` to `path` whole or not at all: temporary file, fsync, rename.
+///
+/// # Errors
+/// As [`AtomicFile::create`] and [`AtomicFile::commit`].
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(Error::io(path))?;
+    file.commit()
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_committed_leaves_no_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/model.bin");
+        write_atomic(&path, b"old").unwrap();
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"half of the new").unwrap();
+        drop(file);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        write_atomic(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+}

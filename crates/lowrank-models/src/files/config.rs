@@ -1,0 +1,150 @@
+//! The JSON files of a Hugging Face folder.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// No configuration file is nearly as large; a larger one is not worth parsing.
+const MAX_CONFIG: u64 = 8 << 20;
+
+/// Reads a JSON file of at most `limit` bytes.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
+    let text = read_limited(path, limit)?;
+    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.to_owned(), source })
+}
+
+/// Reads a file of at most `limit` bytes whole.
+pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(Error::io(path))?;
+    file.take(limit + 1).read_to_end(&mut text).map_err(Error::io(path))?;
+    if text.len() as u64 > limit {
+        return Err(Error::file(path, format!("is larger than the {limit} bytes such a file may have")));
+    }
+    Ok(text)
+}
+
+/// Reads a JSON object.
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    match read_json(path, MAX_CONFIG)? {
+        Value::Object(map) => Ok(map),
+        _ => Err(Error::file(path, "expected a JSON object")),
+    }
+}
+
+/// As [`read_object`], `None` where there is no such file.
+pub(crate) fn read_optional_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    if path.exists() { read_object(path).map(Some) } else { Ok(None) }
+}
+
+/// Brings the configuration to the one spelling that the architectures read: the rope fields of
+/// transformers 5 (`rope_parameters`) become `rope_theta` and `rope_scaling`.
+pub(crate) fn normalise(config: &mut Map<String, Value>) {
+    let Some(Value::Object(rope)) = config.get("rope_parameters").cloned() else { return };
+    if let Some(theta) = rope.get("rope_theta") {
+        config.entry("rope_theta").or_insert_with(|| theta.clone());
+    }
+    if let Some(fraction) = rope.get("partial_rotary_factor") {
+        config.entry("partial_rotary_factor").or_insert_with(|| fraction.clone());
+    }
+    if rope.get("rope_type").and_then(Value::as_str).is_some_and(|kind| kind != "default")
+        && config.get("rope_scaling").is_none_or(Value::is_null)
+    {
+        let mut scaling = rope;
+        scaling.remove("rope_theta");
+        scaling.remove("partial_rotary_factor");
+        config.insert("rope_scaling".into(), Value::Object(scaling));
+    }
+}
+
+/// How to generate: which tokens begin and end a text, and the sampling that the model's authors
+/// recommend (`generation_config.json`, completed by `config.json`).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationConfig {
+    /// First token of every text, where the model wants one.
+    pub bos: Option<u32>,
+    /// Every token that ends a text.
+    pub eos: Vec<u32>,
+    /// Padding token.
+    pub pad: Option<u32>,
+    /// Whether sampling is recommended.
+    pub do_sample: Option<bool>,
+    /// Sampling temperature.
+    pub temperature: Option<f32>,
+    /// Keep this many most likely tokens.
+    pub top_k: Option<usize>,
+    /// Keep the most likely tokens up to this probability.
+    pub top_p: Option<f32>,
+    /// Keep tokens at least this likely, relative to the most likely one.
+    pub min_p: Option<f32>,
+    /// Divide the scores of tokens already used.
+    pub repetition_penalty: Option<f32>,
+}
+
+impl GenerationConfig {
+    pub(crate) fn read(generation: Option<&Map<String, Value>>, config: &Map<String, Value>) -> Self {
+        let field = |name: &str| {
+            let own = generation.and_then(|g| g.get(name)).filter(|v| !v.is_null());
+            own.or_else(|| config.get(name)).filter(|v| !v.is_null())
+        };
+        let float = |name: &str| field(name).and_then(Value::as_f64).map(|v| v as f32);
+        let mut seen = HashSet::new();
+        Self {
+            bos: field("bos_token_id").and_then(|v| ids(v).first().copied()),
+            eos: field("eos_token_id")
+                .map(ids)
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|i| seen.insert(*i))
+                .collect(),
+            pad: field("pad_token_id").and_then(|v| ids(v).first().copied()),
+            do_sample: field("do_sample").and_then(Value::as_bool),
+            temperature: float("temperature"),
+            top_k: field("top_k").and_then(Value::as_u64).and_then(|v| usize::try_from(v).ok()),
+            top_p: float("top_p"),
+            min_p: float("min_p"),
+            repetition_penalty: float("repetition_penalty"),
+        }
+    }
+
+    /// The same as a `generation_config.json`.
+    pub fn to_json(&self) -> Value {
+        let mut map = Map::new();
+        let mut put = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                map.insert(name.into(), value);
+            }
+        };
+        put("bos_token_id", self.bos.map(Value::from));
+        put(
+            "eos_token_id",
+            match self.eos.as_slice() {
+                [] => None,
+                [one] => Some(Value::from(*one)),
+                many => Some(Value::from(many)),
+            },
+        );
+        put("pad_token_id", self.pad.map(Value::from));
+        put("do_sample", self.do_sample.map(Value::from));
+        put("temperature", self.temperature.map(Value::from));
+        put("top_k", self.top_k.map(Value::from));
+        put("top_p", self.top_p.map(Value::from));
+        put("min_p", self.min_p.map(Value::from));
+        put("repetition_penalty", self.repetition_penalty.map(Value::from));
+        Value::Object(map)
+    }
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    let one = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
+    match value {
+        Value::Array(many) => many.iter().filter_map(one).collect(),
+        single => one(single).into_iter().collect(),
+    }
+}

@@ -1,0 +1,327 @@
+//! Writing a whole model, streamed: to a Hugging Face folder or to a GGUF file.
+
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+
+use lowrank_kernels::{Format, RowOrder, WeightRef, quantize};
+use serde_json::{Map, Value, json};
+
+use super::gguf::{GgufWriter, TensorPlan, factors_of, from_hf, metadata_of, permutes_rows};
+use super::{AtomicFile, Base, INDEX, Kind, SINGLE, write_atomic};
+use crate::tokenizer::write_metadata;
+use crate::{Error, Result};
+
+/// A shard of a folder holds at most this many bytes of numbers, as save_pretrained's.
+const SHARD: u64 = 5_000_000_000;
+
+/// Numbers in memory at a time (16 MB of f32).
+const PIECE: usize = 4 << 20;
+
+/// What the written model is made of: `fill(name, rows, out)` writes rows `rows` of the tensor `name`
+/// (Hugging Face's name and order) as f32. To change nothing: [`super::Tensors::read_rows`].
+pub type Fill<'a> = dyn FnMut(&str, Range<usize>, &mut [f32]) -> Result<()> + 'a;
+
+/// Writes the model as a Hugging Face folder that transformers loads: `config.json`, `.safetensors` in
+/// `format` (F32, F16 or BF16; shards of 5 GB with their index where one does not do), the tokenizer's
+/// files and `generation_config.json`. For a folder as source they are copied, for a GGUF file
+/// made from its metadata.
+///
+/// # Errors
+/// Where a file cannot be written or made, `format` is not plain, or `fill` fails.
+pub fn save_folder(base: &Base, folder: &Path, format: Format, fill: &mut Fill<'_>) -> Result<()> {
+    save_folder_in_shards(base, folder, format, SHARD, fill)
+}
+
+fn save_folder_in_shards(
+    base: &Base,
+    folder: &Path,
+    format: Format,
+    limit: u64,
+    fill: &mut Fill<'_>,
+) -> Result<()> {
+    let dtype = match format {
+        Format::F32 => "float32",
+        Format::F16 => "float16",
+        Format::BF16 => "bfloat16",
+        other => {
+            return Err(Error::file(folder, format!("{} cannot be stored in safetensors", other.name())));
+        }
+    };
+    if base.tensors.contains("rope_freqs") && base.config.get("rope_scaling").is_none() {
+        let what = "its rope_freqs fit no setting that config.json can express; write a GGUF file instead";
+        return Err(Error::tensor(&base.source, "rope_freqs", what));
+    }
+    let names: Vec<&str> = base.tensors.names().filter(|name| *name != "rope_freqs").collect();
+    let shards = split(base, &names, format, limit);
+    let count = shards.len();
+    let mut map = Map::new();
+    let mut total = 0;
+    for (number, names) in shards.iter().enumerate() {
+        let file = match count {
+            1 => SINGLE.to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        total += write_safetensors(base, &folder.join(&file), names, format, fill)?;
+        map.extend(names.iter().map(|name| ((*name).to_owned(), json!(file))));
+    }
+    if count > 1 {
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+        write_json(&folder.join(INDEX), &index)?;
+    }
+
+    let mut config = match &base.kind {
+        // As the authors wrote it, not as we normalised it.
+        Kind::Folder => super::config::read_object(&base.source.join("config.json"))?,
+        Kind::Gguf(_) => base.config_map().clone(),
+    };
+    for name in ["torch_dtype", "dtype"] {
+        if config.contains_key(name) {
+            config[name] = json!(dtype);
+        }
+    }
+    if !config.contains_key("dtype") {
+        config.insert("torch_dtype".into(), json!(dtype));
+    }
+    // The weights are plain now, whatever they were loaded from.
+    config.remove("quantization_config");
+    write_json(&folder.join("config.json"), &Value::Object(config))?;
+    match &base.kind {
+        Kind::Folder => copy_small_files(&base.source, folder),
+        Kind::Gguf(_) => {
+            let tokenizer = base.tokenizer()?;
+            write_atomic(&folder.join("tokenizer.json"), tokenizer.to_json()?.as_bytes())?;
+            let template = base.chat_template.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.source());
+            let length = base.config["max_position_embeddings"].as_u64();
+            write_json(&folder.join("tokenizer_config.json"), &tokenizer.config_json(template, length))?;
+            write_json(&folder.join("generation_config.json"), &base.generation.to_json())
+        }
+    }
+}
+
+/// Everything a tokenizer or generation may need, as it is.
+fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
+    const NAMES: [&str; 10] = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "tokenizer.model",
+    ];
+    for name in NAMES {
+        let (source, target) = (from.join(name), to.join(name));
+        if source.is_file() && source != target {
+            write_atomic(&target, &std::fs::read(&source).map_err(Error::io(&source))?)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let json = |source| Error::Json { path: path.to_owned(), source };
+    write_atomic(path, (serde_json::to_string_pretty(value).map_err(json)? + "\n").as_bytes())
+}
+
+/// Bytes of a tensor in `format`, a vector or scalar always being plain.
+fn size_in(base: &Base, name: &str, format: Format) -> u64 {
+    let (rows, cols) = base.tensors.matrix_shape(name).unwrap_or_default();
+    (rows * cols) as u64 * format.block_bytes() as u64
+}
+
+/// Names for each shard, in order; a tensor larger than the limit has one of its own.
+fn split<'a>(base: &Base, names: &[&'a str], format: Format, limit: u64) -> Vec<Vec<&'a str>> {
+    let mut shards: Vec<Vec<&str>> = vec![Vec::new()];
+    let mut used = 0;
+    for name in names {
+        let size = size_in(base, name, format);
+        if used > 0 && used + size > limit {
+            shards.push(Vec::new());
+            used = 0;
+        }
+        used += size;
+        shards.last_mut().expect("at least one").push(name);
+    }
+    shards
+}
+
+/// Writes one safetensors file; returns the bytes of its numbers.
+fn write_safetensors(
+    base: &Base,
+    path: &Path,
+    names: &[&str],
+    format: Format,
+    fill: &mut Fill<'_>,
+) -> Result<u64> {
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({ "format": "pt" }));
+    let mut offset = 0;
+    for name in names {
+        let end = offset + size_in(base, name, format);
+        let shape = base.tensors.shape(name).unwrap_or_default();
+        header.insert(
+            (*name).to_owned(),
+            json!({ "dtype": format.name(), "shape": shape, "data_offsets": [offset, end] }),
+        );
+        offset = end;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
+    file.write_all(&header).map_err(Error::io(path))?;
+    for name in names {
+        stream(base, path, name, format, RowOrder::Plain, fill, &mut file)?;
+    }
+    file.commit()?;
+    Ok(offset)
+}
+
+/// Writes the model as a GGUF file: matrices in `format` (F32, F16, BF16 or Q8_0; a matrix whose rows
+/// are no whole number of blocks in F16), vectors in F32, q and k of the Llama family in llama.cpp's row
+/// order. Metadata and tokenizer are those of a GGUF source, or made from the folder's files.
+///
+/// # Errors
+/// Where GGUF cannot express the model, a file cannot be written, or `fill` fails.
+pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) -> Result<()> {
+    let file_type = match format {
+        Format::F32 => 0,
+        Format::F16 => 1,
+        Format::Q8_0 => 7,
+        Format::BF16 => 32,
+        other => return Err(Error::file(path, format!("writing GGUF as {} is not supported", other.name()))),
+    };
+    let mut writer = GgufWriter::new();
+    let architecture = match &base.kind {
+        Kind::Gguf(source) => {
+            const OURS: [&str; 3] =
+                ["general.alignment", "general.file_type", "general.quantization_version"];
+            writer.copy_metadata(source, |key| !OURS.contains(&key))?;
+            source.architecture()?.to_owned()
+        }
+        Kind::Folder => {
+            let config = base.config_map();
+            let architecture = metadata_of(&base.source.join("config.json"), config, &mut writer)?;
+            let vocab = base.tensors.shape("model.embed_tokens.weight").and_then(|s| s.first().copied());
+            let vocab = vocab.ok_or_else(|| {
+                Error::tensor(&base.source, "model.embed_tokens.weight", "is missing; nothing GGUF knows")
+            })?;
+            let template = base.chat_template.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.source());
+            write_metadata(&base.tokenizer()?, template, vocab, &mut writer)?;
+            architecture.to_owned()
+        }
+    };
+    writer.u32("general.file_type", file_type)?;
+    writer.u32("general.quantization_version", 2)?;
+
+    let factors = match base.tensors.contains("rope_freqs") {
+        true => None,
+        false => factors_of(base.config_map()),
+    };
+    let head_dim = head_dim(base)?;
+    let mut plans = Vec::new();
+    let mut sources = Vec::new();
+    for name in base.tensors.names() {
+        // Old checkpoints carry constants that every implementation computes for itself.
+        if name.ends_with(".rotary_emb.inv_freq") {
+            continue;
+        }
+        let gguf = from_hf(name).ok_or_else(|| {
+            Error::tensor(&base.source, name, "has no name in GGUF; write a Hugging Face folder")
+        })?;
+        let mut dims = base.tensors.shape(name).unwrap_or_default().to_vec();
+        dims.reverse();
+        let format = match dims.as_slice() {
+            [_] => Format::F32,
+            [cols, ..] if cols.is_multiple_of(format.block_len()) => format,
+            _ => Format::F16,
+        };
+        plans.push(TensorPlan { name: gguf, dims, format });
+        sources.push(Some(name));
+    }
+    if let Some(factors) = &factors {
+        plans.push(TensorPlan {
+            name: "rope_freqs.weight".into(),
+            dims: vec![factors.len()],
+            format: Format::F32,
+        });
+        sources.push(None);
+    }
+    let mut sources = sources.into_iter();
+    writer.write(path, &plans, |plan, out| match sources.next().flatten() {
+        Some(name) => {
+            let order = match permutes_rows(&architecture, name) {
+                true => RowOrder::RopeInterleaved { head_dim },
+                false => RowOrder::Plain,
+            };
+            stream(base, path, name, plan.format, order, fill, out)
+        }
+        None => {
+            let bytes: Vec<u8> = factors.iter().flatten().flat_map(|f| f.to_le_bytes()).collect();
+            out.write_all(&bytes).map_err(Error::io(path))
+        }
+    })
+}
+
+fn head_dim(base: &Base) -> Result<usize> {
+    let number = |name: &str| base.config.get(name).and_then(Value::as_u64);
+    let dim =
+        number("head_dim").or_else(|| number("hidden_size")?.checked_div(number("num_attention_heads")?));
+    let dim = dim.and_then(|dim| usize::try_from(dim).ok()).filter(|dim| *dim > 0 && dim % 2 == 0);
+    dim.ok_or_else(|| Error::field(&base.source, "head_dim", "is missing or no even number"))
+}
+
+/// Writes the numbers of one tensor, some rows at a time, its rows in `order`.
+fn stream(
+    base: &Base,
+    path: &Path,
+    name: &str,
+    format: Format,
+    order: RowOrder,
+    fill: &mut Fill<'_>,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let fail = |what: String| Error::tensor(path, name, what);
+    let (rows, cols) = base.tensors.matrix_shape(name).ok_or_else(|| fail("is missing".into()))?;
+    if rows == 0 || cols == 0 {
+        return Ok(());
+    }
+    // Whole heads at a time: only within a head does llama.cpp's order differ.
+    let unit = match order {
+        RowOrder::Plain => 1,
+        RowOrder::RopeInterleaved { head_dim } if rows.is_multiple_of(head_dim) => head_dim,
+        RowOrder::RopeInterleaved { head_dim } => {
+            return Err(fail(format!("its {rows} rows are no whole number of heads of {head_dim}")));
+        }
+    };
+    let step = (PIECE / cols / unit).max(1) * unit;
+    let mut numbers = Vec::new();
+    let mut bytes = Vec::new();
+    for start in (0..rows).step_by(step) {
+        let piece = start..rows.min(start + step);
+        numbers.clear();
+        numbers.resize(piece.len() * cols, 0.0);
+        fill(name, piece.clone(), &mut numbers)?;
+        bytes.clear();
+        match order {
+            RowOrder::Plain if format.block_len() == 1 => {
+                quantize(format, &numbers, &mut bytes).map_err(|e| fail(e.to_string()))?;
+            }
+            _ => {
+                let view = WeightRef { order, ..WeightRef::from_f32(piece.len(), cols, &numbers) };
+                let mut source = vec![0; piece.len()];
+                (0..piece.len()).for_each(|row| source[view.stored_row(row)] = row);
+                for row in source {
+                    let row = &numbers[row * cols..(row + 1) * cols];
+                    quantize(format, row, &mut bytes).map_err(|e| fail(e.to_string()))?;
+                }
+            }
+        }
+        out.write_all(&bytes).map_err(Error::io(path))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! A Hugging Face folder: `config.json`, one or many `.safetensors`, tokenizer files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::tensors::Tensors;
+use super::{config, safetensors};
+use crate::error::shown;
+use crate::{Error, Result};
+
+/// The index of a large model names every tensor: a few MB at most.
+const MAX_INDEX: u64 = 64 << 20;
+
+/// File name of an index of shards.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// File name of a model in one file.
+pub(crate) const SINGLE: &str = "model.safetensors";
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The shards that the index at `path` names, each once.
+pub(crate) fn shards(path: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> = read_index(path)?.into_values().collect();
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let index: Index = config::read_json(path, MAX_INDEX)?;
+    for (tensor, file) in &index.weight_map {
+        // A shard lies next to its index: anything else could read files the user never named.
+        let plain = Path::new(file).components().eq([std::path::Component::Normal(file.as_ref())]);
+        if !plain || file.contains(['/', '\\']) {
+            let what = format!("weight_map: names the file {}, which is no plain file name", shown(file));
+            return Err(Error::tensor(path, tensor, what));
+        }
+    }
+    Ok(index.weight_map)
+}
+
+/// The tensors of the folder.
+pub(crate) fn read_tensors(folder: &Path) -> Result<Tensors> {
+    let mut tensors = Tensors::default();
+    let index = folder.join(INDEX);
+    if index.is_file() {
+        let map = read_index(&index)?;
+        for shard in shards(&index)? {
+            let path = folder.join(&shard);
+            if !path.is_file() {
+                let what = format!("weight_map: the file {} is missing", shown(&shard));
+                return Err(Error::file(&index, what));
+            }
+            safetensors::read(&path, &mut tensors)?;
+        }
+        for (tensor, shard) in &map {
+            if tensors.file_of(tensor) != Some(&folder.join(shard)) {
+                let what = format!("weight_map: is not in {}", shown(shard));
+                return Err(Error::tensor(&index, tensor, what));
+            }
+        }
+        return Ok(tensors);
+    }
+    safetensors::read(&weights_of(folder)?, &mut tensors)?;
+    Ok(tensors)
+}
+
+/// The one `.safetensors` file of a folder without an index.
+fn weights_of(folder: &Path) -> Result<PathBuf> {
+    let single = folder.join(SINGLE);
+    if single.is_file() {
+        return Ok(single);
+    }
+    let mut found = Vec::new();
+    let mut pickled = false;
+    for item in folder.read_dir().map_err(Error::io(folder))? {
+        let path = item.map_err(Error::io(folder))?.path();
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("safetensors") => found.push(path),
+            Some("bin" | "pt" | "pth") => pickled = true,
+            _ => {}
+        }
+    }
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] if pickled => Err(Error::file(
+            folder,
+            "holds PyTorch pickles only; save the model with save_pretrained(..., safe_serialization=True)",
+        )),
+        [] => Err(Error::file(folder, format!("has neither {SINGLE} nor {INDEX}"))),
+        many => Err(Error::file(
+            folder,
+            format!("has {} .safetensors files but no {INDEX} that says which belong together", many.len()),
+        )),
+    }
+}

@@ -1,0 +1,373 @@
+//! GGUF metadata as a Hugging Face `config.json`, and the way back.
+
+use std::f64::consts::TAU;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::names::ROPE_FACTORS;
+use super::{Gguf, GgufWriter};
+use crate::files::GenerationConfig;
+use crate::{Error, Result};
+
+/// GGUF architecture, `model_type` and class of the models we know.
+const FAMILIES: [(&str, &str, &str); 4] = [
+    ("llama", "llama", "LlamaForCausalLM"),
+    ("qwen2", "qwen2", "Qwen2ForCausalLM"),
+    ("qwen3", "qwen3", "Qwen3ForCausalLM"),
+    // llama.cpp stores Mistral as llama; only the sliding window tells them apart.
+    ("llama", "mistral", "MistralForCausalLM"),
+];
+
+impl Gguf {
+    /// `general.architecture`.
+    ///
+    /// # Errors
+    /// Where it is missing.
+    pub fn architecture(&self) -> Result<&str> {
+        self.string("general.architecture")?.ok_or_else(|| self.lacks("general.architecture"))
+    }
+
+    fn lacks(&self, key: &str) -> Error {
+        Error::field(self.path(), key, "is missing from the metadata")
+    }
+
+    fn need(&self, key: &str) -> Result<u64> {
+        let value = self.integer(key)?.ok_or_else(|| self.lacks(key))?;
+        match value {
+            1..=0x7fff_ffff => Ok(value),
+            _ => Err(Error::field(self.path(), key, format!("is {value}; expected 1 to 2147483647"))),
+        }
+    }
+
+    fn dims_of(&self, name: &str) -> Option<&[usize]> {
+        self.tensor_infos().find(|(have, ..)| *have == name).map(|(_, dims, _)| dims)
+    }
+}
+
+/// The `config.json` that the file's metadata amounts to.
+pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
+    let architecture = gguf.architecture()?;
+    if !FAMILIES.iter().any(|(name, ..)| *name == architecture) {
+        let what =
+            format!("{} is not supported; supported: llama, qwen2, qwen3", crate::error::shown(architecture));
+        return Err(Error::field(gguf.path(), "general.architecture", what));
+    }
+    let key = |name: &str| format!("{architecture}.{name}");
+    if gguf.integer(&key("expert_count"))?.unwrap_or(0) > 0 {
+        return Err(Error::field(gguf.path(), &key("expert_count"), "mixtures of experts are not supported"));
+    }
+    let window = gguf.integer(&key("attention.sliding_window"))?.filter(|window| *window > 0);
+    let (_, model_type, class) = FAMILIES
+        .into_iter()
+        .rfind(|(name, kind, _)| *name == architecture && (*kind != "mistral" || window.is_some()))
+        .expect("the architecture was found above");
+
+    let hidden = gguf.need(&key("embedding_length"))?;
+    let heads = gguf.need(&key("attention.head_count"))?;
+    let kv_heads = match gguf.integer(&key("attention.head_count_kv"))? {
+        Some(_) => gguf.need(&key("attention.head_count_kv"))?,
+        None => heads,
+    };
+    let head_dim = match gguf.integer(&key("attention.key_length"))? {
+        Some(_) => gguf.need(&key("attention.key_length"))?,
+        None if hidden % heads == 0 => hidden / heads,
+        None => {
+            let what = format!("{heads} heads do not divide the width {hidden}, and there is no key_length");
+            return Err(Error::field(gguf.path(), &key("attention.head_count"), what));
+        }
+    };
+    if head_dim % 2 != 0 {
+        let what = format!("a head of {head_dim} numbers has no rotary halves");
+        return Err(Error::field(gguf.path(), &key("attention.head_count"), what));
+    }
+    if let Some(value_dim) = gguf.integer(&key("attention.value_length"))?
+        && value_dim != head_dim
+    {
+        let what = format!("is {value_dim}; heads whose values differ in length from keys are not supported");
+        return Err(Error::field(gguf.path(), &key("attention.value_length"), what));
+    }
+    let vocab = match gguf.dims_of("token_embd.weight") {
+        Some(&[_, vocab]) => vocab as u64,
+        _ => return Err(Error::tensor(gguf.path(), "token_embd.weight", "is missing or no matrix")),
+    };
+    let epsilon_key = key("attention.layer_norm_rms_epsilon");
+    let epsilon = gguf.float(&epsilon_key)?.ok_or_else(|| gguf.lacks(&epsilon_key))?;
+    let theta = gguf.float(&key("rope.freq_base"))?.unwrap_or(10000.0);
+
+    let mut config = Map::new();
+    let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
+    put("architectures", json!([class]));
+    put("model_type", json!(model_type));
+    put("hidden_size", json!(hidden));
+    put("intermediate_size", json!(gguf.need(&key("feed_forward_length"))?));
+    put("num_hidden_layers", json!(gguf.need(&key("block_count"))?));
+    put("num_attention_heads", json!(heads));
+    put("num_key_value_heads", json!(kv_heads));
+    put("head_dim", json!(head_dim));
+    put("hidden_act", json!("silu"));
+    put("vocab_size", json!(vocab));
+    put("max_position_embeddings", json!(gguf.need(&key("context_length"))?));
+    put("rms_norm_eps", json!(round_f32(epsilon)));
+    put("rope_theta", json!(round_f32(theta)));
+    put("tie_word_embeddings", json!(gguf.dims_of("output.weight").is_none()));
+    put("attention_dropout", json!(0.0));
+    if architecture == "llama" {
+        put("attention_bias", json!(gguf.dims_of("blk.0.attn_q.bias").is_some()));
+        put("mlp_bias", json!(gguf.dims_of("blk.0.ffn_up.bias").is_some()));
+    }
+    if let Some(rotary) = gguf.integer(&key("rope.dimension_count"))?
+        && rotary != head_dim
+    {
+        put("partial_rotary_factor", json!(rotary as f64 / head_dim as f64));
+    }
+    if let Some(window) = window {
+        put("sliding_window", json!(window));
+    }
+    if let Some(scaling) = rope_scaling(gguf, architecture, theta, head_dim)? {
+        put("rope_scaling", scaling);
+    }
+    for (name, key) in [
+        ("bos_token_id", "tokenizer.ggml.bos_token_id"),
+        ("eos_token_id", "tokenizer.ggml.eos_token_id"),
+        ("pad_token_id", "tokenizer.ggml.padding_token_id"),
+    ] {
+        if let Some(id) = gguf.integer(key)? {
+            put(name, json!(id));
+        }
+    }
+    Ok(config)
+}
+
+/// Metadata floats are f32: write `1e-5`, not `9.999999747378752e-6`.
+fn round_f32(value: f64) -> f64 {
+    (value as f32).to_string().parse().unwrap_or(value)
+}
+
+fn rope_scaling(gguf: &Gguf, architecture: &str, theta: f64, head_dim: u64) -> Result<Option<Value>> {
+    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
+    if let Some((_, dims, _)) = gguf.tensor_infos().find(|(name, ..)| *name == ROPE_FACTORS.0) {
+        // Llama 3's rule is only stored as its outcome. Where one of the usual settings gives these
+        // factors we can name it; otherwise the tensor itself remains.
+        let mut tensors = crate::files::Tensors::default();
+        gguf.add_tensors(architecture, head_dim as usize, &mut tensors)?;
+        let (factors, half) = (tensors.vector(ROPE_FACTORS.1)?, head_dim as usize / 2);
+        if factors.len() != half {
+            let what = format!("has shape {dims:?}; expected one factor for each of {half} rotary pairs");
+            return Err(Error::tensor(gguf.path(), ROPE_FACTORS.0, what));
+        }
+        let factor = f64::from(factors.last().copied().unwrap_or(1.0));
+        for original in [8192.0, 4096.0, 16384.0, 32768.0, 2048.0] {
+            let guess = llama3_factors(theta, head_dim as usize, factor, 1.0, 4.0, original);
+            if guess.iter().zip(&factors).all(|(a, b)| (a - f64::from(*b)).abs() <= 1e-4 * a.abs()) {
+                return Ok(Some(json!({
+                    "rope_type": "llama3",
+                    "factor": round_f32(factor),
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": original as u64,
+                })));
+            }
+        }
+        return Ok(None);
+    }
+    let kind = gguf.string(&key("type"))?.unwrap_or("none");
+    let factor = gguf.float(&key("factor"))?.filter(|factor| *factor > 0.0).map(round_f32);
+    match (kind, factor) {
+        ("none", _) | (_, None) => Ok(None),
+        ("linear", Some(factor)) => Ok(Some(json!({ "rope_type": "linear", "factor": factor }))),
+        ("yarn", Some(factor)) => {
+            let mut scaling = json!({ "rope_type": "yarn", "factor": factor });
+            if let Some(original) = gguf.integer(&key("original_context_length"))? {
+                scaling["original_max_position_embeddings"] = json!(original);
+            }
+            for (name, field) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+                if let Some(beta) = gguf.float(&key(name))? {
+                    scaling[field] = json!(round_f32(beta));
+                }
+            }
+            // llama.cpp multiplies its factor by YaRN's own; Hugging Face's field is the product.
+            if let Some(attention) = gguf.float(&key("attn_factor"))?
+                && attention != 1.0
+            {
+                scaling["attention_factor"] = json!(attention * (0.1 * factor.ln() + 1.0));
+            }
+            Ok(Some(scaling))
+        }
+        (other, _) => {
+            let what = format!("{} is not supported (none, linear, yarn are)", crate::error::shown(other));
+            Err(Error::field(gguf.path(), &key("type"), what))
+        }
+    }
+}
+
+/// Llama 3's divisors of the rotary frequencies, one for each pair: 1 for short wavelengths, `factor`
+/// for long ones, a smooth way between (`_compute_llama3_parameters` of transformers).
+fn llama3_factors(theta: f64, head_dim: usize, factor: f64, low: f64, high: f64, original: f64) -> Vec<f64> {
+    let one = |pair: usize| {
+        let wavelength = TAU * theta.powf(2.0 * pair as f64 / head_dim as f64);
+        if wavelength < original / high {
+            1.0
+        } else if wavelength > original / low {
+            factor
+        } else {
+            let smooth = (original / wavelength - low) / (high - low);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    };
+    (0..head_dim / 2).map(one).collect()
+}
+
+/// The tensor `rope_freqs.weight` that a `config.json` with Llama 3's scaling asks for.
+pub(crate) fn factors_of(config: &Map<String, Value>) -> Option<Vec<f32>> {
+    let scaling = config.get("rope_scaling")?.as_object()?;
+    if kind_of(scaling) != Some("llama3") {
+        return None;
+    }
+    let number = |name: &str| scaling.get(name).and_then(Value::as_f64);
+    let theta = config.get("rope_theta").and_then(Value::as_f64).unwrap_or(10000.0);
+    let factors = llama3_factors(
+        theta,
+        head_dim(config)? as usize,
+        number("factor")?,
+        number("low_freq_factor")?,
+        number("high_freq_factor")?,
+        number("original_max_position_embeddings")?,
+    );
+    Some(factors.into_iter().map(|f| f as f32).collect())
+}
+
+fn kind_of(scaling: &Map<String, Value>) -> Option<&str> {
+    scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str)
+}
+
+fn head_dim(config: &Map<String, Value>) -> Option<u64> {
+    let number = |name: &str| config.get(name).and_then(Value::as_u64);
+    match number("head_dim") {
+        Some(dim) => Some(dim),
+        None => number("hidden_size")?.checked_div(number("num_attention_heads")?),
+    }
+}
+
+/// Which token ids begin, end and pad a text.
+pub(crate) fn generation(gguf: &Gguf) -> Result<GenerationConfig> {
+    let id = |name: &str| -> Result<Option<u32>> {
+        let value = gguf.integer(&format!("tokenizer.ggml.{name}_token_id"))?;
+        Ok(value.and_then(|value| u32::try_from(value).ok()))
+    };
+    let mut eos = Vec::new();
+    // End of text, of a turn, of a message: generation stops at any of them.
+    for name in ["eos", "eot", "eom"] {
+        if let Some(id) = id(name)?
+            && !eos.contains(&id)
+        {
+            eos.push(id);
+        }
+    }
+    Ok(GenerationConfig { bos: id("bos")?, eos, pad: id("padding")?, ..GenerationConfig::default() })
+}
+
+/// Writes the metadata that describes the model of a `config.json`; returns its GGUF architecture.
+pub(crate) fn metadata_of(
+    path: &Path,
+    config: &Map<String, Value>,
+    out: &mut GgufWriter,
+) -> Result<&'static str> {
+    let wrong = |field: &str, what: &str| Error::field(path, field, what);
+    let text = |name: &str| config.get(name).and_then(Value::as_str);
+    let model_type = text("model_type").ok_or_else(|| wrong("model_type", "is missing"))?;
+    let (architecture, ..) = FAMILIES
+        .into_iter()
+        .find(|(_, kind, _)| *kind == model_type)
+        .ok_or_else(|| wrong("model_type", &format!("{model_type} cannot be written as GGUF yet")))?;
+    let number = |name: &str| -> Result<u32> {
+        let value = config.get(name).and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
+        value.ok_or_else(|| wrong(name, "is missing or no whole number"))
+    };
+    let float = |name: &str| config.get(name).and_then(Value::as_f64).map(|v| v as f32);
+    let key = |name: &str| format!("{architecture}.{name}");
+    out.string("general.architecture", architecture)?;
+    out.string("general.type", "model")?;
+    if let Some(name) = text("_name_or_path").filter(|name| !name.is_empty()) {
+        out.string("general.name", name.rsplit('/').next().unwrap_or(name))?;
+    }
+    out.u32(&key("block_count"), number("num_hidden_layers")?)?;
+    out.u32(&key("context_length"), number("max_position_embeddings")?)?;
+    out.u32(&key("embedding_length"), number("hidden_size")?)?;
+    out.u32(&key("feed_forward_length"), number("intermediate_size")?)?;
+    let heads = number("num_attention_heads")?;
+    out.u32(&key("attention.head_count"), heads)?;
+    out.u32(&key("attention.head_count_kv"), number("num_key_value_heads").unwrap_or(heads))?;
+    let head_dim = head_dim(config)
+        .and_then(|dim| u32::try_from(dim).ok())
+        .ok_or_else(|| wrong("head_dim", "cannot be told from hidden_size and num_attention_heads"))?;
+    out.u32(&key("attention.key_length"), head_dim)?;
+    out.u32(&key("attention.value_length"), head_dim)?;
+    out.u32(&key("rope.dimension_count"), head_dim)?;
+    out.f32(&key("rope.freq_base"), float("rope_theta").unwrap_or(10000.0))?;
+    let epsilon = float("rms_norm_eps").ok_or_else(|| wrong("rms_norm_eps", "is missing"))?;
+    out.f32(&key("attention.layer_norm_rms_epsilon"), epsilon)?;
+    out.u32(&key("vocab_size"), number("vocab_size")?)?;
+    let use_window = config.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true);
+    if let (Some(window), true) = (config.get("sliding_window").and_then(Value::as_u64), use_window) {
+        let window = u32::try_from(window).map_err(|_| wrong("sliding_window", "is too large"))?;
+        out.u32(&key("attention.sliding_window"), window)?;
+    }
+    let Some(scaling) = config.get("rope_scaling").and_then(Value::as_object) else {
+        return Ok(architecture);
+    };
+    let part = |name: &str| scaling.get(name).and_then(Value::as_f64).map(|v| v as f32);
+    match kind_of(scaling).unwrap_or("default") {
+        // Llama 3's rule travels as the tensor `rope_freqs.weight`.
+        "default" | "llama3" => {}
+        kind @ ("linear" | "yarn") => {
+            out.string(&key("rope.scaling.type"), kind)?;
+            let factor = part("factor").ok_or_else(|| wrong("rope_scaling.factor", "is missing"))?;
+            out.f32(&key("rope.scaling.factor"), factor)?;
+            if kind == "yarn" {
+                let original = match part("original_max_position_embeddings") {
+                    Some(original) => original as u32,
+                    None => number("max_position_embeddings")?,
+                };
+                out.u32(&key("rope.scaling.original_context_length"), original)?;
+                if let Some(beta) = part("beta_fast") {
+                    out.f32(&key("rope.scaling.yarn_beta_fast"), beta)?;
+                }
+                if let Some(beta) = part("beta_slow") {
+                    out.f32(&key("rope.scaling.yarn_beta_slow"), beta)?;
+                }
+                if let Some(attention) = part("attention_factor") {
+                    out.f32(&key("rope.scaling.attn_factor"), attention / (0.1 * factor.ln() + 1.0))?;
+                }
+            }
+        }
+        other => {
+            let what = format!("GGUF has no {other} scaling; write a Hugging Face folder instead");
+            return Err(wrong("rope_scaling", &what));
+        }
+    }
+    Ok(architecture)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected numbers: Llama 3.2 1B's `rope_freqs.weight` begins with ones and ends with 32.
+    #[test]
+    fn llama3_factors_go_from_one_to_the_factor() {
+        let factors = llama3_factors(500_000.0, 64, 32.0, 1.0, 4.0, 8192.0);
+        assert_eq!(factors.len(), 32);
+        assert_eq!(factors[0], 1.0);
+        assert_eq!(*factors.last().unwrap(), 32.0);
+        assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]));
+        assert!(factors.iter().any(|f| *f > 1.0 && *f < 32.0));
+    }
+
+    #[test]
+    fn metadata_floats_are_written_as_people_write_them() {
+        assert_eq!(round_f32(f64::from(1e-5f32)), 1e-5);
+        assert_eq!(round_f32(f64::from(1e-6f32)), 1e-6);
+        assert_eq!(round_f32(10000.0), 10000.0);
+    }
+}

@@ -1,0 +1,318 @@
+//! GGUF files, versions 2 and 3, little-endian.
+//!
+//! Layout: magic `GGUF`, version, tensor count, metadata count, the metadata, the tensor
+//! descriptions, padding to `general.alignment`, the numbers. Nothing is copied: metadata values are
+//! ranges of the mapped file, checked once when the file is opened.
+
+mod config;
+mod names;
+mod reader;
+mod writer;
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::Path;
+
+use lowrank_kernels::{Format, RowOrder};
+
+pub use reader::Strings;
+use reader::{Cursor, Kind};
+pub use writer::{GgufWriter, TensorPlan};
+
+pub(crate) use config::{factors_of, generation, hf_config, metadata_of};
+pub(crate) use names::{from_hf, permutes_rows, to_hf};
+
+use super::tensors::{Entry, MappedFile, Tensors};
+use crate::error::shown;
+use crate::{Error, Result};
+
+/// Default of `general.alignment`.
+const ALIGNMENT: u64 = 32;
+
+/// One metadata entry: its value is a range of the file.
+struct Meta {
+    key: String,
+    kind: Kind,
+    /// Of an array: the kind of its elements and how many there are.
+    elements: Option<(Kind, usize)>,
+    /// The value's bytes, without the type tag (of an array: the elements only).
+    value: Range<usize>,
+    /// Type tag and value, to copy as they are.
+    whole: Range<usize>,
+}
+
+/// One tensor's description.
+struct Info {
+    name: String,
+    /// Innermost axis first, as GGUF counts.
+    dims: Vec<usize>,
+    format: Format,
+    bytes: Range<usize>,
+}
+
+/// An open GGUF file: metadata and tensor descriptions, all sizes checked against the file.
+pub struct Gguf {
+    file: MappedFile,
+    metadata: Vec<Meta>,
+    tensors: Vec<Info>,
+}
+
+impl Gguf {
+    /// Opens and checks a GGUF file.
+    ///
+    /// # Errors
+    /// Where the file is no GGUF file, is truncated, or any size, count, offset or type in it is
+    /// wrong; the message names the field or tensor.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = MappedFile::open(path)?;
+        let mut cursor = Cursor::new(path, &file.map);
+        if cursor.bytes(4, "magic")? != b"GGUF" {
+            return Err(Error::file(path, "does not begin with the letters GGUF: no GGUF file"));
+        }
+        match cursor.u32("version")? {
+            2 | 3 => {}
+            1 => return Err(Error::file(path, "GGUF version 1 is not supported; convert it with llama.cpp")),
+            v if matches!(v.swap_bytes(), 1..=3) => {
+                return Err(Error::file(
+                    path,
+                    "is big-endian; convert it with gguf-py's gguf_convert_endian.py",
+                ));
+            }
+            v => return Err(Error::file(path, format!("GGUF version {v} is not supported (2 and 3 are)"))),
+        }
+        let tensor_count = cursor.u64("tensor count")?;
+        let metadata_count = cursor.u64("metadata count")?;
+        // An entry takes at least a length, a key of no letters, a type and one byte; a tensor a length,
+        // an axis count, a type and an offset. So the counts are believed only as far as the file goes.
+        cursor.check_count(metadata_count, 13, "metadata count")?;
+        cursor.check_count(tensor_count, 24, "tensor count")?;
+
+        let mut metadata = Vec::new();
+        let mut keys = HashSet::new();
+        for _ in 0..metadata_count {
+            let meta = cursor.metadata()?;
+            if !keys.insert(meta.key.clone()) {
+                return Err(Error::field(path, &meta.key, "appears twice in the metadata"));
+            }
+            metadata.push(meta);
+        }
+        drop(keys);
+        let mut gguf = Self { metadata, tensors: Vec::new(), file: file.clone() };
+        let alignment = gguf.alignment()?;
+
+        let mut described = Vec::new();
+        for _ in 0..tensor_count {
+            described.push(cursor.tensor()?);
+        }
+        let start = (cursor.at() as u64).next_multiple_of(alignment);
+        let length = file.map.len() as u64;
+        for (name, dims, format, offset) in described {
+            let fail = |what: String| Error::tensor(path, &name, what);
+            if offset % alignment != 0 {
+                return Err(fail(format!("offset {offset} is no multiple of the alignment {alignment}")));
+            }
+            let size = byte_len(format, &dims).ok_or_else(|| {
+                fail(format!("shape {dims:?} is no whole number of {} blocks or overflows", format.name()))
+            })?;
+            let from = start.checked_add(offset);
+            let to = from.and_then(|from| from.checked_add(size));
+            let (Some(from), Some(to)) = (from, to.filter(|to| *to <= length)) else {
+                return Err(fail(format!(
+                    "its {size} bytes at offset {offset} lie outside the file of {length} bytes; \
+                     the file is truncated or damaged"
+                )));
+            };
+            // Both fit in usize: they lie within a mapped file.
+            let bytes = from as usize..to as usize;
+            gguf.tensors.push(Info { name, dims, format, bytes });
+        }
+        gguf.check_overlaps()?;
+        Ok(gguf)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// The metadata keys, in the file's order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.metadata.iter().map(|m| m.key.as_str())
+    }
+
+    /// The names of the tensors as GGUF spells them, with shape (innermost axis first) and format.
+    pub fn tensor_infos(&self) -> impl Iterator<Item = (&str, &[usize], Format)> {
+        self.tensors.iter().map(|t| (t.name.as_str(), t.dims.as_slice(), t.format))
+    }
+
+    /// A string, `None` where the key is missing.
+    ///
+    /// # Errors
+    /// Where the value is of another type or is not UTF-8.
+    pub fn string(&self, key: &str) -> Result<Option<&str>> {
+        let Some(meta) = self.meta(key) else { return Ok(None) };
+        if meta.kind != Kind::String {
+            return Err(self.wrong_kind(meta, "a string"));
+        }
+        // The first eight bytes are the length, checked when the file was opened.
+        let bytes = &self.file.map[meta.value.start + 8..meta.value.end];
+        let text = std::str::from_utf8(bytes);
+        text.map(Some).map_err(|e| Error::field(self.path(), key, format!("is not UTF-8: {e}")))
+    }
+
+    /// A whole number that is not negative, whatever integer type holds it.
+    ///
+    /// # Errors
+    /// Where the value is of another type or negative.
+    pub fn integer(&self, key: &str) -> Result<Option<u64>> {
+        let Some(meta) = self.meta(key) else { return Ok(None) };
+        match meta.kind.integer(&self.file.map[meta.value.clone()]) {
+            Some(value) => match u64::try_from(value) {
+                Ok(value) => Ok(Some(value)),
+                Err(_) => Err(Error::field(self.path(), key, format!("is {value}, which is negative"))),
+            },
+            None => Err(self.wrong_kind(meta, "a whole number")),
+        }
+    }
+
+    /// A number, whatever type holds it.
+    ///
+    /// # Errors
+    /// Where the value is of another type.
+    pub fn float(&self, key: &str) -> Result<Option<f64>> {
+        let Some(meta) = self.meta(key) else { return Ok(None) };
+        let value = meta.kind.float(&self.file.map[meta.value.clone()]);
+        value.map(Some).ok_or_else(|| self.wrong_kind(meta, "a number"))
+    }
+
+    /// A truth value.
+    ///
+    /// # Errors
+    /// Where the value is of another type.
+    pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
+        let Some(meta) = self.meta(key) else { return Ok(None) };
+        if meta.kind != Kind::Bool {
+            return Err(self.wrong_kind(meta, "a truth value"));
+        }
+        Ok(Some(self.file.map[meta.value.start] != 0))
+    }
+
+    /// An array of strings, read one at a time.
+    ///
+    /// # Errors
+    /// Where the value is of another type.
+    pub fn strings(&self, key: &str) -> Result<Option<Strings<'_>>> {
+        let Some(meta) = self.meta(key) else { return Ok(None) };
+        match meta.elements {
+            Some((Kind::String, count)) => {
+                Ok(Some(Strings::new(self.path(), &meta.key, &self.file.map[meta.value.clone()], count)))
+            }
+            _ => Err(self.wrong_kind(meta, "an array of strings")),
+        }
+    }
+
+    /// An array of numbers.
+    ///
+    /// # Errors
+    /// Where the value is of another type.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let Some(meta) = self.meta(key) else { return Ok(None) };
+        let wrong = || self.wrong_kind(meta, "an array of numbers");
+        let (kind, _) = meta.elements.ok_or_else(wrong)?;
+        let size = kind.size().ok_or_else(wrong)?;
+        let values = self.file.map[meta.value.clone()].chunks_exact(size);
+        values.map(|bytes| kind.float(bytes).ok_or_else(wrong)).collect::<Result<_>>().map(Some)
+    }
+
+    /// Adds the file's tensors under their Hugging Face names. `architecture` is
+    /// `general.architecture`, `head_dim` the rows of one attention head.
+    pub(crate) fn add_tensors(
+        &self,
+        architecture: &str,
+        head_dim: usize,
+        tensors: &mut Tensors,
+    ) -> Result<()> {
+        let file = tensors.add_file(self.file.clone());
+        for info in &self.tensors {
+            let name = to_hf(&info.name);
+            let order = match permutes_rows(architecture, &name) {
+                true => RowOrder::RopeInterleaved { head_dim },
+                false => RowOrder::Plain,
+            };
+            let mut shape = info.dims.clone();
+            shape.reverse();
+            if order != RowOrder::Plain && !shape[0].is_multiple_of(head_dim) {
+                let what = format!("its {} rows are no whole number of heads of {head_dim}", shape[0]);
+                return Err(Error::tensor(self.path(), &info.name, what));
+            }
+            let bytes = info.bytes.clone();
+            tensors.add(Entry { name, file, format: Ok(info.format), shape, order, bytes })?;
+        }
+        Ok(())
+    }
+
+    /// Key, type tag and value of every metadata entry as they lie in the file.
+    pub(crate) fn raw_metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.metadata.iter().map(|m| (m.key.as_str(), &self.file.map[m.whole.clone()]))
+    }
+
+    fn meta(&self, key: &str) -> Option<&Meta> {
+        self.metadata.iter().find(|m| m.key == key)
+    }
+
+    fn wrong_kind(&self, meta: &Meta, wanted: &str) -> Error {
+        Error::field(self.path(), &meta.key, format!("expected {wanted}, found {}", meta.describe()))
+    }
+
+    fn alignment(&self) -> Result<u64> {
+        let alignment = self.integer("general.alignment")?.unwrap_or(ALIGNMENT);
+        if !alignment.is_power_of_two() || alignment > 1 << 20 {
+            let what = format!("is {alignment}; it must be a power of two up to 1048576");
+            return Err(Error::field(self.path(), "general.alignment", what));
+        }
+        Ok(alignment)
+    }
+
+    fn check_overlaps(&self) -> Result<()> {
+        let mut spans: Vec<&Info> = self.tensors.iter().collect();
+        spans.sort_unstable_by_key(|t| (t.bytes.start, t.bytes.end));
+        for pair in spans.windows(2) {
+            if pair[1].bytes.start < pair[0].bytes.end {
+                let what = format!("its bytes overlap those of {}", shown(&pair[0].name));
+                return Err(Error::tensor(self.path(), &pair[1].name, what));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Meta {
+    fn describe(&self) -> String {
+        match self.elements {
+            Some((kind, count)) => format!("an array of {count} {}", kind.name()),
+            None => self.kind.name().to_owned(),
+        }
+    }
+}
+
+/// Bytes of a tensor, `None` where a row is no whole number of blocks or the size overflows.
+fn byte_len(format: Format, dims: &[usize]) -> Option<u64> {
+    let (row, outer) = dims.split_first()?;
+    let row = format.row_bytes(*row)?;
+    let size = outer.iter().try_fold(row, |size, axis| size.checked_mul(*axis))?;
+    // The product of the axes must be countable too, for whoever multiplies them later.
+    dims.iter().try_fold(1usize, |numbers, axis| numbers.checked_mul((*axis).max(1)))?;
+    u64::try_from(size).ok()
+}
+
+/// The file of the model `path` holds: GGUF by its ending or its first bytes.
+pub(crate) fn is_gguf(path: &Path) -> bool {
+    let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    named || (path.is_file() && begins_with_magic(path))
+}
+
+fn begins_with_magic(path: &Path) -> bool {
+    use std::io::Read;
+    let mut magic = [0; 4];
+    std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
+}

@@ -1,0 +1,202 @@
+//! Base models from a Hugging Face folder, a GGUF file or the hub, and writing them again.
+
+mod atomic;
+mod config;
+mod export;
+mod folder;
+mod gguf;
+mod safetensors;
+mod tensors;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+pub use atomic::{AtomicFile, write_atomic};
+pub use config::GenerationConfig;
+pub use export::{Fill, save_folder, save_gguf};
+pub use gguf::{Gguf, GgufWriter, Strings, TensorPlan};
+pub use tensors::Tensors;
+
+pub(crate) use config::{read_limited, read_optional_object};
+pub(crate) use folder::{INDEX, SINGLE, shards};
+
+use crate::tokenizer::special_text;
+use crate::{ChatTemplate, Error, Result, Tokenizer, hub};
+
+/// Where a base model came from.
+pub enum Kind {
+    /// A Hugging Face folder (also one in the hub's cache).
+    Folder,
+    /// A GGUF file.
+    Gguf(Box<Gguf>),
+}
+
+/// A base model's files, opened: configuration, tensors by Hugging Face name, tokenizer, chat template.
+///
+/// Nothing of the weights is read yet; [`Tensors`] maps them.
+pub struct Base {
+    /// The folder or the GGUF file.
+    pub source: PathBuf,
+    /// What kind of source it is.
+    pub kind: Kind,
+    /// `config.json`, or what GGUF metadata amounts to in its words. The rope fields are always
+    /// `rope_theta` and `rope_scaling`, whichever transformers wrote them. Always an object.
+    pub config: Value,
+    /// The weights.
+    pub tensors: Tensors,
+    /// The chat template, where the model has one. `Err` keeps why it does not parse, for whoever
+    /// needs it.
+    pub chat_template: Option<std::result::Result<ChatTemplate, String>>,
+    /// Begin and end tokens and recommended sampling.
+    pub generation: GenerationConfig,
+}
+
+impl Base {
+    /// Opens a Hugging Face folder, a `.gguf` file, or a hub id: `org/name`, `org/name@revision`,
+    /// `org/name:file.gguf`.
+    ///
+    /// # Errors
+    /// Where nothing is there, or a file of it is missing or damaged.
+    pub fn open(path_or_id: &str) -> Result<Self> {
+        let path = Path::new(path_or_id);
+        if path.exists() {
+            return Self::open_path(path);
+        }
+        match hub::HubId::parse(path_or_id) {
+            Some(id) => Self::open_path(&hub::fetch(&id)?),
+            None => Err(Error::file(path, "no such folder or file, and no hub id (org/name) either")),
+        }
+    }
+
+    /// Opens a folder or a GGUF file.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn open_path(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            Self::open_folder(path)
+        } else if gguf::is_gguf(path) {
+            Self::open_gguf(path)
+        } else {
+            let what = "is neither a Hugging Face folder nor a GGUF file; \
+                        for a .safetensors file name the folder that also holds its config.json";
+            Err(Error::file(path, what))
+        }
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        if !path.is_file() {
+            return Err(Error::file(folder, "has no config.json: no Hugging Face model folder"));
+        }
+        let mut config = config::read_object(&path)?;
+        config::normalise(&mut config);
+        let tensors = folder::read_tensors(folder)?;
+        let generation = read_optional_object(&folder.join("generation_config.json"))?;
+        let generation = GenerationConfig::read(generation.as_ref(), &config);
+        let words = read_optional_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let chat_template = folder_template(folder, &words)?;
+        Ok(Self {
+            source: folder.to_owned(),
+            kind: Kind::Folder,
+            config: Value::Object(config),
+            tensors,
+            chat_template,
+            generation,
+        })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let gguf = Gguf::open(path)?;
+        let config = gguf::hf_config(&gguf)?;
+        let head_dim = config.get("head_dim").and_then(Value::as_u64).unwrap_or_default();
+        let mut tensors = Tensors::default();
+        gguf.add_tensors(gguf.architecture()?, head_dim as usize, &mut tensors)?;
+        let generation = gguf::generation(&gguf)?;
+        let chat_template = gguf_template(&gguf, &generation)?;
+        Ok(Self {
+            source: path.to_owned(),
+            kind: Kind::Gguf(Box::new(gguf)),
+            config: Value::Object(config),
+            tensors,
+            chat_template,
+            generation,
+        })
+    }
+
+    /// Builds the model's tokenizer. It takes some ten MB: build it once.
+    ///
+    /// # Errors
+    /// Where its files are missing or damaged, or its kind is not supported.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.kind {
+            Kind::Folder => Tokenizer::from_folder(&self.source, &self.generation),
+            Kind::Gguf(gguf) => Tokenizer::from_gguf(gguf),
+        }
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// Where the model has none, or it does not parse.
+    pub fn chat(&self) -> Result<&ChatTemplate> {
+        match &self.chat_template {
+            Some(Ok(template)) => Ok(template),
+            Some(Err(why)) => Err(Error::file(&self.source, why.clone())),
+            None => Err(Error::file(&self.source, "has no chat template: it is no chat model")),
+        }
+    }
+
+    /// `config` as an object.
+    pub(crate) fn config_map(&self) -> &Map<String, Value> {
+        self.config.as_object().expect("made from an object")
+    }
+}
+
+impl std::fmt::Debug for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Base({}, {:?})", self.source.display(), self.tensors)
+    }
+}
+
+type MaybeTemplate = Option<std::result::Result<ChatTemplate, String>>;
+
+/// `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`: a text, or a list of named
+/// ones of which `default` counts.
+fn folder_template(folder: &Path, words: &Map<String, Value>) -> Result<MaybeTemplate> {
+    let file = folder.join("chat_template.jinja");
+    let source = if file.is_file() {
+        let text = read_limited(&file, 4 << 20)?;
+        String::from_utf8(text).map_err(|e| Error::file(&file, format!("is not UTF-8: {e}")))?
+    } else {
+        let named = |entry: &Value| {
+            Some((entry["name"].as_str()?.to_owned(), entry["template"].as_str()?.to_owned()))
+        };
+        match words.get("chat_template") {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Array(list)) => {
+                let list: Vec<(String, String)> = list.iter().filter_map(named).collect();
+                match list.iter().find(|(name, _)| name == "default").or(list.first()) {
+                    Some((_, text)) => text.clone(),
+                    None => return Ok(None),
+                }
+            }
+            _ => return Ok(None),
+        }
+    };
+    let special = |name: &str| words.get(name).and_then(special_text).unwrap_or_default();
+    let template = ChatTemplate::new(&source, special("bos_token"), special("eos_token"));
+    Ok(Some(template.map_err(|e| e.to_string())))
+}
+
+fn gguf_template(gguf: &Gguf, generation: &GenerationConfig) -> Result<MaybeTemplate> {
+    let Some(source) = gguf.string("tokenizer.chat_template")? else { return Ok(None) };
+    let token = |id: Option<u32>| -> Result<&str> {
+        let tokens = gguf.strings("tokenizer.ggml.tokens")?;
+        let found = id.and_then(|id| tokens?.nth(id as usize));
+        Ok(found.transpose()?.unwrap_or_default())
+    };
+    let template = ChatTemplate::new(source, token(generation.bos)?, token(generation.eos.first().copied())?);
+    Ok(Some(template.map_err(|e| e.to_string())))
+}

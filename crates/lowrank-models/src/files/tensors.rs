@@ -1,0 +1,265 @@
+//! The tensors of a base model, by Hugging Face name, wherever they lie.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lowrank_engine::{FrozenWeight, Storage};
+use lowrank_kernels::{Format, RowOrder, WeightRef};
+use memmap2::Mmap;
+
+use crate::error::shown;
+use crate::{Error, Result};
+
+/// A memory-mapped file and its path.
+#[derive(Clone)]
+pub(crate) struct MappedFile {
+    pub path: PathBuf,
+    pub map: Arc<Mmap>,
+}
+
+impl MappedFile {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        if !file.metadata().map_err(Error::io(path))?.is_file() {
+            return Err(Error::file(path, "is not a regular file"));
+        }
+        // SAFETY: the map is read-only; as with every mapped model file, nobody may shorten or rewrite
+        // it while the model is in use (our own writers replace files by rename and never in place).
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        Ok(Self { path: path.to_owned(), map: Arc::new(map) })
+    }
+}
+
+/// Where one tensor lies.
+pub(crate) struct Entry {
+    pub name: String,
+    /// Index into the files.
+    pub file: usize,
+    /// `Err` keeps the file's own name of a number type we do not read: an error only when asked for.
+    pub format: Result<Format, String>,
+    /// Outermost axis first.
+    pub shape: Vec<usize>,
+    pub order: RowOrder,
+    pub bytes: Range<usize>,
+}
+
+/// The tensors of a base model. Nothing is read before it is asked for.
+#[derive(Default)]
+pub struct Tensors {
+    files: Vec<MappedFile>,
+    entries: Vec<Entry>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Tensors {
+    pub(crate) fn add_file(&mut self, file: MappedFile) -> usize {
+        self.files.push(file);
+        self.files.len() - 1
+    }
+
+    pub(crate) fn add(&mut self, entry: Entry) -> Result<()> {
+        if self.by_name.insert(entry.name.clone(), self.entries.len()).is_some() {
+            return Err(Error::tensor(&self.files[entry.file].path, &entry.name, "appears twice"));
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// The names in the order of the files.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|e| e.name.as_str())
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether the model has this tensor.
+    pub fn contains(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// Shape, outermost axis first (`[O, K]` for a projection).
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entry(name).map(|e| e.shape.as_slice())
+    }
+
+    /// Storage format; `None` for a missing tensor and for number types we do not read.
+    pub fn format(&self, name: &str) -> Option<Format> {
+        self.entry(name).and_then(|e| e.format.as_ref().ok().copied())
+    }
+
+    /// The order of the stored rows.
+    pub fn order(&self, name: &str) -> Option<RowOrder> {
+        self.entry(name).map(|e| e.order)
+    }
+
+    /// The file a tensor lies in, for messages.
+    pub fn file_of(&self, name: &str) -> Option<&Path> {
+        self.entry(name).map(|e| self.files[e.file].path.as_path())
+    }
+
+    /// Bytes of all tensors as stored.
+    pub fn byte_len(&self) -> u64 {
+        self.entries.iter().map(|e| e.bytes.len() as u64).sum()
+    }
+
+    /// The plain format (F32, F16 or BF16) most of the numbers are in, or `None` where most are
+    /// quantised.
+    pub fn plain_format(&self) -> Option<Format> {
+        let mut counts = [(Format::F32, 0usize), (Format::F16, 0), (Format::BF16, 0)];
+        let mut quantised = 0;
+        for entry in &self.entries {
+            let numbers: usize = entry.shape.iter().product();
+            match entry.format {
+                Ok(format) => match counts.iter_mut().find(|(f, _)| *f == format) {
+                    Some((_, count)) => *count += numbers,
+                    None => quantised += numbers,
+                },
+                Err(_) => continue,
+            }
+        }
+        let (format, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        (count > quantised).then_some(format)
+    }
+
+    /// A matrix as a frozen weight, read where it lies.
+    ///
+    /// # Errors
+    /// Where the tensor is missing (the message lists names like it), is no matrix, or is stored in a
+    /// number type we do not read.
+    pub fn weight(&self, name: &str) -> Result<FrozenWeight> {
+        let (entry, file) = self.find(name)?;
+        let fail = |what: String| Error::tensor(&file.path, name, what);
+        let format = entry.readable().map_err(fail)?;
+        let &[rows, cols] = entry.shape.as_slice() else {
+            return Err(fail(format!("expected a matrix, found shape {:?}", entry.shape)));
+        };
+        if rows == 0 || cols == 0 {
+            return Err(fail(format!("is empty (shape {:?})", entry.shape)));
+        }
+        let storage = Storage::Mapped(file.map.clone(), entry.bytes.clone());
+        FrozenWeight::new(format, rows, cols, entry.order, storage).map_err(|e| fail(e.to_string()))
+    }
+
+    /// A vector (norm weight, bias) as f32, in Hugging Face's order.
+    ///
+    /// # Errors
+    /// As [`Tensors::weight`], with a vector asked for.
+    pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        let (entry, file) = self.find(name)?;
+        let &[len] = entry.shape.as_slice() else {
+            let what = format!("expected a vector, found shape {:?}", entry.shape);
+            return Err(Error::tensor(&file.path, name, what));
+        };
+        let mut out = vec![0.0; len];
+        self.read_rows(name, 0..len, &mut out)?;
+        Ok(out)
+    }
+
+    /// Rows `rows` (Hugging Face's order) of any tensor as f32. A vector has rows of one number; a
+    /// tensor of more than two axes is seen as `[first, product of the others]`.
+    ///
+    /// # Errors
+    /// Where the tensor is missing or unreadable, the rows lie outside it, or `out` has another length.
+    pub fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let (entry, file) = self.find(name)?;
+        let fail = |what: String| Error::tensor(&file.path, name, what);
+        let format = entry.readable().map_err(fail)?;
+        let (total, cols) = entry.as_matrix();
+        if rows.start > rows.end || rows.end > total || out.len() != rows.len() * cols {
+            return Err(fail(format!("rows {rows:?} of {total} x {cols} do not fill {} numbers", out.len())));
+        }
+        if out.is_empty() {
+            return Ok(());
+        }
+        let bytes = &file.map[entry.bytes.clone()];
+        let view = WeightRef { format, rows: total, cols, order: entry.order, bytes };
+        for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+            view.expand(row, 0..cols, out);
+        }
+        Ok(())
+    }
+
+    /// Rows and columns of a tensor as [`Tensors::read_rows`] sees it.
+    pub fn matrix_shape(&self, name: &str) -> Option<(usize, usize)> {
+        self.entry(name).map(Entry::as_matrix)
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.by_name.get(name).map(|&i| &self.entries[i])
+    }
+
+    fn find(&self, name: &str) -> Result<(&Entry, &MappedFile)> {
+        match self.entry(name) {
+            Some(entry) => Ok((entry, &self.files[entry.file])),
+            None => Err(self.missing(name)),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let mut near: Vec<(usize, &str)> = self
+            .names()
+            .map(|have| (distance(name, have), have))
+            .filter(|(far, have)| *far <= 4.max(have.len() / 4))
+            .collect();
+        near.sort_unstable();
+        let what = if near.is_empty() {
+            let some: Vec<String> = self.names().take(5).map(shown).collect();
+            format!("is missing; the file holds {} tensors, such as {}", self.len(), some.join(", "))
+        } else {
+            let names: Vec<String> = near.iter().take(3).map(|(_, n)| shown(n)).collect();
+            format!("is missing; the nearest names are {}", names.join(", "))
+        };
+        let path = match self.files.as_slice() {
+            [one] => one.path.clone(),
+            many => many.first().and_then(|f| f.path.parent()).unwrap_or(Path::new("model")).to_owned(),
+        };
+        Error::tensor(&path, name, what)
+    }
+}
+
+impl Entry {
+    fn readable(&self) -> Result<Format, String> {
+        self.format.clone().map_err(|found| format!("{found} numbers are not supported here"))
+    }
+
+    fn as_matrix(&self) -> (usize, usize) {
+        match self.shape.as_slice() {
+            [] => (1, 1),
+            [rows, rest @ ..] => (*rows, rest.iter().product()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Tensors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensors({} in {} files)", self.len(), self.files.len())
+    }
+}
+
+/// Edit distance between two names: insertions, deletions and replacements of bytes.
+fn distance(a: &str, b: &str) -> usize {
+    // Names are short; one out of a hostile file need not be.
+    let (a, b) = (&a.as_bytes()[..a.len().min(128)], &b.as_bytes()[..b.len().min(128)]);
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

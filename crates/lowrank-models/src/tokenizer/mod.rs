@@ -1,0 +1,209 @@
+//! Text to tokens and back, as the model's own tokenizer does it.
+
+mod from_gguf;
+mod stream;
+
+pub(crate) use from_gguf::write_metadata;
+pub use stream::StreamDecoder;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use tokenizers::Tokenizer as Inner;
+
+use crate::files::{GenerationConfig, Gguf, read_limited, read_optional_object};
+use crate::{Error, Result};
+
+/// The largest tokenizers (a quarter million tokens) take about 35 MB of JSON.
+const MAX_TOKENIZER: u64 = 256 << 20;
+
+/// The special tokens that have a role.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Roles {
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub pad: Option<u32>,
+    pub unk: Option<u32>,
+}
+
+/// A model's tokenizer: a `tokenizer.json`, or the same thing built from GGUF metadata.
+///
+/// The text of a special token inside the input becomes that token, as in Hugging Face's
+/// `tokenizer(text)`; rendered chat templates rely on it.
+pub struct Tokenizer {
+    inner: Inner,
+    roles: Roles,
+    path: PathBuf,
+}
+
+impl Tokenizer {
+    /// The tokenizer of a Hugging Face folder: `tokenizer.json`, and `tokenizer_config.json` for the
+    /// roles of its special tokens (else those of `generation`).
+    ///
+    /// # Errors
+    /// Where `tokenizer.json` is missing or cannot be read.
+    pub fn from_folder(folder: &Path, generation: &GenerationConfig) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        if !path.is_file() {
+            let what = "is missing; without it the folder's tokenizer cannot be read \
+                        (transformers writes it: AutoTokenizer.from_pretrained(...).save_pretrained(...))";
+            return Err(Error::file(&path, what));
+        }
+        let config = read_optional_object(&folder.join("tokenizer_config.json"))?;
+        let mut tokenizer = Self::from_json(&path, &read_limited(&path, MAX_TOKENIZER)?)?;
+        let named = |role: &str| -> Option<u32> {
+            let text = special_text(config.as_ref()?.get(role)?)?;
+            tokenizer.inner.token_to_id(text)
+        };
+        tokenizer.roles = Roles {
+            bos: named("bos_token").or(generation.bos),
+            eos: named("eos_token").or(generation.eos.first().copied()),
+            pad: named("pad_token").or(generation.pad),
+            unk: named("unk_token"),
+        };
+        Ok(tokenizer)
+    }
+
+    /// The tokenizer inside a GGUF file.
+    ///
+    /// # Errors
+    /// Where the metadata lacks it or its kind is not supported.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let (inner, roles) = from_gguf::build(gguf)?;
+        Ok(Self::new(inner, roles, gguf.path()))
+    }
+
+    /// A `tokenizer.json` without roles; `path` is named in messages.
+    ///
+    /// # Errors
+    /// Where the text is no tokenizer.
+    pub fn from_json(path: &Path, json: &[u8]) -> Result<Self> {
+        let inner = Inner::from_bytes(json).map_err(|e| Error::tokenizer(path, e))?;
+        Ok(Self::new(inner, Roles::default(), path))
+    }
+
+    fn new(mut inner: Inner, roles: Roles, path: &Path) -> Self {
+        // A saved tokenizer may cut and pad, which is nobody's wish here.
+        inner.with_padding(None);
+        inner.with_truncation(None).expect("no truncation cannot be too long");
+        Self { inner, roles, path: path.to_owned() }
+    }
+
+    /// The tokens of `text`, with nothing added before or after
+    /// (`tokenizer(text, add_special_tokens=False)`).
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses the text (an unknown word and no token for it).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.run(text, false)
+    }
+
+    /// The tokens of `text` with those that the model wants around a whole text, such as a first token
+    /// (`tokenizer(text)`).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_special_tokens(&self, text: &str) -> Result<Vec<u32>> {
+        self.run(text, true)
+    }
+
+    fn run(&self, text: &str, add: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add).map_err(|e| Error::tokenizer(&self.path, e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`; `skip_special` leaves out special tokens. Unknown ids give nothing.
+    ///
+    /// # Errors
+    /// Where the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|e| Error::tokenizer(&self.path, e))
+    }
+
+    /// A decoder for tokens that arrive one by one.
+    pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
+        StreamDecoder::new(self, skip_special)
+    }
+
+    /// The id of a token given by its exact text in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of one token as the vocabulary spells it.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Tokens in the vocabulary, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The first token of a text, where the model has one.
+    pub fn bos(&self) -> Option<u32> {
+        self.roles.bos
+    }
+
+    /// The token that ends a text: what training appends to a completion.
+    pub fn eos(&self) -> Option<u32> {
+        self.roles.eos
+    }
+
+    /// The padding token, for files that other tools read.
+    pub fn pad(&self) -> Option<u32> {
+        self.roles.pad
+    }
+
+    /// The text of a role's token, empty where there is none: what chat templates see.
+    pub(crate) fn role_text(&self, role: Option<u32>) -> String {
+        role.and_then(|id| self.inner.id_to_token(id)).unwrap_or_default()
+    }
+
+    /// As a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Where the tokenizer cannot be written as JSON.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(false).map_err(|e| Error::tokenizer(&self.path, e))
+    }
+
+    /// As a `tokenizer_config.json` that transformers reads beside `tokenizer.json`.
+    pub(crate) fn config_json(&self, chat_template: Option<&str>, max_length: Option<u64>) -> Value {
+        let mut map = Map::new();
+        map.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
+        map.insert("clean_up_tokenization_spaces".into(), json!(false));
+        if let Some(length) = max_length {
+            map.insert("model_max_length".into(), json!(length));
+        }
+        let Roles { bos, eos, pad, unk } = self.roles;
+        for (name, id) in [("bos_token", bos), ("eos_token", eos), ("pad_token", pad), ("unk_token", unk)] {
+            if let Some(text) = id.and_then(|id| self.inner.id_to_token(id)) {
+                map.insert(name.into(), json!(text));
+            }
+        }
+        if let Some(template) = chat_template {
+            map.insert("chat_template".into(), json!(template));
+        }
+        Value::Object(map)
+    }
+
+    pub(crate) fn roles(&self) -> Roles {
+        self.roles
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} tokens, {})", self.vocab_size(), self.path.display())
+    }
+}
+
+/// A special token in `tokenizer_config.json`: a string, or an object with `content`.
+pub(crate) fn special_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
