@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
-use lowrank_engine::Site;
+use lowrank_engine::{Site, SiteKind};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::{AdapterSet, Error, LoraConfig};
@@ -64,6 +64,29 @@ impl AdapterSet {
             return Err(Error::mismatch(&path, what));
         }
         Ok(set)
+    }
+
+    /// Reads an adapter folder without its base model, for looking at it.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::load`].
+    pub fn load_alone(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join(TENSORS_FILE);
+        let tensors = read_tensors(&path)?;
+        let mut sites = Vec::new();
+        for (name, (shape, _)) in &tensors {
+            let Some(module) = name.strip_prefix(PREFIX).and_then(|n| n.strip_suffix(".lora_A.weight")) else {
+                continue;
+            };
+            let other = tensors.get(&format!("{PREFIX}{module}.lora_B.weight"));
+            let (Some((b, _)), &[_, inputs]) = (other, &shape[..]) else {
+                return Err(Error::file(&path, format!("{name} has no lora_B beside it, or is no matrix")));
+            };
+            let outputs = b.first().copied().unwrap_or(0);
+            let kind = SiteKind::Linear;
+            sites.push(Site { path: module.to_owned(), kind, in_features: inputs, out_features: outputs });
+        }
+        Self::load(dir, &sites)
     }
 
     /// Writes the adapter folder, each file whole or not at all.

@@ -1,5 +1,6 @@
 //! A set of LoRA adapters for one model: built from a configuration, loaded, saved, attached.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_engine::{ActiveAdapters, Params, Site, SiteId, SiteKind, kernels};
@@ -98,13 +99,33 @@ impl AdapterSet {
         self.layers.iter().find(|l| l.path == path)
     }
 
-    /// Adds `scaling * B A` to `w: [O,K]`: merging, always in f32.
-    pub fn merge_into(&self, layer: &AdaptedSite, w: &mut [f32]) {
-        let (r, k, o) = (layer.lora.r, layer.in_features, layer.out_features);
-        assert_eq!(w.len(), o * k, "weight of {}", layer.path);
-        let a = kernels::MatRef { data: &self.params.get(layer.lora.a).value, rs: k, cs: 1 };
-        let b = kernels::MatRef { data: &self.params.get(layer.lora.b).value, rs: r, cs: 1 };
-        kernels::gemm(o, k, r, layer.lora.scaling, b, a, 1.0, kernels::MatMut { data: w, rs: k, cs: 1 });
+    /// The Frobenius norm of `scaling * B A`, from the products of rank size: `||BA||^2 = tr(B^T B A A^T)`.
+    pub fn delta_norm(&self, layer: &AdaptedSite) -> f64 {
+        let r = layer.lora.r;
+        let a = &self.params.get(layer.lora.a).value;
+        let b = &self.params.get(layer.lora.b).value;
+        let k = layer.in_features;
+        let mut square = 0.0;
+        for i in 0..r {
+            for j in 0..r {
+                let pairs = b.chunks_exact(r).map(|row| f64::from(row[i]) * f64::from(row[j]));
+                let bb: f64 = pairs.sum();
+                let rows = a[i * k..(i + 1) * k].iter().zip(&a[j * k..(j + 1) * k]);
+                let aa: f64 = rows.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+                square += bb * aa;
+            }
+        }
+        f64::from(layer.lora.scaling.abs()) * square.max(0.0).sqrt()
+    }
+
+    /// Adds rows `rows` of `scaling * B A` to `w`, those rows of `W: [O,K]`: merging, always in f32.
+    pub fn merge_rows(&self, layer: &AdaptedSite, rows: Range<usize>, w: &mut [f32]) {
+        let (r, k) = (layer.lora.r, layer.in_features);
+        assert_eq!(w.len(), rows.len() * k, "rows of {}", layer.path);
+        let a = kernels::MatRef::row_major(&self.params.get(layer.lora.a).value, k);
+        let b = &self.params.get(layer.lora.b).value[rows.start * r..rows.end * r];
+        let b = kernels::MatRef::row_major(b, r);
+        kernels::gemm(rows.len(), k, r, layer.lora.scaling, b, a, 1.0, kernels::MatMut::row_major(w, k));
     }
 }
 

@@ -24,6 +24,21 @@ impl KvCache {
         self.rows
     }
 
+    /// Makes room for at least `rows` rows, keeping what is there.
+    pub fn grow(&mut self, device: &Device, rows: usize) {
+        if rows <= self.rows {
+            return;
+        }
+        for (keys, values) in &mut self.layers {
+            for buffer in [keys, values] {
+                let mut larger = device.alloc(rows, buffer.cols());
+                larger.data_mut()[..buffer.data().len()].copy_from_slice(buffer.data());
+                *buffer = larger;
+            }
+        }
+        self.rows = rows;
+    }
+
     /// Stores the keys and values of the pass's rows and returns the whole buffers of the layer.
     pub(crate) fn extend(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
         assert_eq!(self.targets.len(), k.rows(), "one cache row per token");
@@ -36,15 +51,5 @@ impl KvCache {
             }
         }
         (keys.clone(), values.clone())
-    }
-
-    /// Copies row `from` to row `to` in every layer (a beam takes over another's past).
-    pub fn copy_row(&mut self, from: usize, to: usize) {
-        for (keys, values) in &mut self.layers {
-            for buffer in [keys, values] {
-                let d = buffer.cols();
-                buffer.data_mut().copy_within(from * d..(from + 1) * d, to * d);
-            }
-        }
     }
 }

@@ -12,6 +12,7 @@ use lowrank_adapters::{AdapterSet, write_atomic};
 use lowrank_engine::{AdamW, Site};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::Error;
 
@@ -28,7 +29,21 @@ pub struct RunState {
     /// The lowest held-out loss so far and its step.
     pub best: Option<(u64, f64)>,
     /// What must be the same for the run to go on: options that change the numbers, and the data.
-    pub fingerprint: String,
+    pub fingerprint: Map<String, Value>,
+}
+
+impl RunState {
+    /// Checks that the run in `run` can go on with options of this fingerprint.
+    ///
+    /// # Errors
+    /// Names an option that changed.
+    pub fn check(&self, fingerprint: &Map<String, Value>, run: &Path) -> Result<(), Error> {
+        let changed = fingerprint.iter().find(|(key, value)| self.fingerprint.get(*key) != Some(value));
+        let Some((key, now)) = changed else { return Ok(()) };
+        let was = self.fingerprint.get(key).unwrap_or(&Value::Null);
+        let what = format!("{key} was {was} and is {now} now: resume with the options of the run");
+        Err(Error::Checkpoint { path: run.to_owned(), what })
+    }
 }
 
 /// The folder of checkpoint `name` (`last` or `best`) of a run.

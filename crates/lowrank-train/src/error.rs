@@ -69,6 +69,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the cause is what the user gave, and not what happened on the way.
+    pub fn is_input(&self) -> bool {
+        !matches!(self, Self::Io { .. } | Self::NotFinite { .. })
+    }
+
     /// For `map_err`: an I/O error of `path`.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

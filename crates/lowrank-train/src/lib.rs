@@ -1,18 +1,27 @@
 //! From a data file to a trained adapter.
 //!
 //! [`data`] reads examples, [`pack`] lays them out as batches without padding, [`schedule`] gives the
-//! learning rate of a step, [`log`] writes what happened, [`memory`] says what it took.
+//! learning rate of a step, [`Stepper`] takes the step, [`run`] all of them, [`checkpoint`] keeps a run
+//! able to go on, [`log`] writes what happened, [`memory`] says what it took.
 
 pub mod batches;
+pub mod checkpoint;
 pub mod data;
 mod error;
+mod evaluate;
 pub mod log;
 pub mod memory;
 pub mod pack;
 pub mod schedule;
+mod step;
+mod trainer;
 
 pub use batches::{BatchOptions, Batches, Step};
+pub use checkpoint::RunState;
 pub use data::{DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Message, Template};
 pub use error::Error;
+pub use evaluate::{Evaluation, evaluate};
 pub use pack::{PackedBatch, pack};
 pub use schedule::{LrScheduler, Schedule};
+pub use step::{Outcome, StepOptions, Stepper};
+pub use trainer::{LoopOptions, RunData, Summary, run};

@@ -119,7 +119,8 @@ pub fn run(
             peak_rss_bytes: memory::peak_rss_bytes(),
         })?;
 
-        let every = |n: u64| n > 0 && state.step % n == 0;
+        let done = state.step;
+        let every = |n: u64| n > 0 && done.is_multiple_of(n);
         if every(options.eval_steps) {
             run_evaluation(stepper, data, options, run_dir, state, log, &mut summary)?;
             evaluated_at = Some(state.step);

@@ -1,1 +1,45 @@
-//! (in progress)
+//! LoRA fine-tuning on the machine you have.
+//!
+//! Open a base model, say how to train, get an adapter folder that PEFT loads:
+//!
+//! ```no_run
+//! use std::sync::atomic::AtomicBool;
+//! use lowrank::{Session, TrainOptions, finetune};
+//!
+//! # fn main() -> lowrank::Result<()> {
+//! let session = Session::open("SmolLM2-135M-Instruct.Q4_1.gguf")?;
+//! let options = TrainOptions {
+//!     model: "SmolLM2-135M-Instruct.Q4_1.gguf".into(),
+//!     data: "train.jsonl".into(),
+//!     out: "adapter".into(),
+//!     ..TrainOptions::default()
+//! };
+//! let summary = finetune(&session, &options, &AtomicBool::new(false))?;
+//! println!("{} steps, loss {:?}", summary.steps, summary.last_loss);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The parts are crates of their own: [`adapters`] (LoRA and its files), [`models`] (model files,
+//! architectures, generation), [`train`] (data and the trainer), [`engine`] (tensors and the tape).
+
+mod card;
+mod error;
+mod finetune;
+mod forecast;
+mod generation;
+mod merging;
+mod options;
+mod session;
+
+pub use error::{Error, Result};
+pub use finetune::{Prepared, finetune, prepare};
+pub use forecast::{Forecast, forecast};
+pub use generation::{Generated, Limits, TextGenerator};
+pub use lowrank_adapters as adapters;
+pub use lowrank_engine as engine;
+pub use lowrank_models as models;
+pub use lowrank_train as train;
+pub use merging::{MergeTarget, Verified, merge, verify_merge};
+pub use options::TrainOptions;
+pub use session::{Encoder, Session};

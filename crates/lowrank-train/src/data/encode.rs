@@ -1,7 +1,7 @@
 //! Rows to tokens.
 
 use super::fields::{Fields, Roles, Row};
-use super::{DataOptions, Encode};
+use super::{DataOptions, Encode, EncodeError};
 
 pub(super) enum Encoded {
     Kept {
@@ -26,10 +26,10 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
                 }
                 None => fields.text(prompt)?,
             };
-            pair(prompt, fields.text(completion)?, encoder)
+            pair(prompt, fields.text(completion)?, encoder).map_err(|e| e.to_string())?
         }
         Roles::Text(name) => {
-            let mut tokens = encoder.encode(fields.text(name)?);
+            let mut tokens = encoder.encode(fields.text(name)?).map_err(|e| e.to_string())?;
             tokens.push(encoder.eos());
             let loss_mask = vec![true; tokens.len()];
             (tokens, loss_mask, 0)
@@ -72,12 +72,16 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     Ok(Encoded::Kept { tokens, loss_mask, prompt_len, truncated })
 }
 
-fn pair(prompt: &str, completion: &str, encoder: &dyn Encode) -> (Vec<u32>, Vec<bool>, usize) {
-    let mut tokens = encoder.encode(prompt);
+fn pair(
+    prompt: &str,
+    completion: &str,
+    encoder: &dyn Encode,
+) -> Result<(Vec<u32>, Vec<bool>, usize), EncodeError> {
+    let mut tokens = encoder.encode(prompt)?;
     let prompt_len = tokens.len();
-    tokens.extend(encoder.encode(completion));
+    tokens.extend(encoder.encode(completion)?);
     tokens.push(encoder.eos());
     let mut loss_mask = vec![false; prompt_len];
     loss_mask.resize(tokens.len(), true);
-    (tokens, loss_mask, prompt_len)
+    Ok((tokens, loss_mask, prompt_len))
 }

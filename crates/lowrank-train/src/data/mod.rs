@@ -24,6 +24,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::sync::Arc;
 
+pub use lowrank_models::Message;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -32,28 +33,22 @@ use encode::Encoded;
 use fields::Row;
 pub use template::{Template, unescape};
 
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// What was said.
-    pub content: String,
-}
+/// Why a text or a conversation has no tokens.
+pub type EncodeError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What the readers need from a tokenizer and its chat template.
 pub trait Encode: Sync {
     /// The tokens of `text`, with no special tokens added.
-    fn encode(&self, text: &str) -> Vec<u32>;
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses it.
+    fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError>;
 
     /// The tokens of a whole conversation and, for each, whether it is a training target.
     ///
     /// # Errors
     /// Where there is no chat template, or it refuses these messages.
-    fn encode_chat(
-        &self,
-        messages: &[Message],
-    ) -> Result<(Vec<u32>, Vec<bool>), Box<dyn std::error::Error + Send + Sync>>;
+    fn encode_chat(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<bool>), EncodeError>;
 
     /// The token that ends a text.
     fn eos(&self) -> u32;
@@ -224,6 +219,13 @@ impl DataReport {
     }
 }
 
+impl fmt::Display for DataReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { examples, tokens, labels, longest, .. } = self;
+        write!(f, "{examples} examples, {tokens} tokens, {labels} with loss, the longest {longest}")
+    }
+}
+
 /// The examples of a file, in its order.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -243,7 +245,7 @@ const CHUNK_BYTES: usize = 8 << 20;
 /// # Errors
 /// A file that cannot be read, whose format is unknown, that lacks a column, or that holds no
 /// example; a bad line, unless [`DataOptions::skip_bad_lines`]; options that contradict each other.
-pub fn load(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<Dataset, Error> {
+pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<Dataset, Error> {
     options.check()?;
     let format = match options.format {
         Some(format) => format,

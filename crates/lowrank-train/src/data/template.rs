@@ -1,7 +1,5 @@
 //! Prompt templates: text with `{column}` in it.
 
-use std::str::FromStr;
-
 use crate::Error;
 
 /// A text with places for columns: `{name}` is a column's value, `{{` and `}}` are braces.
@@ -14,11 +12,12 @@ enum Part {
     Column(String),
 }
 
-impl FromStr for Template {
-    type Err = Error;
-
+impl Template {
     /// Parses a template as it stands: for the command line's `\n` see [`unescape`].
-    fn from_str(source: &str) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// Where a brace stands alone or holds no name.
+    pub fn parse(source: &str) -> Result<Self, Error> {
         let fail = |why: &str| Err(Error::Options(format!("template {source:?}: {why}")));
         let mut parts = Vec::new();
         let mut text = String::new();
@@ -55,9 +54,7 @@ impl FromStr for Template {
         }
         Ok(Self(parts))
     }
-}
 
-impl Template {
     /// The names in braces.
     pub fn columns(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|part| match part {
@@ -115,7 +112,7 @@ mod tests {
     use super::*;
 
     fn fill(template: &str) -> String {
-        let template: Template = template.parse().unwrap();
+        let template = Template::parse(template).unwrap();
         template.fill(|name| Ok::<_, ()>(if name == "a" { "1{b}" } else { "2" })).unwrap()
     }
 
@@ -130,14 +127,14 @@ mod tests {
     #[test]
     fn rejects_loose_braces() {
         for bad in ["{a", "a}", "{}", "{a{b}}", "}{"] {
-            let error = bad.parse::<Template>().unwrap_err().to_string();
+            let error = Template::parse(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");
         }
     }
 
     #[test]
     fn names_its_columns() {
-        let template: Template = "{q}: {{x}} {ctx}".parse().unwrap();
+        let template = Template::parse("{q}: {{x}} {ctx}").unwrap();
         assert_eq!(template.columns().collect::<Vec<_>>(), ["q", "ctx"]);
     }
 

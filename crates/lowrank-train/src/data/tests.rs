@@ -6,15 +6,16 @@ use super::*;
 
 struct Bytes;
 
+fn bytes(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
+}
+
 impl Encode for Bytes {
-    fn encode(&self, text: &str) -> Vec<u32> {
-        text.bytes().map(u32::from).collect()
+    fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        if text.contains('\u{1}') { Err("no token for U+0001".into()) } else { Ok(bytes(text)) }
     }
 
-    fn encode_chat(
-        &self,
-        messages: &[Message],
-    ) -> Result<(Vec<u32>, Vec<bool>), Box<dyn std::error::Error + Send + Sync>> {
+    fn encode_chat(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<bool>), EncodeError> {
         let (mut tokens, mut mask) = (Vec::new(), Vec::new());
         for message in messages {
             let learn = match message.role.as_str() {
@@ -22,7 +23,7 @@ impl Encode for Bytes {
                 "user" => false,
                 other => return Err(format!("the template knows no role {other:?}").into()),
             };
-            tokens.extend(self.encode(&message.content));
+            tokens.extend(bytes(&message.content));
             mask.resize(tokens.len(), learn);
         }
         Ok((tokens, mask))
@@ -56,7 +57,7 @@ impl Case {
     }
 
     fn load(&self) -> Result<Dataset, Error> {
-        load(&self.path(), &self.options, &Bytes)
+        read(&self.path(), &self.options, &Bytes)
     }
 
     /// `(prompt, rest, labels as text, line)` of every example; eos is `$`.
@@ -120,7 +121,7 @@ fn jsonl_of_every_kind_in_one_file() {
 
 #[test]
 fn the_template_makes_the_prompt() {
-    let template = |t: &str| Some(t.parse::<Template>().unwrap());
+    let template = |t: &str| Some(Template::parse(t).unwrap());
     let line = "{\"mr\":\"name[A]\",\"ref\":\"A is.\",\"lang\":\"en\"}\n";
     let file = case("a.jsonl", line).with(|o| {
         o.prompt_column = Some("mr".into());
@@ -188,7 +189,9 @@ fn cuts_from_the_right_and_counts() {
 #[test]
 fn bad_lines_name_file_line_reason_and_fix() {
     let good = "{\"text\":\"ok\"}\n";
-    let cases: [(&[u8], &[&str]); 17] = [
+    let cases: [(&[u8], &[&str]); 19] = [
+        (b"{\"text\":\"a\\u0001\"}", &["no token for U+0001"]),
+        (b"{\"prompt\":\"a\",\"completion\":\"\\u0001\"}", &["no token for U+0001"]),
         (
             b"{\"prompt\":\"a\",\"completions\":\"b\"}",
             &["\"completion\" is missing", "\"completions\", \"prompt\""],
@@ -295,7 +298,7 @@ fn order_survives_chunks_and_long_lines() {
     let data = case("a.jsonl", content).load().unwrap();
     assert_eq!(data.examples.len(), lines + 2);
     for (i, example) in data.examples[..lines].iter().enumerate() {
-        assert_eq!(example.tokens[..example.prompt_len], Bytes.encode(&i.to_string())[..]);
+        assert_eq!(example.tokens[..example.prompt_len], bytes(&i.to_string())[..]);
         assert_eq!(example.id.line, i as u64 + 1);
     }
     assert_eq!(data.report.longest, CHUNK_BYTES + 4);

@@ -1,0 +1,238 @@
+//! The Llama family: Llama 2 and 3, SmolLM, Mistral (sliding window), Qwen2 (bias on q, k, v) and Qwen3
+//! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
+
+use lowrank_engine::{
+    Activation, Attention, AttentionShape, Embedding, Linear, RmsNorm, Rope, Segment, Site, Tape, Var,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::files::Tensors;
+use crate::loader::Loader;
+use crate::model::{Model, TokenBatch};
+use crate::rope::{RopeScaling, RopeTable};
+use crate::{Error, Result};
+
+/// The fields of `config.json` that say what the model computes.
+#[derive(Clone, Debug, Deserialize)]
+struct Config {
+    model_type: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    max_position_embeddings: usize,
+    rms_norm_eps: f32,
+    #[serde(default = "silu")]
+    hidden_act: String,
+    #[serde(default = "theta")]
+    rope_theta: f64,
+    rope_scaling: Option<RopeScaling>,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    sliding_window: Option<usize>,
+    #[serde(default)]
+    use_sliding_window: bool,
+    #[serde(default)]
+    max_window_layers: usize,
+    layer_types: Option<Vec<String>>,
+}
+
+fn silu() -> String {
+    "silu".to_owned()
+}
+
+/// Llama's, where the configuration is older than the field.
+fn theta() -> f64 {
+    10000.0
+}
+
+impl Config {
+    fn parse(config: &Value) -> Result<Self> {
+        let c = Self::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
+        let wrong = |what: String| Err(Error::Config(format!("config.json: {what}")));
+        let (heads, kv) = (c.num_attention_heads, c.kv_heads());
+        if heads == 0 || kv == 0 || heads % kv != 0 {
+            return wrong(format!("num_attention_heads {heads} is no multiple of num_key_value_heads {kv}"));
+        }
+        if c.head_dim() == 0 || c.head_dim() % 2 != 0 || c.head_dim() > 1 << 16 {
+            return wrong(format!("head_dim is {}; an even number is needed", c.head_dim()));
+        }
+        if c.hidden_act != "silu" {
+            return wrong(format!("hidden_act {:?} is not known for {}; silu is", c.hidden_act, c.model_type));
+        }
+        Ok(c)
+    }
+
+    fn kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// How far back layer `layer` sees, where it does not see everything.
+    fn window(&self, layer: usize) -> Option<usize> {
+        let sliding = match (&self.layer_types, self.model_type.as_str()) {
+            (Some(types), _) => types.get(layer).is_some_and(|t| t == "sliding_attention"),
+            (None, "mistral") => true,
+            (None, "qwen2" | "qwen3") => self.use_sliding_window && layer >= self.max_window_layers,
+            _ => false,
+        };
+        self.sliding_window.filter(|_| sliding)
+    }
+
+    fn rope(&self) -> Result<RopeTable> {
+        RopeTable::new(self.head_dim(), self.rope_theta, self.max_position_embeddings, self.rope_scaling.as_ref())
+    }
+}
+
+/// A model of the Llama family.
+pub struct Llama {
+    embed: Embedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    head: Linear,
+    rope: RopeTable,
+    sites: Vec<Site>,
+    max_positions: usize,
+}
+
+struct Layer {
+    input_norm: RmsNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    /// Qwen3: norms of each head's query and key.
+    qk_norm: Option<(RmsNorm, RmsNorm)>,
+    post_norm: RmsNorm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    shape: AttentionShape,
+}
+
+impl Llama {
+    /// Builds the model over its tensors.
+    ///
+    /// # Errors
+    /// Where a field of the configuration or a tensor is missing or wrong.
+    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+        let c = Config::parse(config)?;
+        let (d, f) = (c.hidden_size, c.intermediate_size);
+        let (heads, kv_heads, head_dim) = (c.num_attention_heads, c.kv_heads(), c.head_dim());
+        let qkv_bias = c.attention_bias || c.model_type == "qwen2";
+        let mut l = Loader::new(tensors);
+        let embed = l.embedding("model.embed_tokens", c.vocab_size, d)?;
+        let mut layers = Vec::new();
+        for i in 0..c.num_hidden_layers {
+            let at = |name: &str| format!("model.layers.{i}.{name}");
+            let qk_norm = match c.model_type.as_str() {
+                "qwen3" => Some((
+                    l.rms_norm(&at("self_attn.q_norm"), head_dim, c.rms_norm_eps)?,
+                    l.rms_norm(&at("self_attn.k_norm"), head_dim, c.rms_norm_eps)?,
+                )),
+                _ => None,
+            };
+            layers.push(Layer {
+                input_norm: l.rms_norm(&at("input_layernorm"), d, c.rms_norm_eps)?,
+                q: l.linear(&at("self_attn.q_proj"), d, heads * head_dim, qkv_bias)?,
+                k: l.linear(&at("self_attn.k_proj"), d, kv_heads * head_dim, qkv_bias)?,
+                v: l.linear(&at("self_attn.v_proj"), d, kv_heads * head_dim, qkv_bias)?,
+                o: l.linear(&at("self_attn.o_proj"), heads * head_dim, d, c.attention_bias)?,
+                qk_norm,
+                post_norm: l.rms_norm(&at("post_attention_layernorm"), d, c.rms_norm_eps)?,
+                gate: l.linear(&at("mlp.gate_proj"), d, f, c.mlp_bias)?,
+                up: l.linear(&at("mlp.up_proj"), d, f, c.mlp_bias)?,
+                down: l.linear(&at("mlp.down_proj"), f, d, c.mlp_bias)?,
+                shape: AttentionShape {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    scale: 1.0 / (head_dim as f32).sqrt(),
+                    causal: true,
+                    window: c.window(i),
+                    softcap: None,
+                },
+            });
+        }
+        let norm = l.rms_norm("model.norm", d, c.rms_norm_eps)?;
+        let tied = (c.tie_word_embeddings || !l.has("lm_head")).then_some(&embed);
+        let head = l.head("lm_head", tied, d, c.vocab_size)?;
+        let mut rope = c.rope()?;
+        if tensors.contains("rope_freqs") {
+            rope.divide(&tensors.vector("rope_freqs")?);
+        }
+        let sites = l.into_sites();
+        Ok(Self { embed, layers, norm, head, rope, sites, max_positions: c.max_position_embeddings })
+    }
+}
+
+impl Layer {
+    fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        x: Var<'m>,
+        segments: &'m [Segment],
+        rope: &Rope,
+        layer: usize,
+    ) -> Var<'m> {
+        let h = tape.rms_norm(&self.input_norm, &x);
+        let mut q = tape.linear(&self.q, &h, None);
+        let mut k = tape.linear(&self.k, &h, None);
+        let v = tape.linear(&self.v, &h, None);
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q = tape.rms_norm(q_norm, &q);
+            k = tape.rms_norm(k_norm, &k);
+        }
+        let attention = Attention { shape: self.shape.clone(), segments, rope: Some(rope.clone()), layer };
+        let o = tape.attention(q, k, v, attention);
+        let x = tape.linear(&self.o, &o, Some(&x));
+        drop((h, o));
+
+        let h = tape.rms_norm(&self.post_norm, &x);
+        let gate = tape.linear(&self.gate, &h, None);
+        let up = tape.linear(&self.up, &h, None);
+        drop(h);
+        let h = tape.gated(gate, up, Activation::Silu);
+        tape.linear(&self.down, &h, Some(&x))
+    }
+}
+
+impl Model for Llama {
+    fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
+        let rope = self.rope.at(tape.scope.device, batch.positions);
+        let segments = batch.segments;
+        let mut x = tape.embedding(&self.embed, batch.tokens);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let rope = rope.clone();
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, segments, &rope, i));
+        }
+        tape.rms_norm(&self.norm, &x)
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn kv_widths(&self) -> Vec<usize> {
+        self.layers.iter().map(|l| l.shape.kv_heads * l.shape.head_dim).collect()
+    }
+
+    fn max_positions(&self) -> usize {
+        self.max_positions
+    }
+}

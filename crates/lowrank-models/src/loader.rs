@@ -1,0 +1,98 @@
+//! Takes the weights of a model out of its files by module path, and numbers the sites on the way.
+
+use lowrank_engine::{Embedding, FrozenWeight, Linear, RmsNorm, Site, SiteId, SiteKind};
+
+use crate::files::Tensors;
+use crate::{Error, Result};
+
+/// Builds the layers of an architecture.
+pub struct Loader<'a> {
+    tensors: &'a Tensors,
+    sites: Vec<Site>,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader over the tensors of a model.
+    pub fn new(tensors: &'a Tensors) -> Self {
+        Self { tensors, sites: Vec::new() }
+    }
+
+    /// The sites of all layers that were made.
+    pub fn into_sites(self) -> Vec<Site> {
+        self.sites
+    }
+
+    /// Whether the file has `path.weight`.
+    pub fn has(&self, path: &str) -> bool {
+        self.tensors.contains(&format!("{path}.weight"))
+    }
+
+    /// A linear layer `W: [out,in]` with, where asked, its bias.
+    ///
+    /// # Errors
+    /// Where a tensor is missing or has another shape.
+    pub fn linear(&mut self, path: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
+        let weight = self.matrix(path, outputs, inputs)?;
+        let bias = if bias { Some(self.vector(&format!("{path}.bias"), outputs)?) } else { None };
+        let site = self.site(path, SiteKind::Linear, inputs, outputs);
+        Ok(Linear { site, weight, bias })
+    }
+
+    /// The language-model head: its own weight or, where tied, the embedding's.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    pub fn head(&mut self, path: &str, tied: Option<&Embedding>, inputs: usize, outputs: usize) -> Result<Linear> {
+        let weight = match tied {
+            Some(table) => table.weight.clone(),
+            None => self.matrix(path, outputs, inputs)?,
+        };
+        let site = self.site(path, SiteKind::Head, inputs, outputs);
+        Ok(Linear { site, weight, bias: None })
+    }
+
+    /// A table of `rows` embeddings.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    pub fn embedding(&mut self, path: &str, rows: usize, width: usize) -> Result<Embedding> {
+        let weight = self.matrix(path, rows, width)?;
+        let site = self.site(path, SiteKind::Embedding, rows, width);
+        Ok(Embedding { site, weight, scale: 1.0 })
+    }
+
+    /// An RMS norm over `width` numbers.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    pub fn rms_norm(&mut self, path: &str, width: usize, eps: f32) -> Result<RmsNorm> {
+        let weight = self.vector(&format!("{path}.weight"), width)?;
+        Ok(RmsNorm { weight, eps, offset: 0.0 })
+    }
+
+    fn matrix(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
+        let name = format!("{path}.weight");
+        let weight = self.tensors.weight(&name)?;
+        self.expect(&name, &[weight.rows(), weight.cols()], &[rows, cols])?;
+        Ok(weight)
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let vector = self.tensors.vector(name)?;
+        self.expect(name, &[vector.len()], &[len])?;
+        Ok(vector)
+    }
+
+    fn expect(&self, name: &str, have: &[usize], want: &[usize]) -> Result<()> {
+        if have == want {
+            return Ok(());
+        }
+        let file = self.tensors.file_of(name).unwrap_or("model".as_ref());
+        Err(Error::tensor(file, name, format!("its shape is {have:?}; the configuration asks for {want:?}")))
+    }
+
+    fn site(&mut self, path: &str, kind: SiteKind, in_features: usize, out_features: usize) -> SiteId {
+        self.sites.push(Site { path: path.to_owned(), kind, in_features, out_features });
+        SiteId(self.sites.len() - 1)
+    }
+}

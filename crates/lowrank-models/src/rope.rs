@@ -1,0 +1,173 @@
+//! Rotary position embeddings and their scalings, as `transformers/modeling_rope_utils.py` computes
+//! them: linear, dynamic NTK, yarn (Peng et al. 2023), llama3.
+
+use std::f32::consts::PI;
+
+use lowrank_engine::{Device, Rope};
+use serde::Deserialize;
+
+use crate::{Error, Result};
+
+/// `rope_scaling` of a configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct RopeScaling {
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    factor: Option<f64>,
+    original_max_position_embeddings: Option<usize>,
+    attention_factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
+}
+
+/// Frequencies of the rotary pairs of a head.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    dim: usize,
+    theta: f64,
+    inverse: Vec<f32>,
+    /// Multiplies cosines and sines (yarn).
+    attention_factor: f32,
+    dynamic: Option<Dynamic>,
+}
+
+/// Dynamic NTK: the base grows with the sequence once that is longer than the model was made for.
+#[derive(Clone, Copy, Debug)]
+struct Dynamic {
+    factor: f64,
+    max_positions: usize,
+}
+
+impl RopeTable {
+    /// The frequencies of `dim` rotated numbers per head: `theta^(-2i/dim)`, scaled.
+    ///
+    /// # Errors
+    /// Where the scaling is unknown or lacks a field.
+    pub fn new(dim: usize, theta: f64, max_positions: usize, scaling: Option<&RopeScaling>) -> Result<Self> {
+        let mut table =
+            Self { dim, theta, inverse: inverse(dim, theta), attention_factor: 1.0, dynamic: None };
+        let Some(s) = scaling else { return Ok(table) };
+        let kind = s.rope_type.as_deref().unwrap_or("default");
+        let need = |value: Option<f64>, name: &str| {
+            value.filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
+                Error::Config(format!("rope_scaling of type {kind} needs a positive {name}"))
+            })
+        };
+        let original = s.original_max_position_embeddings.unwrap_or(max_positions);
+        match kind {
+            "default" | "mrope" => {}
+            "linear" => {
+                let factor = need(s.factor, "factor")? as f32;
+                table.inverse.iter_mut().for_each(|f| *f /= factor);
+            }
+            "dynamic" => {
+                table.dynamic = Some(Dynamic { factor: need(s.factor, "factor")?, max_positions });
+            }
+            "yarn" => {
+                let factor = match s.factor {
+                    None => max_positions as f64 / original as f64,
+                    factor => need(factor, "factor")?,
+                };
+                table.yarn(s, factor, original);
+            }
+            "llama3" => {
+                let factor = need(s.factor, "factor")? as f32;
+                let low = need(s.low_freq_factor, "low_freq_factor")? as f32;
+                let high = need(s.high_freq_factor, "high_freq_factor")? as f32;
+                table.llama3(factor, low, high, original as f32);
+            }
+            other => {
+                let known = "default, linear, dynamic, yarn, llama3";
+                return Err(Error::Config(format!("rope_scaling type {other:?} is not known; known are {known}")));
+            }
+        }
+        Ok(table)
+    }
+
+    /// Divides each frequency by its own factor, as llama.cpp's `rope_freqs` asks for.
+    pub fn divide(&mut self, factors: &[f32]) {
+        self.inverse.iter_mut().zip(factors).for_each(|(f, by)| *f /= by);
+    }
+
+    /// Number of rotary pairs.
+    pub fn pairs(&self) -> usize {
+        self.dim / 2
+    }
+
+    fn yarn(&mut self, s: &RopeScaling, factor: f64, original: usize) {
+        let (dim, base) = (self.dim as f64, self.theta);
+        let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+        self.attention_factor = match (s.attention_factor, s.mscale, s.mscale_all_dim) {
+            (Some(given), _, _) => given,
+            (None, Some(m), Some(all)) if m != 0.0 && all != 0.0 => mscale(m) / mscale(all),
+            _ => mscale(1.0),
+        } as f32;
+        // The pair that turns `rotations` times within the original length.
+        let turning = |rotations: f64| {
+            dim * (original as f64 / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
+        };
+        let fast = s.beta_fast.filter(|b| *b != 0.0).unwrap_or(32.0);
+        let slow = s.beta_slow.filter(|b| *b != 0.0).unwrap_or(1.0);
+        let (mut low, mut high) = (turning(fast), turning(slow));
+        if s.truncate.unwrap_or(true) {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, mut high) = (low.max(0.0) as f32, high.min(dim - 1.0) as f32);
+        if low == high {
+            high += 0.001;
+        }
+        for (i, f) in self.inverse.iter_mut().enumerate() {
+            let keep = 1.0 - ((i as f32 - low) / (high - low)).clamp(0.0, 1.0);
+            *f = (*f / factor as f32) * (1.0 - keep) + *f * keep;
+        }
+    }
+
+    fn llama3(&mut self, factor: f32, low: f32, high: f32, original: f32) {
+        for f in &mut self.inverse {
+            let wavelength = 2.0 * PI / *f;
+            if wavelength > original / low {
+                *f /= factor;
+            } else if wavelength >= original / high {
+                let smooth = (original / wavelength - low) / (high - low);
+                *f = (1.0 - smooth) * *f / factor + smooth * *f;
+            }
+        }
+    }
+
+    /// Cosines and sines of `positions`, `[N, pairs]` each.
+    pub fn at(&self, device: &Device, positions: &[u32]) -> Rope {
+        let (n, pairs) = (positions.len(), self.pairs());
+        let (mut cos, mut sin) = (device.alloc(n, pairs), device.alloc(n, pairs));
+        let longest = positions.iter().max().map_or(0, |p| *p as usize + 1);
+        let grown;
+        let frequencies = match self.dynamic {
+            Some(d) if longest > d.max_positions => {
+                let ratio = longest as f64 / d.max_positions as f64;
+                let power = self.dim as f64 / (self.dim as f64 - 2.0);
+                grown = inverse(self.dim, self.theta * (d.factor * ratio - (d.factor - 1.0)).powf(power));
+                &grown
+            }
+            _ => &self.inverse,
+        };
+        device.run(0, || {
+            let rows = cos.data_mut().chunks_exact_mut(pairs).zip(sin.data_mut().chunks_exact_mut(pairs));
+            for (&position, (cos, sin)) in positions.iter().zip(rows) {
+                for ((c, s), f) in cos.iter_mut().zip(sin).zip(frequencies) {
+                    let (sine, cosine) = (position as f32 * f).sin_cos();
+                    (*c, *s) = (cosine * self.attention_factor, sine * self.attention_factor);
+                }
+            }
+        });
+        Rope { cos, sin }
+    }
+}
+
+fn inverse(dim: usize, theta: f64) -> Vec<f32> {
+    let exponent = |i: usize| (2 * i) as f32 / dim as f32;
+    (0..dim / 2).map(|i| 1.0 / (theta as f32).powf(exponent(i))).collect()
+}

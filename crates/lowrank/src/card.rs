@@ -1,0 +1,63 @@
+//! The model card of an adapter folder.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use lowrank_adapters::{AdapterSet, write_atomic};
+use lowrank_train::{DataReport, Summary};
+
+use crate::options::TrainOptions;
+use crate::Result;
+
+/// Writes `README.md` with the run's settings and results.
+pub(crate) fn write(
+    out: &Path,
+    options: &TrainOptions,
+    adapters: &AdapterSet,
+    data: &DataReport,
+    summary: &Summary,
+) -> Result<()> {
+    let base = serde_json::to_string(&options.model).expect("a string is JSON");
+    let mut card = format!(
+        "---\nbase_model: {base}\nlibrary_name: peft\ntags:\n- lora\n- lowrank\n---\n\n# LoRA adapter\n\n\
+         Trained with Lowrank {}. PEFT loads it with `PeftModel.from_pretrained`.\n\n## Adapter\n\n\
+         | | |\n|---|---|\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    let config = &adapters.config;
+    let targets = config.target_modules.as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut row = |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("writes to a string");
+    row("r", config.r.to_string());
+    row("lora_alpha", config.lora_alpha.to_string());
+    row("lora_dropout", config.lora_dropout.to_string());
+    row("target_modules", targets);
+    row("adapted layers", adapters.layers.len().to_string());
+    row("trainable parameters", adapters.params.count().to_string());
+    card.push_str("\n## Training\n\n| | |\n|---|---|\n");
+    let mut row = |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("writes to a string");
+    let file = options.data.file_name().unwrap_or_default().to_string_lossy();
+    row("data", format!("{file}: {} examples, {} tokens", data.examples, data.tokens));
+    row("steps", summary.steps.to_string());
+    row("batch_size", options.batch_size.to_string());
+    row("gradient_accumulation_steps", options.gradient_accumulation_steps.to_string());
+    row("learning_rate", format!("{:e}", options.learning_rate));
+    row("lr_scheduler", format!("{:?}", options.lr_scheduler).to_lowercase());
+    row("warmup_steps", options.warmup_steps.to_string());
+    row("weight_decay", options.weight_decay.to_string());
+    row("max_grad_norm", options.max_grad_norm.to_string());
+    row("seed", options.seed.to_string());
+    card.push_str("\n## Results\n\n| | |\n|---|---|\n");
+    let mut row = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            writeln!(card, "| {name} | {value} |").expect("writes to a string");
+        }
+    };
+    row("training loss, last steps", summary.last_loss.map(|l| format!("{l:.4}")));
+    row("held-out loss", summary.eval_loss.map(|l| format!("{l:.4}")));
+    row("best held-out loss", summary.best.map(|(step, l)| format!("{l:.4} at step {step}")));
+    if summary.train_s > 0.0 {
+        row("speed", Some(format!("{:.0} tokens/s", summary.tokens as f64 / summary.train_s)));
+    }
+    write_atomic(&out.join("README.md"), card.as_bytes())?;
+    Ok(())
+}

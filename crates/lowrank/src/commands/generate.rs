@@ -1,0 +1,170 @@
+//! `lowrank generate`.
+
+use std::fs;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank::engine::Device;
+use lowrank::models::{Message, Sampling};
+use lowrank::{Error, Limits, Result, Session, TextGenerator};
+
+/// What to continue and how.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Base model: Hugging Face folder, GGUF file or hub id
+    #[arg(long)]
+    model: String,
+    /// Adapter folder
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// The text to continue [default: standard input]
+    #[arg(long)]
+    prompt: Option<String>,
+    /// Read the text to continue from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+    /// Talk with the model: --prompt is the first message, then one message a line
+    #[arg(long)]
+    chat: bool,
+    /// System message of a chat
+    #[arg(long, requires = "chat")]
+    system: Option<String>,
+    /// Tokens at most
+    #[arg(long, default_value_t = 256)]
+    max_new_tokens: usize,
+    /// 0 takes the most likely token each time
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Only the k most likely; 0 for all
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Only the most likely that together have this probability
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Only those with at least this share of the best one's probability
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f32,
+    /// Above 1, tokens that occurred become less likely
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Text that ends the answer; may be given several times
+    #[arg(long)]
+    stop: Vec<String>,
+    /// Random seed
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads [default: all processors]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+impl Args {
+    fn sampling(&self) -> Result<Sampling> {
+        let wrong = |what: &str| Err(Error::Usage(what.to_owned()));
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return wrong("--temperature must be a number from 0");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return wrong("--top-p must be more than 0 and at most 1");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return wrong("--min-p must be from 0 to 1");
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            return wrong("--repetition-penalty must be more than 0");
+        }
+        Ok(Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+        })
+    }
+
+    fn prompt(&self) -> Result<Option<String>> {
+        Ok(match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => Some(text.clone()),
+            (None, Some(path)) => Some(
+                fs::read_to_string(path).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?,
+            ),
+            (None, None) => None,
+        })
+    }
+}
+
+/// Generates.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let sampling = args.sampling()?;
+    let limits = Limits { max_new_tokens: args.max_new_tokens, stop: args.stop.clone() };
+    super::use_threads(args.threads)?;
+    let session = Session::open(&args.model)?;
+    let adapters = session.adapter(args.adapter.as_deref())?;
+    let device = Device::cpu();
+    let mut generator = TextGenerator::new(&session, &device, &adapters)?;
+    if args.chat {
+        return chat(args, &session, &mut generator, &sampling, &limits);
+    }
+    let prompt = match args.prompt()? {
+        Some(text) => text,
+        None => io::read_to_string(io::stdin()).map_err(|e| Error::Usage(format!("standard input: {e}")))?,
+    };
+    let tokenizer = session.tokenizer()?;
+    let mut tokens = tokenizer.encode(&prompt)?;
+    if tokens.is_empty() {
+        // Something must predict the first token: what begins a text, or what ended the one before.
+        tokens.extend(tokenizer.bos().or(tokenizer.eos()));
+    }
+    if tokens.is_empty() {
+        return Err(Error::Usage("the prompt is empty, and the model names no token that begins a text".into()));
+    }
+    generator.generate(&tokens, &sampling, &limits, show)?;
+    println!();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Standard output may be gone (a closed pipe): the next write ends the program quietly.
+fn show(text: &str) {
+    let mut out = io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+fn chat(
+    args: &Args,
+    session: &Session,
+    generator: &mut TextGenerator<'_>,
+    sampling: &Sampling,
+    limits: &Limits,
+) -> Result<ExitCode> {
+    let template = session.base.chat()?;
+    let tokenizer = session.tokenizer()?;
+    let mut messages: Vec<Message> = args.system.iter().map(|s| Message::new("system", s)).collect();
+    let mut lines = io::stdin().lock().lines();
+    let mut next = args.prompt()?;
+    loop {
+        let said = match next.take() {
+            Some(text) => text,
+            None => {
+                if io::stdin().is_terminal() {
+                    eprint!("> ");
+                }
+                match lines.next() {
+                    None => return Ok(ExitCode::SUCCESS),
+                    Some(line) => line.map_err(|e| Error::Usage(format!("standard input: {e}")))?,
+                }
+            }
+        };
+        if said.trim().is_empty() {
+            continue;
+        }
+        messages.push(Message::new("user", &said));
+        let tokens = tokenizer.encode(&template.render(&messages, true)?)?;
+        let answer = generator.reply(&tokens, sampling, limits, show)?;
+        println!();
+        messages.push(Message::new("assistant", answer.text));
+    }
+}

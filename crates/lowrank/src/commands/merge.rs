@@ -1,0 +1,91 @@
+//! `lowrank merge`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank::engine::Format;
+use lowrank::{Error, MergeTarget, Result, Session, merge, verify_merge};
+
+/// What to merge and where to.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Base model: Hugging Face folder, GGUF file or hub id
+    #[arg(long)]
+    model: String,
+    /// Adapter folder
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// Where to: a folder (safetensors), or a file that ends in .gguf
+    #[arg(long)]
+    out: PathBuf,
+    /// f32, f16, bf16 or (GGUF) q8_0 [default: the base's if it is one of these; else f16]
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Text on which merged and unmerged are compared
+    #[arg(long, default_value = "The quick brown fox jumps over the lazy dog. Once upon a time")]
+    probe: String,
+    /// Fail where a logit differs by more than this
+    #[arg(long)]
+    tolerance: Option<f32>,
+    /// Replace what is at --out
+    #[arg(long)]
+    force: bool,
+    /// Threads [default: all processors]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+impl Args {
+    fn target(&self, session: &Session) -> Result<MergeTarget> {
+        let gguf = self.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        let allowed: &[Format] = match gguf {
+            true => &[Format::F32, Format::F16, Format::BF16, Format::Q8_0],
+            false => &[Format::F32, Format::F16, Format::BF16],
+        };
+        let format = match &self.dtype {
+            None => session.base.tensors.plain_format().unwrap_or(Format::F16),
+            Some(name) => {
+                *allowed.iter().find(|f| f.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+                    let names: Vec<String> = allowed.iter().map(|f| f.name().to_lowercase()).collect();
+                    let kind = if gguf { "a GGUF file" } else { "safetensors" };
+                    Error::Usage(format!("--dtype {name:?} is not possible in {kind}: {}", names.join(", ")))
+                })?
+            }
+        };
+        Ok(if gguf { MergeTarget::Gguf(format) } else { MergeTarget::Folder(format) })
+    }
+}
+
+/// Merges.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    super::use_threads(args.threads)?;
+    if args.out.exists() && !args.force {
+        return Err(Error::Usage(format!("{} exists; --force replaces it", args.out.display())));
+    }
+    let session = Session::open(&args.model)?;
+    let adapters = session.adapter(Some(&args.adapter))?;
+    let target = args.target(&session)?;
+    merge(&session, &adapters, &args.out, target)?;
+
+    let merged = Session::open(&args.out.to_string_lossy())?;
+    let tokens = session.tokenizer()?.encode(&args.probe)?;
+    let v = verify_merge(&session, &adapters, &merged, &tokens);
+    println!(
+        "merged {} layers into {}: logits differ by at most {:.2e} (largest logit {:.1}), same best token at {} of {} positions",
+        adapters.layers.len(),
+        args.out.display(),
+        v.max_difference,
+        v.max_logit,
+        v.same_best,
+        v.positions
+    );
+    if let Some(tolerance) = args.tolerance
+        && (v.max_difference > tolerance || v.max_difference.is_nan())
+    {
+        return Err(Error::Failed(format!(
+            "merged and unmerged logits differ by {:.2e}, more than --tolerance {tolerance:.2e}",
+            v.max_difference
+        )));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,197 @@
+//! `lowrank train`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lowrank::{Error, Result, Session, TrainOptions, finetune};
+use serde::Serialize;
+
+/// Flags win over the file.
+#[derive(clap::Args)]
+pub struct Args {
+    /// TOML file with the same keys as the flags
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// What the command line says; the rest comes from the file or from the defaults.
+#[derive(clap::Args, Serialize)]
+pub struct Flags {
+    /// Base model: Hugging Face folder, GGUF file or hub id
+    #[arg(long)]
+    model: Option<String>,
+    /// Training data: .jsonl, .csv or .tsv
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Folder for the adapter
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Held-out data
+    #[arg(long, value_name = "FILE")]
+    eval_data: Option<PathBuf>,
+
+    /// Rank [default: 8]
+    #[arg(long, help_heading = "Adapter")]
+    r: Option<usize>,
+    /// The adapter's output is scaled by alpha / r [default: 16]
+    #[arg(long, help_heading = "Adapter")]
+    lora_alpha: Option<f64>,
+    /// Dropout on the adapter's input [default: 0]
+    #[arg(long, help_heading = "Adapter")]
+    lora_dropout: Option<f32>,
+    /// Modules with an adapter: names, a regular expression, or all-linear [default: q_proj,v_proj]
+    #[arg(long, help_heading = "Adapter")]
+    target_modules: Option<String>,
+    /// Scale by alpha / sqrt(r)
+    #[arg(long, help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    use_rslora: bool,
+    /// Start from this adapter (its configuration holds)
+    #[arg(long, value_name = "DIR", help_heading = "Adapter")]
+    init_adapter: Option<PathBuf>,
+
+    /// Peak learning rate [default: 2e-4]
+    #[arg(long, help_heading = "Optimiser")]
+    learning_rate: Option<f64>,
+    /// linear, cosine or constant [default: linear]
+    #[arg(long, help_heading = "Optimiser")]
+    lr_scheduler: Option<String>,
+    /// Steps until the peak [default: 0]
+    #[arg(long, help_heading = "Optimiser")]
+    warmup_steps: Option<u64>,
+    /// Decoupled weight decay [default: 0]
+    #[arg(long, help_heading = "Optimiser")]
+    weight_decay: Option<f64>,
+    /// Longest gradient; 0 does not clip [default: 1]
+    #[arg(long, help_heading = "Optimiser")]
+    max_grad_norm: Option<f64>,
+    /// Examples in a micro-batch [default: 8]
+    #[arg(long, help_heading = "Optimiser")]
+    batch_size: Option<usize>,
+    /// Micro-batches in a step [default: 1]
+    #[arg(long, help_heading = "Optimiser")]
+    gradient_accumulation_steps: Option<usize>,
+    /// Times through the data [default: 3]
+    #[arg(long, help_heading = "Optimiser")]
+    epochs: Option<f64>,
+    /// Steps in all, in place of --epochs
+    #[arg(long, help_heading = "Optimiser")]
+    max_steps: Option<u64>,
+    /// Random seed [default: 42]
+    #[arg(long, help_heading = "Optimiser")]
+    seed: Option<u64>,
+
+    /// Longer examples lose their tail [default: 1024]
+    #[arg(long, help_heading = "Data")]
+    max_seq_len: Option<usize>,
+    /// Keep the order of the file
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_shuffle: bool,
+    /// Compute a prompt anew for each of its completions
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_share_prefix: bool,
+    /// Most examples of one prompt that a shuffle keeps together [default: 4]
+    #[arg(long, help_heading = "Data")]
+    prompt_group: Option<usize>,
+    /// jsonl, csv or tsv, where the name does not tell
+    #[arg(long, help_heading = "Data")]
+    data_format: Option<String>,
+    /// Column or key of the prompt [default: prompt]
+    #[arg(long, help_heading = "Data")]
+    prompt_column: Option<String>,
+    /// Column or key of the completion [default: completion]
+    #[arg(long, help_heading = "Data")]
+    completion_column: Option<String>,
+    /// Column or key of a text without prompt
+    #[arg(long, help_heading = "Data")]
+    text_column: Option<String>,
+    /// What a prompt is made of, e.g. "{prompt}\n"
+    #[arg(long, help_heading = "Data")]
+    prompt_template: Option<String>,
+    /// Count and report lines that make no example
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    skip_bad_lines: bool,
+
+    /// Evaluate after every so many steps; 0 only at the end [default: 0]
+    #[arg(long, help_heading = "Run")]
+    eval_steps: Option<u64>,
+    /// Save a checkpoint after every so many steps; 0 only at the end [default: 500]
+    #[arg(long, help_heading = "Run")]
+    save_steps: Option<u64>,
+    /// Go on with the run in --out
+    #[arg(long, help_heading = "Run")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    resume: bool,
+    /// Replace the run in --out
+    #[arg(long, help_heading = "Run")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    force: bool,
+    /// Keep only the inputs of blocks and compute the rest again: less memory, about a third slower
+    #[arg(long, help_heading = "Run")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    checkpoint_activations: bool,
+    /// Threads [default: all processors]
+    #[arg(long, help_heading = "Run")]
+    threads: Option<usize>,
+    /// Write one JSON line a step
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    log_json: Option<PathBuf>,
+    /// Write TensorBoard events
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    tensorboard: Option<PathBuf>,
+}
+
+impl Args {
+    /// The options that the file and the flags make.
+    pub fn options(&self) -> Result<TrainOptions> {
+        let mut table = match &self.config {
+            Some(path) => {
+                let text = fs::read_to_string(path).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
+                let table: toml::Table =
+                    text.parse().map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
+                table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect()
+            }
+            None => toml::Table::new(),
+        };
+        let flags = toml::Table::try_from(&self.flags).map_err(|e| Error::Usage(e.to_string()))?;
+        table.extend(flags);
+        TrainOptions::from_table(table)
+    }
+}
+
+/// Trains.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let options = args.options()?;
+    options.check()?;
+    super::use_threads(options.threads)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            // The second time they mean it.
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step; again to stop at once");
+    })
+    .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
+
+    let session = Session::open(&options.model)?;
+    let summary = finetune(&session, &options, &stop)?;
+    let out = options.out.display();
+    if summary.interrupted {
+        eprintln!("stopped after step {}; lowrank train ... --resume goes on from there", summary.steps);
+        return Ok(ExitCode::from(130));
+    }
+    let loss = summary.last_loss.map(|l| format!(", loss {l:.4}")).unwrap_or_default();
+    let eval = summary.eval_loss.map(|l| format!(", held-out loss {l:.4}")).unwrap_or_default();
+    eprintln!("{} steps{loss}{eval}; adapter written to {out}", summary.steps);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,49 @@
+use std::path::PathBuf;
+
+/// What can go wrong, from any part.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A base model.
+    #[error(transparent)]
+    Model(#[from] lowrank_models::Error),
+    /// An adapter.
+    #[error(transparent)]
+    Adapter(#[from] lowrank_adapters::Error),
+    /// Data or training.
+    #[error(transparent)]
+    Train(#[from] lowrank_train::Error),
+    /// Options that make no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// A file that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A check that was asked for and did not hold.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Error {
+    /// 2 for bad usage or input, 1 for a failure on the way.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Train(e) => u8::from(e.is_input()) + 1,
+            Self::Io { .. } | Self::Failed(_) => 1,
+            _ => 2,
+        }
+    }
+
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

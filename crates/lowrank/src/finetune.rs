@@ -1,0 +1,185 @@
+//! Fine-tuning: from options to an adapter folder.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use lowrank_adapters::AdapterSet;
+use lowrank_engine::Device;
+use lowrank_train::log::{JsonLog, Progress, RunLog, TensorBoard};
+use lowrank_train::{
+    BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, Schedule, StepOptions, Stepper, Summary, checkpoint,
+};
+
+use crate::options::{TrainOptions, holds_a_run};
+use crate::session::Session;
+use crate::{Error, Result, card};
+
+/// What is trained: the adapter on its model and the examples.
+pub struct Prepared<'m> {
+    /// Model, adapter, optimiser.
+    pub stepper: Stepper<'m>,
+    /// Examples to train on.
+    pub train: Dataset,
+    /// Held-out examples.
+    pub eval: Option<Dataset>,
+    /// Their order.
+    pub batches: Batches,
+    /// How long to go on.
+    pub loop_options: LoopOptions,
+    state: RunState,
+}
+
+/// Reads data and adapter and makes everything ready on `device`.
+///
+/// # Errors
+/// Where data, adapter or options are wrong.
+pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device) -> Result<Prepared<'m>> {
+    options.check()?;
+    let encoder = session.encoder()?;
+    let data_options = options.data_options()?;
+    let train = lowrank_train::data::read(&options.data, &data_options, &encoder)?;
+    let eval = match &options.eval_data {
+        Some(path) => Some(lowrank_train::data::read(path, &data_options, &encoder)?),
+        None => None,
+    };
+    let share_prefix = !options.no_share_prefix;
+    let batches = Batches::new(
+        &train.examples,
+        BatchOptions {
+            batch_size: options.batch_size,
+            gradient_accumulation_steps: options.gradient_accumulation_steps,
+            shuffle: !options.no_shuffle,
+            seed: options.seed,
+            prompt_group: if share_prefix { options.prompt_group } else { 1 },
+        },
+    )?;
+    let by_epochs = (options.epochs * batches.steps_per_epoch() as f64).ceil() as u64;
+    let total_steps = options.max_steps.unwrap_or(by_epochs);
+    let schedule = Schedule {
+        scheduler: options.lr_scheduler,
+        peak: options.learning_rate,
+        warmup_steps: options.warmup_steps,
+        total_steps,
+    };
+
+    let step_options = StepOptions {
+        checkpoint_activations: options.checkpoint_activations,
+        weight_decay: options.weight_decay,
+        max_grad_norm: options.max_grad_norm,
+        seed: options.seed,
+    };
+    let fingerprint = options.fingerprint();
+    let (adapters, optimizer, state) = if options.resume {
+        let (adapters, optimizer, state) = checkpoint::load(&options.out, session.sites(), options.weight_decay)?;
+        state.check(&fingerprint, &options.out)?;
+        (adapters, Some(optimizer), state)
+    } else {
+        let adapters = start(session, options, device.is_plan())?;
+        (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint })
+    };
+    let mut stepper = Stepper::new(&*session.model, adapters, device, step_options);
+    if let Some(optimizer) = optimizer {
+        stepper.optimizer = optimizer;
+    }
+    let loop_options = LoopOptions {
+        total_steps,
+        schedule,
+        share_prefix,
+        eval_steps: options.eval_steps,
+        save_steps: options.save_steps,
+        eval_batch_size: options.batch_size,
+    };
+    Ok(Prepared { stepper, train, eval, batches, loop_options, state })
+}
+
+/// The adapter that training starts from.
+fn start(session: &Session, options: &TrainOptions, plan: bool) -> Result<AdapterSet> {
+    Ok(match &options.init_adapter {
+        Some(dir) => {
+            let mut set = AdapterSet::load(dir, session.sites())?;
+            set.config.base_model_name_or_path = Some(options.model.clone());
+            set
+        }
+        None if plan => AdapterSet::planned(options.lora(), session.sites())?,
+        None => AdapterSet::new(options.lora(), session.sites(), options.seed)?,
+    })
+}
+
+/// Trains as `options` say and writes the adapter folder. Setting `stop` ends the run after the step at
+/// hand, with everything saved.
+///
+/// # Errors
+/// Where input is wrong, the folder holds another run (without `force` or `resume`), a loss is not
+/// finite, or a file cannot be written.
+pub fn finetune(session: &Session, options: &TrainOptions, stop: &AtomicBool) -> Result<Summary> {
+    options.check()?;
+    let out = &options.out;
+    if !options.resume && holds_a_run(out) {
+        if !options.force {
+            let dir = out.display();
+            return Err(Error::Usage(format!(
+                "{dir} holds another run: --resume goes on with it, --force replaces it"
+            )));
+        }
+        remove_run(out)?;
+    }
+    let mut prepared = prepare(session, options, Device::cpu())?;
+    report_data(&prepared);
+    fs::create_dir_all(out).map_err(Error::io(out))?;
+    let done = prepared.state.step;
+    let json = options.log_json.as_ref().map(|path| match done {
+        0 => JsonLog::create(path),
+        _ => JsonLog::resume(path, done),
+    });
+    let tensorboard = options.tensorboard.as_ref().map(|dir| TensorBoard::create(dir, (done > 0).then_some(done)));
+    let mut log = RunLog {
+        json: json.transpose()?,
+        tensorboard: tensorboard.transpose()?,
+        progress: Progress::new(prepared.loop_options.total_steps, done, Duration::from_secs(10)),
+    };
+    let data = RunData {
+        train: &prepared.train.examples,
+        batches: &prepared.batches,
+        eval: prepared.eval.as_ref().map(|e| &e.examples[..]),
+    };
+    let summary = lowrank_train::run(
+        &mut prepared.stepper,
+        &data,
+        &prepared.loop_options,
+        out,
+        &mut prepared.state,
+        &mut log,
+        stop,
+    );
+    log.progress.finish();
+    let summary = summary?;
+    card::write(out, options, &prepared.stepper.adapters, &prepared.train.report, &summary)?;
+    Ok(summary)
+}
+
+fn report_data(prepared: &Prepared<'_>) {
+    for (what, data) in [("train", Some(&prepared.train)), ("eval", prepared.eval.as_ref())] {
+        let Some(report) = data.map(|d| &d.report) else { continue };
+        eprintln!("{what}: {report}");
+        for warning in report.warnings() {
+            eprintln!("  {warning}");
+        }
+    }
+}
+
+/// Removes what a run writes and nothing else.
+fn remove_run(out: &Path) -> Result<()> {
+    let checkpoints = out.join("checkpoints");
+    if checkpoints.exists() {
+        fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
+    }
+    for name in [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE] {
+        let path = out.join(name);
+        if path.exists() {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! Merging: base and adapter written as one model, and checked.
+
+use std::path::Path;
+
+use lowrank_adapters::AdapterSet;
+use lowrank_engine::{ActiveAdapters, Device, Format, Params};
+use lowrank_models::Generator;
+use lowrank_models::files;
+
+use crate::{Error, Result, Session};
+
+/// What a merged model is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeTarget {
+    /// A Hugging Face folder with safetensors: F32, F16 or BF16.
+    Folder(Format),
+    /// A GGUF file: F32, F16, BF16 or Q8_0.
+    Gguf(Format),
+}
+
+/// Writes `W0 + scaling * B A` for every adapted layer, computed in f32, and everything else as it is.
+///
+/// # Errors
+/// Where the adapter cannot be merged (it is on a head that shares its weight with the embedding), or
+/// the model cannot be written in that form.
+pub fn merge(session: &Session, adapters: &AdapterSet, out: &Path, target: MergeTarget) -> Result<()> {
+    let tensors = &session.base.tensors;
+    for layer in &adapters.layers {
+        let name = format!("{}.weight", layer.path);
+        if !tensors.contains(&name) {
+            return Err(Error::Usage(format!(
+                "{name} is no tensor of its own (it is tied to the embedding), so an adapter on it cannot be merged"
+            )));
+        }
+    }
+    let mut fill = |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| {
+        tensors.read_rows(name, rows.clone(), out)?;
+        if let Some(layer) = name.strip_suffix(".weight").and_then(|path| adapters.layer(path)) {
+            adapters.merge_rows(layer, rows, out);
+        }
+        Ok(())
+    };
+    match target {
+        MergeTarget::Folder(format) => files::save_folder(&session.base, out, format, &mut fill)?,
+        MergeTarget::Gguf(format) => files::save_gguf(&session.base, out, format, &mut fill)?,
+    }
+    Ok(())
+}
+
+/// How far the merged model is from base + adapter on one text.
+#[derive(Clone, Copy, Debug)]
+pub struct Verified {
+    /// Largest difference of a logit.
+    pub max_difference: f32,
+    /// Largest logit, to compare it with.
+    pub max_logit: f32,
+    /// Positions at which both find the same token most likely.
+    pub same_best: usize,
+    /// Positions compared.
+    pub positions: usize,
+}
+
+/// Compares the logits of `merged` with those of base + adapter after every token of `tokens`.
+pub fn verify_merge(session: &Session, adapters: &AdapterSet, merged: &Session, tokens: &[u32]) -> Verified {
+    let device = Device::cpu();
+    let (no_params, no_adapters) = (Params::default(), ActiveAdapters::default());
+    let mut ours = Generator::new(&*session.model, &device, &adapters.params, &adapters.active);
+    let mut theirs = Generator::new(&*merged.model, &device, &no_params, &no_adapters);
+    let mut result = Verified { max_difference: 0.0, max_logit: 0.0, same_best: 0, positions: tokens.len() };
+    for token in tokens {
+        let (a, b) = (ours.feed(&[*token]), theirs.feed(&[*token]));
+        for (x, y) in a.iter().zip(&b) {
+            result.max_difference = result.max_difference.max((x - y).abs());
+            result.max_logit = result.max_logit.max(x.abs());
+        }
+        let best = |logits: &[f32]| logits.iter().enumerate().max_by(|x, y| x.1.total_cmp(y.1)).map(|x| x.0);
+        result.same_best += usize::from(best(&a) == best(&b));
+    }
+    result
+}

@@ -1,0 +1,211 @@
+//! The options of a training run, in PEFT's and Trainer's words.
+
+use std::path::{Path, PathBuf};
+
+use lowrank_adapters::{LoraConfig, OneOrMany, Targets};
+use lowrank_train::{DataFormat, DataOptions, LrScheduler, Template};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// Everything that says how to train. Every field is also a flag of `lowrank train` (with dashes) and a
+/// key of its TOML file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct TrainOptions {
+    pub model: String,
+    pub data: PathBuf,
+    pub out: PathBuf,
+    pub eval_data: Option<PathBuf>,
+
+    pub r: usize,
+    pub lora_alpha: f64,
+    pub lora_dropout: f32,
+    pub target_modules: Targets,
+    pub exclude_modules: Option<Targets>,
+    pub layers_to_transform: Option<OneOrMany<usize>>,
+    pub rank_pattern: Map<String, Value>,
+    pub alpha_pattern: Map<String, Value>,
+    pub use_rslora: bool,
+    pub init_adapter: Option<PathBuf>,
+
+    pub learning_rate: f64,
+    pub lr_scheduler: LrScheduler,
+    pub warmup_steps: u64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    pub batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+    pub epochs: f64,
+    pub max_steps: Option<u64>,
+    pub max_seq_len: usize,
+    pub seed: u64,
+    pub no_shuffle: bool,
+    pub no_share_prefix: bool,
+    pub prompt_group: usize,
+    pub checkpoint_activations: bool,
+
+    pub data_format: Option<DataFormat>,
+    pub prompt_column: Option<String>,
+    pub completion_column: Option<String>,
+    pub text_column: Option<String>,
+    pub prompt_template: Option<String>,
+    pub skip_bad_lines: bool,
+
+    pub eval_steps: u64,
+    pub save_steps: u64,
+    pub resume: bool,
+    pub force: bool,
+    pub threads: Option<usize>,
+    pub log_json: Option<PathBuf>,
+    pub tensorboard: Option<PathBuf>,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            data: PathBuf::new(),
+            out: PathBuf::new(),
+            eval_data: None,
+            r: 8,
+            lora_alpha: 16.0,
+            lora_dropout: 0.0,
+            target_modules: Targets::parse("q_proj,v_proj"),
+            exclude_modules: None,
+            layers_to_transform: None,
+            rank_pattern: Map::new(),
+            alpha_pattern: Map::new(),
+            use_rslora: false,
+            init_adapter: None,
+            learning_rate: 2e-4,
+            lr_scheduler: LrScheduler::Linear,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            batch_size: 8,
+            gradient_accumulation_steps: 1,
+            epochs: 3.0,
+            max_steps: None,
+            max_seq_len: 1024,
+            seed: 42,
+            no_shuffle: false,
+            no_share_prefix: false,
+            prompt_group: 4,
+            checkpoint_activations: false,
+            data_format: None,
+            prompt_column: None,
+            completion_column: None,
+            text_column: None,
+            prompt_template: None,
+            skip_bad_lines: false,
+            eval_steps: 0,
+            save_steps: 500,
+            resume: false,
+            force: false,
+            threads: None,
+            log_json: None,
+            tensorboard: None,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// From a table of keys, with dashes or underscores.
+    ///
+    /// # Errors
+    /// Names the key that is unknown or has a wrong value.
+    pub fn from_table(table: toml::Table) -> Result<Self> {
+        let table: toml::Table = table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect();
+        table.try_into().map_err(|e: toml::de::Error| Error::Usage(e.message().to_owned()))
+    }
+
+    /// Checks what no other part checks.
+    ///
+    /// # Errors
+    /// Names the option and what it may be.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |what: &str| Err(Error::Usage(what.to_owned()));
+        for (value, flag) in [(&self.data, "data"), (&self.out, "out"), (&PathBuf::from(&self.model), "model")] {
+            if value.as_os_str().is_empty() {
+                return wrong(&format!("--{flag} is missing (give the flag, or the key in the --config file)"));
+            }
+        }
+        if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
+            return wrong("--learning-rate must be a number from 0");
+        }
+        if !(self.epochs.is_finite() && self.epochs > 0.0) {
+            return wrong("--epochs must be more than 0");
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return wrong("--weight-decay must be a number from 0");
+        }
+        if !(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0) {
+            return wrong("--max-grad-norm must be a number from 0 (0 does not clip)");
+        }
+        if self.threads == Some(0) {
+            return wrong("--threads must be at least 1");
+        }
+        Ok(())
+    }
+
+    /// The adapter's configuration.
+    pub fn lora(&self) -> LoraConfig {
+        LoraConfig {
+            task_type: Some("CAUSAL_LM".to_owned()),
+            base_model_name_or_path: Some(self.model.clone()),
+            r: self.r,
+            lora_alpha: self.lora_alpha,
+            lora_dropout: self.lora_dropout,
+            target_modules: Some(match &self.target_modules {
+                Targets::Pattern(text) => Targets::parse(text),
+                names => names.clone(),
+            }),
+            exclude_modules: self.exclude_modules.clone(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            use_rslora: self.use_rslora,
+            ..LoraConfig::default()
+        }
+    }
+
+    /// How to read the data.
+    ///
+    /// # Errors
+    /// Where the prompt template is wrong.
+    pub fn data_options(&self) -> Result<DataOptions> {
+        let prompt_template = self.prompt_template.as_deref().map(Template::parse).transpose()?;
+        Ok(DataOptions {
+            format: self.data_format,
+            prompt_column: self.prompt_column.clone(),
+            completion_column: self.completion_column.clone(),
+            text_column: self.text_column.clone(),
+            prompt_template,
+            max_seq_len: Some(self.max_seq_len),
+            skip_bad_lines: self.skip_bad_lines,
+        })
+    }
+
+    /// What must not change when a run is resumed: everything that changes its numbers.
+    pub(crate) fn fingerprint(&self) -> Map<String, Value> {
+        let Value::Object(mut all) = serde_json::to_value(self).expect("options are plain data") else {
+            unreachable!("a struct is an object")
+        };
+        let free = [
+            "out", "resume", "force", "threads", "log_json", "tensorboard", "eval_steps", "save_steps", "eval_data",
+            "checkpoint_activations", "init_adapter", "model", "data",
+        ];
+        all.retain(|key, _| !free.contains(&key.as_str()));
+        all
+    }
+}
+
+/// Whether `dir` holds another run's results.
+pub(crate) fn holds_a_run(dir: &Path) -> bool {
+    [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE, "checkpoints"]
+        .iter()
+        .any(|name| dir.join(name).exists())
+}

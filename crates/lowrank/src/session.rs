@@ -1,0 +1,110 @@
+//! A loaded base model with what belongs to it.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use lowrank_adapters::AdapterSet;
+use lowrank_engine::Site;
+use lowrank_models::{Base, Model, Tokenizer};
+use lowrank_train::{Encode, Message};
+
+use crate::{Error, Result};
+
+/// A base model, its tokenizer and its chat template. Weights are mapped, not read.
+pub struct Session {
+    /// The files.
+    pub base: Base,
+    /// The model over them.
+    pub model: Box<dyn Model>,
+    tokenizer: OnceLock<Tokenizer>,
+}
+
+impl Session {
+    /// Opens a Hugging Face folder, a GGUF file or a hub id (`org/name`).
+    ///
+    /// # Errors
+    /// Where files are missing or wrong, or the architecture is unknown.
+    pub fn open(model: &str) -> Result<Self> {
+        let base = Base::open(model)?;
+        let model = lowrank_models::load(&base.config, &base.tensors)?;
+        Ok(Self { base, model, tokenizer: OnceLock::new() })
+    }
+
+    /// Every place an adapter can attach to.
+    pub fn sites(&self) -> &[Site] {
+        self.model.sites()
+    }
+
+    /// The adapter in `dir`, or none.
+    ///
+    /// # Errors
+    /// Where the folder holds no adapter for this model.
+    pub fn adapter(&self, dir: Option<&Path>) -> Result<AdapterSet> {
+        Ok(match dir {
+            Some(dir) => AdapterSet::load(dir, self.sites())?,
+            None => AdapterSet::none(),
+        })
+    }
+
+    /// The tokenizer, built when first asked for.
+    ///
+    /// # Errors
+    /// Where the model has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let tokenizer = self.base.tokenizer()?;
+        Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// What the data readers need.
+    ///
+    /// # Errors
+    /// Where there is no tokenizer, or it has no token that ends a text.
+    pub fn encoder(&self) -> Result<Encoder<'_>> {
+        let tokenizer = self.tokenizer()?;
+        let eos = tokenizer.eos().ok_or_else(|| {
+            Error::Usage(format!("{}: the tokenizer names no eos_token", self.base.source.display()))
+        })?;
+        Ok(Encoder { session: self, tokenizer, eos })
+    }
+}
+
+/// Turns text into tokens for the data readers.
+pub struct Encoder<'a> {
+    session: &'a Session,
+    tokenizer: &'a Tokenizer,
+    eos: u32,
+}
+
+type Boxed = Box<dyn std::error::Error + Send + Sync>;
+
+impl Encode for Encoder<'_> {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, Boxed> {
+        Ok(self.tokenizer.encode(text)?)
+    }
+
+    fn encode_chat(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<bool>), Boxed> {
+        let template = self.session.base.chat()?;
+        let messages: Vec<_> =
+            messages.iter().map(|m| lowrank_models::Message::new(&m.role, &m.content)).collect();
+        let rendered = template.render_with_spans(&messages)?;
+        // Encoding piece by piece keeps every token on one side of a turn's border.
+        let (mut tokens, mut mask, mut at) = (Vec::new(), Vec::new(), 0);
+        for span in &rendered.assistant {
+            for (text, trained) in [(&rendered.text[at..span.start], false), (&rendered.text[span.clone()], true)] {
+                tokens.extend(self.tokenizer.encode(text)?);
+                mask.resize(tokens.len(), trained);
+            }
+            at = span.end;
+        }
+        tokens.extend(self.tokenizer.encode(&rendered.text[at..])?);
+        mask.resize(tokens.len(), false);
+        Ok((tokens, mask))
+    }
+
+    fn eos(&self) -> u32 {
+        self.eos
+    }
+}
