@@ -155,11 +155,6 @@ impl Tokenizer {
         self.roles.pad
     }
 
-    /// The text of a role's token, empty where there is none: what chat templates see.
-    pub(crate) fn role_text(&self, role: Option<u32>) -> String {
-        role.and_then(|id| self.inner.id_to_token(id)).unwrap_or_default()
-    }
-
     /// As a `tokenizer.json`.
     ///
     /// # Errors
