@@ -202,3 +202,110 @@ fn same(kernel: &str, lengths: &[(&str, usize)]) {
         assert_eq!(*other, len, "{kernel}: {name} has {other} numbers, {first} {len}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Activation; 6] = [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+        Activation::Relu,
+        Activation::Tanh,
+    ];
+
+    /// The definitions, in f64.
+    fn truth(act: Activation, x: f64) -> f64 {
+        match act {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::Gelu => {
+                // Simpson's rule for the normal distribution.
+                let (steps, h) = (2000, x / 2000.0);
+                let density = |t: f64| (-0.5 * t * t).exp() / std::f64::consts::TAU.sqrt();
+                let inner: f64 =
+                    (1..steps).map(|i| density(i as f64 * h) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
+                x * (0.5 + (density(0.0) + inner + density(x)) * h / 3.0)
+            }
+            Activation::GeluTanh => {
+                0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+            }
+            Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            Activation::Relu => x.max(0.0),
+            Activation::Tanh => x.tanh(),
+        }
+    }
+
+    fn points() -> Vec<f32> {
+        (0..1003).map(|i| (i as f32 - 501.0) * 0.017 + 0.003).collect()
+    }
+
+    fn close(got: f32, want: f64, limit: f64, what: &str) {
+        assert!((f64::from(got) - want).abs() <= limit * want.abs().max(1.0), "{what}: {got}, not {want}");
+    }
+
+    #[test]
+    fn values_and_slopes() {
+        let x = points();
+        let n = x.len();
+        for act in ALL {
+            let (mut y, mut dx) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+            activate(&mut y, &x, act);
+            activate_backward(&mut dx, &x, &vec![2.0; n], act, false);
+            for (i, &x) in x.iter().enumerate() {
+                let x = f64::from(x);
+                close(y[i], truth(act, x), 1e-6, &format!("{act:?}({x})"));
+                let slope = (truth(act, x + 1e-5) - truth(act, x - 1e-5)) / 2e-5;
+                close(dx[i], 2.0 * slope, 3e-6, &format!("{act:?}'({x})"));
+            }
+            let once = dx.clone();
+            activate_backward(&mut dx, &x, &vec![2.0; n], act, true);
+            dx.iter()
+                .zip(&once)
+                .for_each(|(two, one)| close(*two, 2.0 * f64::from(*one), 1e-6, "accumulated"));
+        }
+    }
+
+    #[test]
+    fn gated_pairs() {
+        // Odd, and enough numbers for several threads.
+        for n in [1, 9, 60_001] {
+            let gate: Vec<f32> = points().into_iter().cycle().take(n).collect();
+            let up: Vec<f32> = (0..n).map(|i| (i % 19) as f32 / 9.0 - 1.0).collect();
+            let dh: Vec<f32> = (0..n).map(|i| (i % 13) as f32 / 6.0 - 1.0).collect();
+            for act in [Activation::Silu, Activation::GeluTanh] {
+                let (mut a, mut slope) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+                activate(&mut a, &gate, act);
+                activate_backward(&mut slope, &gate, &vec![1.0; n], act, false);
+                let mut h = vec![f32::NAN; n];
+                gated(&mut h, &gate, &up, act);
+                let (mut dgate, mut dup) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+                gated_backward(&mut dgate, &mut dup, &gate, &up, &dh, act);
+                let (mut gate, mut up_in_place) = (gate.clone(), up.clone());
+                gated_backward_in_place(&mut gate, &mut up_in_place, &dh, act);
+                assert!(gate == dgate && up_in_place == dup);
+                for i in 0..n {
+                    close(h[i], f64::from(a[i]) * f64::from(up[i]), 1e-6, "h");
+                    close(dgate[i], f64::from(dh[i]) * f64::from(up[i]) * f64::from(slope[i]), 1e-6, "dgate");
+                    close(dup[i], f64::from(dh[i]) * f64::from(a[i]), 1e-6, "dup");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn far_values_and_nan() {
+        for act in ALL {
+            let mut y = [0.0; 3];
+            activate(&mut y, &[-1e4, 1e4, f32::NAN], act);
+            let top = if act == Activation::Tanh { [-1.0, 1.0] } else { [0.0, 1e4] };
+            assert_eq!([y[0], y[1]], top, "{act:?}");
+            assert!(y[2].is_nan(), "{act:?}");
+            let mut dx = [f32::NAN; 2];
+            activate_backward(&mut dx, &[-1e4, 1e4], &[1.0; 2], act, false);
+            let ends = if act == Activation::Tanh { [0.0, 0.0] } else { [0.0, 1.0] };
+            assert_eq!(dx, ends, "{act:?}");
+        }
+    }
+}

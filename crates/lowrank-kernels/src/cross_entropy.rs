@@ -158,3 +158,97 @@ dispatch! {
 fn check(kernel: &str, len: usize, n: usize, vocab: usize) {
     assert_eq!(len, n * vocab, "{kernel}: logits has {len} numbers, not {n} x {vocab}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, salt: u64) -> Vec<f32> {
+        let mut x = vec![0.0; n];
+        crate::normal(&mut x, 0.0, 4.0, 31, salt);
+        x
+    }
+
+    /// Loss and its gradient, in f64.
+    fn reference(row: &[f32], target: usize, cap: Option<f64>) -> (f64, Vec<f64>) {
+        let z: Vec<f64> =
+            row.iter().map(|&x| f64::from(x)).map(|x| cap.map_or(x, |c| c * (x / c).tanh())).collect();
+        let most = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total = most + z.iter().map(|z| (z - most).exp()).sum::<f64>().ln();
+        let slope = |z: f64| cap.map_or(1.0, |c| 1.0 - (z / c).powi(2));
+        let p = |v: usize| (z[v] - total).exp() - f64::from(u8::from(v == target));
+        (total - z[target], (0..z.len()).map(|v| p(v) * slope(z[v])).collect())
+    }
+
+    #[test]
+    fn loss_and_gradient() {
+        for (n, vocab) in [(1, 1), (3, 5), (4, 2049), (3, 49_152)] {
+            let logits = numbers(n * vocab, 1);
+            let targets: Vec<u32> = (0..n).map(|i| (i * 7919 % vocab) as u32).collect();
+            for softcap in [None, Some(5.0f32)] {
+                let scale = 0.25;
+                let (mut grad, mut losses) = (logits.clone(), vec![f32::NAN; n]);
+                cross_entropy(&mut grad, &targets, vocab, scale, &mut losses, true, softcap);
+                let (mut kept, mut again) = (logits.clone(), vec![f32::NAN; n]);
+                cross_entropy(&mut kept, &targets, vocab, scale, &mut again, false, softcap);
+                assert!(kept == logits && again == losses);
+                for i in 0..n {
+                    let r = i * vocab..(i + 1) * vocab;
+                    let (loss, want) =
+                        reference(&logits[r.clone()], targets[i] as usize, softcap.map(f64::from));
+                    assert!(
+                        (f64::from(losses[i]) - loss).abs() <= 2e-6 * loss.max(1.0),
+                        "{} {loss}",
+                        losses[i]
+                    );
+                    for (g, w) in grad[r].iter().zip(&want) {
+                        let w = w * f64::from(scale);
+                        assert!((f64::from(*g) - w).abs() <= 1e-7 + 4e-6 * w.abs(), "{g} {w}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_logits() {
+        let vocab = 5000;
+        let mut row = vec![-1e30f32; vocab];
+        row[4000] = 1e30;
+        row[17] = f32::NEG_INFINITY;
+        let mut losses = [f32::NAN];
+        cross_entropy(&mut row, &[4000], vocab, 1.0, &mut losses, true, None);
+        assert_eq!(losses[0], 0.0);
+        assert!(row.iter().all(|&g| g == 0.0));
+        row[3] = f32::NAN;
+        cross_entropy(&mut row, &[0], vocab, 1.0, &mut losses, false, None);
+        assert!(losses[0].is_nan());
+    }
+
+    #[test]
+    fn logarithms_and_largest() {
+        let (n, vocab) = (7, 40_001);
+        let logits = numbers(n * vocab, 2);
+        let mut logs = logits.clone();
+        log_softmax(&mut logs, vocab);
+        let mut best = vec![u32::MAX; n];
+        argmax(&logits, vocab, &mut best);
+        for i in 0..n {
+            let (row, log) = (&logits[i * vocab..][..vocab], &logs[i * vocab..][..vocab]);
+            let (loss, _) = reference(row, 11, None);
+            assert!((f64::from(log[11]) + loss).abs() < 1e-5 * loss.max(1.0));
+            let sum: f64 = log.iter().map(|&l| f64::from(l).exp()).sum();
+            assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+            let want = (0..vocab).fold(0, |b, v| if row[v] > row[b] { v } else { b });
+            assert_eq!(best[i] as usize, want);
+        }
+        argmax(&[1.0, 3.0, 3.0, f32::NAN, 0.0, 2.0], 3, &mut best[..2]);
+        assert_eq!(best[..2], [1, 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "target 4 of row 1 is not below the vocabulary, 4")]
+    fn a_target_outside_the_vocabulary_is_refused() {
+        cross_entropy(&mut [0.0; 8], &[3, 4], 4, 1.0, &mut [0.0; 2], true, None);
+    }
+}

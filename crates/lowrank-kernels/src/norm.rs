@@ -331,3 +331,147 @@ fn sum_over_rows(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, salt: u64) -> Vec<f32> {
+        let mut x = vec![0.0; n];
+        crate::normal(&mut x, 0.3, 1.0, 21, salt);
+        x
+    }
+
+    /// Normalised rows in f64, with the mean taken off (layer norm) or not (rms norm).
+    fn reference(x: &[f64], w: &[f64], b: &[f64], eps: f64, centre: bool) -> Vec<f64> {
+        let d = w.len();
+        let row = |x: &[f64]| {
+            let mean = if centre { x.iter().sum::<f64>() / d as f64 } else { 0.0 };
+            let var = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / d as f64;
+            let rstd = 1.0 / (var + eps).sqrt();
+            (0..d).map(|j| (x[j] - mean) * rstd * w[j] + b[j]).collect::<Vec<_>>()
+        };
+        x.chunks(d).flat_map(row).collect()
+    }
+
+    fn wide(x: &[f32]) -> Vec<f64> {
+        x.iter().map(|&x| f64::from(x)).collect()
+    }
+
+    /// Gradient of `sum(dy y)` with respect to `p` by central differences of the reference.
+    fn slope(p: &[f64], dy: &[f32], y: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
+        let h = 1e-5;
+        let mut p = p.to_vec();
+        (0..p.len())
+            .map(|i| {
+                let at = p[i];
+                p[i] = at + h;
+                let up = y(&p);
+                p[i] = at - h;
+                let down = y(&p);
+                p[i] = at;
+                up.iter().zip(&down).zip(dy).map(|((u, d), g)| (u - d) * f64::from(*g)).sum::<f64>()
+                    / (2.0 * h)
+            })
+            .collect()
+    }
+
+    fn close(name: &str, got: &[f32], want: &[f64], limit: f64) {
+        assert_eq!(got.len(), want.len());
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            assert!((f64::from(*g) - w).abs() <= limit * w.abs().max(1.0), "{name}[{i}] = {g}, not {w}");
+        }
+    }
+
+    #[test]
+    fn rms() {
+        for (n, d, offset) in [(1, 1, 0.0f32), (3, 7, 1.0), (5, 33, 0.0), (2, 64, 1.0)] {
+            let (x, w, dy) = (numbers(n * d, 1), numbers(d, 2), numbers(n * d, 3));
+            let shifted: Vec<f64> = w.iter().map(|&w| f64::from(w) + f64::from(offset)).collect();
+            let (mut y, mut rstd) = (vec![f32::NAN; n * d], vec![f32::NAN; n]);
+            rms_norm(&mut y, &mut rstd, &x, &w, 1e-5, n, d, offset);
+            let zeros = vec![0.0; d];
+            let forward = |x: &[f64], w: &[f64]| reference(x, w, &zeros, f64::from(1e-5f32), false);
+            close("y", &y, &forward(&wide(&x), &shifted), 1e-6);
+            let mut again = vec![f32::NAN; n * d];
+            rms_norm(&mut again, &mut [], &x, &w, 1e-5, n, d, offset);
+            assert_eq!(y, again);
+
+            let (mut dx, mut dw) = (vec![f32::NAN; n * d], vec![0.5; d]);
+            rms_norm_backward(&mut dx, &dy, &x, &w, &rstd, n, d, offset, false, Some(&mut dw));
+            let want = slope(&wide(&x), &dy, |x| forward(x, &shifted));
+            close("dx", &dx, &want, 2e-5);
+            let dw_want = slope(&shifted, &dy, |w| forward(&wide(&x), w));
+            close("dw", &dw, &dw_want.iter().map(|g| g + 0.5).collect::<Vec<_>>(), 2e-5);
+            rms_norm_backward(&mut dx, &dy, &x, &w, &rstd, n, d, offset, true, None);
+            close("2 dx", &dx, &want.iter().map(|g| 2.0 * g).collect::<Vec<_>>(), 4e-5);
+        }
+    }
+
+    #[test]
+    fn layer() {
+        for (n, d) in [(1, 1), (3, 7), (5, 33), (2, 64)] {
+            let (x, w, b, dy) = (numbers(n * d, 1), numbers(d, 2), numbers(d, 4), numbers(n * d, 3));
+            let (mut y, mut mean, mut rstd) = (vec![f32::NAN; n * d], vec![f32::NAN; n], vec![f32::NAN; n]);
+            // A large eps keeps the row of one number, whose variance is 0, smooth.
+            let eps = 1e-2;
+            layer_norm(&mut y, &mut mean, &mut rstd, &x, &w, Some(&b), eps, n, d);
+            let forward = |x: &[f64], w: &[f64], b: &[f64]| reference(x, w, b, f64::from(eps), true);
+            close("y", &y, &forward(&wide(&x), &wide(&w), &wide(&b)), 1e-6);
+            let mut plain = vec![f32::NAN; n * d];
+            layer_norm(&mut plain, &mut [], &mut [], &x, &w, None, eps, n, d);
+            close("y without bias", &plain, &forward(&wide(&x), &wide(&w), &vec![0.0; d]), 1e-6);
+
+            let (mut dx, mut dw, mut db) = (vec![f32::NAN; n * d], vec![0.5; d], vec![0.25; d]);
+            layer_norm_backward(
+                &mut dx,
+                &dy,
+                &x,
+                &w,
+                &mean,
+                &rstd,
+                n,
+                d,
+                false,
+                Some(&mut dw),
+                Some(&mut db),
+            );
+            let want = slope(&wide(&x), &dy, |x| forward(x, &wide(&w), &wide(&b)));
+            close("dx", &dx, &want, 2e-5);
+            let dw_want = slope(&wide(&w), &dy, |w| forward(&wide(&x), w, &wide(&b)));
+            close("dw", &dw, &dw_want.iter().map(|g| g + 0.5).collect::<Vec<_>>(), 2e-5);
+            let db_want = slope(&wide(&b), &dy, |b| forward(&wide(&x), &wide(&w), b));
+            close("db", &db, &db_want.iter().map(|g| g + 0.25).collect::<Vec<_>>(), 2e-5);
+            layer_norm_backward(&mut dx, &dy, &x, &w, &mean, &rstd, n, d, true, None, None);
+            close("2 dx", &dx, &want.iter().map(|g| 2.0 * g).collect::<Vec<_>>(), 4e-5);
+        }
+    }
+
+    #[test]
+    fn many_rows_on_threads_equal_one_row_at_a_time() {
+        let (n, d) = (700, 192);
+        let (x, w, dy) = (numbers(n * d, 1), numbers(d, 2), numbers(n * d, 3));
+        let (mut y, mut mean, mut rstd) = (vec![f32::NAN; n * d], vec![f32::NAN; n], vec![f32::NAN; n]);
+        rms_norm(&mut y, &mut rstd, &x, &w, 1e-5, n, d, 0.0);
+        let (mut dx, mut dw) = (vec![f32::NAN; n * d], vec![0.0; d]);
+        rms_norm_backward(&mut dx, &dy, &x, &w, &rstd, n, d, 0.0, false, Some(&mut dw));
+        let (mut ly, mut ldx, mut lr) = (vec![f32::NAN; n * d], vec![f32::NAN; n * d], vec![f32::NAN; n]);
+        layer_norm(&mut ly, &mut mean, &mut lr, &x, &w, None, 1e-5, n, d);
+        layer_norm_backward(&mut ldx, &dy, &x, &w, &mean, &lr, n, d, false, None, None);
+        let mut dw_rows = vec![0.0; d];
+        for i in 0..n {
+            let r = i * d..(i + 1) * d;
+            let (mut one, mut s, mut m) = (vec![f32::NAN; d], [0.0], [0.0]);
+            rms_norm(&mut one, &mut s, &x[r.clone()], &w, 1e-5, 1, d, 0.0);
+            assert_eq!(one, y[r.clone()]);
+            let (one_dy, one_x) = (&dy[r.clone()], &x[r.clone()]);
+            rms_norm_backward(&mut one, one_dy, one_x, &w, &s, 1, d, 0.0, false, Some(&mut dw_rows));
+            assert_eq!(one, dx[r.clone()]);
+            layer_norm(&mut one, &mut m, &mut s, one_x, &w, None, 1e-5, 1, d);
+            assert_eq!(one, ly[r.clone()]);
+            layer_norm_backward(&mut one, one_dy, one_x, &w, &m, &s, 1, d, false, None, None);
+            assert_eq!(one, ldx[r]);
+        }
+        close("dw", &dw, &wide(&dw_rows), 1e-5);
+    }
+}

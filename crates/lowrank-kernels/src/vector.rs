@@ -103,9 +103,13 @@ pub(crate) trait Vector: Copy {
         if lanes == Self::LANES {
             return self;
         }
-        const INDEX: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
-        let index = Self::load(&INDEX, 0, Self::LANES);
-        index.if_less(Self::splat(lanes as f32), self, Self::splat(fill))
+        Self::load(&INDEX, 0, Self::LANES).if_less(Self::splat(lanes as f32), self, Self::splat(fill))
+    }
+
+    /// `self` with the lanes below lane `lanes` replaced by `fill`.
+    #[inline(always)]
+    fn fill_below(self, lanes: usize, fill: f32) -> Self {
+        Self::load(&INDEX, 0, Self::LANES).if_less(Self::splat(lanes as f32), Self::splat(fill), self)
     }
 
     /// Sum of the lanes, always in the same order.
@@ -128,6 +132,9 @@ pub(crate) trait Vector: Copy {
         self.lanes()[..Self::LANES].iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
     }
 }
+
+/// The numbers of the lanes.
+const INDEX: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
 /// Eight lanes in plain Rust.
 #[derive(Clone, Copy)]

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::forward::mask;
+use super::forward::{clear, edges, mask};
 use super::geometry::{KeyRows, Spans, View, blocks, components};
 use super::scratch::{Scratch, carve, pitch, with_scratch};
 use super::tile::{Bound, MAX_PANEL, PAD, Product, pack_columns, pack_queries, pack_rows, panel, product};
@@ -350,8 +350,7 @@ dispatch! {
         for r in 0..low.len() {
             let (row, gradient) = (&mut s[r * pitch..][..width], &mut dp[r * pitch..][..width]);
             let (start, end) = mask::<V>(row, low[r] as usize, high[r] as usize, cap);
-            gradient[..start].fill(0.0);
-            gradient[end..].fill(0.0);
+            clear::<V>(gradient, start, end);
             let (lse, mean, inverse) = (V::splat(lse[r]), V::splat(mean[r]), V::splat(1.0 / cap));
             for_lanes!(V, end - start, |at, _lanes| {
                 let z = V::load(row, start + at, V::LANES);
@@ -364,9 +363,8 @@ dispatch! {
                 p.store(row, start + at, V::LANES);
                 ds.store(gradient, start + at, V::LANES);
             });
-            // The columns of the tile that belong to no key were never products.
-            gradient[start..(low[r] as usize).max(start)].fill(0.0);
-            gradient[(high[r] as usize).clamp(start, end)..end].fill(0.0);
+            // The columns of no key, which were never products, and a masked score's slope times zero.
+            edges::<V>(gradient, start, end, low[r] as usize, high[r] as usize, 0.0);
         }
     }
 }

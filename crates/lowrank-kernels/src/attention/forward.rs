@@ -17,6 +17,8 @@ use crate::vector::{Vector, dispatch, for_lanes};
 const ROWS: usize = 192;
 /// Keys of a tile, at most.
 const KEYS: usize = 128;
+/// Rows whose scores exist at a time: with the keys and values they stay in the first caches.
+const CHUNK: usize = 24;
 /// Up to this many rows, keys are read in place, one dot product at a time: packing them would cost as
 /// much as using them.
 const FEW_ROWS: usize = 8;
@@ -123,7 +125,8 @@ impl Inputs<'_> {
         let (q_at, k_at) = (task.kv * group * d, task.kv * d);
         let rows = task.queries.len() * group;
         let (columns, row) = (d.next_multiple_of(PAD), pitch(d));
-        let (key_columns, key_row) = (KEYS.next_multiple_of(MAX_PANEL), pitch(KEYS));
+        let most_keys = task.keys.len().min(KEYS + PAD);
+        let (key_columns, key_row) = (most_keys.next_multiple_of(MAX_PANEL), pitch(most_keys));
         let few = rows <= FEW_ROWS;
         let Scratch { floats, spans } = scratch;
         let [queries, keys_t, values, scores, sums, most, total] = carve(
@@ -131,8 +134,8 @@ impl Inputs<'_> {
             [
                 rows * row,
                 if few { 0 } else { key_columns * d },
-                KEYS * row,
-                rows * key_row,
+                most_keys * row,
+                rows.min(CHUNK) * key_row,
                 rows * row,
                 rows,
                 rows,
@@ -140,59 +143,76 @@ impl Inputs<'_> {
         );
         let query_rows = segment.q.start + task.queries.start..segment.q.start + task.queries.end;
         pack_queries(queries, row, self.q, query_rows.clone(), q_pitch, q_at, group, d, scale);
+        let (wide, cap) = (panel(), softcap.unwrap_or(0.0));
         let mut first = true;
         for keys in blocks(task.keys.clone(), KEYS, PAD) {
             let key_rows = KeyRows::new(segment, keys.clone());
-            let width = keys.len().next_multiple_of(PAD);
             spans.set_rows(&view, &task.queries, &keys, group);
-            if few {
-                dots(scores, key_row, queries, row, rows, self.k, &key_rows, k_pitch, k_at, d);
-            } else {
+            if !few {
                 pack_columns(keys_t, self.k, &key_rows, k_pitch, k_at, d);
-                let wide = panel();
-                let product_of_scores = Product {
-                    cols: width,
-                    depth: d,
-                    a: queries,
-                    a_row: row,
-                    a_step: 1,
-                    b: keys_t,
-                    b_step: wide,
-                    b_panel: wide * d,
-                    c_row: key_row,
-                    add: false,
-                    low: &spans.low,
-                    high: &spans.high,
-                    bound: Bound::Columns,
-                };
-                product(&product_of_scores, scores);
             }
-            let cap = softcap.unwrap_or(0.0);
-            softmax(scores, key_row, width, &spans.low, &spans.high, most, total, sums, row, first, cap);
             // Values lie well as they are if they are whole vectors in one run.
             let in_place = few && d.is_multiple_of(PAD) && key_rows.is_one_run();
-            let (b, b_step) = if in_place {
+            let (values, value_row) = if in_place {
                 (&self.v[key_rows.row(0) * k_pitch + k_at..], k_pitch)
             } else {
                 pack_rows(values, row, self.v, &key_rows, k_pitch, k_at, d);
                 (&*values, row)
             };
-            let product_of_values = Product {
-                cols: columns,
-                depth: keys.len(),
-                a: scores,
-                a_row: key_row,
-                a_step: 1,
-                b,
-                b_step,
-                b_panel: panel(),
-                c_row: row,
-                add: !first,
-                low: &spans.low,
-                high: &spans.high,
-                bound: Bound::Depth,
-            };
-            product(&product_of_values, sums);
+            for at in (0..rows).step_by(CHUNK) {
+                let chunk = at..rows.min(at + CHUNK);
+                let (queries, sums) = (&queries[at * row..], &mut sums[at * row..]);
+                let (low, high) = (&spans.low[chunk.clone()], &spans.high[chunk.clone()]);
+                let (cols, depth) = (keys.len().next_multiple_of(PAD), keys.len());
+                if few {
+                    dots(scores, key_row, queries, row, rows, self.k, &key_rows, k_pitch, k_at, d);
+                } else {
+                    let (a_row, a_step, b_step, b_panel) = (row, 1, wide, wide * d);
+                    let (a, b, bound) = (queries, &*keys_t, Bound::Columns);
+                    let (depth, c_row, add) = (d, key_row, false);
+                    product(
+                        &Product {
+                            cols,
+                            depth,
+                            a,
+                            a_row,
+                            a_step,
+                            b,
+                            b_step,
+                            b_panel,
+                            c_row,
+                            add,
+                            low,
+                            high,
+                            bound,
+                        },
+                        scores,
+                    );
+                }
+                let (most, total) = (&mut most[chunk.clone()], &mut total[chunk]);
+                softmax(scores, key_row, cols, low, high, most, total, sums, row, first, cap);
+                let (a_row, a_step, b_step, b_panel) = (key_row, 1, value_row, wide);
+                let (a, b, bound) = (&*scores, values, Bound::Depth);
+                let (cols, c_row, add) = (columns, row, !first);
+                product(
+                    &Product {
+                        cols,
+                        depth,
+                        a,
+                        a_row,
+                        a_step,
+                        b,
+                        b_step,
+                        b_panel,
+                        c_row,
+                        add,
+                        low,
+                        high,
+                        bound,
+                    },
+                    sums,
+                );
+            }
             first = false;
         }
         if first {
@@ -243,14 +263,14 @@ impl Inputs<'_> {
     }
 }
 
-/// Writes one row of the result.
-fn finish(out: &mut [f32], lse: &mut [f32], sums: &[f32], most: f32, total: f32) {
-    // A query that sees no key: zeros, not 0 / 0.
-    let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
-    for (o, s) in out.iter_mut().zip(sums) {
-        *o = s * factor;
+dispatch! {
+    /// Writes one row of the result.
+    fn finish<V>(out: &mut [f32], lse: &mut [f32], sums: &[f32], most: f32, total: f32) {
+        // A query that sees no key: zeros, not 0 / 0.
+        let factor = V::splat(if total == 0.0 { 0.0 } else { 1.0 / total });
+        for_lanes!(V, out.len(), |at, lanes| { V::load(sums, at, lanes).mul(factor).store(out, at, lanes); });
+        lse[0] = most + total.ln();
     }
-    lse[0] = most + total.ln();
 }
 
 dispatch! {
@@ -299,13 +319,9 @@ dispatch! {
 /// span touches and to zero elsewhere, and returns where those vectors start and end.
 #[inline(always)]
 pub(super) fn mask<V: Vector>(row: &mut [f32], low: usize, high: usize, cap: f32) -> (usize, usize) {
-    if low >= high {
-        row.fill(0.0);
-        return (0, 0);
-    }
-    let (start, end) = (low / V::LANES * V::LANES, high.next_multiple_of(V::LANES));
-    row[..start].fill(0.0);
-    row[end..].fill(0.0);
+    let (start, end) =
+        if low < high { (low / V::LANES * V::LANES, high.next_multiple_of(V::LANES)) } else { (0, 0) };
+    clear::<V>(row, start, end);
     if cap > 0.0 {
         let (cap, inverse) = (V::splat(cap), V::splat(1.0 / cap));
         for_lanes!(V, end - start, |at, _lanes| {
@@ -313,9 +329,39 @@ pub(super) fn mask<V: Vector>(row: &mut [f32], low: usize, high: usize, cap: f32
             tanh(s.mul(inverse)).mul(cap).store(row, start + at, V::LANES);
         });
     }
-    row[start..low].fill(f32::NEG_INFINITY);
-    row[high..end].fill(f32::NEG_INFINITY);
+    edges::<V>(row, start, end, low, high, f32::NEG_INFINITY);
     (start, end)
+}
+
+/// Zeros in a row of whole vectors, but for `start..end`.
+#[inline(always)]
+pub(super) fn clear<V: Vector>(row: &mut [f32], start: usize, end: usize) {
+    for_lanes!(V, start, |at, _lanes| {
+        V::zero().store(row, at, V::LANES);
+    });
+    for_lanes!(V, row.len() - end, |at, _lanes| {
+        V::zero().store(row, end + at, V::LANES);
+    });
+}
+
+/// `fill` in the numbers of the vectors `start..end` that lie outside `low..high`. By whole vectors, since
+/// a vector read just after single numbers of it were written waits for the writes.
+#[inline(always)]
+pub(super) fn edges<V: Vector>(
+    row: &mut [f32],
+    start: usize,
+    end: usize,
+    low: usize,
+    high: usize,
+    fill: f32,
+) {
+    if high < end {
+        let last = end - V::LANES;
+        V::load(row, last, V::LANES).fill_above(high - last, fill).store(row, last, V::LANES);
+    }
+    if start < low && start < end {
+        V::load(row, start, V::LANES).fill_below(low - start, fill).store(row, start, V::LANES);
+    }
 }
 
 dispatch! {

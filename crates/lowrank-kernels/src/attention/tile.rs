@@ -3,7 +3,7 @@
 //! Every tile is padded to whole vectors, so the products know no ragged edges: only packing and
 //! unpacking do.
 
-use crate::vector::{Vector, dispatch};
+use crate::vector::{Vector, dispatch, for_lanes};
 
 use super::geometry::KeyRows;
 
@@ -64,6 +64,7 @@ dispatch! {
         }
         let wide = 2 * V::LANES;
         assert!(p.cols.is_multiple_of(V::LANES) && p.high.len() == rows);
+        assert!(p.bound == Bound::Depth || p.high[rows - 1] as usize <= p.cols);
         assert!((rows - 1) * p.c_row + p.cols <= c.len(), "product: C is too short");
         let depth = match p.bound {
             Bound::Columns => p.depth,
@@ -77,31 +78,35 @@ dispatch! {
             assert!(last * p.b_panel + (depth - 1) * p.b_step + last_width <= p.b.len(), "product: B is too short");
         }
         let height = if V::MANY_REGISTERS { 12 } else { 6 };
-        let mut i = 0;
-        while i < rows {
-            let m = height.min(rows - i);
-            let (low, high) = (p.low[i] as usize, p.high[i + m - 1] as usize);
-            let (mut col, end, from, depth) = match p.bound {
-                Bound::Columns => {
-                    let end = high.next_multiple_of(V::LANES);
-                    assert!(end <= p.cols);
-                    (low / wide * wide, if low < high { end } else { 0 }, 0, p.depth)
+        let (mut col, end) = match p.bound {
+            Bound::Columns => (p.low[0] as usize / wide * wide, p.cols),
+            Bound::Depth => (0, p.cols),
+        };
+        // A panel of B stays in the first cache while the rows pass by.
+        while col < end {
+            let mut i = 0;
+            while i < rows {
+                let m = height.min(rows - i);
+                let (low, high) = (p.low[i] as usize, p.high[i + m - 1] as usize);
+                let (width, from, depth) = match p.bound {
+                    Bound::Columns if high <= col || low >= col + wide || low >= high => (0, 0, 0),
+                    Bound::Columns => (high - col, 0, p.depth),
+                    Bound::Depth => (end - col, low.min(high), high.saturating_sub(low)),
+                };
+                if width > 0 {
+                    // SAFETY: rows, columns and depth lie within what was checked above; `high` grows
+                    // with the row, so the last row's bounds all.
+                    unsafe {
+                        let a = p.a.as_ptr().add(i * p.a_row + from * p.a_step);
+                        let b = p.b.as_ptr().add(col / wide * p.b_panel + from * p.b_step);
+                        let c = c.as_mut_ptr().add(i * p.c_row + col);
+                        let two = width > V::LANES;
+                        block::<V>(m, two, depth, a, p.a_row, p.a_step, b, p.b_step, c, p.c_row, p.add);
+                    }
                 }
-                Bound::Depth => (0, p.cols, low.min(high), high.saturating_sub(low)),
-            };
-            while col < end {
-                let two = end - col >= wide;
-                // SAFETY: rows, columns and depth lie within what was checked above; `high` grows with
-                // the row, so the last row's bounds all.
-                unsafe {
-                    let a = p.a.as_ptr().add(i * p.a_row + from * p.a_step);
-                    let b = p.b.as_ptr().add(col / wide * p.b_panel + from * p.b_step);
-                    let c = c.as_mut_ptr().add(i * p.c_row + col);
-                    block::<V>(m, two, depth, a, p.a_row, p.a_step, b, p.b_step, c, p.c_row, p.add);
-                }
-                col += if two { wide } else { V::LANES };
+                i += m;
             }
-            i += m;
+            col += wide;
         }
     }
 }
@@ -219,37 +224,41 @@ dispatch! {
     }
 }
 
-/// Packs keys as rows of `padded >= d` numbers, zero from `d` on.
+/// Packs keys as rows, `pitch_to` apart, of `d` numbers and zeros up to whole vectors.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn pack_rows(
     to: &mut [f32],
-    padded: usize,
+    pitch_to: usize,
     from: &[f32],
     keys: &KeyRows,
     pitch: usize,
     at: usize,
     d: usize,
 ) {
-    for (j, to) in to[..keys.len() * padded].chunks_exact_mut(padded).enumerate() {
+    for (j, to) in to[..keys.len() * pitch_to].chunks_exact_mut(pitch_to).enumerate() {
         let start = keys.row(j) * pitch + at;
         to[..d].copy_from_slice(&from[start..start + d]);
-        to[d..].fill(0.0);
+        to[d..d.next_multiple_of(PAD)].fill(0.0);
     }
 }
 
 dispatch! {
-    /// Packs rows of queries (or of their gradients), `group` heads of each, times `scale`, as rows of
-    /// `padded >= d` numbers.
+    /// Packs rows of queries (or of their gradients), `group` heads of each, times `scale`, as rows,
+    /// `pitch_to` apart, of `d` numbers and zeros up to whole vectors.
     pub(super) fn pack_queries<V>(
-        to: &mut [f32], padded: usize, from: &[f32], queries: std::ops::Range<usize>, pitch: usize, at: usize,
+        to: &mut [f32], pitch_to: usize, from: &[f32], queries: std::ops::Range<usize>, pitch: usize, at: usize,
         group: usize, d: usize, scale: f32,
     ) {
-        let heads = queries.flat_map(|i| (0..group).map(move |h| i * pitch + at + h * d));
-        for (to, start) in to.chunks_exact_mut(padded).zip(heads) {
-            let from = &from[start..start + d];
-            crate::vector::for_lanes!(V, d, |e, lanes| {
-                V::load(from, e, lanes).mul(V::splat(scale)).store(to, e, lanes);
-            });
-            to[d..].fill(0.0);
+        let rows = queries.start * pitch..queries.end * pitch;
+        for (to, from) in to.chunks_exact_mut(group * pitch_to).zip(from[rows].chunks_exact(pitch)) {
+            for (to, from) in to.chunks_exact_mut(pitch_to).zip(from[at..].chunks_exact(d)) {
+                for_lanes!(V, d, |e, lanes| {
+                    V::load(from, e, lanes).mul(V::splat(scale)).store(to, e, lanes);
+                });
+                if d < d.next_multiple_of(PAD) {
+                    to[d..d.next_multiple_of(PAD)].fill(0.0);
+                }
+            }
         }
     }
 }
