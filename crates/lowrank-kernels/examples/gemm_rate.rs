@@ -1,9 +1,9 @@
 //! GFLOP/s of the products over frozen weights, next to the `gemm` crate on the same f32 shapes.
 //!
 //! `gemm_rate [--threads N] [--tokens M] [--formats F32,Q4_1] [--backward] [--shapes 576x576,192x576] [--reps N]
-//! [--cpu-time]`
+//! [--cpu-time] [--quantile 0.5]`
 //!
-//! The contestants take turns, and each number is the median of its turns. Shapes are `O x K`. With
+//! The contestants take turns, and each number is the median (or another `--quantile`) of its turns. Shapes are `O x K`. With
 //! `--cpu-time` the rate is per core and second of processor time, which other processes disturb less.
 
 use lowrank_kernels::{Format, RowOrder, WeightRef, linear, linear_backward};
@@ -16,6 +16,7 @@ struct Options {
     reps: usize,
     backward: bool,
     cpu_time: bool,
+    quantile: f64,
 }
 
 fn options() -> Options {
@@ -27,6 +28,7 @@ fn options() -> Options {
         reps: 9,
         backward: false,
         cpu_time: false,
+        quantile: 0.5,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -43,6 +45,7 @@ fn options() -> Options {
         match arg.as_str() {
             "--threads" => options.threads = number(&value),
             "--tokens" => options.tokens = value.split(',').map(number).collect(),
+            "--quantile" => options.quantile = value.parse().expect("a number in 0..=1"),
             "--reps" => options.reps = number(&value),
             "--formats" => {
                 options.formats = value
@@ -110,9 +113,9 @@ fn seconds(cpu_time: bool, work: impl FnOnce()) -> f64 {
     now() - start
 }
 
-fn median(times: &mut [f64]) -> f64 {
+fn quantile(times: &mut [f64], at: f64) -> f64 {
     times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    times[((times.len() - 1) as f64 * at) as usize]
 }
 
 fn main() {
@@ -187,7 +190,7 @@ fn main() {
                     }
                 }
             });
-            let mut rates = times.iter_mut().map(|times| flops / median(times) / 1e9);
+            let mut rates = times.iter_mut().map(|times| flops / quantile(times, options.quantile) / 1e9);
             print!("{n:>6} {o:>6} {k:>6} {:>8.1}", rates.next().expect("gemm's own"));
             for format in &options.formats {
                 match formats.contains(format) {

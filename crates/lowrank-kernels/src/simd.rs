@@ -92,6 +92,8 @@ pub(crate) use at_level;
 pub(crate) trait Arch: Copy + Send + Sync + 'static {
     /// A vector of `LANES` f32.
     type V: Copy;
+    /// The level itself.
+    const LEVEL: Level;
     /// Numbers in a vector.
     const LANES: usize;
     /// Most rows of a tile of the product.
@@ -140,6 +142,12 @@ pub(crate) trait Arch: Copy + Send + Sync + 'static {
         }
     }
 
+    /// `p` itself, but the compiler knows nothing of where it came from.
+    #[inline(always)]
+    fn opaque(p: *const f32) -> *const f32 {
+        p
+    }
+
     /// Asks for the line at `p` to be brought into the first cache.
     #[inline(always)]
     fn prefetch(_p: *const f32) {}
@@ -152,7 +160,7 @@ pub(crate) use x86::{Avx2, Avx512};
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Arch;
+    use super::{Arch, Level};
 
     /// AVX2 with FMA: tiles of 6 x 16 leave 12 of 16 registers to sums.
     #[derive(Clone, Copy)]
@@ -165,6 +173,7 @@ mod x86 {
 
     impl Arch for Avx2 {
         type V = __m256;
+        const LEVEL: Level = Level::Avx2;
         const LANES: usize = 8;
         const MR: usize = 6;
 
@@ -233,6 +242,15 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn opaque(p: *const f32) -> *const f32 {
+            let mut p = p;
+            // SAFETY: no instruction at all.
+            unsafe {
+                std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags));
+            }
+            p
+        }
+        #[inline(always)]
         fn prefetch(p: *const f32) {
             // SAFETY: a prefetch never faults, whatever the address; SSE is always there.
             unsafe { _mm_prefetch(p.cast(), _MM_HINT_T0) }
@@ -250,6 +268,7 @@ mod x86 {
 
     impl Arch for Avx512 {
         type V = __m512;
+        const LEVEL: Level = Level::Avx512;
         const LANES: usize = 16;
         const MR: usize = 14;
 
@@ -294,6 +313,15 @@ mod x86 {
             unsafe { Avx2::transpose8(from, to, stride) }
         }
         #[inline(always)]
+        fn opaque(p: *const f32) -> *const f32 {
+            let mut p = p;
+            // SAFETY: no instruction at all.
+            unsafe {
+                std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags));
+            }
+            p
+        }
+        #[inline(always)]
         fn prefetch(p: *const f32) {
             Avx2::prefetch(p);
         }
@@ -306,6 +334,7 @@ pub(crate) struct Portable;
 
 impl Arch for Portable {
     type V = [f32; 4];
+    const LEVEL: Level = Level::Portable;
     const LANES: usize = 4;
     // The registers of NEON (32) hold 8 x 8 sums, those of SSE2 (16) no more than 4 x 8.
     const MR: usize = if cfg!(target_arch = "aarch64") { 8 } else { 4 };

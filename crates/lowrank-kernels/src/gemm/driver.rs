@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::pack::{MAX_ROWS, Operand};
-use super::scratch::{Buffer, LINE, Scratch, with_scratch};
+use super::scratch::{Buffer, LINE, Scratch, with_left, with_scratch};
 use super::tile::{MAX_TILE, nr, tile};
 use crate::simd::Arch;
 
@@ -28,24 +28,25 @@ pub(super) struct Product {
 // SAFETY: tasks read all of A, which nobody writes, and write disjoint parts of C.
 unsafe impl Sync for Product {}
 
-/// Most of `k` in a block: a panel of `B` then fills no more than the first cache, and is used by a
-/// whole block of rows.
-const KC: usize = 384;
-/// Rows of `A` in a block: `MC x KC` numbers stay in the second cache.
-const MC: usize = 96;
-/// Most columns of `B` packed at a time.
-const NC: usize = 512;
+/// Most of `k` in a block. Long blocks pay: `C` is read and written once for each.
+const KC: usize = 1024;
+/// Most numbers in a packed block of `B`: 300 KB, which the second cache holds beside what passes by.
+const BLOCK: usize = 75 << 10;
+/// Rows of `A` that meet a panel of `B` while it is in the first cache, in tiles.
+const TILES_DOWN: usize = 4;
+/// Most rows of `A` copied at a time, where it has to be.
+const COPIED: usize = 1024;
+/// Tasks for each thread: enough to even out threads that start late or are disturbed.
+const TASKS: usize = 4;
 
 /// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
 /// operands. Each thread's share is allocated by its first product and used again by all others.
 pub fn scratch_bytes(threads: usize) -> usize {
-    // Blocks of k are rounded up to the longest quantised block, 256 numbers.
-    let kc = KC.next_multiple_of(256);
-    threads * size_of::<f32>() * (kc * NC + MAX_ROWS + MC * kc + 3 * LINE)
+    // Blocks of k are rounded up to the longest quantised block, 256 numbers, and so are columns.
+    let block = BLOCK.max((KC + 256) * 256);
+    let copy = COPIED * (KC + 256 + LINE);
+    size_of::<f32>() * (threads * (block + MAX_ROWS + 2 * LINE) + copy + LINE)
 }
-
-/// Tasks for each thread: enough to even out threads that start late or are disturbed.
-const TASKS: usize = 4;
 
 /// `len` cut into equal runs of a whole number of `step`s, none longer than `most` (but at least a step).
 fn cut(len: usize, most: usize, step: usize) -> usize {
@@ -64,28 +65,36 @@ pub(super) unsafe fn run<A: Arch, B: Operand>(product: &Product, b: &B, threads:
     if p.m == 0 || p.n == 0 {
         return;
     }
-    if p.k == 0 {
-        // SAFETY: inside C.
-        return unsafe { scale(p) };
+    // SAFETY: the caller's promises, for parts of the product.
+    unsafe {
+        if p.k == 0 {
+            scale(p);
+        } else if in_place(p) {
+            tasks::<A, B>(p, 0..p.k, b, threads);
+        } else {
+            let kc = block_of_k(p, b);
+            for i in (0..p.m).step_by(COPIED) {
+                let rows = i..(i + COPIED).min(p.m);
+                for l in (0..p.k).step_by(kc) {
+                    let k = l..(l + kc).min(p.k);
+                    with_left(|left| {
+                        let (a, ars) = copy_left(p, rows.clone(), k.clone(), left, threads);
+                        let part = Product {
+                            m: rows.len(),
+                            beta: if l == 0 { p.beta } else { 1.0 },
+                            // As if the whole of A lay there, so that `k` keeps its meaning.
+                            a: a.wrapping_sub(l),
+                            ars,
+                            acs: 1,
+                            c: p.c.add(i * p.crs),
+                            ..*p
+                        };
+                        tasks::<A, B>(&part, k, b, threads);
+                    });
+                }
+            }
+        }
     }
-    let step = lcm_step(nr::<A>(), b.n_step());
-    // SAFETY: the caller's promises; tasks are disjoint in C.
-    let work = |rows: Range<usize>, cols: Range<usize>| unsafe {
-        with_scratch(|scratch| task::<A, B>(p, b, rows, cols, scratch));
-    };
-    if threads <= 1 || p.m * p.n * p.k < 1 << 16 {
-        return work(0..p.m, 0..p.n);
-    }
-    let wanted = threads * TASKS;
-    let width = cut(p.n, p.n.div_ceil(wanted).max(2 * nr::<A>()), step);
-    let across = p.n.div_ceil(width);
-    // Rows are cut only where the columns leave threads idle, since each cut packs `B` again.
-    let height = if across >= threads { p.m } else { cut(p.m, p.m.div_ceil(wanted / across).max(32), A::MR) };
-    let down = p.m.div_ceil(height);
-    (0..across * down).into_par_iter().with_max_len(1).for_each(|t| {
-        let (i, j) = (t / across * height, t % across * width);
-        work(i..(i + height).min(p.m), j..(j + width).min(p.n));
-    });
 }
 
 /// What is left of a product over an empty `k`: `C = beta C`.
@@ -99,26 +108,88 @@ unsafe fn scale(p: &Product) {
     }
 }
 
-/// The least common multiple of two powers of two.
-fn lcm_step(a: usize, b: usize) -> usize {
-    a.max(b)
+fn block_of_k<B: Operand>(p: &Product, b: &B) -> usize {
+    cut(p.k, KC, b.k_step().max(8))
+}
+
+/// Whether the tiles can read `A` where it lies. They cannot where every number is in a line of its own,
+/// and should not where the rows of a tile fall into the same sets of the first cache and drive each
+/// other out (rows a multiple of 4096 bytes apart).
+fn in_place(p: &Product) -> bool {
+    let few = p.m <= 16 || p.n <= 64;
+    let apart = (p.ars * size_of::<f32>() + 64) % 4096;
+    if p.acs == 1 { few || apart > 128 } else { p.acs <= 64 }
+}
+
+/// Copies `A[rows, k]` to rows that lie well in the caches. Returns the copy and the distance of its rows.
+unsafe fn copy_left(
+    p: &Product,
+    rows: Range<usize>,
+    k: Range<usize>,
+    left: &mut Buffer,
+    threads: usize,
+) -> (*const f32, usize) {
+    // An odd number of lines apart.
+    let stride = k.len().next_multiple_of(2 * LINE) + LINE;
+    let copy = left.get(rows.len() * stride);
+    let fill = |(i, to): (usize, &mut [f32])| {
+        for (r, to) in to.chunks_exact_mut(stride).enumerate() {
+            for (l, to) in to[..k.len()].iter_mut().enumerate() {
+                // SAFETY: inside A, says the caller.
+                *to = unsafe { *p.a.add((rows.start + i * LINE + r) * p.ars + (k.start + l) * p.acs) };
+            }
+        }
+    };
+    match threads {
+        1 => copy.chunks_mut(LINE * stride).enumerate().for_each(fill),
+        _ => copy.par_chunks_mut(LINE * stride).enumerate().for_each(fill),
+    }
+    (copy.as_ptr(), stride)
+}
+
+/// The part `k` of a product whose `A` can be read in place.
+unsafe fn tasks<A: Arch, B: Operand>(p: &Product, k: Range<usize>, b: &B, threads: usize) {
+    // SAFETY: the caller's promises; tasks are disjoint in C.
+    let work = |rows: Range<usize>, cols: Range<usize>| unsafe {
+        with_scratch(|scratch| task::<A, B>(p, k.clone(), b, rows, cols, scratch));
+    };
+    if threads <= 1 || p.m * p.n * k.len() < 1 << 16 {
+        return work(0..p.m, 0..p.n);
+    }
+    let wanted = threads * TASKS;
+    let width = cut(p.n, p.n.div_ceil(wanted), col_step::<A, B>(b));
+    let across = p.n.div_ceil(width);
+    // Rows are cut only where the columns leave threads idle, since each cut packs `B` again.
+    let height = if across >= threads { p.m } else { cut(p.m, p.m.div_ceil(wanted / across).max(32), A::MR) };
+    let down = p.m.div_ceil(height);
+    (0..across * down).into_par_iter().with_max_len(1).for_each(|t| {
+        let (i, j) = (t / across * height, t % across * width);
+        work(i..(i + height).min(p.m), j..(j + width).min(p.n));
+    });
+}
+
+/// Blocks of columns are whole panels and, if possible, whole quantised blocks (both powers of two).
+fn col_step<A: Arch, B: Operand>(b: &B) -> usize {
+    nr::<A>().max(b.n_step())
 }
 
 unsafe fn task<A: Arch, B: Operand>(
     p: &Product,
+    all: Range<usize>,
     b: &B,
     rows: Range<usize>,
     cols: Range<usize>,
     scratch: &mut Scratch,
 ) {
     let nr = nr::<A>();
-    let kc = cut(p.k, KC, b.k_step().max(8));
-    let nc = cut(cols.len(), NC, lcm_step(nr, b.n_step()));
-    let Scratch { panels, rows: expanded, left } = scratch;
+    let kc = block_of_k(p, b);
+    let step = col_step::<A, B>(b);
+    let nc = cut(cols.len(), BLOCK / kc / step * step, step);
+    let Scratch { panels, rows: expanded } = scratch;
     for j in cols.clone().step_by(nc) {
         let block = j..(j + nc).min(cols.end);
-        for l in (0..p.k).step_by(kc) {
-            let k = l..(l + kc).min(p.k);
+        for l in all.clone().step_by(kc) {
+            let k = l..(l + kc).min(all.end);
             let panels = panels.get(block.len().div_ceil(nr) * k.len() * nr);
             // SAFETY: the ranges lie inside the operand; the level is there.
             unsafe {
@@ -127,12 +198,11 @@ unsafe fn task<A: Arch, B: Operand>(
                     || b.pack::<A>(k.clone(), block.clone(), panels, expanded),
                 )
             };
-            let beta = if l == 0 { p.beta } else { 1.0 };
-            for i in rows.clone().step_by(MC) {
+            let beta = if l == all.start { p.beta } else { 1.0 };
+            for i in rows.clone().step_by(TILES_DOWN * A::MR) {
+                let rows = i..(i + TILES_DOWN * A::MR).min(rows.end);
                 // SAFETY: the caller's promises.
-                unsafe {
-                    multiply::<A>(p, i..(i + MC).min(rows.end), block.clone(), k.clone(), panels, beta, left)
-                };
+                unsafe { multiply::<A>(p, rows, block.clone(), k.clone(), panels, beta) };
             }
         }
     }
@@ -147,27 +217,24 @@ unsafe fn multiply<A: Arch>(
     k: Range<usize>,
     panels: &[f32],
     beta: f32,
-    left: &mut Buffer,
 ) {
     let nr = nr::<A>();
-    // SAFETY: all offsets lie inside the shapes the caller of `run` vouches for.
-    unsafe {
-        let (a, ars, aks) = left_block(p, rows.clone(), k.clone(), left);
-        for (index, j) in cols.clone().step_by(nr).enumerate() {
-            let panel = panels[index * k.len() * nr..].as_ptr();
-            let width = nr.min(cols.end - j);
-            let mut i = 0;
-            while i < rows.len() {
-                // Heights are evened out, so that no tile is left with a single row.
-                let left = rows.len() - i;
-                let height = left.div_ceil(left.div_ceil(A::MR));
-                let a = a.add(i * ars);
-                let c = p.c.add((rows.start + i) * p.crs + j * p.ccs);
+    for (panel, j) in panels.chunks_exact(k.len() * nr).zip(cols.clone().step_by(nr)) {
+        let panel = panel.as_ptr();
+        let width = nr.min(cols.end - j);
+        let mut i = rows.start;
+        while i < rows.end {
+            // Heights are evened out, so that no tile is left with a single row.
+            let height = (rows.end - i).div_ceil((rows.end - i).div_ceil(A::MR));
+            // SAFETY: all offsets lie inside the shapes the caller of `run` vouches for.
+            unsafe {
+                let a = p.a.wrapping_add(i * p.ars + k.start * p.acs);
+                let c = p.c.add(i * p.crs + j * p.ccs);
                 if width == nr && p.ccs == 1 {
-                    tile::<A>(height, k.len(), a, ars, aks, panel, c, p.crs, p.alpha, beta);
+                    tile::<A>(height, k.len(), a, p.ars, p.acs, panel, c, p.crs, p.alpha, beta);
                 } else {
                     let mut sums = [0.0; MAX_TILE];
-                    tile::<A>(height, k.len(), a, ars, aks, panel, sums.as_mut_ptr(), nr, p.alpha, 0.0);
+                    tile::<A>(height, k.len(), a, p.ars, p.acs, panel, sums.as_mut_ptr(), nr, p.alpha, 0.0);
                     for (r, sums) in sums.chunks_exact(nr).enumerate().take(height) {
                         for (s, &sum) in sums[..width].iter().enumerate() {
                             let at = c.add(r * p.crs + s * p.ccs);
@@ -175,33 +242,8 @@ unsafe fn multiply<A: Arch>(
                         }
                     }
                 }
-                i += height;
             }
+            i += height;
         }
-    }
-}
-
-/// Where the tiles read a block of `A`, and its strides: in place, unless that would touch a new line of
-/// memory for every single number.
-#[inline(always)]
-unsafe fn left_block(
-    p: &Product,
-    rows: Range<usize>,
-    k: Range<usize>,
-    left: &mut Buffer,
-) -> (*const f32, usize, usize) {
-    // SAFETY: inside A, says the caller.
-    unsafe {
-        let a = p.a.add(rows.start * p.ars + k.start * p.acs);
-        if p.acs <= 64 {
-            return (a, p.ars, p.acs);
-        }
-        let copy = left.get(rows.len() * k.len());
-        for l in 0..k.len() {
-            for i in 0..rows.len() {
-                copy[i * k.len() + l] = *a.add(i * p.ars + l * p.acs);
-            }
-        }
-        (copy.as_ptr(), k.len(), 1)
     }
 }

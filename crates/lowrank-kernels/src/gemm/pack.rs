@@ -9,7 +9,7 @@ use super::scratch::Buffer;
 use super::tile::nr;
 use crate::WeightRef;
 use crate::format::Format;
-use crate::quant::decode::{expand_blocks, with_block};
+use crate::quant::decode::expand;
 use crate::simd::Arch;
 
 /// The right operand `B[k, n]` of a product.
@@ -96,7 +96,7 @@ impl Operand for Forward<'_> {
                 for j in 0..width {
                     // SAFETY: the buffer has NR runs of EXPAND numbers.
                     let out = unsafe { std::slice::from_raw_parts_mut(rows.add(j * EXPAND), len) };
-                    with_block!(w.format, B => expand_blocks::<B>(w.row(from + j), at..at + len, out));
+                    expand(A::LEVEL, w.format, w.row(from + j), at..at + len, out);
                 }
                 // SAFETY: the rows just written.
                 unsafe {
@@ -129,7 +129,7 @@ impl Operand for Backward<'_> {
             let numbers = if w.format == Format::F32 {
                 w.row(l)[4 * n.start..4 * n.end].as_ptr().cast::<f32>()
             } else {
-                with_block!(w.format, B => expand_blocks::<B>(w.row(l), n.clone(), row));
+                expand(A::LEVEL, w.format, w.row(l), n.clone(), row);
                 row.as_ptr()
             };
             for (j, panel) in panels.chunks_exact_mut(k.len() * nr::<A>()).enumerate() {

@@ -28,12 +28,11 @@ pub(super) struct Scratch {
     pub(super) panels: Buffer,
     /// Weight rows expanded to f32.
     pub(super) rows: Buffer,
-    /// A block of the left operand, where it cannot be read in place.
-    pub(super) left: Buffer,
 }
 
 thread_local! {
     static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+    static LEFT: Cell<Option<Box<Buffer>>> = const { Cell::new(None) };
 }
 
 /// Lends this thread's scratch to `work`. (Taken out of its cell meanwhile, so that a nested product is
@@ -42,5 +41,13 @@ pub(super) fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
     let mut scratch = SCRATCH.take().unwrap_or_default();
     let result = work(&mut scratch);
     SCRATCH.set(Some(scratch));
+    result
+}
+
+/// Lends `work` this thread's buffer for the left operand, as [`with_scratch`] does.
+pub(super) fn with_left<T>(work: impl FnOnce(&mut Buffer) -> T) -> T {
+    let mut left = LEFT.take().unwrap_or_default();
+    let result = work(&mut left);
+    LEFT.set(Some(left));
     result
 }

@@ -67,16 +67,21 @@ unsafe fn fixed<A: Arch, const R: usize>(
         for i in 0..R {
             A::prefetch(c.add(i * crs));
         }
-        let (mut a, mut b) = (a, b);
+        let mut b = b;
+        // One pointer for three rows: the distances `ars` and `2 ars` are free in an address, whereas a
+        // pointer for each row would not fit the registers. `opaque` keeps the compiler to that.
+        let mut bases: [*const f32; 5] = std::array::from_fn(|g| A::opaque(a.wrapping_add(3 * g * ars)));
         let mut sums = [[A::splat(0.0); 2]; R];
         for _ in 0..k {
             let right = [A::load(b), A::load(b.add(A::LANES))];
             for (i, sums) in sums.iter_mut().enumerate() {
-                let left = A::splat(*a.add(i * ars));
+                let left = A::splat(*bases[i / 3].add(i % 3 * ars));
                 sums[0] = A::fma(left, right[0], sums[0]);
                 sums[1] = A::fma(left, right[1], sums[1]);
             }
-            a = a.add(aks);
+            for base in &mut bases[..R.div_ceil(3)] {
+                *base = A::opaque(base.wrapping_add(aks));
+            }
             b = b.add(nr::<A>());
         }
         let alpha = A::splat(alpha);

@@ -6,9 +6,10 @@
 use std::ops::Range;
 
 use crate::Format;
+use crate::simd::Level;
 
 /// One block format: `BYTES` bytes hold `LEN` numbers.
-pub(crate) trait Block {
+trait Block {
     const LEN: usize;
     const BYTES: usize;
     /// Expands one block. `block` has `BYTES` bytes, `out` has `LEN` numbers.
@@ -18,65 +19,80 @@ pub(crate) trait Block {
 /// Runs `$body` with the type alias `$block` standing for the [`Block`] of `$format`.
 macro_rules! with_block {
     ($format:expr, $block:ident => $body:expr) => {{
-        use $crate::quant::decode as d;
         match $format {
-            $crate::Format::F32 => {
-                type $block = d::F32;
+            Format::F32 => {
+                type $block = F32;
                 $body
             }
-            $crate::Format::F16 => {
-                type $block = d::F16;
+            Format::F16 => {
+                type $block = F16;
                 $body
             }
-            $crate::Format::BF16 => {
-                type $block = d::BF16;
+            Format::BF16 => {
+                type $block = BF16;
                 $body
             }
-            $crate::Format::Q4_0 => {
-                type $block = d::Q4_0;
+            Format::Q4_0 => {
+                type $block = Q4_0;
                 $body
             }
-            $crate::Format::Q4_1 => {
-                type $block = d::Q4_1;
+            Format::Q4_1 => {
+                type $block = Q4_1;
                 $body
             }
-            $crate::Format::Q5_0 => {
-                type $block = d::Q5_0;
+            Format::Q5_0 => {
+                type $block = Q5_0;
                 $body
             }
-            $crate::Format::Q5_1 => {
-                type $block = d::Q5_1;
+            Format::Q5_1 => {
+                type $block = Q5_1;
                 $body
             }
-            $crate::Format::Q8_0 => {
-                type $block = d::Q8_0;
+            Format::Q8_0 => {
+                type $block = Q8_0;
                 $body
             }
-            $crate::Format::Q4_K => {
-                type $block = d::Q4_K;
+            Format::Q4_K => {
+                type $block = Q4_K;
                 $body
             }
-            $crate::Format::Q5_K => {
-                type $block = d::Q5_K;
+            Format::Q5_K => {
+                type $block = Q5_K;
                 $body
             }
-            $crate::Format::Q6_K => {
-                type $block = d::Q6_K;
+            Format::Q6_K => {
+                type $block = Q6_K;
                 $body
             }
         }
     }};
 }
-pub(crate) use with_block;
 
-/// Expands the numbers `cols` of one stored row.
-pub(crate) fn expand(format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
+/// Expands the numbers `cols` of one stored row. `level` must be available.
+pub(crate) fn expand(level: Level, format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
+    match level {
+        // SAFETY: the level is available; AVX-512 includes AVX2, and wider vectors would not help here.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => unsafe { expand_avx2(format, row, cols, out) },
+        _ => expand_any(format, row, cols, out),
+    }
+}
+
+/// [`expand_any`], compiled for AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn expand_avx2(format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
+    expand_any(format, row, cols, out);
+}
+
+#[inline(always)]
+fn expand_any(format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
     with_block!(format, B => expand_blocks::<B>(row, cols, out));
 }
 
 /// The loop over blocks behind [`expand`]: whole blocks straight into `out`, cut ones by way of a copy.
 #[inline(always)]
-pub(crate) fn expand_blocks<B: Block>(row: &[u8], cols: Range<usize>, out: &mut [f32]) {
+fn expand_blocks<B: Block>(row: &[u8], cols: Range<usize>, out: &mut [f32]) {
     let mut at = cols.start;
     let mut out = out;
     while at < cols.end {
@@ -116,7 +132,7 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 macro_rules! block {
     ($name:ident, $len:literal, $bytes:literal, |$block:ident, $out:ident| $body:block) => {
         #[allow(non_camel_case_types)]
-        pub(crate) struct $name;
+        struct $name;
         impl Block for $name {
             const LEN: usize = $len;
             const BYTES: usize = $bytes;

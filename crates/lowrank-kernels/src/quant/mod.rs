@@ -8,6 +8,7 @@ use std::ops::Range;
 pub use encode::{QuantizeError, quantize};
 
 use crate::WeightRef;
+use crate::simd::level;
 
 impl WeightRef<'_> {
     /// Writes `W[row, cols]` as f32 into `out`, row in Hugging Face's order.
@@ -24,6 +25,6 @@ impl WeightRef<'_> {
             self.cols
         );
         assert_eq!(out.len(), cols.len(), "one number for each column");
-        decode::expand(self.format, self.row(row), cols, out);
+        decode::expand(level(), self.format, self.row(row), cols, out);
     }
 }
