@@ -35,8 +35,8 @@ pub struct Rendered {
     pub assistant: Vec<Range<usize>>,
 }
 
-/// A template may loop; these many instructions serve conversations of thousands of turns.
-const FUEL: u64 = 20_000_000;
+/// A template may loop; a turn takes some hundred instructions, so this serves thousands of turns.
+const FUEL: u64 = 5_000_000;
 
 /// Marks around `{% generation %}` blocks: noncharacters, which no text contains.
 const BEGIN: char = '\u{FDD0}';

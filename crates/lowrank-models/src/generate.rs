@@ -82,10 +82,11 @@ impl<'m> Generator<'m> {
         self.tokens.extend_from_slice(tokens);
         self.cache.borrow_mut().targets = (start..start + n).collect();
         let positions: Vec<u32> = (start..start + n).map(|p| p as u32).collect();
+        let lengths = vec![(start + n) as u32; n];
         let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..start + n }];
         let scope = Scope { device: self.device, params: self.params, dropout: None };
         let mut tape = Tape::with_cache(scope, self.adapters, &self.cache);
-        let batch = TokenBatch { tokens, positions: &positions, segments: &segments };
+        let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
         let h = self.model.hidden(&mut tape, &batch);
         if !wants_logits {
             return Vec::new();

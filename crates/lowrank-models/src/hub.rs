@@ -85,9 +85,10 @@ pub(crate) struct Settings {
 impl Settings {
     fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let home = || std::env::home_dir().unwrap_or_default().join(".cache/huggingface");
         let cache = match set("HF_HUB_CACHE") {
             Some(folder) => PathBuf::from(folder),
-            None => Cache::from_env().path().clone(),
+            None => set("HF_HOME").map_or_else(home, PathBuf::from).join("hub"),
         };
         let offline = set("HF_HUB_OFFLINE")
             .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
@@ -124,7 +125,7 @@ pub(crate) fn fetch_with(id: &HubId, settings: &Settings) -> Result<PathBuf> {
                       or name a local folder or .gguf file";
         return Err(fail("HF_HUB_OFFLINE is set".into(), advice));
     }
-    let mut builder = ApiBuilder::from_env().with_cache_dir(settings.cache.clone());
+    let mut builder = ApiBuilder::from_cache(Cache::new(settings.cache.clone()));
     if let Some(endpoint) = &settings.endpoint {
         builder = builder.with_endpoint(endpoint.clone());
     }
@@ -233,3 +234,6 @@ fn advice_for(error: &ApiError) -> &'static str {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -210,7 +210,7 @@ impl Layer {
 
 impl Model for Llama {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
-        let rope = self.rope.at(tape.scope.device, batch.positions);
+        let rope = self.rope.at(tape.scope.device, batch.positions, batch.lengths);
         let segments = batch.segments;
         let mut x = tape.embedding(&self.embed, batch.tokens);
         for (i, layer) in self.layers.iter().enumerate() {

@@ -13,6 +13,8 @@ pub struct TokenBatch<'a> {
     pub tokens: &'a [u32],
     /// Position of each row in its sequence, `[N]`.
     pub positions: &'a [u32],
+    /// Tokens of the whole sequence each row belongs to, `[N]`: only dynamic rope reads it.
+    pub lengths: &'a [u32],
     /// Who attends to whom.
     pub segments: &'a [Segment],
 }

@@ -139,24 +139,23 @@ impl RopeTable {
         }
     }
 
-    /// Cosines and sines of `positions`, `[N, pairs]` each.
-    pub fn at(&self, device: &Device, positions: &[u32]) -> Rope {
+    /// Cosines and sines of `positions`, `[N, pairs]` each; `lengths` are those of the rows' sequences.
+    pub fn at(&self, device: &Device, positions: &[u32], lengths: &[u32]) -> Rope {
         let (n, pairs) = (positions.len(), self.pairs());
         let (mut cos, mut sin) = (device.alloc(n, pairs), device.alloc(n, pairs));
-        let longest = positions.iter().max().map_or(0, |p| *p as usize + 1);
-        let grown;
-        let frequencies = match self.dynamic {
-            Some(d) if longest > d.max_positions => {
-                let ratio = longest as f64 / d.max_positions as f64;
-                let power = self.dim as f64 / (self.dim as f64 - 2.0);
-                grown = inverse(self.dim, self.theta * (d.factor * ratio - (d.factor - 1.0)).powf(power));
-                &grown
-            }
-            _ => &self.inverse,
-        };
         device.run(0, || {
+            let mut grown = (0, Vec::new());
             let rows = cos.data_mut().chunks_exact_mut(pairs).zip(sin.data_mut().chunks_exact_mut(pairs));
-            for (&position, (cos, sin)) in positions.iter().zip(rows) {
+            for ((&position, &length), (cos, sin)) in positions.iter().zip(lengths).zip(rows) {
+                let frequencies = match self.dynamic {
+                    Some(d) if length as usize > d.max_positions => {
+                        if grown.0 != length {
+                            grown = (length, self.grown(d, length));
+                        }
+                        &grown.1
+                    }
+                    _ => &self.inverse,
+                };
                 for ((c, s), f) in cos.iter_mut().zip(sin).zip(frequencies) {
                     let (sine, cosine) = (position as f32 * f).sin_cos();
                     (*c, *s) = (cosine * self.attention_factor, sine * self.attention_factor);
@@ -164,6 +163,13 @@ impl RopeTable {
             }
         });
         Rope { cos, sin }
+    }
+
+    /// Frequencies of a sequence that is longer than the model was made for.
+    fn grown(&self, d: Dynamic, length: u32) -> Vec<f32> {
+        let ratio = f64::from(length) / d.max_positions as f64;
+        let power = self.dim as f64 / (self.dim as f64 - 2.0);
+        inverse(self.dim, self.theta * (d.factor * ratio - (d.factor - 1.0)).powf(power))
     }
 }
 

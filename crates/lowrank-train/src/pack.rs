@@ -15,6 +15,8 @@ pub struct PackedBatch {
     pub tokens: Vec<u32>,
     /// `[N]` position of each token in its example, from 0.
     pub positions: Vec<u32>,
+    /// `[N]` tokens of the whole example that a row belongs to (of the longest, for a shared prompt).
+    pub lengths: Vec<u32>,
     /// What each row attends to. The rows of the segments are disjoint and cover the batch.
     pub segments: Vec<Segment>,
     /// In the order of the examples. The completions of a shared prompt all begin after its last row,
@@ -44,6 +46,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
     let mut batch = PackedBatch {
         tokens: Vec::new(),
         positions: Vec::new(),
+        lengths: Vec::new(),
         segments: Vec::new(),
         labels: Vec::new(),
         examples: examples.len(),
@@ -56,14 +59,15 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
     for group in groups(examples, share_prefix) {
         let first = examples[group[0]];
         if let [only] = group[..] {
-            rows[only].1 = batch.segment(&first.tokens[..inputs(first)], 0, 0..0);
+            rows[only].1 = batch.segment(&first.tokens[..inputs(first)], 0, 0..0, first.tokens.len());
             continue;
         }
         let shared = first.prompt_len;
-        let prompt = batch.segment(&first.tokens[..shared], 0, 0..0);
+        let longest = group.iter().map(|&member| examples[member].tokens.len()).max().unwrap_or(0);
+        let prompt = batch.segment(&first.tokens[..shared], 0, 0..0, longest);
         for member in group {
             let example = examples[member];
-            let own = batch.segment(&example.tokens[shared..inputs(example)], shared, prompt.clone());
+            let own = batch.segment(&example.tokens[shared..inputs(example)], shared, prompt.clone(), example.tokens.len());
             rows[member] = (prompt.clone(), own);
         }
     }
@@ -89,11 +93,12 @@ impl PackedBatch {
     }
 
     /// Appends a segment and gives its rows. One without tokens leaves no trace.
-    fn segment(&mut self, tokens: &[u32], position: usize, prefix: Range<usize>) -> Range<usize> {
+    fn segment(&mut self, tokens: &[u32], position: usize, prefix: Range<usize>, length: usize) -> Range<usize> {
         let start = self.tokens.len();
         self.tokens.extend(tokens);
         self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
         let rows = start..self.tokens.len();
+        self.lengths.resize(rows.end, length as u32);
         if !rows.is_empty() {
             self.segments.push(Segment { q: rows.clone(), prefix, own: rows.clone() });
         }

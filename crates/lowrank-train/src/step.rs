@@ -125,5 +125,6 @@ impl<'m> Stepper<'m> {
 }
 
 fn token_batch(batch: &PackedBatch) -> TokenBatch<'_> {
-    TokenBatch { tokens: &batch.tokens, positions: &batch.positions, segments: &batch.segments }
+    let PackedBatch { tokens, positions, lengths, segments, .. } = batch;
+    TokenBatch { tokens, positions, lengths, segments }
 }

@@ -60,6 +60,8 @@ fn any_example() -> impl Strategy<Value = Example> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn every_label_once_with_its_context(examples in prop::collection::vec(any_example(), 0..9)) {
         let borrowed: Vec<&Example> = examples.iter().collect();

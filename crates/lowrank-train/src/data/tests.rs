@@ -138,7 +138,7 @@ fn the_template_makes_the_prompt() {
         o.completion_column = Some("ref".into());
         o.prompt_template = template("{name}");
     });
-    file.fails(1, &["\"name\" is missing", "\"lang\", \"mr\", \"ref\""]);
+    file.fails(1, &["\"name\" is missing", "\"mr\", \"ref\", \"lang\""]);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn bad_lines_name_file_line_reason_and_fix() {
         (b"{\"prompt\":\"a\",\"completion\":\"\\u0001\"}", &["no token for U+0001"]),
         (
             b"{\"prompt\":\"a\",\"completions\":\"b\"}",
-            &["\"completion\" is missing", "\"completions\", \"prompt\""],
+            &["\"completion\" is missing", "\"prompt\", \"completions\""],
         ),
         (b"{\"prompt\":\"a\",\"completion\":3}", &["\"completion\" is a number, expected a string"]),
         (b"{\"prompt\":null,\"completion\":\"b\"}", &["\"prompt\" is null"]),

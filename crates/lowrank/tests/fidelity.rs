@@ -1,0 +1,115 @@
+//! The same numbers as transformers + PEFT, on tiny models of each feature of the Llama family.
+//! `tools/reference/llama_tiny.py` made the fixtures.
+
+mod common;
+
+use common::{Expected, close, example, fixture};
+use lowrank::Session;
+use lowrank::adapters::AdapterSet;
+use lowrank::engine::{Device, Params, Record, Scope, Tape};
+use lowrank::models::TokenBatch;
+use lowrank::train::{Example, StepOptions, Stepper, pack};
+
+const PLAIN: StepOptions =
+    StepOptions { checkpoint_activations: false, weight_decay: 0.01, max_grad_norm: 0.0, seed: 0 };
+
+/// Logits of every position of one sequence.
+fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f32> {
+    let n = tokens.len();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let lengths = vec![n as u32; n];
+    let segments = [lowrank::engine::Segment { q: 0..n, prefix: 0..0, own: 0..n }];
+    let device = Device::cpu();
+    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
+    let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
+    let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
+    let h = session.model.hidden(&mut tape, &batch);
+    tape.linear(session.model.head(), &h, None).tensor.data().to_vec()
+}
+
+fn examples(expected: &Expected) -> Vec<Example> {
+    (0..3).map(|i| example(&expected.ints(&format!("ids_{i}")), &expected.ints(&format!("labels_{i}")))).collect()
+}
+
+fn check(case: &str) {
+    let dir = fixture(case);
+    let expected = Expected::open(&dir);
+    let session = Session::open(dir.to_str().unwrap()).unwrap();
+    let adapters = AdapterSet::load(&dir.join("adapter"), session.sites()).unwrap();
+
+    for i in 0..3 {
+        let tokens: Vec<u32> = expected.ints(&format!("ids_{i}")).iter().map(|t| *t as u32).collect();
+        let base = logits(&session, &AdapterSet::none(), &tokens);
+        close(&format!("{case}: base logits {i}"), &base, &expected.floats(&format!("base_logits_{i}")), 1e-4);
+        let adapted = logits(&session, &adapters, &tokens);
+        close(&format!("{case}: logits {i}"), &adapted, &expected.floats(&format!("logits_{i}")), 1e-4);
+    }
+
+    let examples = examples(&expected);
+    let batch = pack(&examples.iter().collect::<Vec<_>>(), true);
+    for checkpoint_activations in [false, true] {
+        let options = StepOptions { checkpoint_activations, ..PLAIN };
+        let mut stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), options);
+        let outcome = stepper.gradients(std::slice::from_ref(&batch)).unwrap();
+        close(&format!("{case}: loss"), &[outcome.loss as f32], &expected.floats("loss"), 1e-5);
+        close(&format!("{case}: grad norm"), &[outcome.grad_norm as f32], &expected.floats("grad_norm"), 1e-4);
+        for (id, param) in stepper.adapters.params.iter() {
+            let want = expected.floats(&format!("grad.base_model.model.{}.weight", param.name));
+            close(&format!("{case}: gradient of {}", param.name), stepper.grads().get(id), &want, 1e-4);
+        }
+    }
+
+    // Accumulating over micro-batches is the same step.
+    let mut stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), PLAIN);
+    let micro = [pack(&[&examples[0]], true), pack(&[&examples[1], &examples[2]], true)];
+    let outcome = stepper.gradients(&micro).unwrap();
+    close(&format!("{case}: accumulated loss"), &[outcome.loss as f32], &expected.floats("loss"), 1e-5);
+    close(&format!("{case}: accumulated norm"), &[outcome.grad_norm as f32], &expected.floats("grad_norm"), 1e-4);
+
+    let mut stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), PLAIN);
+    for (step, want) in expected.floats("losses").iter().enumerate() {
+        let outcome = stepper.step(std::slice::from_ref(&batch), 3e-3).unwrap();
+        let difference = (outcome.loss as f32 - want).abs();
+        assert!(difference < 1e-3, "{case}: step {step}: loss {} for {want}", outcome.loss);
+    }
+}
+
+macro_rules! cases {
+    ($($case:ident),*) => { $(#[test] fn $case() { check(stringify!($case)); })* };
+}
+
+cases!(
+    llama_mha,
+    llama_gqa_tied,
+    llama_bias,
+    qwen2_bias,
+    qwen3_qk_norm,
+    mistral_window,
+    rope_linear,
+    rope_dynamic,
+    rope_yarn,
+    rope_yarn_options,
+    rope_llama3
+);
+
+/// Merged weights give the logits that PEFT's merge_and_unload gives, after a round trip through files.
+#[test]
+fn merged_models_equal_pefts() {
+    for case in ["llama_mha", "llama_gqa_tied", "qwen3_qk_norm"] {
+        let dir = fixture(case);
+        let expected = Expected::open(&dir);
+        let session = Session::open(dir.to_str().unwrap()).unwrap();
+        let adapters = AdapterSet::load(&dir.join("adapter"), session.sites()).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let target = lowrank::MergeTarget::Folder(lowrank::engine::Format::F32);
+        lowrank::merge(&session, &adapters, out.path(), target).unwrap();
+        let merged = Session::open(out.path().to_str().unwrap()).unwrap();
+        let tokens: Vec<u32> = expected.ints("ids_1").iter().map(|t| *t as u32).collect();
+        let got = logits(&merged, &AdapterSet::none(), &tokens);
+        close(&format!("{case}: merged logits"), &got, &expected.floats("merged_logits_1"), 1e-4);
+        let verified = lowrank::verify_merge(&session, &adapters, &merged, &tokens);
+        assert!(verified.max_difference < 1e-3 * verified.max_logit, "{verified:?}");
+        assert_eq!(verified.same_best, tokens.len());
+        assert!(Params::default().is_empty());
+    }
+}
