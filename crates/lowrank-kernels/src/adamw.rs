@@ -1,6 +1,7 @@
 //! The AdamW step.
 
 use crate::parallel::{SharedMut, for_rows};
+use crate::vector::dispatch;
 
 /// Settings of one AdamW step, as torch names them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,13 +44,22 @@ pub fn adamw(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], sett
     for_rows(n, 8, |r| {
         // SAFETY: the ranges of `for_rows` are disjoint.
         let (p, m, v) = unsafe { (param.part(r.clone()), m.part(r.clone()), v.part(r.clone())) };
-        for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(&grad[r]) {
+        run(p, &grad[r], m, v, [decay, new1, old2, new2, minus_rate, root2, eps]);
+    });
+}
+
+dispatch! {
+    /// The compiler vectorises this loop by itself, without changing the order of operations.
+    fn run<V>(p: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], factors: [f32; 7]) {
+        let _ = V::LANES;
+        let [decay, new1, old2, new2, minus_rate, root2, eps] = factors;
+        for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(grad) {
             *p *= decay;
             *m += (g - *m) * new1;
             *v = *v * old2 + new2 * g * g;
             *p += minus_rate * *m / (v.sqrt() / root2 + eps);
         }
-    });
+    }
 }
 
 #[cfg(test)]

@@ -44,10 +44,9 @@ pub(crate) trait Vector: Copy {
     fn max(self, o: Self) -> Self;
     /// The smaller; `o` where either is not a number.
     fn min(self, o: Self) -> Self;
-    /// To the nearest integer, ties to even, for `|x| < 2^22`.
-    fn round(self) -> Self;
-    /// `2^n` for lanes that hold integers `-126 ..= 128` (128 gives infinity).
-    fn pow2(self) -> Self;
+    /// The lanes' bits moved up to the exponent: `2^(n - 127)` where the low nine bits of a lane are the
+    /// integer `n` of `0 ..= 255` (0 gives zero, 255 infinity).
+    fn low_bits_to_exponent(self) -> Self;
     fn abs(self) -> Self;
     /// The magnitude of `self` with the sign of `sign`.
     fn copy_sign(self, sign: Self) -> Self;
@@ -69,6 +68,10 @@ pub(crate) trait Vector: Copy {
             }
         }
     }
+
+    /// Asks for the cache line at `p`, which need not be readable.
+    #[inline(always)]
+    fn prefetch(_p: *const f32) {}
 
     #[inline(always)]
     fn zero() -> Self {
@@ -215,16 +218,8 @@ impl Vector for Portable {
         self.zip(o, |a, b| if a < b { a } else { b })
     }
     #[inline(always)]
-    fn round(self) -> Self {
-        // Adding 1.5 * 2^23 leaves no bits below the units; `f32::round_ties_even` is a library call here.
-        const MAGIC: f32 = 12_582_912.0;
-        Self(self.0.map(|x| (x + MAGIC) - MAGIC))
-    }
-    #[inline(always)]
-    fn pow2(self) -> Self {
-        // The low bits of `n + 1.5 * 2^23` are `n`, which avoids the saturating cast.
-        const MAGIC: f32 = 12_582_912.0;
-        Self(self.0.map(|n| f32::from_bits((n + MAGIC).to_bits().wrapping_add(127) << 23)))
+    fn low_bits_to_exponent(self) -> Self {
+        Self(self.0.map(|x| f32::from_bits(x.to_bits() << 23)))
     }
     #[inline(always)]
     fn abs(self) -> Self {
@@ -297,6 +292,10 @@ mod x86 {
             unsafe { transpose8(rows, to, pitch) }
         }
         #[inline(always)]
+        fn prefetch(p: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
         fn splat(x: f32) -> Self {
             Self(unsafe { _mm256_set1_ps(x) })
         }
@@ -345,14 +344,10 @@ mod x86 {
             Self(unsafe { _mm256_min_ps(self.0, o.0) })
         }
         #[inline(always)]
-        fn round(self) -> Self {
-            Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
-        }
-        #[inline(always)]
-        fn pow2(self) -> Self {
+        fn low_bits_to_exponent(self) -> Self {
             Self(unsafe {
-                let n = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
+                let bits = _mm256_castps_si256(self.0);
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bits))
             })
         }
         #[inline(always)]
@@ -411,6 +406,10 @@ mod x86 {
             unsafe { transpose8(rows, to, pitch) }
         }
         #[inline(always)]
+        fn prefetch(p: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
         fn splat(x: f32) -> Self {
             Self(unsafe { _mm512_set1_ps(x) })
         }
@@ -459,14 +458,10 @@ mod x86 {
             Self(unsafe { _mm512_min_ps(self.0, o.0) })
         }
         #[inline(always)]
-        fn round(self) -> Self {
-            Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
-        }
-        #[inline(always)]
-        fn pow2(self) -> Self {
+        fn low_bits_to_exponent(self) -> Self {
             Self(unsafe {
-                let n = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n))
+                let bits = _mm512_castps_si512(self.0);
+                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(bits))
             })
         }
         #[inline(always)]

@@ -21,7 +21,7 @@ use super::scratch::{Scratch, carve, pitch, with_scratch};
 use super::tile::{Bound, MAX_PANEL, PAD, Product, pack_columns, pack_queries, pack_rows, panel, product};
 use super::{AttentionShape, Segment};
 use crate::math::exp;
-use crate::parallel::{SharedMut, for_rows};
+use crate::parallel::SharedMut;
 use crate::vector::{dispatch, for_lanes};
 
 /// Rows (queries times heads of a group) of a tile, at most, for heads of up to 64 numbers.
@@ -68,15 +68,14 @@ pub(super) fn backward(
     shape: &AttentionShape,
     segments: &[Segment],
 ) {
-    for gradient in [&mut *dq, dk, dv] {
-        let n = gradient.len();
-        let gradient = SharedMut::new(gradient);
-        // SAFETY: the ranges of `for_rows` are disjoint.
-        for_rows(n, 1, |r| unsafe { gradient.part(r) }.fill(0.0));
-    }
     let group = shape.heads / shape.kv_heads;
     let rows = (ROWS * 64 / shape.head_dim.max(64)).max(48);
     let inputs = Inputs { dout, q, k, v, out, lse, shape, segments, group, queries: (rows / group).max(1) };
+    clear_gaps(dq, segments.iter().map(|s| s.q.clone()), shape.heads * shape.head_dim);
+    for gradient in [&mut *dk, dv] {
+        let read = segments.iter().flat_map(|s| [s.prefix.clone(), s.own.clone()]);
+        clear_gaps(gradient, read, shape.kv_heads * shape.head_dim);
+    }
     let (dq, dk, dv) = (SharedMut::new(dq), SharedMut::new(dk), SharedMut::new(dv));
     let sets = components(segments);
     let threads = rayon::current_num_threads();
@@ -95,6 +94,7 @@ pub(super) fn backward(
     let run = |&(set, kv, work): &(&[usize], usize, usize)| {
         let pitch = shape.kv_heads * shape.head_dim;
         let to = KeyGradients { dk: &dk, dv: &dv, base: 0, pitch, at: kv * shape.head_dim };
+        inputs.clear(set, kv, &dq, &to);
         if threads > 1 && few_units && work > SMALL && own_keys_are_apart(segments, set) {
             inputs.cut_unit(set, kv, &dq, &to, threads);
         } else {
@@ -116,6 +116,20 @@ pub(super) fn backward(
     }
 }
 
+/// Zeros in the rows that no range covers.
+fn clear_gaps(x: &mut [f32], ranges: impl Iterator<Item = Range<usize>>, width: usize) {
+    let mut ranges: Vec<_> = ranges.map(|r| (r.start, r.end)).collect();
+    ranges.sort_unstable();
+    let mut covered = 0;
+    for (start, end) in ranges {
+        if covered < start {
+            x[covered * width..start * width].fill(0.0);
+        }
+        covered = covered.max(end);
+    }
+    x[covered * width..].fill(0.0);
+}
+
 fn own_keys_are_apart(segments: &[Segment], set: &[usize]) -> bool {
     let mut own: Vec<(usize, usize)> =
         set.iter().map(|&i| (segments[i].own.start, segments[i].own.end)).collect();
@@ -124,6 +138,26 @@ fn own_keys_are_apart(segments: &[Segment], set: &[usize]) -> bool {
 }
 
 impl Inputs<'_> {
+    /// Zeros in all the gradients of one unit, just before they are added to: they are then in the cache.
+    fn clear(&self, set: &[usize], kv: usize, dq: &SharedMut<'_>, to: &KeyGradients<'_>) {
+        let d = self.shape.head_dim;
+        let heads = self.group * d;
+        for segment in set.iter().map(|&i| &self.segments[i]) {
+            for i in segment.q.clone() {
+                let at = i * self.shape.heads * d + kv * heads;
+                // SAFETY: units have different kv heads or segments.
+                unsafe { dq.part(at..at + heads) }.fill(0.0);
+            }
+            for j in segment.prefix.clone().chain(segment.own.clone()) {
+                let at = j * to.pitch + to.at;
+                for gradient in [to.dk, to.dv] {
+                    // SAFETY: units have different kv heads or share no key.
+                    unsafe { gradient.part(at..at + d) }.fill(0.0);
+                }
+            }
+        }
+    }
+
     /// One unit on several threads.
     fn cut_unit(&self, set: &[usize], kv: usize, dq: &SharedMut<'_>, to: &KeyGradients<'_>, threads: usize) {
         let d = self.shape.head_dim;

@@ -165,7 +165,7 @@ impl Inputs<'_> {
                 let (low, high) = (&spans.low[chunk.clone()], &spans.high[chunk.clone()]);
                 let (cols, depth) = (keys.len().next_multiple_of(PAD), keys.len());
                 if few {
-                    dots(scores, key_row, queries, row, rows, self.k, &key_rows, k_pitch, k_at, d);
+                    dots(scores, key_row, queries, row, rows, self.k, self.v, &key_rows, k_pitch, k_at, d);
                 } else {
                     let (a_row, a_step, b_step, b_panel) = (row, 1, wide, wide * d);
                     let (a, b, bound) = (queries, &*keys_t, Bound::Columns);
@@ -217,7 +217,9 @@ impl Inputs<'_> {
         }
         if first {
             // No key at all.
-            (sums.fill(0.0), most.fill(f32::NEG_INFINITY), total.fill(0.0));
+            sums.fill(0.0);
+            most.fill(f32::NEG_INFINITY);
+            total.fill(0.0);
         }
         if let Some(part) = task.part {
             // SAFETY: each task has a part of its own.
@@ -367,10 +369,19 @@ pub(super) fn edges<V: Vector>(
 dispatch! {
     /// `scores[r, j] = queries[r] . key j`, for few rows.
     fn dots<V>(
-        scores: &mut [f32], pitch: usize, queries: &[f32], row: usize, rows: usize, k: &[f32], keys: &KeyRows,
+        scores: &mut [f32], pitch: usize, queries: &[f32], row: usize, rows: usize, k: &[f32], v: &[f32], keys: &KeyRows,
         k_pitch: usize, k_at: usize, d: usize,
     ) {
-        let key = |j: usize| &k[keys.row(j) * k_pitch + k_at..][..d];
+        // Keys and values are read once each, in runs too short for the hardware to see them coming.
+        const AHEAD: usize = 8;
+        let key = |j: usize| {
+            let at = keys.row(j) * k_pitch + k_at;
+            for e in (0..d).step_by(16) {
+                V::prefetch(k.as_ptr().wrapping_add(at + AHEAD * k_pitch + e));
+                V::prefetch(v.as_ptr().wrapping_add(at + e));
+            }
+            &k[at..at + d]
+        };
         let mut r = 0;
         while r < rows {
             let m = (rows - r).min(4);

@@ -251,6 +251,10 @@ dispatch! {
     ) {
         let rows = queries.start * pitch..queries.end * pitch;
         for (to, from) in to.chunks_exact_mut(group * pitch_to).zip(from[rows].chunks_exact(pitch)) {
+            // The next rows, which lie too far apart for the hardware to guess.
+            for e in (0..group * d).step_by(16) {
+                V::prefetch(from.as_ptr().wrapping_add(4 * pitch + at + e));
+            }
             for (to, from) in to.chunks_exact_mut(pitch_to).zip(from[at..].chunks_exact(d)) {
                 for_lanes!(V, d, |e, lanes| {
                     V::load(from, e, lanes).mul(V::splat(scale)).store(to, e, lanes);
