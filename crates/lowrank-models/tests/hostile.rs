@@ -2,37 +2,15 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
+use common::counting::{Counting, NOW, PEAK};
 use common::{raw_safetensors, safetensors, small_gguf};
 use lowrank_models::{Base, ChatTemplate, Message, Tokenizer};
-
-/// Counts the bytes in use, to see the largest amount a reader takes.
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: hands every request to the system's allocator unchanged and only counts.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -61,7 +39,10 @@ struct Folder(tempfile::TempDir);
 
 impl Folder {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        // Thousands of small files: in memory where the system has such a place.
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let folder = folder.unwrap();
         fs::write(folder.path().join("config.json"), "{}").unwrap();
         Self(folder)
     }
@@ -317,17 +298,7 @@ fn json_files_that_hurt() {
     let folder = Folder::new();
     fs::write(folder.path("model.safetensors"), good_safetensors()).unwrap();
     let deep = "[".repeat(200_000);
-    let texts = [
-        "",
-        "{",
-        "null",
-        "7",
-        "\u{0}",
-        "{\"a\":1e999}",
-        "{\"a\":\"\\ud800\"}",
-        &deep,
-        "{\"weight_map\":{\"a\":{}}}",
-    ];
+    let texts = ["", "{", "null", "7", "\u{0}", "{\"a\":1e999}", "{\"a\":\"\\ud800\"}", &deep];
     for name in
         ["config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors.index.json"]
     {

@@ -1,6 +1,8 @@
 //! What the test files share: where the real data is, and small model files made on the spot.
 #![allow(dead_code)]
 
+pub mod counting;
+
 use std::path::{Path, PathBuf};
 
 use lowrank_engine::Format;
