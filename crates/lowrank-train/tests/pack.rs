@@ -40,6 +40,8 @@ fn asked(batch: &PackedBatch) -> Vec<(Vec<u32>, u32)> {
 
 fn check_layout(batch: &PackedBatch) {
     assert_eq!(batch.tokens.len(), batch.positions.len());
+    assert_eq!(batch.tokens.len(), batch.lengths.len());
+    assert!(batch.positions.iter().zip(&batch.lengths).all(|(position, length)| position < length));
     assert_eq!(batch.max_position, batch.positions.iter().copied().max().unwrap_or(0));
     let mut next = 0;
     for segment in &batch.segments {
@@ -102,6 +104,7 @@ fn shares_a_prompt() {
     assert_eq!(segments, [(0..3, 0..0), (3..5, 0..3), (5..6, 0..3), (6..9, 0..0)]);
     let labels: Vec<(u32, u32)> = batch.labels.iter().map(|l| (l.row, l.target)).collect();
     assert_eq!(labels, [(2, 10), (3, 11), (4, 0), (7, 3), (8, 0), (2, 20), (5, 0), (2, 30)]);
+    assert_eq!(batch.lengths, [6, 6, 6, 6, 6, 5, 4, 4, 4]);
     assert_eq!((batch.real_tokens, batch.max_position), (19, 4));
 }
 

@@ -1,0 +1,58 @@
+//! Public data sets as they are distributed, where they are at hand.
+
+use std::path::{Path, PathBuf};
+
+use lowrank_train::data::{DataOptions, Encode, EncodeError, Message, Template, read};
+
+/// Every word a token: its length.
+struct Words;
+
+impl Encode for Words {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        Ok(text.split_whitespace().map(|word| word.len() as u32).collect())
+    }
+
+    fn encode_chat(&self, _: &[Message]) -> Result<(Vec<u32>, Vec<bool>), EncodeError> {
+        Err("no template".into())
+    }
+
+    fn eos(&self) -> u32 {
+        0
+    }
+}
+
+fn file(name: &str) -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
+    let path = std::env::var_os("LOWRANK_TEST_DATA").map_or(beside, PathBuf::from).join(name);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there (LOWRANK_TEST_DATA names the folder)", path.display());
+    }
+    path.exists().then_some(path)
+}
+
+#[test]
+fn e2e() {
+    let Some(path) = file("e2e/devset.csv") else { return };
+    let options = DataOptions {
+        prompt_column: Some("mr".into()),
+        completion_column: Some("ref".into()),
+        prompt_template: Some(Template::parse("{prompt}\n").unwrap()),
+        ..DataOptions::default()
+    };
+    let data = read(&path, &options, &Words).unwrap();
+    assert_eq!(data.examples.len(), 4672);
+    assert_eq!((data.examples[0].id.line, data.examples[4671].id.line), (2, 4673));
+    let [first, .., last] = &data.examples[..] else { panic!("thousands of examples") };
+    assert_eq!(first.tokens, [16, 9, 8, 18, 5, 2, 1, 5, 2, 3, 4, 7, 10, 4, 2, 3, 16, 0]);
+    assert_eq!((first.prompt_len, first.labels()), (4, 14));
+    assert!(last.tokens.ends_with(&[0]));
+}
+
+#[test]
+fn sst2_with_its_loose_quotes() {
+    let Some(path) = file("glue/sst2/train.tsv") else { return };
+    let options = DataOptions { text_column: Some("sentence".into()), ..DataOptions::default() };
+    let data = read(&path, &options, &Words).unwrap();
+    let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+    assert_eq!(data.examples.len(), lines - 1);
+}
