@@ -19,6 +19,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Train an adapter.
+    #[command(args_override_self = true)]
     Train(Box<commands::train::Args>),
     /// Continue a text, or chat.
     Generate(commands::generate::Args),
@@ -27,6 +28,7 @@ enum Command {
     /// Write base and adapter as one model.
     Merge(commands::merge::Args),
     /// Memory and work of a training run, before it starts.
+    #[command(args_override_self = true)]
     Plan(Box<commands::plan::Args>),
     /// What is in a model or an adapter.
     Inspect(commands::inspect::Args),

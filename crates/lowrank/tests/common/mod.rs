@@ -83,3 +83,72 @@ pub fn example(ids: &[i64], labels: &[i64]) -> Example {
         id: ExampleId { file: "fixture".into(), line: 1 },
     }
 }
+
+/// A tiny model with a tokenizer of single characters, in `dir`: what the command-line tests run on.
+pub fn tiny_model(dir: &Path) -> String {
+    let model = dir.join("model");
+    std::fs::create_dir_all(&model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("llama_gqa_tied").join(name), model.join(name)).unwrap();
+    }
+    let mut vocab = serde_json::Map::new();
+    for token in ["<unk>", "<s>", "</s>", "\n"] {
+        vocab.insert(token.into(), vocab.len().into());
+    }
+    for byte in b' '..=b'{' {
+        vocab.insert((byte as char).to_string(), vocab.len().into());
+    }
+    assert_eq!(vocab.len(), 96);
+    let added = |id: usize, content: &str| {
+        serde_json::json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false})
+    };
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "unk_token": "<unk>", "vocab": vocab, "merges": []},
+    });
+    std::fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}\
+                    {% if add_generation_prompt %}[assistant]{% endif %}";
+    let words = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template});
+    std::fs::write(model.join("tokenizer_config.json"), words.to_string()).unwrap();
+    model.to_str().unwrap().to_owned()
+}
+
+/// Lines of prompts and completions, several completions to a prompt.
+pub fn tiny_data(path: &Path, lines: usize) {
+    let words = ["red", "blue", "green", "gold", "grey"];
+    let mut text = String::new();
+    for i in 0..lines {
+        let (a, b) = (words[i / 3 % 5], words[i * 2 % 5]);
+        let line = serde_json::json!({"prompt": format!("{a} and"), "completion": format!(" {b} {a}.")});
+        text.push_str(&format!("{line}\n"));
+    }
+    std::fs::write(path, text).unwrap();
+}
+
+/// What a command printed and its exit code.
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+/// Runs the `lowrank` command.
+pub fn lowrank(args: &[&str]) -> Ran {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_lowrank")).args(args).output().unwrap();
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// The same; fails the test where the command failed.
+pub fn lowrank_ok(args: &[&str]) -> Ran {
+    let ran = lowrank(args);
+    assert_eq!(ran.code, 0, "lowrank {}: {}", args.join(" "), ran.err);
+    ran
+}

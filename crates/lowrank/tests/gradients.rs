@@ -1,0 +1,142 @@
+//! Gradients of the whole step against finite differences, and what must not change them.
+
+mod common;
+
+use common::{close, example, fixture};
+use lowrank::Session;
+use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
+use lowrank::engine::Device;
+use lowrank::train::{Example, PackedBatch, StepOptions, Stepper, pack};
+
+const PLAIN: StepOptions =
+    StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 3 };
+
+/// Three completions of one prompt and two of another, a text without prompt among them.
+fn examples() -> Vec<Example> {
+    let mut all = Vec::new();
+    for (prompt, completion) in [(11, 40), (11, 7), (23, 5), (11, 9), (23, 61)] {
+        let ids: Vec<i64> = (0..9).map(|i| (prompt * (i + 3)) % 96).chain((0..6).map(|i| completion + i)).collect();
+        let labels: Vec<i64> = ids.iter().enumerate().map(|(i, t)| if i < 9 { -100 } else { *t }).collect();
+        all.push(example(&ids, &labels));
+    }
+    all.insert(2, example(&[5, 6, 7, 8], &[5, 6, 7, 8]));
+    all
+}
+
+fn batch(share: bool) -> PackedBatch {
+    pack(&examples().iter().collect::<Vec<_>>(), share)
+}
+
+/// A fresh adapter whose B is not zero, so that every gradient has something to say.
+fn adapters(session: &Session, dropout: f32, targets: &str) -> AdapterSet {
+    let config = LoraConfig {
+        r: 3,
+        lora_alpha: 6.0,
+        lora_dropout: dropout,
+        target_modules: Some(Targets::parse(targets)),
+        ..LoraConfig::default()
+    };
+    let mut set = AdapterSet::new(config, session.sites(), 1).unwrap();
+    for (stream, layer) in set.layers.clone().iter().enumerate() {
+        let b = &mut set.params.get_mut(layer.lora.b).value;
+        lowrank::engine::kernels::uniform(b, -0.1, 0.1, 9, stream as u64);
+    }
+    set
+}
+
+fn loss(session: &Session, set: &AdapterSet, batch: &PackedBatch) -> f64 {
+    let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), PLAIN);
+    stepper.gradients(std::slice::from_ref(batch)).unwrap().loss
+}
+
+/// The derivative along a random direction, over all parameters at once.
+fn check_direction(case: &str, dropout: f32, targets: &str) {
+    let session = Session::open(fixture(case).to_str().unwrap()).unwrap();
+    let set = adapters(&session, dropout, targets);
+    let batch = batch(true);
+    let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), PLAIN);
+    stepper.gradients(std::slice::from_ref(&batch)).unwrap();
+    for seed in 0..3 {
+        let (mut there, mut back) = (set.clone(), set.clone());
+        let (mut along, eps) = (0.0, 2e-3f32);
+        for (stream, (id, param)) in set.params.iter().enumerate() {
+            let mut direction = vec![0.0; param.value.len()];
+            lowrank::engine::kernels::normal(&mut direction, 0.0, 1.0, 100 + seed, stream as u64);
+            for (i, d) in direction.iter().enumerate() {
+                there.params.get_mut(id).value[i] += eps * d;
+                back.params.get_mut(id).value[i] -= eps * d;
+                along += f64::from(stepper.grads().get(id)[i]) * f64::from(*d);
+            }
+        }
+        let slope = (loss(&session, &there, &batch) - loss(&session, &back, &batch)) / (2.0 * f64::from(eps));
+        let scale = stepper.grads().norm();
+        assert!((slope - along).abs() < 5e-3 * scale, "{case}: slope {slope}, gradient {along}, norm {scale}");
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    check_direction("llama_gqa_tied", 0.0, "all-linear");
+    check_direction("qwen3_qk_norm", 0.0, "all-linear");
+    check_direction("mistral_window", 0.0, "q_proj,k_proj,v_proj");
+}
+
+#[test]
+fn dropout_has_the_gradient_of_its_mask() {
+    check_direction("llama_mha", 0.3, "all-linear");
+}
+
+#[test]
+fn an_adapter_on_the_head_has_its_gradient() {
+    check_direction("llama_mha", 0.0, "q_proj,lm_head");
+}
+
+fn gradients(session: &Session, set: &AdapterSet, batch: &PackedBatch, options: StepOptions) -> (f64, Vec<Vec<f32>>) {
+    let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), options);
+    let outcome = stepper.gradients(std::slice::from_ref(batch)).unwrap();
+    let all = set.params.iter().map(|(id, _)| stepper.grads().get(id).to_vec()).collect();
+    (outcome.loss, all)
+}
+
+#[test]
+fn sharing_prompts_changes_no_number() {
+    for case in ["llama_gqa_tied", "mistral_window", "qwen2_bias"] {
+        let session = Session::open(fixture(case).to_str().unwrap()).unwrap();
+        let set = adapters(&session, 0.0, "all-linear");
+        let (shared, apart) = (batch(true), batch(false));
+        assert!(shared.rows() < apart.rows(), "prompts are shared at all");
+        let (loss, grads) = gradients(&session, &set, &shared, PLAIN);
+        let (want_loss, want) = gradients(&session, &set, &apart, PLAIN);
+        close("loss", &[loss as f32], &[want_loss as f32], 1e-5);
+        for (got, want) in grads.iter().zip(&want) {
+            close(case, got, want, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn checkpoints_give_the_same_bits_even_with_dropout() {
+    let session = Session::open(fixture("llama_gqa_tied").to_str().unwrap()).unwrap();
+    let set = adapters(&session, 0.2, "all-linear");
+    let kept = gradients(&session, &set, &batch(true), PLAIN);
+    let again = gradients(&session, &set, &batch(true), StepOptions { checkpoint_activations: true, ..PLAIN });
+    assert_eq!(kept, again);
+    assert_eq!(kept, gradients(&session, &set, &batch(true), PLAIN), "and so does another run");
+}
+
+#[test]
+fn planning_counts_what_running_takes() {
+    let session = Session::open(fixture("qwen3_qk_norm").to_str().unwrap()).unwrap();
+    let set = adapters(&session, 0.1, "all-linear");
+    for checkpoint_activations in [false, true] {
+        let options = StepOptions { checkpoint_activations, ..PLAIN };
+        let mut real = Stepper::new(&*session.model, set.clone(), Device::cpu(), options);
+        let mut plan = Stepper::new(&*session.model, set.clone(), Device::plan(), options);
+        for stepper in [&mut real, &mut plan] {
+            stepper.gradients(std::slice::from_ref(&batch(true))).unwrap();
+        }
+        assert_eq!(real.device().peak_bytes(), plan.device().peak_bytes());
+        assert_eq!(real.device().flops(), plan.device().flops());
+        assert!(plan.device().flops() > 0);
+    }
+}

@@ -1,0 +1,151 @@
+//! The real SmolLM2-135M-Instruct (Q4_1) against transformers + PEFT on real E2E rows.
+//! `tools/reference/smollm2.py` made the fixtures. Skips where the model or the data is absent.
+
+mod common;
+
+use common::{Expected, close, fixture, lowrank_ok, real_data, real_model};
+use lowrank::adapters::AdapterSet;
+use lowrank::engine::{Device, Record, Scope, Tape};
+use lowrank::models::{Sampling, TokenBatch};
+use lowrank::train::{DataOptions, Dataset, StepOptions, Stepper, Template, pack};
+use lowrank::{Limits, Session, TextGenerator};
+use serde_json::Value;
+
+const PLAIN: StepOptions =
+    StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 0 };
+
+fn json(name: &str) -> Vec<Value> {
+    serde_json::from_slice(&std::fs::read(fixture("smollm2").join(name)).unwrap()).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+}
+
+/// The first rows of E2E's devset as the reference read them.
+fn rows(session: &Session) -> Option<Dataset> {
+    let path = real_data("e2e/devset.csv")?;
+    let options = DataOptions {
+        prompt_column: Some("mr".into()),
+        completion_column: Some("ref".into()),
+        prompt_template: Some(Template::parse("{prompt}\\n").unwrap()),
+        ..DataOptions::default()
+    };
+    Some(lowrank::train::data::read(&path, &options, &session.encoder().unwrap()).unwrap())
+}
+
+#[test]
+fn tokenizer_and_greedy_text_are_the_references() {
+    let Some(model) = real_model() else { return };
+    let session = Session::open(&model).unwrap();
+    for case in json("tokens.json") {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(session.tokenizer().unwrap().encode(text).unwrap(), ids(&case["ids"]), "{text:?}");
+    }
+    let (device, adapters) = (Device::cpu(), AdapterSet::none());
+    for case in json("generations.json") {
+        let mut generator = TextGenerator::new(&session, &device, &adapters).unwrap();
+        let limits = Limits { max_new_tokens: 40, stop: Vec::new() };
+        let prompt = ids(&case["prompt_ids"]);
+        let got = generator.generate(&prompt, &Sampling::default(), &limits, |_| ()).unwrap();
+        assert_eq!(got.tokens, ids(&case["ids"]), "{:?}", case["text_in"]);
+    }
+}
+
+#[test]
+fn logits_gradients_and_fifty_steps_are_the_references() {
+    let Some(model) = real_model() else { return };
+    let session = Session::open(&model).unwrap();
+    let Some(data) = rows(&session) else { return };
+    let dir = fixture("smollm2");
+    let expected = Expected::open(&dir);
+    let adapters = AdapterSet::load(&dir.join("start_adapter"), session.sites()).unwrap();
+    let rows = &data.examples[..200];
+    let (lengths, prompts) = (expected.ints("row_lengths"), expected.ints("prompt_lengths"));
+    for (i, checksum) in expected.ints("row_checksums").iter().enumerate() {
+        assert_eq!((rows[i].tokens.len() as i64, rows[i].prompt_len as i64), (lengths[i], prompts[i]), "row {i}");
+        let sum: i64 = rows[i].tokens.iter().zip(1..).map(|(token, t): (_, i64)| t * i64::from(*token)).sum();
+        assert_eq!(sum, *checksum, "row {i}");
+    }
+
+    let sample: Vec<usize> = expected.ints("sample_ids").iter().map(|i| *i as usize).collect();
+    for (set, prefix) in [(&AdapterSet::none(), "base_"), (&adapters, "")] {
+        for (row, example) in rows.iter().enumerate().take(2) {
+            let logits = logits(&session, set, &example.tokens);
+            let vocab = session.model.vocab();
+            let at = |position: i64| &logits[position as usize * vocab..(position as usize + 1) * vocab];
+            let mut got = Vec::new();
+            for position in expected.ints(&format!("positions_{row}")) {
+                got.extend(sample.iter().map(|i| at(position)[*i]));
+            }
+            let want = expected.floats(&format!("{prefix}sample_logits_{row}"));
+            close(&format!("{prefix}logits of row {row}"), &got, &want, 1e-4);
+            let last = at(example.tokens.len() as i64 - 1);
+            let best: Vec<i64> = expected.ints(&format!("{prefix}top_ids_{row}"));
+            let got: Vec<f32> = best.iter().map(|i| last[*i as usize]).collect();
+            close("the best words", &got, &expected.floats(&format!("{prefix}top_logits_{row}")), 1e-4);
+        }
+    }
+
+    let mut stepper = Stepper::new(&*session.model, adapters, Device::cpu(), PLAIN);
+    let (losses, norms) = (expected.floats("losses"), expected.floats("grad_norms"));
+    for (step, batch) in rows.chunks(4).enumerate() {
+        let batch = pack(&batch.iter().collect::<Vec<_>>(), true);
+        let outcome = stepper.step(&[batch], 5e-4).unwrap();
+        if step == 0 {
+            for (id, param) in stepper.adapters.params.iter() {
+                let name = format!("grad.base_model.model.{}.weight", param.name);
+                if expected.names().contains(&name) {
+                    close(&name, stepper.grads().get(id), &expected.floats(&name), 1e-4);
+                }
+            }
+        }
+        let (loss, norm) = (outcome.loss as f32, outcome.grad_norm as f32);
+        assert!((loss - losses[step]).abs() < 1e-3, "step {step}: loss {loss} for {}", losses[step]);
+        assert!((norm - norms[step]).abs() < 1e-2 * norms[step], "step {step}: norm {norm} for {}", norms[step]);
+    }
+    assert!(losses[49] < losses[0], "the reference itself learned");
+}
+
+fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f32> {
+    let n = tokens.len();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let lengths = vec![n as u32; n];
+    let segments = [lowrank::engine::Segment { q: 0..n, prefix: 0..0, own: 0..n }];
+    let device = Device::cpu();
+    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
+    let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
+    let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
+    let h = session.model.hidden(&mut tape, &batch);
+    tape.linear(session.model.head(), &h, None).tensor.data().to_vec()
+}
+
+/// r 8 on q and v, 8 x 128 tokens with loss on all: the peak stays in bounds and is forecast within 5 %.
+#[test]
+fn memory_stays_in_bounds_and_is_forecast() {
+    let Some(model) = real_model() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    // Digits are one token each, so a text of 127 and eos is 128 tokens.
+    let text: String = (0..24).map(|i| format!("{{\"text\": \"{}\"}}\n", digits(i))).collect();
+    std::fs::write(path("data.jsonl"), text).unwrap();
+    for (more, bound) in [(None, 900e6), (Some("--checkpoint-activations"), 350e6)] {
+        let (data, out, log) = (path("data.jsonl"), path("out"), path("log.jsonl"));
+        let mut args = vec!["--model", &model, "--data", &data, "--out", &out, "--batch-size", "8", "--epochs", "1"];
+        args.extend(["--no-share-prefix", "--threads", "2"]);
+        args.extend(more);
+        let plan: Value = serde_json::from_str(&lowrank_ok(&[&["plan", "--json"], &args[..]].concat()).out).unwrap();
+        let train = ["train", "--force", "--log-json", &log];
+        lowrank_ok(&[&train, &args[..]].concat());
+        let lines = std::fs::read_to_string(&log).unwrap();
+        let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        let (peak, forecast) = (last["peak_rss_bytes"].as_f64().unwrap(), plan["peak_bytes"].as_f64().unwrap());
+        assert_eq!(last["tokens"], 1024);
+        assert!(peak < bound, "{more:?}: {peak} bytes");
+        assert!((peak - forecast).abs() < 0.05 * peak, "{more:?}: {peak} bytes, forecast {forecast}: {plan}");
+    }
+}
+
+fn digits(seed: u64) -> String {
+    (0..127u64).map(|i| char::from(b'0' + ((i * i + 7 * seed + i * seed) % 10) as u8)).collect()
+}
