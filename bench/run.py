@@ -75,7 +75,7 @@ def ours(args, paths, steps):
         "--threads", str(args.threads), "--log-json", log,
     ]
     if args.table == "e2e":
-        command += ["--prompt-column", "mr", "--completion-column", "ref", "--prompt-template", "{prompt}\\n"]
+        command += ["--prompt-column", "mr", "--completion-column", "ref", "--prompt-template", "{prompt}\n"]
     if args.checkpoint_activations:
         command.append("--checkpoint-activations")
     command += shlex.split(args.ours_args)
