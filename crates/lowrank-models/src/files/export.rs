@@ -68,6 +68,9 @@ fn save_folder_in_shards(
     if count > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
         write_json(&folder.join(INDEX), &index)?;
+    } else if folder.join(INDEX).exists() {
+        // The index of what stood here before would win over the one file.
+        std::fs::remove_file(folder.join(INDEX)).map_err(Error::io(folder))?;
     }
 
     let mut config = match &base.kind {
@@ -324,4 +327,40 @@ fn stream(
         out.write_all(&bytes).map_err(Error::io(path))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_model_is_split_and_a_small_one_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, out) = (folder.path().join("source"), folder.path().join("out"));
+        std::fs::create_dir(&source).unwrap();
+        std::fs::write(source.join("config.json"), r#"{"dtype": "float32", "quantization_config": {}}"#)
+            .unwrap();
+        let header = r#"{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[3],"data_offsets":[16,28]},"c":{"dtype":"F32","shape":[1],"data_offsets":[28,32]}}"#;
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.extend((0..8u8).flat_map(|i| f32::from(i).to_le_bytes()));
+        std::fs::write(source.join(SINGLE), file).unwrap();
+        let base = Base::open_path(&source).unwrap();
+        let mut copy =
+            |name: &str, rows: Range<usize>, out: &mut [f32]| base.tensors.read_rows(name, rows, out);
+
+        save_folder_in_shards(&base, &out, Format::BF16, 8, &mut copy).unwrap();
+        assert!(out.join("model-00002-of-00002.safetensors").is_file());
+        let again = Base::open_path(&out).unwrap();
+        assert_eq!(again.tensors.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(again.tensors.format("a"), Some(Format::BF16));
+        assert_eq!(again.tensors.vector("b").unwrap(), [4.0, 5.0, 6.0]);
+        assert_eq!(again.config, json!({ "dtype": "bfloat16" }));
+        drop(again);
+
+        save_folder_in_shards(&base, &out, Format::F16, 100, &mut copy).unwrap();
+        let again = Base::open_path(&out).unwrap();
+        assert_eq!(again.tensors.format("a"), Some(Format::F16));
+        assert!(save_folder(&base, &out, Format::Q8_0, &mut copy).is_err());
+    }
 }
