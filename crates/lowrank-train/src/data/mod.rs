@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use encode::Encoded;
 use fields::Row;
-pub use template::{Template, unescape};
+pub use template::Template;
 
 /// Why a text or a conversation has no tokens.
 pub type EncodeError = Box<dyn std::error::Error + Send + Sync>;

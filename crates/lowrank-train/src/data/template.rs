@@ -2,7 +2,13 @@
 
 use crate::Error;
 
-/// A text with places for columns: `{name}` is a column's value, `{{` and `}}` are braces.
+/// A text with places for columns.
+///
+/// | written | means |
+/// |---|---|
+/// | `{name}` | the value of column `name` |
+/// | `{{`, `}}` | a brace |
+/// | `\n`, `\t`, `\r`, `\\` | line end, tab, carriage return, backslash: command lines cannot hold the first three |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template(Vec<Part>);
 
@@ -13,23 +19,33 @@ enum Part {
 }
 
 impl Template {
-    /// Parses a template as it stands: for the command line's `\n` see [`unescape`].
+    /// Parses a template.
     ///
     /// # Errors
-    /// Where a brace stands alone or holds no name.
+    /// Where a brace stands alone or holds no name, or an escape is unknown.
     pub fn parse(source: &str) -> Result<Self, Error> {
         let fail = |why: &str| Err(Error::Options(format!("template {source:?}: {why}")));
         let mut parts = Vec::new();
         let mut text = String::new();
         let mut rest = source;
-        while let Some(at) = rest.find(['{', '}']) {
+        while let Some(at) = rest.find(['{', '}', '\\']) {
             text.push_str(&rest[..at]);
-            let brace = &rest[at..at + 1];
-            rest = &rest[at + 1..];
-            if let Some(after) = rest.strip_prefix(brace) {
-                text.push_str(brace);
+            let (special, after) = rest[at..].split_at(1);
+            rest = after;
+            if special == "\\" {
+                let meant = match rest.bytes().next() {
+                    Some(b'n') => '\n',
+                    Some(b't') => '\t',
+                    Some(b'r') => '\r',
+                    Some(b'\\') => '\\',
+                    _ => return fail("unknown escape: there are \\n, \\t, \\r, and \\\\ for a backslash"),
+                };
+                text.push(meant);
+                rest = &rest[1..];
+            } else if let Some(after) = rest.strip_prefix(special) {
+                text.push_str(special);
                 rest = after;
-            } else if brace == "}" {
+            } else if special == "}" {
                 return fail("a `}` closes nothing; write `}}` for the character");
             } else {
                 let Some(end) = rest.find('}') else {
@@ -79,34 +95,6 @@ impl Template {
     }
 }
 
-/// Turns `\n`, `\t`, `\r` and `\\` of a command line into the characters they mean.
-///
-/// # Errors
-/// For any other escape.
-pub fn unescape(source: &str) -> Result<String, Error> {
-    let mut out = String::with_capacity(source.len());
-    let mut chars = source.chars();
-    while let Some(c) = chars.next() {
-        if c != '\\' {
-            out.push(c);
-            continue;
-        }
-        out.push(match chars.next() {
-            Some('n') => '\n',
-            Some('t') => '\t',
-            Some('r') => '\r',
-            Some('\\') => '\\',
-            other => {
-                let what = other.map(String::from).unwrap_or_default();
-                return Err(Error::Options(format!(
-                    "{source:?}: no escape \\{what}: there are \\n, \\t, \\r and \\\\ for a backslash"
-                )));
-            }
-        });
-    }
-    Ok(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,9 +127,12 @@ mod tests {
     }
 
     #[test]
-    fn unescapes() {
-        assert_eq!(unescape(r"a\n\t\\n\r").unwrap(), "a\n\t\\n\r");
-        assert!(unescape(r"a\q").unwrap_err().to_string().contains(r"\q"));
-        assert!(unescape("a\\").is_err());
+    fn knows_escapes() {
+        assert_eq!(fill(r"{a}\n\t\\n\r{b}"), "1{b}\n\t\\n\r2");
+        assert_eq!(fill("{a}\n"), fill(r"{a}\n"));
+        for bad in [r"a\q", "a\\", r"\é"] {
+            let error = Template::parse(bad).unwrap_err().to_string();
+            assert!(error.contains("unknown escape"), "{error}");
+        }
     }
 }

@@ -30,7 +30,7 @@ impl Progress {
         }
         let bar =
             ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_position(done);
-        let style = ProgressStyle::with_template("{bar:24} {msg}").expect("a valid template");
+        let style = ProgressStyle::with_template("{bar:24} {wide_msg}").expect("a valid template");
         bar.set_style(style.progress_chars("━╸ "));
         Self { output: Output::Bar(bar), total, first: done, started: Instant::now() }
     }
