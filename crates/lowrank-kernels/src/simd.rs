@@ -220,13 +220,9 @@ mod x86 {
         unsafe fn transpose8(from: [*const f32; 8], to: *mut f32, stride: usize) {
             // SAFETY: the caller vouches for the CPU and the pointers.
             unsafe {
-                // Halves of rows i and i + 4 side by side, so that only unpacking within halves is left.
-                let pair = |i: usize, at: usize| {
-                    let low = _mm256_castps128_ps256(_mm_loadu_ps(from[i].add(at)));
-                    _mm256_insertf128_ps(low, _mm_loadu_ps(from[i + 4].add(at)), 1)
-                };
                 for at in [0, 4] {
-                    let (r0, r1, r2, r3) = (pair(0, at), pair(1, at), pair(2, at), pair(3, at));
+                    let (r0, r1) = (halves(from[0], from[4], at), halves(from[1], from[5], at));
+                    let (r2, r3) = (halves(from[2], from[6], at), halves(from[3], from[7], at));
                     let (a, b) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
                     let (c, d) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
                     let columns = [
@@ -254,6 +250,17 @@ mod x86 {
         fn prefetch(p: *const f32) {
             // SAFETY: a prefetch never faults, whatever the address; SSE is always there.
             unsafe { _mm_prefetch(p.cast(), _MM_HINT_T0) }
+        }
+    }
+
+    /// Four numbers of one run and four of another side by side, so that the rest of a transposition
+    /// stays within halves.
+    #[inline(always)]
+    unsafe fn halves(low: *const f32, high: *const f32, at: usize) -> __m256 {
+        // SAFETY: the caller vouches for the CPU and the pointers.
+        unsafe {
+            let low = _mm256_castps128_ps256(_mm_loadu_ps(low.add(at)));
+            _mm256_insertf128_ps(low, _mm_loadu_ps(high.add(at)), 1)
         }
     }
 

@@ -1,6 +1,7 @@
 //! Matrix products: over frozen weights in every format, and between dense f32 matrices.
 
 mod driver;
+mod few;
 mod pack;
 mod scratch;
 #[cfg(test)]
@@ -146,6 +147,10 @@ pub fn linear_backward(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta
 }
 
 fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32) {
+    if n <= few::MOST {
+        // SAFETY: the lengths were checked against the shapes.
+        return unsafe { few::linear(level, y, x, w, n, beta) };
+    }
     let product = row_major(n, w.rows, w.cols, x, y, beta);
     let threads = rayon::current_num_threads();
     // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.

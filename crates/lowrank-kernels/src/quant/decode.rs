@@ -9,7 +9,7 @@ use crate::Format;
 use crate::simd::Level;
 
 /// One block format: `BYTES` bytes hold `LEN` numbers.
-trait Block {
+pub(crate) trait Block {
     const LEN: usize;
     const BYTES: usize;
     /// Expands one block. `block` has `BYTES` bytes, `out` has `LEN` numbers.
@@ -20,79 +20,68 @@ trait Block {
 macro_rules! with_block {
     ($format:expr, $block:ident => $body:expr) => {{
         match $format {
-            Format::F32 => {
-                type $block = F32;
+            $crate::Format::F32 => {
+                type $block = $crate::quant::decode::F32;
                 $body
             }
-            Format::F16 => {
-                type $block = F16;
+            $crate::Format::F16 => {
+                type $block = $crate::quant::decode::F16;
                 $body
             }
-            Format::BF16 => {
-                type $block = BF16;
+            $crate::Format::BF16 => {
+                type $block = $crate::quant::decode::BF16;
                 $body
             }
-            Format::Q4_0 => {
-                type $block = Q4_0;
+            $crate::Format::Q4_0 => {
+                type $block = $crate::quant::decode::Q4_0;
                 $body
             }
-            Format::Q4_1 => {
-                type $block = Q4_1;
+            $crate::Format::Q4_1 => {
+                type $block = $crate::quant::decode::Q4_1;
                 $body
             }
-            Format::Q5_0 => {
-                type $block = Q5_0;
+            $crate::Format::Q5_0 => {
+                type $block = $crate::quant::decode::Q5_0;
                 $body
             }
-            Format::Q5_1 => {
-                type $block = Q5_1;
+            $crate::Format::Q5_1 => {
+                type $block = $crate::quant::decode::Q5_1;
                 $body
             }
-            Format::Q8_0 => {
-                type $block = Q8_0;
+            $crate::Format::Q8_0 => {
+                type $block = $crate::quant::decode::Q8_0;
                 $body
             }
-            Format::Q4_K => {
-                type $block = Q4_K;
+            $crate::Format::Q4_K => {
+                type $block = $crate::quant::decode::Q4_K;
                 $body
             }
-            Format::Q5_K => {
-                type $block = Q5_K;
+            $crate::Format::Q5_K => {
+                type $block = $crate::quant::decode::Q5_K;
                 $body
             }
-            Format::Q6_K => {
-                type $block = Q6_K;
+            $crate::Format::Q6_K => {
+                type $block = $crate::quant::decode::Q6_K;
                 $body
             }
         }
     }};
 }
+pub(crate) use with_block;
 
 /// Expands the numbers `cols` of one stored row. `level` must be available.
 pub(crate) fn expand(level: Level, format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
     match level {
-        // SAFETY: the level is available; AVX-512 includes AVX2, and wider vectors would not help here.
+        // SAFETY: the level is available, and AVX-512 includes AVX2.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 => unsafe { expand_avx2(format, row, cols, out) },
-        _ => expand_any(format, row, cols, out),
+        Level::Avx2 | Level::Avx512 => unsafe { super::avx2::expand(format, row, cols, out) },
+        _ => with_block!(format, B => expand_blocks::<B>(row, cols, out)),
     }
-}
-
-/// [`expand_any`], compiled for AVX2.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn expand_avx2(format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
-    expand_any(format, row, cols, out);
-}
-
-#[inline(always)]
-fn expand_any(format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
-    with_block!(format, B => expand_blocks::<B>(row, cols, out));
 }
 
 /// The loop over blocks behind [`expand`]: whole blocks straight into `out`, cut ones by way of a copy.
 #[inline(always)]
-fn expand_blocks<B: Block>(row: &[u8], cols: Range<usize>, out: &mut [f32]) {
+pub(crate) fn expand_blocks<B: Block>(row: &[u8], cols: Range<usize>, out: &mut [f32]) {
     let mut at = cols.start;
     let mut out = out;
     while at < cols.end {
@@ -132,7 +121,7 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 macro_rules! block {
     ($name:ident, $len:literal, $bytes:literal, |$block:ident, $out:ident| $body:block) => {
         #[allow(non_camel_case_types)]
-        struct $name;
+        pub(crate) struct $name;
         impl Block for $name {
             const LEN: usize = $len;
             const BYTES: usize = $bytes;

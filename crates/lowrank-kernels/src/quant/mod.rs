@@ -1,5 +1,7 @@
 //! Frozen weights to f32 and back: GGUF's block formats as `ggml-quants` of llama.cpp defines them.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
 pub(crate) mod decode;
 mod encode;
 
