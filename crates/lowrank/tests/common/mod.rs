@@ -70,6 +70,15 @@ pub fn close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert!(worst <= tolerance * largest, "{what}: differs by {worst:e}, the largest is {largest:e}");
 }
 
+/// Norm of the difference as a share of the norm expected, at most `tolerance`.
+pub fn close_norm(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: how many");
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+    let difference = norm(&mut got.iter().zip(want).map(|(g, w)| g - w));
+    let largest = norm(&mut want.iter().copied());
+    assert!(difference <= tolerance * largest, "{what}: differs by {:e} of its norm", difference / largest);
+}
+
 /// An example from Hugging Face's ids and labels (-100: no loss).
 pub fn example(ids: &[i64], labels: &[i64]) -> Example {
     let loss_mask: Vec<bool> = labels.iter().enumerate().map(|(i, l)| i > 0 && *l >= 0).collect();
