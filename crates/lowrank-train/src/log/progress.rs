@@ -30,7 +30,7 @@ impl Progress {
         }
         let bar =
             ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_position(done);
-        let style = ProgressStyle::with_template("{bar:24} {wide_msg}").expect("a valid template");
+        let style = ProgressStyle::with_template("{bar:10} {wide_msg}").expect("a valid template");
         bar.set_style(style.progress_chars("━╸ "));
         Self { output: Output::Bar(bar), total, first: done, started: Instant::now() }
     }
@@ -51,14 +51,14 @@ impl Progress {
         match &mut self.output {
             Output::Bar(bar) => {
                 bar.set_position(record.step);
-                bar.set_message(describe(record, self.total, left));
+                bar.set_message(describe(record, self.total, left, " "));
             }
             Output::Lines { to, every, last } => {
                 let due = last.is_none_or(|last| last.elapsed() >= *every);
                 if due || record.step >= self.total {
                     *last = Some(Instant::now());
                     // A log that nobody can read any more is no reason to stop training.
-                    let _ = writeln!(to, "{}", describe(record, self.total, left));
+                    let _ = writeln!(to, "step {}", describe(record, self.total, left, "  "));
                 }
             }
             Output::Hidden => {}
@@ -103,18 +103,17 @@ impl Progress {
     }
 }
 
-fn describe(record: &StepRecord, total: u64, left: Option<Duration>) -> String {
-    let mut out = format!(
-        "step {}/{total}  loss {:.4}  lr {:.2e}  {:.0} tok/s",
-        record.step, record.loss, record.learning_rate, record.tokens_per_s
-    );
-    if let Some(left) = left {
-        out.push_str(&format!("  left {}", duration(left)));
-    }
-    if let Some(bytes) = record.peak_rss_bytes {
-        out.push_str(&format!("  peak {} MB", bytes / 1_000_000));
-    }
-    out
+/// With a bar of ten in front and one space between, it fits 80 columns.
+fn describe(record: &StepRecord, total: u64, left: Option<Duration>, between: &str) -> String {
+    let mut parts = vec![
+        format!("{}/{total}", record.step),
+        format!("loss {:.4}", record.loss),
+        format!("lr {:.2e}", record.learning_rate),
+        format!("{:.0} tok/s", record.tokens_per_s),
+    ];
+    parts.extend(left.map(|left| format!("left {}", duration(left))));
+    parts.extend(record.peak_rss_bytes.map(|bytes| format!("peak {} MB", bytes / 1_000_000)));
+    parts.join(between)
 }
 
 fn duration(time: Duration) -> String {
@@ -183,6 +182,13 @@ mod tests {
             progress.step(&step(n));
         }
         assert_eq!(buffer.0.lock().unwrap().iter().filter(|&&b| b == b'\n').count(), 14);
+    }
+
+    #[test]
+    fn fits_beside_the_bar() {
+        let long = StepRecord { step: 12345, tokens_per_s: 1234.0, ..step(0) };
+        let text = describe(&long, 20000, Some(Duration::from_secs(3599)), " ");
+        assert!(text.len() <= 80 - 11, "{text}");
     }
 
     #[test]
