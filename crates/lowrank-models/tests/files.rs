@@ -263,8 +263,8 @@ fn other_architectures_and_scalings_of_rope() {
     }
 }
 
-/// The expected number is gguf-py's: `gguf.quants.dequantize` of `blk.0.attn_q.weight`, row 1, column 5,
-/// which is Hugging Face's row 32 of the first head.
+/// Expected numbers: gguf-py's `dequantize` of `blk.0.attn_q.weight[1, 5]` and `[65, 0]`, which are
+/// Hugging Face's rows 32 of the first and of the second head, and of `token_embd.weight[2, 7]`.
 #[test]
 fn the_real_gguf() {
     let Some(path) = real_gguf() else { return };
@@ -279,11 +279,14 @@ fn the_real_gguf() {
     let q = base.tensors.weight("model.layers.0.self_attn.q_proj.weight").unwrap();
     assert_eq!((q.rows(), q.cols(), q.format()), (576, 576, Format::Q4_1));
     assert_eq!(base.tensors.format("model.embed_tokens.weight"), Some(Format::Q8_0));
-    let mut row = vec![0.0; 576];
-    base.tensors.read_rows("model.layers.0.self_attn.q_proj.weight", 32..33, &mut row).unwrap();
-    let mut stored = vec![0.0; 576];
-    lowrank_engine::WeightRef { order: RowOrder::Plain, ..q.view() }.expand(1, 0..576, &mut stored);
-    assert_eq!(row, stored);
+    let row = |name: &str, row: usize| {
+        let mut out = vec![0.0; 576];
+        base.tensors.read_rows(name, row..row + 1, &mut out).unwrap();
+        out
+    };
+    assert_eq!(row("model.layers.0.self_attn.q_proj.weight", 32)[5], 0.184_692_38);
+    assert_eq!(row("model.layers.0.self_attn.q_proj.weight", 96)[0], 0.333_251_95);
+    assert_eq!(row("model.embed_tokens.weight", 2)[7], 0.032_714_844);
     assert_eq!(base.tensors.vector("model.norm.weight").unwrap().len(), 576);
     // A copy of the file through the writer keeps every bit of the metadata it should.
     let folder = tempfile::tempdir().unwrap();
@@ -297,4 +300,23 @@ fn the_real_gguf() {
     );
     let name = "model.embed_tokens.weight";
     assert_eq!(numbers(&again, name), numbers(&base, name), "Q8_0 of Q8_0 is the same");
+}
+
+/// A sentence encoder has a buffer of whole numbers, which is no weight and must survive as it is.
+#[test]
+fn numbers_of_other_types_are_carried_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let header = r#"{"p":{"dtype":"I64","shape":[1,2],"data_offsets":[0,16]},"w":{"dtype":"F32","shape":[1],"data_offsets":[16,20]}}"#;
+    let mut data: Vec<u8> = [5i64, -6].iter().flat_map(|n| n.to_le_bytes()).collect();
+    data.extend(1.5f32.to_le_bytes());
+    fs::write(folder.path().join("model.safetensors"), common::raw_safetensors(header, &data)).unwrap();
+    fs::write(folder.path().join("config.json"), "{}").unwrap();
+    let base = Base::open_path(folder.path()).unwrap();
+    let out = folder.path().join("out");
+    save_folder(&base, &out, Format::F16, &mut copy(&base)).unwrap();
+    let file = fs::read(out.join("model.safetensors")).unwrap();
+    assert!(file.ends_with(&[&data[..16], &[0x00, 0x3e]].concat()), "{file:?}");
+    let again = Base::open_path(&out).unwrap();
+    assert_eq!(again.tensors.shape("p"), Some(&[1, 2][..]));
+    assert_eq!(again.tensors.vector("w").unwrap(), [1.5]);
 }

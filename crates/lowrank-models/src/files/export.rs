@@ -130,8 +130,11 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, (serde_json::to_string_pretty(value).map_err(json)? + "\n").as_bytes())
 }
 
-/// Bytes of a tensor in `format`, a vector or scalar always being plain.
+/// Bytes of a tensor in `format`; whole numbers and the like stay as they are.
 fn size_in(base: &Base, name: &str, format: Format) -> u64 {
+    if let Some((_, bytes)) = base.tensors.unread(name) {
+        return bytes.len() as u64;
+    }
     let (rows, cols) = base.tensors.matrix_shape(name).unwrap_or_default();
     (rows * cols) as u64 * format.block_bytes() as u64
 }
@@ -166,10 +169,9 @@ fn write_safetensors(
     for name in names {
         let end = offset + size_in(base, name, format);
         let shape = base.tensors.shape(name).unwrap_or_default();
-        header.insert(
-            (*name).to_owned(),
-            json!({ "dtype": format.name(), "shape": shape, "data_offsets": [offset, end] }),
-        );
+        let dtype = base.tensors.unread(name).map_or(format.name(), |(dtype, _)| dtype);
+        let info = json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] });
+        header.insert((*name).to_owned(), info);
         offset = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -178,7 +180,10 @@ fn write_safetensors(
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
     file.write_all(&header).map_err(Error::io(path))?;
     for name in names {
-        stream(base, path, name, format, RowOrder::Plain, fill, &mut file)?;
+        match base.tensors.unread(name) {
+            Some((_, bytes)) => file.write_all(bytes).map_err(Error::io(path))?,
+            None => stream(base, path, name, format, RowOrder::Plain, fill, &mut file)?,
+        }
     }
     file.commit()?;
     Ok(offset)

@@ -98,6 +98,13 @@ impl Tensors {
         self.entry(name).and_then(|e| e.format.as_ref().ok().copied())
     }
 
+    /// Of a tensor in a number type we do not read: the type's name and the bytes as they are.
+    pub(crate) fn unread(&self, name: &str) -> Option<(&str, &[u8])> {
+        let entry = self.entry(name)?;
+        let dtype = entry.format.as_ref().err()?;
+        Some((dtype, &self.files[entry.file].map[entry.bytes.clone()]))
+    }
+
     /// The order of the stored rows.
     pub fn order(&self, name: &str) -> Option<RowOrder> {
         self.entry(name).map(|e| e.order)
