@@ -1,12 +1,12 @@
 //! GFLOP/s of the products over frozen weights, next to the `gemm` crate on the same f32 shapes.
 //!
 //! `gemm_rate [--threads N] [--tokens M] [--formats F32,Q4_1] [--backward] [--shapes 576x576,192x576] [--reps N]
-//! [--cpu-time] [--quantile 0.5]`
+//! [--lora R] [--cpu-time] [--quantile 0.5]`
 //!
 //! The contestants take turns, and each number is the median (or another `--quantile`) of its turns. Shapes are `O x K`. With
-//! `--cpu-time` the rate is per core and second of processor time, which other processes disturb less.
+//! `--lora R` the dense products of an adapter of rank `R` are timed instead. With `--cpu-time` the rate is per core and second of processor time, which other processes disturb less.
 
-use lowrank_kernels::{Format, RowOrder, WeightRef, linear, linear_backward};
+use lowrank_kernels::{Format, MatMut, MatRef, RowOrder, WeightRef, gemm, linear, linear_backward};
 
 struct Options {
     threads: usize,
@@ -16,6 +16,7 @@ struct Options {
     reps: usize,
     backward: bool,
     cpu_time: bool,
+    lora: Option<usize>,
     quantile: f64,
 }
 
@@ -28,6 +29,7 @@ fn options() -> Options {
         reps: 9,
         backward: false,
         cpu_time: false,
+        lora: None,
         quantile: 0.5,
     };
     let mut args = std::env::args().skip(1);
@@ -45,6 +47,7 @@ fn options() -> Options {
         match arg.as_str() {
             "--threads" => options.threads = number(&value),
             "--tokens" => options.tokens = value.split(',').map(number).collect(),
+            "--lora" => options.lora = Some(number(&value)),
             "--quantile" => options.quantile = value.parse().expect("a number in 0..=1"),
             "--reps" => options.reps = number(&value),
             "--formats" => {
@@ -118,9 +121,100 @@ fn quantile(times: &mut [f64], at: f64) -> f64 {
     times[((times.len() - 1) as f64 * at) as usize]
 }
 
+/// The product of the `gemm` crate. Matrices are slices with the distances of rows and columns.
+fn reference(
+    (m, n, k): (usize, usize, usize),
+    a: (&[f32], usize, usize),
+    b: (&[f32], usize, usize),
+    beta: f32,
+    c: (&mut [f32], usize, usize),
+    par: ::gemm::Parallelism,
+) {
+    assert!(a.0.len() >= m * k && b.0.len() >= k * n && c.0.len() >= m * n);
+    // SAFETY: the matrices are dense and as long as their shapes.
+    unsafe {
+        ::gemm::gemm(
+            m,
+            n,
+            k,
+            c.0.as_mut_ptr(),
+            c.2 as isize,
+            c.1 as isize,
+            beta != 0.0,
+            a.0.as_ptr(),
+            a.2 as isize,
+            a.1 as isize,
+            b.0.as_ptr(),
+            b.2 as isize,
+            b.1 as isize,
+            beta,
+            1.0,
+            false,
+            false,
+            false,
+            par,
+        );
+    }
+}
+
+/// The products of `y += (x A^T) B^T` and its gradients.
+fn lora(options: &Options, r: usize) {
+    println!("GFLOP/s (gemm, ours), rank {r}, {} threads", options.threads);
+    println!(
+        "{:>6} {:>6} {:>6}   x A^T          h B^T (+=)     dy B           dh A (+=)      dh^T x (+=)    dy^T h (+=)",
+        "N", "O", "K"
+    );
+    for &(o, k) in &options.shapes {
+        for &n in &options.tokens {
+            let make =
+                |len: usize| (0..len).map(|i| ((i * 7919) % 1999) as f32 / 1e3 - 1.0).collect::<Vec<_>>();
+            let (x, dy, h, a, b) = (make(n * k), make(n * o), make(n * r), make(r * k), make(o * r));
+            // Shape, left, right and beta; what is written is row-major.
+            let products = [
+                ((n, r, k), (&x[..], k, 1), (&a[..], 1, k), 0.0),
+                ((n, o, r), (&h[..], r, 1), (&b[..], 1, r), 1.0),
+                ((n, r, o), (&dy[..], o, 1), (&b[..], r, 1), 0.0),
+                ((n, k, r), (&h[..], r, 1), (&a[..], k, 1), 1.0),
+                ((r, k, n), (&h[..], 1, r), (&x[..], k, 1), 1.0),
+                ((o, r, n), (&dy[..], 1, o), (&h[..], r, 1), 1.0),
+            ];
+            print!("{n:>6} {o:>6} {k:>6}");
+            for (shape, left, right, beta) in products {
+                let (rows, cols, depth) = shape;
+                let mut c = vec![0.0f32; rows * cols];
+                let flops = 2.0 * (rows * cols * depth) as f64;
+                let par = match options.threads {
+                    1 => ::gemm::Parallelism::None,
+                    t => ::gemm::Parallelism::Rayon(t),
+                };
+                let mut times = [Vec::new(), Vec::new()];
+                for _ in 0..options.reps {
+                    times[0].push(seconds(options.cpu_time, || {
+                        (0..10).for_each(|_| reference(shape, left, right, beta, (&mut c, cols, 1), par));
+                    }));
+                    times[1].push(seconds(options.cpu_time, || {
+                        for _ in 0..10 {
+                            let a = MatRef { data: left.0, rs: left.1, cs: left.2 };
+                            let b = MatRef { data: right.0, rs: right.1, cs: right.2 };
+                            gemm(rows, cols, depth, 1.0, a, b, beta, MatMut::row_major(&mut c, cols));
+                        }
+                    }));
+                }
+                let [theirs, ours] =
+                    times.map(|mut times| 10.0 * flops / quantile(&mut times, options.quantile) / 1e9);
+                print!("  {theirs:>6.1} {ours:>6.1}");
+            }
+            println!();
+        }
+    }
+}
+
 fn main() {
     let options = options();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().expect("a pool");
+    if let Some(rank) = options.lora {
+        return pool.install(|| lora(&options, rank));
+    }
     let names: String = options.formats.iter().map(|f| format!("{:>8}", f.name())).collect();
     println!("{:>6} {:>6} {:>6} {:>8}{names}   GFLOP/s, {} threads", "N", "O", "K", "gemm", options.threads);
     for &(o, k) in &options.shapes {
@@ -136,33 +230,11 @@ fn main() {
             let theirs = |y: &mut [f32]| {
                 let (cs, rs) = if options.backward { (1, k) } else { (k, 1) };
                 let par = match options.threads {
-                    1 => gemm::Parallelism::None,
-                    t => gemm::Parallelism::Rayon(t),
+                    1 => ::gemm::Parallelism::None,
+                    t => ::gemm::Parallelism::Rayon(t),
                 };
-                // SAFETY: x, y and the weight cover their shapes.
-                unsafe {
-                    gemm::gemm(
-                        rows,
-                        cols,
-                        depth,
-                        y.as_mut_ptr(),
-                        1,
-                        cols as isize,
-                        false,
-                        x.as_ptr(),
-                        1,
-                        depth as isize,
-                        dense.as_ptr(),
-                        cs as isize,
-                        rs as isize,
-                        0.0,
-                        1.0,
-                        false,
-                        false,
-                        false,
-                        par,
-                    );
-                }
+                let (a, b) = ((&x[..], depth, 1), (&dense[..], rs, cs));
+                reference((rows, cols, depth), a, b, 0.0, (y, cols, 1), par);
             };
             let ours = |y: &mut [f32], i: usize| {
                 let w = WeightRef {

@@ -287,4 +287,29 @@ mod tests {
             assert_eq!((len, bytes), (format.block_len(), format.block_bytes()), "{}", format.name());
         }
     }
+
+    #[test]
+    fn every_level_expands_to_the_same_bits() {
+        let cols = 1024;
+        for format in Format::ALL {
+            let mut bytes: Vec<u8> =
+                (0..format.row_bytes(cols).unwrap()).map(|i| (i * i * 31 + i * 7) as u8).collect();
+            for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                // Infinite scales would make numbers that equal nothing.
+                let scales = if format == Format::Q6_K { 208..210 } else { 0..block.len().min(4) };
+                block[scales].iter_mut().skip(1).step_by(2).for_each(|byte| *byte &= 0x3f);
+            }
+            for (start, end) in [(0, cols), (0, 1), (3, 40), (32, 577), (256, 1000), (511, 513)] {
+                let run = |level| {
+                    let mut out = vec![f32::NAN; end - start];
+                    expand(level, format, &bytes, start..end, &mut out);
+                    out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                };
+                let want = run(Level::Portable);
+                for level in Level::available() {
+                    assert_eq!(run(level), want, "{} {} {start}..{end}", level.name(), format.name());
+                }
+            }
+        }
+    }
 }
