@@ -30,22 +30,27 @@ unsafe impl Sync for Product {}
 
 /// Most of `k` in a block. Long blocks pay: `C` is read and written once for each.
 const KC: usize = 1024;
+/// The same for an operand that is not packed.
+const DIRECT_KC: usize = 256;
 /// Most numbers in a packed block of `B`: 300 KB, which the second cache holds beside what passes by.
 const BLOCK: usize = 75 << 10;
 /// Rows of `A` that meet a panel of `B` while it is in the first cache, in tiles.
 const TILES_DOWN: usize = 4;
 /// Most rows of `A` copied at a time, where it has to be.
 const COPIED: usize = 1024;
+/// Distance up to which the numbers of a row of `A` are read where they lie.
+pub(super) const NEAR: usize = 16;
 /// Tasks for each thread: enough to even out threads that start late or are disturbed.
 const TASKS: usize = 4;
 
 /// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
 /// operands. Each thread's share is allocated by its first product and used again by all others.
 pub fn scratch_bytes(threads: usize) -> usize {
-    // Blocks of k are rounded up to the longest quantised block, 256 numbers, and so are columns.
-    let block = BLOCK.max((KC + 256) * 256);
-    let copy = COPIED * (KC + 256 + LINE);
-    size_of::<f32>() * (threads * (block + MAX_ROWS + 2 * LINE) + copy + LINE)
+    // Columns are rounded up to the longest quantised block, 256 numbers. The copy of a left operand
+    // also serves that of a thin right one, for k up to a hundred thousand.
+    let block = BLOCK.max(KC * 256);
+    let copy = COPIED * (KC + 2 * LINE);
+    size_of::<f32>() * (threads * (block + MAX_ROWS + 2 * LINE) + copy)
 }
 
 /// `len` cut into equal runs of a whole number of `step`s, none longer than `most` (but at least a step).
@@ -118,7 +123,7 @@ fn block_of_k<B: Operand>(p: &Product, b: &B) -> usize {
 fn in_place(p: &Product) -> bool {
     let few = p.m <= 16 || p.n <= 64;
     let apart = (p.ars * size_of::<f32>() + 64) % 4096;
-    if p.acs == 1 { few || apart > 128 } else { p.acs <= 64 }
+    if p.acs == 1 { few || apart > 128 } else { p.acs <= NEAR }
 }
 
 /// Copies `A[rows, k]` to rows that lie well in the caches. Returns the copy and the distance of its rows.
@@ -133,10 +138,20 @@ unsafe fn copy_left(
     let stride = k.len().next_multiple_of(2 * LINE) + LINE;
     let copy = left.get(rows.len() * stride);
     let fill = |(i, to): (usize, &mut [f32])| {
-        for (r, to) in to.chunks_exact_mut(stride).enumerate() {
-            for (l, to) in to[..k.len()].iter_mut().enumerate() {
-                // SAFETY: inside A, says the caller.
-                *to = unsafe { *p.a.add((rows.start + i * LINE + r) * p.ars + (k.start + l) * p.acs) };
+        let from = p.a.wrapping_add((rows.start + i * LINE) * p.ars + k.start * p.acs);
+        // SAFETY: inside A, says the caller.
+        unsafe {
+            if p.acs == 1 {
+                for (r, to) in to.chunks_exact_mut(stride).enumerate() {
+                    to[..k.len()].copy_from_slice(std::slice::from_raw_parts(from.add(r * p.ars), k.len()));
+                }
+            } else {
+                // Down the rows first: then they are the near ones.
+                for l in 0..k.len() {
+                    for r in 0..to.len() / stride {
+                        to[r * stride + l] = *from.add(r * p.ars + l * p.acs);
+                    }
+                }
             }
         }
     };
@@ -182,45 +197,55 @@ unsafe fn task<A: Arch, B: Operand>(
     scratch: &mut Scratch,
 ) {
     let nr = nr::<A>();
-    let kc = block_of_k(p, b);
+    // An operand that only a few tiles would use is read where it lies rather than packed, and in
+    // shorter blocks, since its rows are far apart.
+    let direct = if p.m <= 4 * A::MR { b.direct() } else { None };
+    let kc = if direct.is_some() { DIRECT_KC } else { block_of_k(p, b) };
     let step = col_step::<A, B>(b);
     let nc = cut(cols.len(), BLOCK / kc / step * step, step);
     let Scratch { panels, rows: expanded } = scratch;
     for j in cols.clone().step_by(nc) {
         let block = j..(j + nc).min(cols.end);
+        // The last columns are packed in any case: they do not fill a vector.
+        let packed = if direct.is_some() { j + block.len() / nr * nr..block.end } else { block.clone() };
         for l in all.clone().step_by(kc) {
             let k = l..(l + kc).min(all.end);
-            let panels = panels.get(block.len().div_ceil(nr) * k.len() * nr);
+            let panels = panels.get(packed.len().div_ceil(nr) * k.len() * nr);
             // SAFETY: the ranges lie inside the operand; the level is there.
             unsafe {
                 A::enter(
                     #[inline(always)]
-                    || b.pack::<A>(k.clone(), block.clone(), panels, expanded),
+                    || b.pack::<A>(k.clone(), packed.clone(), panels, expanded),
                 )
             };
             let beta = if l == all.start { p.beta } else { 1.0 };
             for i in rows.clone().step_by(TILES_DOWN * A::MR) {
                 let rows = i..(i + TILES_DOWN * A::MR).min(rows.end);
+                let panel = |j: usize| match direct {
+                    Some((data, ks)) if j < packed.start => (data.wrapping_add(l * ks + j), ks),
+                    _ => (panels[(j - packed.start) * k.len()..].as_ptr(), nr),
+                };
                 // SAFETY: the caller's promises.
-                unsafe { multiply::<A>(p, rows, block.clone(), k.clone(), panels, beta) };
+                unsafe { multiply::<A>(p, rows, block.clone(), k.clone(), panel, beta) };
             }
         }
     }
 }
 
-/// One block of rows times the packed panels.
+/// One block of rows times the panels. `panel(j)` tells where the panel of column `j` starts, and how far
+/// apart its rows are.
 #[inline(always)]
 unsafe fn multiply<A: Arch>(
     p: &Product,
     rows: Range<usize>,
     cols: Range<usize>,
     k: Range<usize>,
-    panels: &[f32],
+    panel: impl Fn(usize) -> (*const f32, usize),
     beta: f32,
 ) {
     let nr = nr::<A>();
-    for (panel, j) in panels.chunks_exact(k.len() * nr).zip(cols.clone().step_by(nr)) {
-        let panel = panel.as_ptr();
+    for j in cols.clone().step_by(nr) {
+        let (b, bks) = panel(j);
         let width = nr.min(cols.end - j);
         let mut i = rows.start;
         while i < rows.end {
@@ -231,10 +256,10 @@ unsafe fn multiply<A: Arch>(
                 let a = p.a.wrapping_add(i * p.ars + k.start * p.acs);
                 let c = p.c.add(i * p.crs + j * p.ccs);
                 if width == nr && p.ccs == 1 {
-                    tile::<A>(height, k.len(), a, p.ars, p.acs, panel, c, p.crs, p.alpha, beta);
+                    tile::<A>(height, k.len(), a, p.ars, p.acs, b, bks, c, p.crs, p.alpha, beta);
                 } else {
                     let mut sums = [0.0; MAX_TILE];
-                    tile::<A>(height, k.len(), a, p.ars, p.acs, panel, sums.as_mut_ptr(), nr, p.alpha, 0.0);
+                    tile::<A>(height, k.len(), a, p.ars, p.acs, b, bks, sums.as_mut_ptr(), nr, p.alpha, 0.0);
                     for (r, sums) in sums.chunks_exact(nr).enumerate().take(height) {
                         for (s, &sum) in sums[..width].iter().enumerate() {
                             let at = c.add(r * p.crs + s * p.ccs);

@@ -116,9 +116,9 @@ unsafe fn dots_portable<const T: usize>(format: Format, row: &[u8], k: usize, x:
                     *sum = Portable::fma(v, Portable::load(x.add(t * k + at + l)), *sum);
                 }
             }
-            for l in whole..len {
+            for (l, number) in piece[..len].iter().enumerate().skip(whole) {
                 for (t, dot) in dots.iter_mut().enumerate() {
-                    *dot += piece[l] * *x.add(t * k + at + l);
+                    *dot += number * *x.add(t * k + at + l);
                 }
             }
         }

@@ -6,7 +6,10 @@ mod pack;
 mod scratch;
 #[cfg(test)]
 mod tests;
+mod thin;
 mod tile;
+
+use std::cmp::Ordering;
 
 use driver::Product;
 pub use driver::scratch_bytes;
@@ -102,9 +105,14 @@ fn dense(
     a.check(m, k);
     b.check(k, n);
     MatRef { data: c.data, rs: c.rs, cs: c.cs }.check(m, n);
-    // Tiles are rows of C: where its columns are the contiguous ones, compute the transpose.
-    let swap = c.cs != 1 && c.rs == 1;
-    let c = MatMut { data: c.data, rs: if swap { c.cs } else { c.rs }, cs: if swap { c.rs } else { c.cs } };
+    // Tiles are made of rows of C and of A. The transposed product is computed where less of its left
+    // operand has to be copied to be read that way, or else where the columns of C are contiguous.
+    let copied = |rows: usize, stride: usize| if stride > driver::NEAR { rows } else { 0 };
+    let swap = match copied(m, a.cs).cmp(&copied(n, b.rs)) {
+        Ordering::Less => false,
+        Ordering::Greater => true,
+        Ordering::Equal => c.cs != 1 && c.rs == 1,
+    };
     let (m, n, a, b) = if swap { (n, m, b.t(), a.t()) } else { (m, n, a, b) };
     let product = Product {
         m,
@@ -115,13 +123,18 @@ fn dense(
         a: a.data.as_ptr(),
         ars: a.rs,
         acs: a.cs,
+        crs: if swap { c.cs } else { c.rs },
+        ccs: if swap { c.rs } else { c.cs },
         c: c.data.as_mut_ptr(),
-        crs: c.rs,
-        ccs: c.cs,
     };
     let right = Dense { data: b.data.as_ptr(), ks: b.rs, ns: b.cs };
     // SAFETY: the checks above hold every index inside its slice; C is borrowed for this call alone.
-    at_level!(level, A => unsafe { driver::run::<A, _>(&product, &right, threads) });
+    at_level!(level, A => unsafe {
+        match thin::fits(&product) {
+            true => thin::run::<A>(&product, right.data, right.ks, right.ns, threads),
+            false => driver::run::<A, _>(&product, &right, threads),
+        }
+    });
 }
 
 /// `y[N,O] = beta y + x[N,K] W[O,K]^T`, on the threads of the current rayon pool.

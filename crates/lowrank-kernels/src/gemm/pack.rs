@@ -22,6 +22,10 @@ pub(super) trait Operand: Sync {
     fn n_step(&self) -> usize {
         1
     }
+    /// Where `B` lies and how far apart its rows are, if they run along its columns.
+    fn direct(&self) -> Option<(*const f32, usize)> {
+        None
+    }
     /// Packs `B[k, n]` into `panels`: `n.len().div_ceil(NR)` panels of `k.len() * NR` numbers.
     ///
     /// # Safety
@@ -41,6 +45,10 @@ pub(super) struct Dense {
 unsafe impl Sync for Dense {}
 
 impl Operand for Dense {
+    fn direct(&self) -> Option<(*const f32, usize)> {
+        (self.ns == 1).then_some((self.data, self.ks))
+    }
+
     #[inline(always)]
     unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], _rows: &mut Buffer) {
         for (panel, from) in panels.chunks_exact_mut(k.len() * nr::<A>()).zip(n.clone().step_by(nr::<A>())) {

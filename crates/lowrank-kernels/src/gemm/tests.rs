@@ -130,6 +130,8 @@ fn products_over_every_format() {
 fn products_longer_than_a_block() {
     for level in Level::available() {
         linear_case(level, Format::F32, 103, 37, 1031, RowOrder::Plain, 0.0);
+        // Rows of activations 4096 bytes apart, and more of them than are copied at a time.
+        linear_case(level, Format::F32, 1029, 67, 1024, RowOrder::Plain, 1.0);
         linear_case(level, Format::Q4_1, 101, 1040, 96, RowOrder::Plain, 1.0);
         linear_case(level, Format::Q6_K, 9, 523, 1024, RowOrder::Plain, 0.5);
         linear_case(level, Format::Q8_0, 1, 1, 2048, RowOrder::Plain, 0.0);

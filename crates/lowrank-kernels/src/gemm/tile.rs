@@ -7,14 +7,17 @@ pub(super) const fn nr<A: Arch>() -> usize {
     2 * A::LANES
 }
 
+/// Rows of `B` asked for ahead of their use: an unpacked `B` has each in a line of its own.
+const AHEAD: usize = 8;
+
 /// Most numbers in a tile at any level.
 pub(super) const MAX_TILE: usize = 14 * 32;
 
 /// `C[rows, NR] = beta C + alpha A[rows, k] B[k, NR]`.
 ///
 /// `A(i, l)` lies at `a + i*ars + l*aks`: the rows are read in place, since a row of activations runs
-/// along `k` and six rows are six streams that the caches follow well. `B` is a packed panel, `k` runs
-/// of `NR` numbers. `C(i, j)` lies at `c + i*crs + j`. Every number of `C` is one chain of `fma` over `l`,
+/// along `k` and six rows are six streams that the caches follow well. `B(l, j)` lies at
+/// `b + l*bks + j`. `C(i, j)` lies at `c + i*crs + j`. Every number of `C` is one chain of `fma` over `l`,
 /// so it does not depend on the height of the tile it falls into.
 ///
 /// # Safety
@@ -29,6 +32,7 @@ pub(super) unsafe fn tile<A: Arch>(
     ars: usize,
     aks: usize,
     b: *const f32,
+    bks: usize,
     c: *mut f32,
     crs: usize,
     alpha: f32,
@@ -40,7 +44,7 @@ pub(super) unsafe fn tile<A: Arch>(
                 // Heights beyond MR are never asked for, and not compiled.
                 $($r if $r <= A::MR => {
                     // SAFETY: the caller's promises, passed on.
-                    unsafe { A::enter(#[inline(always)] || fixed::<A, $r>(k, a, ars, aks, b, c, crs, alpha, beta)) }
+                    unsafe { A::enter(#[inline(always)] || fixed::<A, $r>(k, a, ars, aks, b, bks, c, crs, alpha, beta)) }
                 })*
                 _ => unreachable!("a tile of {rows} rows"),
             }
@@ -57,6 +61,7 @@ unsafe fn fixed<A: Arch, const R: usize>(
     ars: usize,
     aks: usize,
     b: *const f32,
+    bks: usize,
     c: *mut f32,
     crs: usize,
     alpha: f32,
@@ -82,7 +87,8 @@ unsafe fn fixed<A: Arch, const R: usize>(
             for base in &mut bases[..R.div_ceil(3)] {
                 *base = A::opaque(base.wrapping_add(aks));
             }
-            b = b.add(nr::<A>());
+            A::prefetch(b.wrapping_add(AHEAD * bks));
+            b = b.wrapping_add(bks);
         }
         let alpha = A::splat(alpha);
         let scale = A::splat(beta);

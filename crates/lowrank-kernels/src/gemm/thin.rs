@@ -1,0 +1,139 @@
+//! Products with few columns and long rows, such as `x A^T` with an adapter's `A`: nothing is packed,
+//! since each number of the large operand is used too few times to pay for it.
+
+use rayon::prelude::*;
+
+use super::driver::Product;
+use super::scratch::with_left;
+use crate::simd::Arch;
+
+/// Most columns this way is taken for.
+const MOST: usize = 12;
+/// Rows and columns of a tile of dot products: twelve sums hide the latency of `fma`.
+const ROWS: usize = 3;
+const COLS: usize = 4;
+
+/// Whether the product is one for [`run`]: few columns, and rows of `A` that run along a long `k`.
+pub(super) fn fits(p: &Product) -> bool {
+    p.n <= MOST && p.m >= 8 && p.acs == 1 && p.k >= 64
+}
+
+/// Computes the product with `B(l, j)` at `b + l*ks + j*ns`.
+///
+/// # Safety
+/// As [`super::driver::run`], and `b` covers its shape.
+pub(super) unsafe fn run<A: Arch>(p: &Product, b: *const f32, ks: usize, ns: usize, threads: usize) {
+    // SAFETY: the caller's promises; the copy below covers the same shape.
+    unsafe {
+        if ks == 1 {
+            return tasks::<A>(p, b, ns, threads);
+        }
+        with_left(|copy| {
+            let copy = copy.get(p.n * p.k);
+            for (j, to) in copy.chunks_exact_mut(p.k).enumerate() {
+                for (l, to) in to.iter_mut().enumerate() {
+                    *to = *b.add(l * ks + j * ns);
+                }
+            }
+            tasks::<A>(p, copy.as_ptr(), p.k, threads);
+        });
+    }
+}
+
+/// A pointer that tasks share.
+struct Columns(*const f32);
+
+// SAFETY: only read.
+unsafe impl Sync for Columns {}
+
+unsafe fn tasks<A: Arch>(p: &Product, b: *const f32, ns: usize, threads: usize) {
+    let b = Columns(b);
+    let b = &b;
+    let small = (1 << 16) / (p.n * p.k).max(1);
+    let rows = p.m.div_ceil(4 * threads).max(small).next_multiple_of(ROWS);
+    let task = |task: usize| {
+        for i in (task * rows..((task + 1) * rows).min(p.m)).step_by(ROWS) {
+            let height = ROWS.min(p.m - i);
+            for j in (0..p.n).step_by(COLS) {
+                // SAFETY: the rows and columns lie inside the operands; nobody else writes them in C.
+                unsafe {
+                    let (a, b) = (p.a.add(i * p.ars), b.0.add(j * ns));
+                    let sums = dots::<A>(height, COLS.min(p.n - j), p.k, a, p.ars, b, ns);
+                    for (r, sums) in sums.iter().enumerate().take(height) {
+                        for (s, &sum) in sums.iter().enumerate().take(p.n - j) {
+                            let at = &mut *p.c.add((i + r) * p.crs + (j + s) * p.ccs);
+                            *at = p.alpha * sum + if p.beta == 0.0 { 0.0 } else { p.beta * *at };
+                        }
+                    }
+                }
+            }
+        }
+    };
+    let count = p.m.div_ceil(rows);
+    match threads == 1 || count == 1 {
+        true => (0..count).for_each(task),
+        false => (0..count).into_par_iter().with_max_len(1).for_each(task),
+    }
+}
+
+/// The dot products of `rows` rows of `k` numbers with `cols` others.
+unsafe fn dots<A: Arch>(
+    rows: usize,
+    cols: usize,
+    k: usize,
+    a: *const f32,
+    ars: usize,
+    b: *const f32,
+    ns: usize,
+) -> [[f32; COLS]; ROWS] {
+    let mut out = [[0.0; COLS]; ROWS];
+    macro_rules! shapes {
+        ($(($r:literal, $c:literal))*) => {
+            match (rows, cols) {
+                // SAFETY: the caller's promises, passed on.
+                $(($r, $c) => unsafe {
+                    A::enter(#[inline(always)] || fixed::<A, $r, $c>(k, a, ars, b, ns, &mut out))
+                },)*
+                _ => unreachable!("{rows} x {cols} dot products"),
+            }
+        };
+    }
+    shapes!((3, 4)(3, 3)(3, 2)(3, 1)(2, 4)(2, 3)(2, 2)(2, 1)(1, 4)(1, 3)(1, 2)(1, 1));
+    out
+}
+
+#[inline(always)]
+unsafe fn fixed<A: Arch, const R: usize, const C: usize>(
+    k: usize,
+    a: *const f32,
+    ars: usize,
+    b: *const f32,
+    ns: usize,
+    out: &mut [[f32; COLS]; ROWS],
+) {
+    let whole = k / A::LANES * A::LANES;
+    // SAFETY: every read lies in one of the rows, says the caller.
+    unsafe {
+        let mut sums = [[A::splat(0.0); C]; R];
+        for l in (0..whole).step_by(A::LANES) {
+            let mut left = [A::splat(0.0); R];
+            for (r, left) in left.iter_mut().enumerate() {
+                *left = A::load(a.add(r * ars + l));
+            }
+            for c in 0..C {
+                let right = A::load(b.add(c * ns + l));
+                for (left, sums) in left.iter().zip(&mut sums) {
+                    sums[c] = A::fma(*left, right, sums[c]);
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (c, &sum) in sums.iter().enumerate() {
+                out[r][c] = A::sum(sum);
+                for l in whole..k {
+                    out[r][c] += *a.add(r * ars + l) * *b.add(c * ns + l);
+                }
+            }
+        }
+    }
+}
