@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 /// A set of vector instructions, from the plainest to the widest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub enum Level {
     /// What every CPU of the target has (on aarch64 that is NEON).
     Portable,

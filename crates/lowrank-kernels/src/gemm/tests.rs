@@ -3,6 +3,7 @@
 use rayon::ThreadPoolBuilder;
 
 use super::*;
+use crate::simd::Arch;
 use crate::{Format, RowOrder};
 
 /// Numbers that look random, in -1..1.
@@ -241,5 +242,66 @@ fn any_number_of_threads_gives_the_same_bits() {
         for threads in [1, 2, 3, 8] {
             assert_eq!(run(threads), one, "{threads} threads, {n} rows");
         }
+    }
+}
+
+/// AVX-512's tiles of 14 x 32 in plain Rust, so that their edges are tested on any machine.
+#[derive(Clone, Copy)]
+struct Wide;
+
+impl Arch for Wide {
+    type V = [f32; 16];
+    const LEVEL: Level = Level::Portable;
+    const LANES: usize = 16;
+    const MR: usize = 14;
+
+    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
+        f()
+    }
+    unsafe fn splat(x: f32) -> [f32; 16] {
+        [x; 16]
+    }
+    unsafe fn load(p: *const f32) -> [f32; 16] {
+        // SAFETY: the caller vouches for the pointer.
+        unsafe { p.cast::<[f32; 16]>().read_unaligned() }
+    }
+    unsafe fn store(p: *mut f32, v: [f32; 16]) {
+        // SAFETY: the caller vouches for the pointer.
+        unsafe { p.cast::<[f32; 16]>().write_unaligned(v) }
+    }
+    unsafe fn fma(a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    unsafe fn mul(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    unsafe fn sum(v: [f32; 16]) -> f32 {
+        v.iter().sum()
+    }
+}
+
+#[test]
+fn wide_tiles_have_right_edges() {
+    for (n, o, k) in [(1, 33, 70), (14, 32, 5), (15, 31, 64), (29, 100, 300), (70, 65, 1100), (57, 9, 129)] {
+        let mut numbers = Numbers((n + o + k) as u64);
+        let (w, x, dy) = (numbers.vec(o * k), numbers.vec(n * k), numbers.vec(n * o));
+        let weight = WeightRef::from_f32(o, k, &w);
+        let (mut y, mut dx) = (vec![f32::NAN; n * o], vec![f32::NAN; n * k]);
+        let (mut dense, mut thin) = (y.clone(), y.clone());
+        let right = Dense { data: w.as_ptr(), ks: 1, ns: k };
+        // SAFETY: the operands have their shapes.
+        unsafe {
+            let product = row_major(n, o, k, &x, &mut y, 0.0);
+            driver::run::<Wide, _>(&product, &Forward(weight), 3);
+            driver::run::<Wide, _>(&row_major(n, o, k, &x, &mut dense, 0.0), &right, 2);
+            thin::run::<Wide>(&row_major(n, o, k, &x, &mut thin, 0.0), w.as_ptr(), 1, k, 2);
+            driver::run::<Wide, _>(&row_major(n, k, o, &dy, &mut dx, 0.0), &Backward(weight), 3);
+        }
+        for y in [y, dense, thin] {
+            let (at, of) = (|i: usize, l: usize| x[i * k + l], |l: usize, j: usize| w[j * k + l]);
+            check("forward", (n, o, k), at, of, 1.0, 0.0, |_, _| 0.0, |i, j| y[i * o + j]);
+        }
+        let (at, of) = (|i: usize, l: usize| dy[i * o + l], |l: usize, j: usize| w[l * k + j]);
+        check("backward", (n, k, o), at, of, 1.0, 0.0, |_, _| 0.0, |i, j| dx[i * k + j]);
     }
 }

@@ -79,14 +79,20 @@ unsafe fn fixed<A: Arch, const R: usize>(
         let mut sums = [[A::splat(0.0); 2]; R];
         for _ in 0..k {
             let right = [A::load(b), A::load(b.add(A::LANES))];
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let left = A::splat(*bases[i / 3].add(i % 3 * ars));
-                sums[0] = A::fma(left, right[0], sums[0]);
-                sums[1] = A::fma(left, right[1], sums[1]);
+            // Spelt out, since the compiler gives up on unrolling loops of fourteen rows.
+            macro_rules! rows {
+                ($($i:literal)*) => {
+                    $(if $i < R {
+                        let left = A::splat(*bases[$i / 3].add($i % 3 * ars));
+                        sums[$i][0] = A::fma(left, right[0], sums[$i][0]);
+                        sums[$i][1] = A::fma(left, right[1], sums[$i][1]);
+                    })*
+                    $(if $i % 3 == 0 && $i < R {
+                        bases[$i / 3] = A::opaque(bases[$i / 3].wrapping_add(aks));
+                    })*
+                };
             }
-            for base in &mut bases[..R.div_ceil(3)] {
-                *base = A::opaque(base.wrapping_add(aks));
-            }
+            rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13);
             A::prefetch(b.wrapping_add(AHEAD * bks));
             b = b.wrapping_add(bks);
         }

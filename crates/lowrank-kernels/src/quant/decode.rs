@@ -67,6 +67,7 @@ macro_rules! with_block {
         }
     }};
 }
+#[cfg(target_arch = "x86_64")]
 pub(crate) use with_block;
 
 /// Expands the numbers `cols` of one stored row. `level` must be available.
