@@ -30,8 +30,8 @@ unsafe impl Sync for Product {}
 
 /// Most of `k` in a block. Long blocks pay: `C` is read and written once for each.
 const KC: usize = 1024;
-/// The same for an operand that is not packed.
-const DIRECT_KC: usize = 256;
+/// The same for an operand whose rows run along its columns: each is then packed in longer pieces.
+const SHORT_KC: usize = 256;
 /// Most numbers in a packed block of `B`: 300 KB, which the second cache holds beside what passes by.
 const BLOCK: usize = 75 << 10;
 /// Rows of `A` that meet a panel of `B` while it is in the first cache, in tiles.
@@ -46,11 +46,9 @@ const TASKS: usize = 4;
 /// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
 /// operands. Each thread's share is allocated by its first product and used again by all others.
 pub fn scratch_bytes(threads: usize) -> usize {
-    // Columns are rounded up to the longest quantised block, 256 numbers. The copy of a left operand
-    // also serves that of a thin right one, for k up to a hundred thousand.
-    let block = BLOCK.max(KC * 256);
+    // The copy of a left operand also serves that of a thin right one, for k up to a hundred thousand.
     let copy = COPIED * (KC + 2 * LINE);
-    size_of::<f32>() * (threads * (block + MAX_ROWS + 2 * LINE) + copy)
+    size_of::<f32>() * (threads * (BLOCK + MAX_ROWS + 2 * LINE) + copy)
 }
 
 /// `len` cut into equal runs of a whole number of `step`s, none longer than `most` (but at least a step).
@@ -77,7 +75,7 @@ pub(super) unsafe fn run<A: Arch, B: Operand>(product: &Product, b: &B, threads:
         } else if in_place(p) {
             tasks::<A, B>(p, 0..p.k, b, threads);
         } else {
-            let kc = block_of_k(p, b);
+            let kc = cut(p.k, KC, b.k_step().max(8));
             for i in (0..p.m).step_by(COPIED) {
                 let rows = i..(i + COPIED).min(p.m);
                 for l in (0..p.k).step_by(kc) {
@@ -111,10 +109,6 @@ unsafe fn scale(p: &Product) {
             *at = if p.beta == 0.0 { 0.0 } else { p.beta * *at };
         }
     }
-}
-
-fn block_of_k<B: Operand>(p: &Product, b: &B) -> usize {
-    cut(p.k, KC, b.k_step().max(8))
 }
 
 /// Whether the tiles can read `A` where it lies. They cannot where every number is in a line of its own,
@@ -197,10 +191,10 @@ unsafe fn task<A: Arch, B: Operand>(
     scratch: &mut Scratch,
 ) {
     let nr = nr::<A>();
-    // An operand that only a few tiles would use is read where it lies rather than packed, and in
-    // shorter blocks, since its rows are far apart.
+    // An operand that only a few tiles would use is read where it lies rather than packed.
     let direct = if p.m <= 4 * A::MR { b.direct() } else { None };
-    let kc = if direct.is_some() { DIRECT_KC } else { block_of_k(p, b) };
+    let most = if direct.is_some() || !b.along_k() { SHORT_KC } else { KC };
+    let kc = cut(all.len(), most, b.k_step().max(8));
     let step = col_step::<A, B>(b);
     let nc = cut(cols.len(), BLOCK / kc / step * step, step);
     let Scratch { panels, rows: expanded } = scratch;

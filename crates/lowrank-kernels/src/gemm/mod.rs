@@ -1,4 +1,11 @@
 //! Matrix products: over frozen weights in every format, and between dense f32 matrices.
+//!
+//! A product is cut into tiles of `C` that stay in registers ([`tile`]), over panels of the right operand
+//! packed for them block by block ([`pack`]): that is where quantised weights are expanded. The left
+//! operand is read in place. Three ways around packing, for operands used too seldom to pay for it: few
+//! tokens times a weight ([`few`]), few columns ([`thin`]), and few rows ([`driver`]).
+//!
+//! No result depends on the number of threads: the sum over `k` is never divided among them.
 
 mod driver;
 mod few;

@@ -22,6 +22,8 @@ pub(super) trait Operand: Sync {
     fn n_step(&self) -> usize {
         1
     }
+    /// Whether the operand is stored along `k`, and has to be transposed into panels.
+    fn along_k(&self) -> bool;
     /// Where `B` lies and how far apart its rows are, if they run along its columns.
     fn direct(&self) -> Option<(*const f32, usize)> {
         None
@@ -45,6 +47,9 @@ pub(super) struct Dense {
 unsafe impl Sync for Dense {}
 
 impl Operand for Dense {
+    fn along_k(&self) -> bool {
+        self.ns != 1
+    }
     fn direct(&self) -> Option<(*const f32, usize)> {
         (self.ns == 1).then_some((self.data, self.ks))
     }
@@ -83,6 +88,9 @@ const EXPAND: usize = 256;
 pub(super) const MAX_ROWS: usize = 32 * EXPAND;
 
 impl Operand for Forward<'_> {
+    fn along_k(&self) -> bool {
+        true
+    }
     fn k_step(&self) -> usize {
         self.0.format.block_len()
     }
@@ -125,6 +133,9 @@ impl Operand for Forward<'_> {
 pub(super) struct Backward<'a>(pub(super) WeightRef<'a>);
 
 impl Operand for Backward<'_> {
+    fn along_k(&self) -> bool {
+        false
+    }
     fn n_step(&self) -> usize {
         self.0.format.block_len()
     }

@@ -51,3 +51,10 @@ pub(super) fn with_left<T>(work: impl FnOnce(&mut Buffer) -> T) -> T {
     LEFT.set(Some(left));
     result
 }
+
+/// Bytes this thread keeps.
+#[cfg(test)]
+pub(super) fn kept() -> usize {
+    let own = with_scratch(|scratch| scratch.panels.0.len() + scratch.rows.0.len());
+    size_of::<f32>() * (own + with_left(|left| left.0.len()))
+}

@@ -305,3 +305,28 @@ fn wide_tiles_have_right_edges() {
         check("backward", (n, k, o), at, of, 1.0, 0.0, |_, _| 0.0, |i, j| dx[i * k + j]);
     }
 }
+
+#[test]
+fn working_memory_stays_within_what_is_announced() {
+    for (n, o, k) in [(3000, 80, 1024), (40, 600, 2560), (90, 40, 7424), (33, 2304, 256)] {
+        let mut numbers = Numbers(9);
+        let (x, dy) = (numbers.vec(n * k), numbers.vec(n * o));
+        for format in [Format::F32, Format::Q8_0, Format::Q6_K] {
+            let bytes = numbers.weight(format, o, k);
+            let w = WeightRef { format, rows: o, cols: k, order: RowOrder::Plain, bytes: &bytes };
+            let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            let kept = pool.install(|| {
+                linear(&mut vec![0.0; n * o], &x, &w, n, 0.0);
+                linear_backward(&mut vec![0.0; n * k], &dy, &w, n, 0.0);
+                let (a, b) = (MatRef::row_major(&x, k), MatRef::row_major(&x[..10 * k], 10));
+                gemm(n, 10, k, 1.0, a, b, 0.0, MatMut::row_major(&mut vec![0.0; n * 10], 10));
+                scratch::kept()
+            });
+            assert!(
+                kept > 0 && kept <= scratch_bytes(1),
+                "{kept} bytes for {n} x {o} x {k} {}",
+                format.name()
+            );
+        }
+    }
+}
