@@ -53,7 +53,10 @@ pub struct Args {
 
 /// Evaluates.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    super::use_threads(args.threads)?;
+    super::on_threads(args.threads, || work(args))
+}
+
+fn work(args: &Args) -> Result<ExitCode> {
     let options = TrainOptions {
         max_seq_len: args.max_seq_len,
         data_format: args.data_format,

@@ -97,9 +97,12 @@ impl Args {
 
 /// Generates.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    super::on_threads(args.threads, || work(args))
+}
+
+fn work(args: &Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let limits = Limits { max_new_tokens: args.max_new_tokens, stop: args.stop.clone() };
-    super::use_threads(args.threads)?;
     let session = Session::open(&args.model)?;
     let adapters = session.adapter(args.adapter.as_deref())?;
     let device = Device::cpu();

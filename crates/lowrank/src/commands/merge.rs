@@ -58,7 +58,10 @@ impl Args {
 
 /// Merges.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    super::use_threads(args.threads)?;
+    super::on_threads(args.threads, || work(args))
+}
+
+fn work(args: &Args) -> Result<ExitCode> {
     if args.out.exists() && !args.force {
         return Err(Error::Usage(format!("{} exists; --force replaces it", args.out.display())));
     }

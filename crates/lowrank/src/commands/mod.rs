@@ -9,11 +9,13 @@ pub mod train;
 
 use lowrank::{Error, Result};
 
-/// Gives the kernels `threads` threads, or as many as there are processors.
-pub fn use_threads(threads: Option<usize>) -> Result<()> {
+/// Runs `work` on a pool of `threads` threads, or of as many as there are processors. `work` itself is on
+/// one of them, so that handing parts to the others needs no sleeping and waking.
+pub fn on_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let threads = threads.unwrap_or(0);
-    rayon::ThreadPoolBuilder::new()
+    let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
-        .build_global()
-        .map_err(|e| Error::Failed(format!("cannot start {threads} threads: {e}")))
+        .build()
+        .map_err(|e| Error::Failed(format!("cannot start {threads} threads: {e}")))?;
+    pool.install(work)
 }

@@ -17,9 +17,8 @@ pub struct Args {
 /// Plans.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let options = args.train.options()?;
-    super::use_threads(options.threads)?;
-    let session = Session::open(&options.model)?;
-    let plan = forecast(&session, &options)?;
+    let plan =
+        super::on_threads(options.threads, || forecast(&Session::open(&options.model)?, &options))?;
     if args.json {
         println!("{}", serde_json::to_string(&plan).expect("plain numbers"));
         return Ok(ExitCode::SUCCESS);

@@ -171,7 +171,6 @@ impl Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let options = args.options()?;
     options.check()?;
-    super::use_threads(options.threads)?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || {
@@ -183,8 +182,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
     .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
 
-    let session = Session::open(&options.model)?;
-    let summary = finetune(&session, &options, &stop)?;
+    let summary =
+        super::on_threads(options.threads, || finetune(&Session::open(&options.model)?, &options, &stop))?;
     let out = options.out.display();
     if summary.interrupted {
         eprintln!("stopped after step {}; lowrank train ... --resume goes on from there", summary.steps);
