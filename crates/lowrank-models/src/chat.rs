@@ -38,6 +38,9 @@ pub struct Rendered {
 /// A template may loop; a turn takes some hundred instructions, so this serves thousands of turns.
 const FUEL: u64 = 5_000_000;
 
+/// Bytes of a rendered conversation: far more than any model's context.
+const LONGEST: usize = 32 << 20;
+
 /// Marks around `{% generation %}` blocks: noncharacters, which no text contains.
 const BEGIN: char = '\u{FDD0}';
 const END: char = '\u{FDD1}';
@@ -146,13 +149,32 @@ impl ChatTemplate {
             bos_token => &self.bos,
             eos_token => &self.eos,
         };
-        template.render(values).map_err(failed)
+        let mut text = Limited(Vec::new());
+        template.render_captured_to(values, &mut text).map_err(failed)?;
+        String::from_utf8(text.0).map_err(|e| Error::Template(e.to_string()))
     }
 }
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ChatTemplate({} bytes)", self.source.len())
+    }
+}
+
+/// What a template writes, up to [`LONGEST`].
+struct Limited(Vec<u8>);
+
+impl std::io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > LONGEST {
+            return Err(std::io::Error::other(format!("the text is longer than {} MB", LONGEST >> 20)));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -230,9 +252,9 @@ fn rename_generation(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(open) = rest.find("{%")
-        && let Some(length) = rest[open..].find("%}")
+        && let Some(length) = rest[open + 2..].find("%}")
     {
-        let inside = &rest[open + 2..open + length];
+        let inside = &rest[open + 2..][..length];
         let word = inside.trim_matches(['-', '+']).trim();
         let renamed = match word {
             "generation" => inside.replacen(word, "filter __generation", 1),
@@ -240,7 +262,7 @@ fn rename_generation(source: &str) -> String {
             _ => inside.to_owned(),
         };
         let _ = write!(out, "{}{{%{renamed}%}}", &rest[..open]);
-        rest = &rest[open + length + 2..];
+        rest = &rest[open + 2 + length + 2..];
     }
     out + rest
 }
@@ -359,5 +381,8 @@ mod tests {
         let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         let error = ChatTemplate::new(nested, "", "").unwrap().render(&[], false).unwrap_err();
         assert!(error.to_string().contains("fuel"), "{error}");
+        let endless = "{{ 'a' * 90000000 }}";
+        let error = ChatTemplate::new(endless, "", "").unwrap().render(&[], false).unwrap_err();
+        assert!(error.to_string().contains("longer than 32 MB"), "{error}");
     }
 }

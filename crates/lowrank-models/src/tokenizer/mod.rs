@@ -6,10 +6,13 @@ mod stream;
 pub(crate) use from_gguf::write_metadata;
 pub use stream::StreamDecoder;
 
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer as Inner;
+use tokenizers::normalizers::Precompiled;
 
 use crate::files::{GenerationConfig, Gguf, read_limited, read_optional_object};
 use crate::{Error, Result};
@@ -78,7 +81,12 @@ impl Tokenizer {
     /// # Errors
     /// Where the text is no tokenizer.
     pub fn from_json(path: &Path, json: &[u8]) -> Result<Self> {
-        let inner = Inner::from_bytes(json).map_err(|e| Error::tokenizer(path, e))?;
+        let text =
+            std::str::from_utf8(json).map_err(|e| Error::tokenizer(path, format!("is not UTF-8: {e}")))?;
+        Parts::check(text).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        let inner = catch_unwind(|| Inner::from_bytes(text))
+            .map_err(|_| Error::tokenizer(path, "the tokenizers library cannot make sense of a part of it"))?
+            .map_err(|e| Error::tokenizer(path, e))?;
         Ok(Self::new(inner, Roles::default(), path))
     }
 
@@ -189,6 +197,31 @@ impl Tokenizer {
 
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
+    }
+}
+
+/// The parts of a `tokenizer.json` in whose readers the library panics rather than fails: they are
+/// read here first. (The library is still watched for panics: its state does not survive one.)
+#[derive(Deserialize)]
+struct Parts {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default, rename = "decoder")]
+    _decoder: Value,
+}
+
+impl Parts {
+    fn check(text: &str) -> serde_json::Result<()> {
+        let parts: Self = serde_json::from_str(text)?;
+        let mut steps = vec![parts.normalizer];
+        while let Some(mut step) = steps.pop() {
+            if step["type"] == "Precompiled" {
+                serde_json::from_value::<Precompiled>(step)?;
+            } else if let Some(Value::Array(inner)) = step.get_mut("normalizers").map(Value::take) {
+                steps.extend(inner);
+            }
+        }
+        Ok(())
     }
 }
 
