@@ -30,8 +30,11 @@ unsafe impl Sync for Product {}
 
 /// Most of `k` in a block. Long blocks pay: `C` is read and written once for each.
 const KC: usize = 1024;
-/// The same for an operand whose rows run along its columns: each is then packed in longer pieces.
+/// The same where packing counts, for an operand whose rows run along its columns: each is then packed in
+/// longer pieces.
 const SHORT_KC: usize = 256;
+/// Rows of `A` from which packing counts for little.
+const MANY: usize = 384;
 /// Most numbers in a packed block of `B`: 300 KB, which the second cache holds beside what passes by.
 const BLOCK: usize = 75 << 10;
 /// Rows of `A` that meet a panel of `B` while it is in the first cache, in tiles.
@@ -46,9 +49,11 @@ const TASKS: usize = 4;
 /// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
 /// operands. Each thread's share is allocated by its first product and used again by all others.
 pub fn scratch_bytes(threads: usize) -> usize {
+    // Columns are rounded up to the longest quantised block, 256 numbers.
+    let block = BLOCK.max(KC * 256);
     // The copy of a left operand also serves that of a thin right one, for k up to a hundred thousand.
     let copy = COPIED * (KC + 2 * LINE);
-    size_of::<f32>() * (threads * (BLOCK + MAX_ROWS + 2 * LINE) + copy)
+    size_of::<f32>() * (threads * (block + MAX_ROWS + 2 * LINE) + copy)
 }
 
 /// `len` cut into equal runs of a whole number of `step`s, none longer than `most` (but at least a step).
@@ -193,7 +198,8 @@ unsafe fn task<A: Arch, B: Operand>(
     let nr = nr::<A>();
     // An operand that only a few tiles would use is read where it lies rather than packed.
     let direct = if p.m <= 4 * A::MR { b.direct() } else { None };
-    let most = if direct.is_some() || !b.along_k() { SHORT_KC } else { KC };
+    let short = direct.is_some() || (p.m < MANY && !b.along_k());
+    let most = if short { SHORT_KC } else { KC };
     let kc = cut(all.len(), most, b.k_step().max(8));
     let step = col_step::<A, B>(b);
     let nc = cut(cols.len(), BLOCK / kc / step * step, step);

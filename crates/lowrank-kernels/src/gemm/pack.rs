@@ -129,6 +129,9 @@ impl Operand for Forward<'_> {
     }
 }
 
+/// Rows of a weight asked for ahead of their use.
+const AHEAD: usize = 6;
+
 /// `W` itself: the right operand of `dx = dy W`, `B(l, j) = W[l, j]`.
 pub(super) struct Backward<'a>(pub(super) WeightRef<'a>);
 
@@ -144,7 +147,15 @@ impl Operand for Backward<'_> {
     unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], rows: &mut Buffer) {
         let w = &self.0;
         let row = rows.get(n.len());
+        let (len, size) = (w.format.block_len(), w.format.block_bytes());
+        let piece = n.start / len * size..n.end.div_ceil(len) * size;
         for l in k.clone() {
+            // A piece of a row is too short for the CPU to foresee the next. (One of a line or less is not
+            // worth the trouble.)
+            if piece.len() > 64 && l + AHEAD < k.end {
+                let next = &w.row(l + AHEAD)[piece.clone()];
+                next.iter().step_by(64).for_each(|byte| A::prefetch(std::ptr::from_ref(byte).cast()));
+            }
             let numbers = if w.format == Format::F32 {
                 w.row(l)[4 * n.start..4 * n.end].as_ptr().cast::<f32>()
             } else {
