@@ -173,11 +173,11 @@ def random_weights(config, generator, store):
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("norm.weight"):
+        if name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
             value = 1.0 + 0.2 * noise
         elif name.endswith("bias"):
             value = 0.3 * noise
-        elif "embed_tokens" in name:
+        elif any(table in name for table in ("embed_tokens", "wte", "wpe")):
             value = 0.25 * noise
         else:
             value = 0.15 * noise
@@ -220,7 +220,7 @@ def save_adapter(folder, lora, generator, case):
     config = json.loads(path.read_text())
     # PEFT expands "all-linear" to the names it found and saves sets in any order.
     targets = config["target_modules"]
-    config["target_modules"] = "all-linear" if lora["target_modules"] == "all-linear" else (
+    config["target_modules"] = "all-linear" if lora.get("target_modules") == "all-linear" else (
         targets if isinstance(targets, str) else sorted(targets)
     )
     path.write_text(json.dumps(config, indent=2) + "\n")
@@ -286,7 +286,10 @@ def write_case(root, case, spec):
     stored = str(spec["store"]).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(spec["config"] | {"torch_dtype": stored}, indent=2) + "\n")
     config = AutoConfig.from_pretrained(folder)
-    save_weights(folder, random_weights(config, generator, spec["store"]), spec.get("shards", 1))
+    weights = random_weights(config, generator, spec["store"])
+    # The files of a model without head have names without the prefix.
+    weights = {name.removeprefix(spec.get("without", "")): w for name, w in weights.items()}
+    save_weights(folder, weights, spec.get("shards", 1))
     save_adapter(folder, spec["lora"], generator, case)
 
     batch, out = [], {}
@@ -338,15 +341,15 @@ def write_case(root, case, spec):
     )
 
 
-def main():
+def main(cases):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FIXTURES)
-    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--only", nargs="*", choices=cases, default=list(cases))
     args = parser.parse_args()
     torch.set_num_threads(1)  # tiny products; one thread also fixes the order of every sum
     for case in args.only:
-        write_case(args.out, case, CASES[case])
+        write_case(args.out, case, cases[case])
 
 
 if __name__ == "__main__":
-    main()
+    main(CASES)

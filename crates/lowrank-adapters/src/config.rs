@@ -95,7 +95,7 @@ pub struct LoraConfig {
     /// Which biases are trained; only `none` here.
     #[serde(default = "none")]
     pub bias: String,
-    /// Whether the weights of the targets are stored transposed (GPT-2).
+    /// Whether the weights of the targets are stored transposed (GPT-2). Follows from the base model here.
     #[serde(default)]
     pub fan_in_fan_out: bool,
     /// Modules trained whole.

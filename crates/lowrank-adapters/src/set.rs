@@ -16,6 +16,8 @@ pub struct AdaptedSite {
     pub site: SiteId,
     /// Module path.
     pub path: String,
+    /// What kind of layer it is.
+    pub kind: SiteKind,
     /// `K`.
     pub in_features: usize,
     /// `O`.
@@ -90,7 +92,10 @@ impl AdapterSet {
         let id = SiteId(target.site);
         self.active.attach(id, lora.clone());
         let path = site.path.clone();
-        self.layers.push(AdaptedSite { site: id, path, in_features: k, out_features: o, lora });
+        let kind = site.kind;
+        // PEFT keeps one word for all targets, and warns where it does not fit the layer.
+        self.config.fan_in_fan_out |= kind == SiteKind::TransposedLinear;
+        self.layers.push(AdaptedSite { site: id, path, kind, in_features: k, out_features: o, lora });
         Ok(())
     }
 
@@ -118,14 +123,21 @@ impl AdapterSet {
         f64::from(layer.lora.scaling.abs()) * square.max(0.0).sqrt()
     }
 
-    /// Adds rows `rows` of `scaling * B A` to `w`, those rows of `W: [O,K]`: merging, always in f32.
+    /// Adds `scaling * B A` to `w`, rows `rows` of `W` as it is stored (`[O,K]`, or `[K,O]` where transposed):
+    /// merging, always in f32.
     pub fn merge_rows(&self, layer: &AdaptedSite, rows: Range<usize>, w: &mut [f32]) {
-        let (r, k) = (layer.lora.r, layer.in_features);
-        assert_eq!(w.len(), rows.len() * k, "rows of {}", layer.path);
+        let (r, k, o) = (layer.lora.r, layer.in_features, layer.out_features);
         let a = kernels::MatRef::row_major(&self.params.get(layer.lora.a).value, k);
-        let b = &self.params.get(layer.lora.b).value[rows.start * r..rows.end * r];
-        let b = kernels::MatRef::row_major(b, r);
-        kernels::gemm(rows.len(), k, r, layer.lora.scaling, b, a, 1.0, kernels::MatMut::row_major(w, k));
+        let b = kernels::MatRef::row_major(&self.params.get(layer.lora.b).value, r);
+        // The stored matrix is `left right`, and the rows asked for are those of `left`.
+        let (left, right, cols) = match layer.kind {
+            SiteKind::TransposedLinear => (a.t(), b.t(), o),
+            _ => (b, a, k),
+        };
+        assert_eq!(w.len(), rows.len() * cols, "rows of {}", layer.path);
+        let left = kernels::MatRef { data: &left.data[rows.start * left.rs..], ..left };
+        let w = kernels::MatMut::row_major(w, cols);
+        kernels::gemm(rows.len(), cols, r, layer.lora.scaling, left, right, 1.0, w);
     }
 }
 

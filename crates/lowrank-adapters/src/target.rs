@@ -101,7 +101,7 @@ impl Matcher {
 
     fn matches(&self, site: &Site) -> bool {
         match self {
-            Self::AllLinear => site.kind == SiteKind::Linear,
+            Self::AllLinear => matches!(site.kind, SiteKind::Linear | SiteKind::TransposedLinear),
             Self::Regex(regex) => regex.is_match(&site.path),
             Self::Names(names) => names.iter().any(|name| ends_with_name(&site.path, name)),
         }

@@ -15,6 +15,8 @@ pub struct SiteId(pub usize);
 pub enum SiteKind {
     /// `y = x W^T`.
     Linear,
+    /// `y = x W`: a linear layer whose weight is stored transposed (`Conv1D` of GPT-2).
+    TransposedLinear,
     /// The output embedding (language-model head): PEFT's `all-linear` leaves it out.
     Head,
     /// Rows of a table.

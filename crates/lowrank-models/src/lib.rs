@@ -6,6 +6,7 @@
 
 mod error;
 mod generate;
+mod gpt2;
 mod llama;
 mod loader;
 mod model;

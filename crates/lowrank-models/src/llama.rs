@@ -235,4 +235,8 @@ impl Model for Llama {
     fn max_positions(&self) -> usize {
         self.max_positions
     }
+
+    fn default_targets(&self) -> &'static [&'static str] {
+        &["q_proj", "v_proj"]
+    }
 }

@@ -1,6 +1,6 @@
 //! Takes the weights of a model out of its files by module path, and numbers the sites on the way.
 
-use lowrank_engine::{Embedding, FrozenWeight, Linear, RmsNorm, Site, SiteId, SiteKind};
+use lowrank_engine::{Embedding, FrozenWeight, LayerNorm, Linear, RmsNorm, Site, SiteId, SiteKind};
 
 use crate::files::Tensors;
 use crate::{Error, Result};
@@ -35,7 +35,19 @@ impl<'a> Loader<'a> {
         let weight = self.matrix(path, outputs, inputs)?;
         let bias = if bias { Some(self.vector(&format!("{path}.bias"), outputs)?) } else { None };
         let site = self.site(path, SiteKind::Linear, inputs, outputs);
-        Ok(Linear { site, weight, bias })
+        Ok(Linear { site, weight, bias, transposed: false })
+    }
+
+    /// A linear layer stored as `W: [in,out]`, with its bias: `Conv1D` of GPT-2. The weight stays where and as
+    /// it lies.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    pub fn conv1d(&mut self, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
+        let weight = self.matrix(path, inputs, outputs)?;
+        let bias = Some(self.vector(&format!("{path}.bias"), outputs)?);
+        let site = self.site(path, SiteKind::TransposedLinear, inputs, outputs);
+        Ok(Linear { site, weight, bias, transposed: true })
     }
 
     /// The language-model head: its own weight or, where tied, the embedding's.
@@ -48,7 +60,7 @@ impl<'a> Loader<'a> {
             None => self.matrix(path, outputs, inputs)?,
         };
         let site = self.site(path, SiteKind::Head, inputs, outputs);
-        Ok(Linear { site, weight, bias: None })
+        Ok(Linear { site, weight, bias: None, transposed: false })
     }
 
     /// A table of `rows` embeddings.
@@ -68,6 +80,16 @@ impl<'a> Loader<'a> {
     pub fn rms_norm(&mut self, path: &str, width: usize, eps: f32) -> Result<RmsNorm> {
         let weight = self.vector(&format!("{path}.weight"), width)?;
         Ok(RmsNorm { weight, eps, offset: 0.0 })
+    }
+
+    /// A layer norm over `width` numbers, with its bias.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    pub fn layer_norm(&mut self, path: &str, width: usize, eps: f32) -> Result<LayerNorm> {
+        let weight = self.vector(&format!("{path}.weight"), width)?;
+        let bias = Some(self.vector(&format!("{path}.bias"), width)?);
+        Ok(LayerNorm { weight, bias, eps })
     }
 
     fn matrix(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {

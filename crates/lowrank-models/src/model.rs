@@ -4,6 +4,7 @@ use lowrank_engine::{Linear, Segment, Site, Tape, Var};
 use serde_json::Value;
 
 use crate::files::Tensors;
+use crate::gpt2::Gpt2;
 use crate::llama::Llama;
 use crate::{Error, Result};
 
@@ -36,6 +37,14 @@ pub trait Model: Send + Sync {
     /// Longest sequence it was made for.
     fn max_positions(&self) -> usize;
 
+    /// Longest sequence it can compute at all: learned positions end, rotations do not.
+    fn position_limit(&self) -> Option<usize> {
+        None
+    }
+
+    /// Names of the modules that get an adapter where nobody says which: PEFT's choice.
+    fn default_targets(&self) -> &'static [&'static str];
+
     /// Size of the vocabulary.
     fn vocab(&self) -> usize {
         self.head().weight.rows()
@@ -44,13 +53,19 @@ pub trait Model: Send + Sync {
 
 type Build = fn(&Value, &Tensors) -> Result<Box<dyn Model>>;
 
-/// `model_type` of a configuration, and what builds it.
-const ARCHITECTURES: [(&str, Build); 4] = [
-    ("llama", |c, t| Ok(Box::new(Llama::load(c, t)?))),
-    ("mistral", |c, t| Ok(Box::new(Llama::load(c, t)?))),
-    ("qwen2", |c, t| Ok(Box::new(Llama::load(c, t)?))),
-    ("qwen3", |c, t| Ok(Box::new(Llama::load(c, t)?))),
+/// `model_type` of a configuration, the name that tensors begin with, and what builds the model.
+const ARCHITECTURES: [(&str, &str, Build); 5] = [
+    ("gpt2", "transformer", |c, t| Ok(Box::new(Gpt2::load(c, t)?))),
+    ("llama", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
+    ("mistral", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
+    ("qwen2", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
+    ("qwen3", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
 ];
+
+/// What the names of a model's tensors begin with, all but the head's. Files of a model without head lack it.
+pub(crate) fn base_prefix(model_type: &str) -> Option<&'static str> {
+    ARCHITECTURES.iter().find(|(name, ..)| *name == model_type).map(|(_, prefix, _)| *prefix)
+}
 
 /// Builds the model that `config` (Hugging Face's `config.json`) describes over `tensors`.
 ///
@@ -58,8 +73,8 @@ const ARCHITECTURES: [(&str, Build); 4] = [
 /// Where the architecture is unknown (lists the known), a field is wrong, or a tensor does not fit.
 pub fn load(config: &Value, tensors: &Tensors) -> Result<Box<dyn Model>> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("");
-    let known = || ARCHITECTURES.map(|(name, _)| name).join(", ");
-    let (_, build) = ARCHITECTURES.iter().find(|(name, _)| *name == kind).ok_or_else(|| {
+    let known = || ARCHITECTURES.map(|(name, ..)| name).join(", ");
+    let (_, _, build) = ARCHITECTURES.iter().find(|(name, ..)| *name == kind).ok_or_else(|| {
         Error::Config(format!("model_type {kind:?} is not known; known are {}", known()))
     })?;
     build(config, tensors)

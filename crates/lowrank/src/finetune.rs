@@ -38,7 +38,7 @@ pub struct Prepared<'m> {
 pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device) -> Result<Prepared<'m>> {
     options.check()?;
     let encoder = session.encoder()?;
-    let data_options = options.data_options()?;
+    let data_options = options.data_options(&*session.model)?;
     let train = lowrank_train::data::read(&options.data, &data_options, &encoder)?;
     let eval = match &options.eval_data {
         Some(path) => Some(lowrank_train::data::read(path, &data_options, &encoder)?),
@@ -102,8 +102,8 @@ fn start(session: &Session, options: &TrainOptions, plan: bool) -> Result<Adapte
             set.config.base_model_name_or_path = Some(options.model.clone());
             set
         }
-        None if plan => AdapterSet::planned(options.lora(), session.sites())?,
-        None => AdapterSet::new(options.lora(), session.sites(), options.seed)?,
+        None if plan => AdapterSet::planned(options.lora(&*session.model), session.sites())?,
+        None => AdapterSet::new(options.lora(&*session.model), session.sites(), options.seed)?,
     })
 }
 

@@ -6,7 +6,7 @@ use lowrank_adapters::AdapterSet;
 use lowrank_engine::Device;
 use lowrank_models::{Generator, Sampling};
 
-use crate::{Result, Session};
+use crate::{Error, Result, Session};
 
 /// When generation ends.
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ impl<'m> TextGenerator<'m> {
     /// Appends `prompt` and continues it; `show` gets each piece of text as soon as it is certain.
     ///
     /// # Errors
-    /// Where the tokenizer refuses.
+    /// Where the tokenizer refuses, or the prompt is longer than the model's positions reach.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -83,6 +83,11 @@ impl<'m> TextGenerator<'m> {
         let mut out = Generated::default();
         let mut stream = self.session.tokenizer()?.stream(true);
         let mut text = StopFilter::new(&limits.stop);
+        let limit = self.session.model.position_limit().unwrap_or(usize::MAX);
+        let start = self.tokens().len() + prompt.len();
+        if start > limit {
+            return Err(Error::Usage(format!("the prompt has {start} tokens; the model's positions end at {limit}")));
+        }
         let mut logits = self.generator.feed(prompt);
         while out.tokens.len() < limits.max_new_tokens {
             let token = self.generator.sample(logits, sampling);
@@ -91,7 +96,7 @@ impl<'m> TextGenerator<'m> {
                 break;
             }
             let flow = text.push(&stream.push(token)?, &mut show);
-            if flow.is_break() || out.tokens.len() == limits.max_new_tokens {
+            if flow.is_break() || out.tokens.len() == limits.max_new_tokens || self.tokens().len() == limit {
                 break;
             }
             logits = self.generator.feed(&[token]);

@@ -60,8 +60,10 @@ pub struct Verified {
     pub positions: usize,
 }
 
-/// Compares the logits of `merged` with those of base + adapter after every token of `tokens`.
+/// Compares the logits of `merged` with those of base + adapter after every token of `tokens`
+/// (as far as the model's positions reach).
 pub fn verify_merge(session: &Session, adapters: &AdapterSet, merged: &Session, tokens: &[u32]) -> Verified {
+    let tokens = &tokens[..tokens.len().min(session.model.position_limit().unwrap_or(usize::MAX))];
     let device = Device::cpu();
     let (no_params, no_adapters) = (Params::default(), ActiveAdapters::default());
     let mut ours = Generator::new(&*session.model, &device, &adapters.params, &adapters.active);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{LoraConfig, OneOrMany, Targets};
+use lowrank_models::Model;
 use lowrank_train::{DataFormat, DataOptions, LrScheduler, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -23,7 +24,8 @@ pub struct TrainOptions {
     pub r: usize,
     pub lora_alpha: f64,
     pub lora_dropout: f32,
-    pub target_modules: Targets,
+    /// `None`: what the model says ([`lowrank_models::Model::default_targets`]).
+    pub target_modules: Option<Targets>,
     pub exclude_modules: Option<Targets>,
     pub layers_to_transform: Option<OneOrMany<usize>>,
     pub rank_pattern: Map<String, Value>,
@@ -73,7 +75,7 @@ impl Default for TrainOptions {
             r: 8,
             lora_alpha: 16.0,
             lora_dropout: 0.0,
-            target_modules: Targets::parse("q_proj,v_proj"),
+            target_modules: None,
             exclude_modules: None,
             layers_to_transform: None,
             rank_pattern: Map::new(),
@@ -151,8 +153,9 @@ impl TrainOptions {
         Ok(())
     }
 
-    /// The adapter's configuration.
-    pub fn lora(&self) -> LoraConfig {
+    /// The adapter's configuration on `model`.
+    pub fn lora(&self, model: &dyn Model) -> LoraConfig {
+        let defaults = || Targets::Names(model.default_targets().iter().map(ToString::to_string).collect());
         LoraConfig {
             task_type: Some("CAUSAL_LM".to_owned()),
             base_model_name_or_path: Some(self.model.clone()),
@@ -160,8 +163,9 @@ impl TrainOptions {
             lora_alpha: self.lora_alpha,
             lora_dropout: self.lora_dropout,
             target_modules: Some(match &self.target_modules {
-                Targets::Pattern(text) => Targets::parse(text),
-                names => names.clone(),
+                Some(Targets::Pattern(text)) => Targets::parse(text),
+                Some(names) => names.clone(),
+                None => defaults(),
             }),
             exclude_modules: self.exclude_modules.clone(),
             layers_to_transform: self.layers_to_transform.clone(),
@@ -172,11 +176,11 @@ impl TrainOptions {
         }
     }
 
-    /// How to read the data.
+    /// How to read the data for `model`: where its positions end, so do the examples.
     ///
     /// # Errors
     /// Where the prompt template is wrong.
-    pub fn data_options(&self) -> Result<DataOptions> {
+    pub fn data_options(&self, model: &dyn Model) -> Result<DataOptions> {
         let prompt_template = self.prompt_template.as_deref().map(Template::parse).transpose()?;
         Ok(DataOptions {
             format: self.data_format,
@@ -184,7 +188,7 @@ impl TrainOptions {
             completion_column: self.completion_column.clone(),
             text_column: self.text_column.clone(),
             prompt_template,
-            max_seq_len: Some(self.max_seq_len),
+            max_seq_len: Some(self.max_seq_len.min(model.position_limit().unwrap_or(usize::MAX))),
             skip_bad_lines: self.skip_bad_lines,
         })
     }

@@ -1,5 +1,5 @@
-//! The same numbers as transformers + PEFT, on tiny models of each feature of the Llama family.
-//! `tools/reference/llama_tiny.py` made the fixtures.
+//! The same numbers as transformers + PEFT, on tiny models of each feature of GPT-2 and of the
+//! Llama family. `tools/reference/{gpt2,llama}_tiny.py` made the fixtures.
 
 mod common;
 
@@ -79,6 +79,8 @@ macro_rules! cases {
 }
 
 cases!(
+    gpt2_c_attn,
+    gpt2_all,
     llama_mha,
     llama_gqa_tied,
     llama_bias,
@@ -95,7 +97,7 @@ cases!(
 /// Merged weights give the logits that PEFT's merge_and_unload gives, after a round trip through files.
 #[test]
 fn merged_models_equal_pefts() {
-    for case in ["llama_mha", "llama_gqa_tied", "qwen3_qk_norm"] {
+    for case in ["llama_mha", "llama_gqa_tied", "qwen3_qk_norm", "gpt2_c_attn", "gpt2_all"] {
         let dir = fixture(case);
         let expected = Expected::open(&dir);
         let session = Session::open(dir.to_str().unwrap()).unwrap();

@@ -7,20 +7,47 @@ use crate::tape::{Backward, Node, Saved, Tape, Var, VarId};
 use crate::tensor::Tensor;
 use crate::weight::FrozenWeight;
 
-/// A frozen linear layer, `W: [O,K]`, `b: [O]`.
+/// A frozen linear layer of `K` inputs and `O` outputs.
 pub struct Linear {
     /// Where adapters attach.
     pub site: SiteId,
-    /// `W`.
+    /// `W: [O,K]`, or `[K,O]` where stored transposed.
     pub weight: FrozenWeight,
-    /// `b`.
+    /// `b: [O]`.
     pub bias: Option<Vec<f32>>,
+    /// Whether the weight is stored transposed (GPT-2). It is read as it lies all the same: the products of
+    /// the forward and the backward pass change places.
+    pub transposed: bool,
+}
+
+impl Linear {
+    /// `K`.
+    pub fn in_features(&self) -> usize {
+        if self.transposed { self.weight.rows() } else { self.weight.cols() }
+    }
+
+    /// `O`.
+    pub fn out_features(&self) -> usize {
+        if self.transposed { self.weight.cols() } else { self.weight.rows() }
+    }
+
+    /// `y[N,O] = beta y + x[N,K] W^T`.
+    fn product(&self, y: &mut [f32], x: &[f32], n: usize, beta: f32) {
+        let product = if self.transposed { kernels::linear_backward } else { kernels::linear };
+        product(y, x, &self.weight.view(), n, beta);
+    }
+
+    /// `dx[N,K] = beta dx + dy[N,O] W`.
+    fn product_backward(&self, dx: &mut [f32], dy: &[f32], n: usize, beta: f32) {
+        let product = if self.transposed { kernels::linear } else { kernels::linear_backward };
+        product(dx, dy, &self.weight.view(), n, beta);
+    }
 }
 
 impl<'m> Tape<'m> {
     /// `x: [N,K]` to `[N,O]`. A `residual: [N,O]` is added inside the product.
     pub fn linear(&mut self, layer: &'m Linear, x: &Var<'m>, residual: Option<&Var<'m>>) -> Var<'m> {
-        let (n, k, o) = (x.tensor.rows(), layer.weight.cols(), layer.weight.rows());
+        let (n, k, o) = (x.tensor.rows(), layer.in_features(), layer.out_features());
         assert_eq!(x.tensor.cols(), k, "input features of a linear layer");
         let device = self.scope.device;
         let mut y = device.alloc(n, o);
@@ -30,7 +57,7 @@ impl<'m> Tape<'m> {
                 data.copy_from_slice(r.tensor.data());
             }
             let beta = if residual.is_some() { 1.0 } else { 0.0 };
-            kernels::linear(data, x.tensor.data(), &layer.weight.view(), n, beta);
+            layer.product(data, x.tensor.data(), n, beta);
             if let Some(bias) = &layer.bias {
                 kernels::add_bias(data, bias, n, o);
             }
@@ -65,12 +92,12 @@ struct LinearNode<'m> {
 impl<'m> Node<'m> for LinearNode<'m> {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dy) = back.take(self.out) else { return };
-        let (n, k, o) = (dy.rows(), self.layer.weight.cols(), self.layer.weight.rows());
+        let (n, k, o) = (dy.rows(), self.layer.in_features(), self.layer.out_features());
         let mut dx = self.x.map(|id| back.open(id, n, k));
         if let Some(dx) = &mut dx {
             let beta = dx.beta();
             back.scope.device.run(2 * n * k * o, || {
-                kernels::linear_backward(dx.tensor.data_mut(), dy.data(), &self.layer.weight.view(), n, beta);
+                self.layer.product_backward(dx.tensor.data_mut(), dy.data(), n, beta);
             });
         }
         if let Some(Adapted { x, saved }) = self.adapted {

@@ -1,15 +1,20 @@
 //! The coarse operations: each in a file with its formula, forward and backward.
 
+mod activate;
+mod add;
 mod attention;
 mod checkpoint;
 mod cross_entropy;
 mod embedding;
 mod gated;
+mod layer_norm;
 mod linear;
 mod norm;
+mod split;
 
 pub use attention::{Attention, Rope};
 pub use cross_entropy::{Label, Scores};
 pub use embedding::Embedding;
+pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use norm::RmsNorm;

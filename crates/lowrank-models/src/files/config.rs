@@ -44,8 +44,20 @@ pub(crate) fn read_optional_object(path: &Path) -> Result<Option<Map<String, Val
 }
 
 /// Brings the configuration to the one spelling that the architectures read: the rope fields of
-/// transformers 5 (`rope_parameters`) become `rope_theta` and `rope_scaling`.
+/// transformers 5 (`rope_parameters`) become `rope_theta` and `rope_scaling`, and GPT-2's sizes have the usual
+/// names beside their own.
 pub(crate) fn normalise(config: &mut Map<String, Value>) {
+    const SIZES: [(&str, &str); 4] = [
+        ("n_embd", "hidden_size"),
+        ("n_head", "num_attention_heads"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_positions", "max_position_embeddings"),
+    ];
+    for (theirs, usual) in SIZES {
+        if let Some(size) = config.get(theirs).cloned() {
+            config.entry(usual).or_insert(size);
+        }
+    }
     let Some(Value::Object(rope)) = config.get("rope_parameters").cloned() else { return };
     if let Some(theta) = rope.get("rope_theta") {
         config.entry("rope_theta").or_insert_with(|| theta.clone());

@@ -92,7 +92,11 @@ impl Base {
         }
         let mut config = config::read_object(&path)?;
         config::normalise(&mut config);
-        let tensors = folder::read_tensors(folder)?;
+        let mut tensors = folder::read_tensors(folder)?;
+        let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        if let Some(prefix) = crate::model::base_prefix(kind) {
+            tensors.complete_names(prefix);
+        }
         let generation = read_optional_object(&folder.join("generation_config.json"))?;
         let generation = GenerationConfig::read(generation.as_ref(), &config);
         let words = read_optional_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();

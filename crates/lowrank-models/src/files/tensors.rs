@@ -68,6 +68,19 @@ impl Tensors {
         Ok(())
     }
 
+    /// Puts `prefix.` before every name but the head's, where no name has it: GPT-2's files on the hub and others
+    /// of models without head.
+    pub(crate) fn complete_names(&mut self, prefix: &str) {
+        let begins = |name: &str, with: &str| name.strip_prefix(with).is_some_and(|rest| rest.starts_with('.'));
+        if self.names().any(|name| begins(name, prefix)) {
+            return;
+        }
+        for entry in self.entries.iter_mut().filter(|e| !begins(&e.name, "lm_head")) {
+            entry.name = format!("{prefix}.{}", entry.name);
+        }
+        self.by_name = self.entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
+    }
+
     /// The names in the order of the files.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|e| e.name.as_str())

@@ -44,7 +44,7 @@ pub struct Flags {
     /// Dropout on the adapter's input [default: 0]
     #[arg(long, help_heading = "Adapter")]
     lora_dropout: Option<f32>,
-    /// Modules with an adapter: names, a regular expression, or all-linear [default: q_proj,v_proj]
+    /// Modules with an adapter: names, a regular expression, or all-linear [default: PEFT's for the model]
     #[arg(long, help_heading = "Adapter")]
     target_modules: Option<String>,
     /// Scale by alpha / sqrt(r)

@@ -1,0 +1,212 @@
+//! GPT-2 (small to XL, DistilGPT2): learned positions, layer norms with bias, fused query, key and value,
+//! weights stored transposed. `transformers/models/gpt2` is followed.
+
+use lowrank_engine::{
+    Activation, Attention, AttentionShape, Embedding, LayerNorm, Linear, Segment, Site, Tape, Var,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::files::Tensors;
+use crate::loader::Loader;
+use crate::model::{Model, TokenBatch};
+use crate::{Error, Result};
+
+/// The fields of `config.json` that say what the model computes.
+#[derive(Clone, Debug, Deserialize)]
+struct Config {
+    vocab_size: usize,
+    n_embd: usize,
+    n_head: usize,
+    n_layer: usize,
+    n_positions: usize,
+    /// Width of the MLP, where it is not four times the model's.
+    n_inner: Option<usize>,
+    #[serde(default = "gelu_new")]
+    activation_function: String,
+    #[serde(default = "eps")]
+    layer_norm_epsilon: f32,
+    /// Whether scores are divided by the root of the width of a head.
+    #[serde(default = "yes")]
+    scale_attn_weights: bool,
+    /// Whether scores are also divided by the number of the layer, from 1 (Mistral's GPT-2).
+    #[serde(default)]
+    scale_attn_by_inverse_layer_idx: bool,
+    #[serde(default)]
+    add_cross_attention: bool,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
+}
+
+fn gelu_new() -> String {
+    "gelu_new".to_owned()
+}
+
+fn eps() -> f32 {
+    1e-5
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Config {
+    fn parse(config: &Value) -> Result<Self> {
+        let c = Self::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
+        let wrong = |what: String| Err(Error::Config(format!("config.json: {what}")));
+        if c.n_head == 0 || c.n_embd == 0 || c.n_embd % c.n_head != 0 {
+            return wrong(format!("n_embd {} is no multiple of n_head {}", c.n_embd, c.n_head));
+        }
+        if c.add_cross_attention {
+            return wrong("add_cross_attention is true; only decoders without it are supported".into());
+        }
+        Ok(c)
+    }
+
+    fn activation(&self) -> Result<Activation> {
+        Ok(match self.activation_function.as_str() {
+            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "gelu" => Activation::Gelu,
+            "quick_gelu" => Activation::QuickGelu,
+            "relu" => Activation::Relu,
+            "silu" | "swish" => Activation::Silu,
+            "tanh" => Activation::Tanh,
+            other => {
+                let known = "gelu_new, gelu_pytorch_tanh, gelu, quick_gelu, relu, silu, swish, tanh";
+                let what = format!("activation_function {other:?} is not known; known are {known}");
+                return Err(Error::Config(format!("config.json: {what}")));
+            }
+        })
+    }
+
+    fn attention(&self, layer: usize) -> AttentionShape {
+        let head_dim = self.n_embd / self.n_head;
+        let mut scale = if self.scale_attn_weights { 1.0 / (head_dim as f32).sqrt() } else { 1.0 };
+        if self.scale_attn_by_inverse_layer_idx {
+            scale /= (layer + 1) as f32;
+        }
+        let (heads, kv_heads) = (self.n_head, self.n_head);
+        AttentionShape { heads, kv_heads, head_dim, scale, causal: true, window: None, softcap: None }
+    }
+}
+
+/// A model of GPT-2's kind.
+pub struct Gpt2 {
+    tokens: Embedding,
+    positions: Embedding,
+    layers: Vec<Layer>,
+    norm: LayerNorm,
+    head: Linear,
+    sites: Vec<Site>,
+    width: usize,
+}
+
+struct Layer {
+    norm_1: LayerNorm,
+    qkv: Linear,
+    o: Linear,
+    norm_2: LayerNorm,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+    shape: AttentionShape,
+}
+
+impl Gpt2 {
+    /// Builds the model over its tensors.
+    ///
+    /// # Errors
+    /// Where a field of the configuration or a tensor is missing or wrong.
+    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+        let c = Config::parse(config)?;
+        let (d, eps, activation) = (c.n_embd, c.layer_norm_epsilon, c.activation()?);
+        let mut l = Loader::new(tensors);
+        let token_table = l.embedding("transformer.wte", c.vocab_size, d)?;
+        let position_table = l.embedding("transformer.wpe", c.n_positions, d)?;
+        // The tables have shown that the width is real: four times as much does not overflow.
+        let f = c.n_inner.unwrap_or(4 * d);
+        let mut layers = Vec::new();
+        for i in 0..c.n_layer {
+            let at = |name: &str| format!("transformer.h.{i}.{name}");
+            layers.push(Layer {
+                norm_1: l.layer_norm(&at("ln_1"), d, eps)?,
+                qkv: l.conv1d(&at("attn.c_attn"), d, 3 * d)?,
+                o: l.conv1d(&at("attn.c_proj"), d, d)?,
+                norm_2: l.layer_norm(&at("ln_2"), d, eps)?,
+                up: l.conv1d(&at("mlp.c_fc"), d, f)?,
+                down: l.conv1d(&at("mlp.c_proj"), f, d)?,
+                activation,
+                shape: c.attention(i),
+            });
+        }
+        let norm = l.layer_norm("transformer.ln_f", d, eps)?;
+        let tied = c.tie_word_embeddings.then_some(&token_table);
+        let head = l.head("lm_head", tied, d, c.vocab_size)?;
+        let sites = l.into_sites();
+        Ok(Self { tokens: token_table, positions: position_table, layers, norm, head, sites, width: d })
+    }
+}
+
+impl Layer {
+    fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        x: Var<'m>,
+        segments: &'m [Segment],
+        layer: usize,
+    ) -> Var<'m> {
+        let d = x.tensor.cols();
+        let h = tape.layer_norm(&self.norm_1, &x);
+        let qkv = tape.linear(&self.qkv, &h, None);
+        drop(h);
+        let [q, k, v] = tape.split(qkv, [d; 3]);
+        let attention = Attention { shape: self.shape.clone(), segments, rope: None, layer };
+        let o = tape.attention(q, k, v, attention);
+        let x = tape.linear(&self.o, &o, Some(&x));
+        drop(o);
+
+        let h = tape.layer_norm(&self.norm_2, &x);
+        let up = tape.linear(&self.up, &h, None);
+        drop(h);
+        let h = tape.activate(up, self.activation);
+        tape.linear(&self.down, &h, Some(&x))
+    }
+}
+
+impl Model for Gpt2 {
+    fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
+        let segments = batch.segments;
+        let tokens = tape.embedding(&self.tokens, batch.tokens);
+        let positions = tape.embedding(&self.positions, batch.positions);
+        let mut x = tape.add(tokens, &positions);
+        drop(positions);
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, segments, i));
+        }
+        tape.layer_norm(&self.norm, &x)
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn kv_widths(&self) -> Vec<usize> {
+        vec![self.width; self.layers.len()]
+    }
+
+    fn max_positions(&self) -> usize {
+        self.positions.weight.rows()
+    }
+
+    fn position_limit(&self) -> Option<usize> {
+        Some(self.max_positions())
+    }
+
+    fn default_targets(&self) -> &'static [&'static str] {
+        &["c_attn"]
+    }
+}
