@@ -54,7 +54,7 @@ impl Config {
     fn parse(config: &Value) -> Result<Self> {
         let c = Self::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
         let wrong = |what: String| Err(Error::Config(format!("config.json: {what}")));
-        if c.n_head == 0 || c.n_embd == 0 || c.n_embd % c.n_head != 0 {
+        if c.n_head == 0 || c.n_embd == 0 || !c.n_embd.is_multiple_of(c.n_head) {
             return wrong(format!("n_embd {} is no multiple of n_head {}", c.n_embd, c.n_head));
         }
         if c.add_cross_attention {
@@ -160,7 +160,7 @@ impl Layer {
         let qkv = tape.linear(&self.qkv, &h, None);
         drop(h);
         let [q, k, v] = tape.split(qkv, [d; 3]);
-        let attention = Attention { shape: self.shape.clone(), segments, rope: None, layer };
+        let attention = Attention { shape: self.shape, segments, rope: None, layer };
         let o = tape.attention(q, k, v, attention);
         let x = tape.linear(&self.o, &o, Some(&x));
         drop(o);
