@@ -176,7 +176,10 @@ impl LoraConfig {
             return wrong(format!("lora_alpha is {}", self.lora_alpha));
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return wrong(format!("lora_dropout is {}; it must be at least 0 and less than 1", self.lora_dropout));
+            return wrong(format!(
+                "lora_dropout is {}; it must be at least 0 and less than 1",
+                self.lora_dropout
+            ));
         }
         if self.bias != "none" {
             return wrong(format!("bias is {:?}; only \"none\" is supported", self.bias));

@@ -53,7 +53,10 @@ impl AdapterSet {
                 let param = set.params.get_mut(id);
                 if shape != [param.rows, param.cols] {
                     let want = [param.rows, param.cols];
-                    return Err(Error::mismatch(&path, format!("{name} is {shape:?}, the base model takes {want:?}")));
+                    return Err(Error::mismatch(
+                        &path,
+                        format!("{name} is {shape:?}, the base model takes {want:?}"),
+                    ));
                 }
                 param.value = value;
             }
@@ -75,7 +78,8 @@ impl AdapterSet {
         let tensors = read_tensors(&path)?;
         let mut sites = Vec::new();
         for (name, (shape, _)) in &tensors {
-            let Some(module) = name.strip_prefix(PREFIX).and_then(|n| n.strip_suffix(".lora_A.weight")) else {
+            let Some(module) = name.strip_prefix(PREFIX).and_then(|n| n.strip_suffix(".lora_A.weight"))
+            else {
                 continue;
             };
             let other = tensors.get(&format!("{PREFIX}{module}.lora_B.weight"));
@@ -104,8 +108,8 @@ impl AdapterSet {
         // transformers refuses a file that does not say which framework's layout it has.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let path = dir.join(TENSORS_FILE);
-        let bytes = safetensors::serialize(tensors, Some(metadata))
-            .map_err(|e| Error::file(&path, e.to_string()))?;
+        let bytes =
+            safetensors::serialize(tensors, Some(metadata)).map_err(|e| Error::file(&path, e.to_string()))?;
         write_atomic(&path, &bytes)?;
         let mut config = serde_json::to_vec_pretty(&self.config).expect("a configuration is plain data");
         config.push(b'\n');
@@ -118,16 +122,22 @@ type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// All tensors of a safetensors file as f32.
 fn read_tensors(path: &Path) -> Result<Tensors, Error> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, format!("not a safetensors file: {e}")))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::file(path, format!("not a safetensors file: {e}")))?;
     let mut tensors = Tensors::new();
     for (name, view) in file.tensors() {
         let data = view.data();
         let value = match view.dtype() {
-            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect(),
+            Dtype::F32 => {
+                data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect()
+            }
             Dtype::F16 => halves(data, |b| half::f16::from_bits(b).to_f32()),
             Dtype::BF16 => halves(data, |b| half::bf16::from_bits(b).to_f32()),
             other => {
-                return Err(Error::file(path, format!("tensor {name} is {other:?}; F32, F16 and BF16 are supported")));
+                return Err(Error::file(
+                    path,
+                    format!("tensor {name} is {other:?}; F32, F16 and BF16 are supported"),
+                ));
             }
         };
         tensors.insert(name, (view.shape().to_vec(), value));

@@ -78,7 +78,10 @@ impl AdapterSet {
 
     fn attach(&mut self, target: Target, site: &Site) -> Result<(), Error> {
         if site.kind == SiteKind::Embedding {
-            return Err(Error::Config(format!("{} is an embedding; only linear layers can be adapted", site.path)));
+            return Err(Error::Config(format!(
+                "{} is an embedding; only linear layers can be adapted",
+                site.path
+            )));
         }
         let (r, k, o) = (target.r, site.in_features, site.out_features);
         let lora = Arc::new(Lora {

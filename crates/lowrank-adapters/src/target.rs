@@ -44,7 +44,10 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
         }
         let r = match first_match(&ranks, &site.path) {
             Some(value) => value.as_u64().filter(|&r| r > 0).ok_or_else(|| {
-                Error::Config(format!("rank_pattern gives {value} for {}: a rank is a whole number from 1", site.path))
+                Error::Config(format!(
+                    "rank_pattern gives {value} for {}: a rank is a whole number from 1",
+                    site.path
+                ))
             })? as usize,
             None => config.r,
         };

@@ -147,7 +147,14 @@ impl AdamW {
         let weight_decay = self.weight_decay;
         let settings = kernels::AdamW { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay };
         for (i, p) in params.list.iter_mut().enumerate() {
-            kernels::adamw(&mut p.value, &grads.list[i].2, &mut self.m[i], &mut self.v[i], &settings, self.step);
+            kernels::adamw(
+                &mut p.value,
+                &grads.list[i].2,
+                &mut self.m[i],
+                &mut self.v[i],
+                &settings,
+                self.step,
+            );
         }
     }
 }

@@ -44,9 +44,10 @@ impl FrozenWeight {
         order: RowOrder,
         storage: Storage,
     ) -> Result<Self, Error> {
-        let row = format
-            .row_bytes(cols)
-            .ok_or(Error::Weight(format!("{cols} columns are no whole number of {} blocks", format.name())))?;
+        let row = format.row_bytes(cols).ok_or(Error::Weight(format!(
+            "{cols} columns are no whole number of {} blocks",
+            format.name()
+        )))?;
         let want = row.checked_mul(rows).ok_or(Error::Weight(format!("{rows} x {cols} overflows")))?;
         let have = match &storage {
             Storage::Mapped(map, range) => {
@@ -86,7 +87,8 @@ impl FrozenWeight {
     pub fn from_bytes(format: Format, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self, Error> {
         let mut words = vec![0u64; bytes.len().div_ceil(8)];
         // SAFETY: u64 has no padding and any byte pattern is a valid u64; the length is in bounds.
-        let target = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 8) };
+        let target =
+            unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 8) };
         target[..bytes.len()].copy_from_slice(bytes);
         Self::new(format, rows, cols, RowOrder::Plain, Storage::Owned(Arc::new(words), bytes.len()))
     }

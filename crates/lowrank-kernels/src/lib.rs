@@ -22,7 +22,9 @@ mod rope;
 mod simd;
 mod vector;
 
-pub use activation::{Activation, activate, activate_backward, gated, gated_backward, gated_backward_in_place};
+pub use activation::{
+    Activation, activate, activate_backward, gated, gated_backward, gated_backward_in_place,
+};
 pub use adamw::{AdamW, adamw};
 pub use attention::{AttentionShape, Segment, attention, attention_backward};
 pub use cross_entropy::{argmax, cross_entropy, log_softmax};

@@ -46,7 +46,12 @@ pub struct Generator<'m> {
 
 impl<'m> Generator<'m> {
     /// An empty sequence on `model` with the adapters `adapters` (with numbers in `params`).
-    pub fn new(model: &'m dyn Model, device: &'m Device, params: &'m Params, adapters: &'m ActiveAdapters) -> Self {
+    pub fn new(
+        model: &'m dyn Model,
+        device: &'m Device,
+        params: &'m Params,
+        adapters: &'m ActiveAdapters,
+    ) -> Self {
         let cache = RefCell::new(KvCache::new(device, 0, &model.kv_widths()));
         Self { model, device, params, adapters, cache, tokens: Vec::new() }
     }
@@ -103,8 +108,11 @@ impl<'m> Generator<'m> {
             seen.dedup();
             for token in seen {
                 let logit = &mut logits[token as usize];
-                *logit =
-                    if *logit < 0.0 { *logit * how.repetition_penalty } else { *logit / how.repetition_penalty };
+                *logit = if *logit < 0.0 {
+                    *logit * how.repetition_penalty
+                } else {
+                    *logit / how.repetition_penalty
+                };
             }
         }
         if how.temperature == 0.0 {

@@ -19,8 +19,8 @@ pub mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
 pub use error::{Error, Result};
+pub use files::{Base, GenerationConfig, Tensors};
 pub use generate::{Generator, Sampling};
 pub use loader::Loader;
 pub use model::{Model, TokenBatch, load};
-pub use files::{Base, GenerationConfig, Tensors};
 pub use tokenizer::{StreamDecoder, Tokenizer};

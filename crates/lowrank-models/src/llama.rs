@@ -66,7 +66,10 @@ impl Config {
             return wrong(format!("head_dim is {}; an even number is needed", c.head_dim()));
         }
         if c.hidden_act != "silu" {
-            return wrong(format!("hidden_act {:?} is not known for {}; silu is", c.hidden_act, c.model_type));
+            return wrong(format!(
+                "hidden_act {:?} is not known for {}; silu is",
+                c.hidden_act, c.model_type
+            ));
         }
         Ok(c)
     }
@@ -91,7 +94,12 @@ impl Config {
     }
 
     fn rope(&self) -> Result<RopeTable> {
-        RopeTable::new(self.head_dim(), self.rope_theta, self.max_position_embeddings, self.rope_scaling.as_ref())
+        RopeTable::new(
+            self.head_dim(),
+            self.rope_theta,
+            self.max_position_embeddings,
+            self.rope_scaling.as_ref(),
+        )
     }
 }
 

@@ -54,7 +54,13 @@ impl<'a> Loader<'a> {
     ///
     /// # Errors
     /// As [`Loader::linear`].
-    pub fn head(&mut self, path: &str, tied: Option<&Embedding>, inputs: usize, outputs: usize) -> Result<Linear> {
+    pub fn head(
+        &mut self,
+        path: &str,
+        tied: Option<&Embedding>,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Linear> {
         let weight = match tied {
             Some(table) => table.weight.clone(),
             None => self.matrix(path, outputs, inputs)?,

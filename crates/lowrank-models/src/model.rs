@@ -74,8 +74,9 @@ pub(crate) fn base_prefix(model_type: &str) -> Option<&'static str> {
 pub fn load(config: &Value, tensors: &Tensors) -> Result<Box<dyn Model>> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("");
     let known = || ARCHITECTURES.map(|(name, ..)| name).join(", ");
-    let (_, _, build) = ARCHITECTURES.iter().find(|(name, ..)| *name == kind).ok_or_else(|| {
-        Error::Config(format!("model_type {kind:?} is not known; known are {}", known()))
-    })?;
+    let (_, _, build) = ARCHITECTURES
+        .iter()
+        .find(|(name, ..)| *name == kind)
+        .ok_or_else(|| Error::Config(format!("model_type {kind:?} is not known; known are {}", known())))?;
     build(config, tensors)
 }

@@ -54,9 +54,9 @@ impl RopeTable {
         let Some(s) = scaling else { return Ok(table) };
         let kind = s.rope_type.as_deref().unwrap_or("default");
         let need = |value: Option<f64>, name: &str| {
-            value.filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
-                Error::Config(format!("rope_scaling of type {kind} needs a positive {name}"))
-            })
+            value
+                .filter(|v| v.is_finite() && *v > 0.0)
+                .ok_or_else(|| Error::Config(format!("rope_scaling of type {kind} needs a positive {name}")))
         };
         let original = s.original_max_position_embeddings.unwrap_or(max_positions);
         match kind {
@@ -83,7 +83,9 @@ impl RopeTable {
             }
             other => {
                 let known = "default, linear, dynamic, yarn, llama3";
-                return Err(Error::Config(format!("rope_scaling type {other:?} is not known; known are {known}")));
+                return Err(Error::Config(format!(
+                    "rope_scaling type {other:?} is not known; known are {known}"
+                )));
             }
         }
         Ok(table)

@@ -67,7 +67,12 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
         let prompt = batch.segment(&first.tokens[..shared], 0, 0..0, longest);
         for member in group {
             let example = examples[member];
-            let own = batch.segment(&example.tokens[shared..inputs(example)], shared, prompt.clone(), example.tokens.len());
+            let own = batch.segment(
+                &example.tokens[shared..inputs(example)],
+                shared,
+                prompt.clone(),
+                example.tokens.len(),
+            );
             rows[member] = (prompt.clone(), own);
         }
     }
@@ -93,7 +98,13 @@ impl PackedBatch {
     }
 
     /// Appends a segment and gives its rows. One without tokens leaves no trace.
-    fn segment(&mut self, tokens: &[u32], position: usize, prefix: Range<usize>, length: usize) -> Range<usize> {
+    fn segment(
+        &mut self,
+        tokens: &[u32],
+        position: usize,
+        prefix: Range<usize>,
+        length: usize,
+    ) -> Range<usize> {
         let start = self.tokens.len();
         self.tokens.extend(tokens);
         self.positions.extend((position..position + tokens.len()).map(|p| p as u32));

@@ -6,8 +6,8 @@ use std::path::Path;
 use lowrank_adapters::{AdapterSet, write_atomic};
 use lowrank_train::{DataReport, Summary};
 
-use crate::options::TrainOptions;
 use crate::Result;
+use crate::options::TrainOptions;
 
 /// Writes `README.md` with the run's settings and results.
 pub(crate) fn write(
@@ -26,7 +26,8 @@ pub(crate) fn write(
     );
     let config = &adapters.config;
     let targets = config.target_modules.as_ref().map(ToString::to_string).unwrap_or_default();
-    let mut row = |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("writes to a string");
+    let mut row =
+        |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("writes to a string");
     row("r", config.r.to_string());
     row("lora_alpha", config.lora_alpha.to_string());
     row("lora_dropout", config.lora_dropout.to_string());
@@ -34,7 +35,8 @@ pub(crate) fn write(
     row("adapted layers", adapters.layers.len().to_string());
     row("trainable parameters", adapters.params.count().to_string());
     card.push_str("\n## Training\n\n| | |\n|---|---|\n");
-    let mut row = |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("writes to a string");
+    let mut row =
+        |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("writes to a string");
     let file = options.data.file_name().unwrap_or_default().to_string_lossy();
     row("data", format!("{file}: {} examples, {} tokens", data.examples, data.tokens));
     row("steps", summary.steps.to_string());

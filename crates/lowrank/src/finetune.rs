@@ -9,7 +9,8 @@ use lowrank_adapters::AdapterSet;
 use lowrank_engine::Device;
 use lowrank_train::log::{JsonLog, Progress, RunLog, TensorBoard};
 use lowrank_train::{
-    BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, Schedule, StepOptions, Stepper, Summary, checkpoint,
+    BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, Schedule, StepOptions, Stepper, Summary,
+    checkpoint,
 };
 
 use crate::options::{TrainOptions, holds_a_run};
@@ -72,7 +73,8 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     };
     let fingerprint = options.fingerprint();
     let (adapters, optimizer, state) = if options.resume {
-        let (adapters, optimizer, state) = checkpoint::load(&options.out, session.sites(), options.weight_decay)?;
+        let (adapters, optimizer, state) =
+            checkpoint::load(&options.out, session.sites(), options.weight_decay)?;
         state.check(&fingerprint, &options.out)?;
         (adapters, Some(optimizer), state)
     } else {
@@ -133,7 +135,8 @@ pub fn finetune(session: &Session, options: &TrainOptions, stop: &AtomicBool) ->
         0 => JsonLog::create(path),
         _ => JsonLog::resume(path, done),
     });
-    let tensorboard = options.tensorboard.as_ref().map(|dir| TensorBoard::create(dir, (done > 0).then_some(done)));
+    let tensorboard =
+        options.tensorboard.as_ref().map(|dir| TensorBoard::create(dir, (done > 0).then_some(done)));
     let mut log = RunLog {
         json: json.transpose()?,
         tensorboard: tensorboard.transpose()?,

@@ -86,7 +86,9 @@ impl<'m> TextGenerator<'m> {
         let limit = self.session.model.position_limit().unwrap_or(usize::MAX);
         let start = self.tokens().len() + prompt.len();
         if start > limit {
-            return Err(Error::Usage(format!("the prompt has {start} tokens; the model's positions end at {limit}")));
+            return Err(Error::Usage(format!(
+                "the prompt has {start} tokens; the model's positions end at {limit}"
+            )));
         }
         let mut logits = self.generator.feed(prompt);
         while out.tokens.len() < limits.max_new_tokens {
@@ -128,7 +130,8 @@ impl<'a> StopFilter<'a> {
             return ControlFlow::Break(());
         }
         self.held.push_str(text);
-        let first = self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str())).min();
+        let first =
+            self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str())).min();
         if let Some(at) = first {
             self.give(at, show);
             self.stopped = true;

@@ -120,7 +120,8 @@ impl TrainOptions {
     /// # Errors
     /// Names the key that is unknown or has a wrong value.
     pub fn from_table(table: toml::Table) -> Result<Self> {
-        let table: toml::Table = table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect();
+        let table: toml::Table =
+            table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect();
         table.try_into().map_err(|e: toml::de::Error| Error::Usage(e.message().to_owned()))
     }
 
@@ -130,9 +131,13 @@ impl TrainOptions {
     /// Names the option and what it may be.
     pub fn check(&self) -> Result<()> {
         let wrong = |what: &str| Err(Error::Usage(what.to_owned()));
-        for (value, flag) in [(&self.data, "data"), (&self.out, "out"), (&PathBuf::from(&self.model), "model")] {
+        for (value, flag) in
+            [(&self.data, "data"), (&self.out, "out"), (&PathBuf::from(&self.model), "model")]
+        {
             if value.as_os_str().is_empty() {
-                return wrong(&format!("--{flag} is missing (give the flag, or the key in the --config file)"));
+                return wrong(&format!(
+                    "--{flag} is missing (give the flag, or the key in the --config file)"
+                ));
             }
         }
         if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
@@ -199,8 +204,19 @@ impl TrainOptions {
             unreachable!("a struct is an object")
         };
         let free = [
-            "out", "resume", "force", "threads", "log_json", "tensorboard", "eval_steps", "save_steps", "eval_data",
-            "checkpoint_activations", "init_adapter", "model", "data",
+            "out",
+            "resume",
+            "force",
+            "threads",
+            "log_json",
+            "tensorboard",
+            "eval_steps",
+            "save_steps",
+            "eval_data",
+            "checkpoint_activations",
+            "init_adapter",
+            "model",
+            "data",
         ];
         all.retain(|key, _| !free.contains(&key.as_str()));
         all

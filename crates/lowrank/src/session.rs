@@ -93,7 +93,9 @@ impl Encode for Encoder<'_> {
         // Encoding piece by piece keeps every token on one side of a turn's border.
         let (mut tokens, mut mask, mut at) = (Vec::new(), Vec::new(), 0);
         for span in &rendered.assistant {
-            for (text, trained) in [(&rendered.text[at..span.start], false), (&rendered.text[span.clone()], true)] {
+            for (text, trained) in
+                [(&rendered.text[at..span.start], false), (&rendered.text[span.clone()], true)]
+            {
                 tokens.extend(self.tokenizer.encode(text)?);
                 mask.resize(tokens.len(), trained);
             }

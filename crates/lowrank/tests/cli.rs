@@ -55,13 +55,24 @@ fn trains_logs_evaluates_and_writes_an_adapter() {
     let lines = log(&json);
     let steps: Vec<&Value> = lines.iter().filter(|l| l.get("loss").is_some()).collect();
     assert_eq!(steps.len(), 8);
-    for key in ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "examples", "tokens_per_s", "step_s"] {
+    for key in [
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens",
+        "examples",
+        "tokens_per_s",
+        "step_s",
+    ] {
         assert!(steps[0][key].is_number(), "{key}: {}", steps[0]);
     }
     assert!(steps[7]["loss"].as_f64() < steps[0]["loss"].as_f64());
     assert_eq!(lines.iter().filter(|l| l.get("eval_loss").is_some()).count(), 2);
     assert!(fs::read_dir(&board).unwrap().next().is_some());
-    let config: Value = serde_json::from_slice(&fs::read(place.path("a/adapter_config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&fs::read(place.path("a/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((config["peft_type"].as_str(), config["r"].as_u64()), (Some("LORA"), Some(2)));
     assert!(fs::read_to_string(place.path("a/README.md")).unwrap().contains("library_name: peft"));
     for name in ["last", "best"] {
@@ -102,10 +113,12 @@ fn flags_win_over_the_file() {
     let place = Place::new();
     let file = place.path("run.toml");
     let (model, data, out) = (&place.model, place.path("train.jsonl"), place.path("b"));
-    let text = format!("model = {model:?}\ndata = {data:?}\nout = {out:?}\nr = 5\nlora-alpha = 3\nmax_steps = 2\n");
+    let text =
+        format!("model = {model:?}\ndata = {data:?}\nout = {out:?}\nr = 5\nlora-alpha = 3\nmax_steps = 2\n");
     fs::write(&file, &text).unwrap();
     lowrank_ok(&["train", "--config", &file, "--r", "3"]);
-    let config: Value = serde_json::from_slice(&fs::read(place.path("b/adapter_config.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&fs::read(place.path("b/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((config["r"].as_u64(), config["lora_alpha"].as_f64()), (Some(3), Some(3.0)));
     fs::write(&file, text + "rank = 4\n").unwrap();
     let ran = lowrank(&["train", "--config", &file, "--force"]);
@@ -128,7 +141,17 @@ fn generates_evaluates_merges_plans_and_inspects() {
     assert_eq!(place.train("a", &[]).code, 0);
     let (model, adapter, data) = (&place.model, place.path("a"), place.path("eval.jsonl"));
 
-    let greedy = ["generate", "--model", model, "--adapter", &adapter, "--prompt", "red and", "--max-new-tokens", "12"];
+    let greedy = [
+        "generate",
+        "--model",
+        model,
+        "--adapter",
+        &adapter,
+        "--prompt",
+        "red and",
+        "--max-new-tokens",
+        "12",
+    ];
     let text = lowrank_ok(&greedy).out;
     assert_eq!(text, lowrank_ok(&greedy).out);
     let mut sampled = greedy.to_vec();
@@ -146,17 +169,17 @@ fn generates_evaluates_merges_plans_and_inspects() {
 
     for (out, dtype) in [("merged", "f32"), ("merged.gguf", "f32"), ("half", "bf16"), ("m8.gguf", "q8_0")] {
         let out = place.path(out);
-        let ran = lowrank(&["merge", "--model", model, "--adapter", &adapter, "--out", &out, "--dtype", dtype]);
+        let ran =
+            lowrank(&["merge", "--model", model, "--adapter", &adapter, "--out", &out, "--dtype", dtype]);
         // A tokenizer of single characters has no form in GGUF.
         if out.ends_with("gguf") && ran.code != 0 {
             assert!(ran.err.contains("tokenizer"), "{}", ran.err);
             continue;
         }
         assert_eq!(ran.code, 0, "{}", ran.err);
-        let merged: Value = serde_json::from_str(
-            &lowrank_ok(&["eval", "--model", &out, "--data", &data, "--json"]).out,
-        )
-        .unwrap();
+        let merged: Value =
+            serde_json::from_str(&lowrank_ok(&["eval", "--model", &out, "--data", &data, "--json"]).out)
+                .unwrap();
         let (a, b) = (merged["loss"].as_f64().unwrap(), adapted["loss"].as_f64().unwrap());
         assert!((a - b).abs() < if dtype == "f32" { 1e-5 } else { 0.05 }, "{dtype}: {a} for {b}");
     }
@@ -247,7 +270,19 @@ fn an_interrupted_run_resumes_to_the_same_bits() {
     assert_eq!(place.train("whole", &more).code, 0);
     let (data, out, json) = (place.path("train.jsonl"), place.path("cut"), place.path("cut.jsonl"));
     let mut child = Command::new(env!("CARGO_BIN_EXE_lowrank"))
-        .args(["train", "--model", &place.model, "--data", &data, "--out", &out, "--r", "2", "--batch-size", "4"])
+        .args([
+            "train",
+            "--model",
+            &place.model,
+            "--data",
+            &data,
+            "--out",
+            &out,
+            "--r",
+            "2",
+            "--batch-size",
+            "4",
+        ])
         .args(["--learning-rate", "0.02", "--threads", "1", "--log-json", &json])
         .args(more)
         .stderr(Stdio::null())

@@ -3,32 +3,19 @@
 
 mod common;
 
-use common::{Expected, close, example, fixture};
+use common::{Expected, close, example, fixture, logits};
 use lowrank::Session;
 use lowrank::adapters::AdapterSet;
-use lowrank::engine::{Device, Params, Record, Scope, Tape};
-use lowrank::models::TokenBatch;
+use lowrank::engine::{Device, Params};
 use lowrank::train::{Example, StepOptions, Stepper, pack};
 
 const PLAIN: StepOptions =
     StepOptions { checkpoint_activations: false, weight_decay: 0.01, max_grad_norm: 0.0, seed: 0 };
 
-/// Logits of every position of one sequence.
-fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f32> {
-    let n = tokens.len();
-    let positions: Vec<u32> = (0..n as u32).collect();
-    let lengths = vec![n as u32; n];
-    let segments = [lowrank::engine::Segment { q: 0..n, prefix: 0..0, own: 0..n }];
-    let device = Device::cpu();
-    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
-    let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
-    let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
-    let h = session.model.hidden(&mut tape, &batch);
-    tape.linear(session.model.head(), &h, None).tensor.data().to_vec()
-}
-
 fn examples(expected: &Expected) -> Vec<Example> {
-    (0..3).map(|i| example(&expected.ints(&format!("ids_{i}")), &expected.ints(&format!("labels_{i}")))).collect()
+    (0..3)
+        .map(|i| example(&expected.ints(&format!("ids_{i}")), &expected.ints(&format!("labels_{i}"))))
+        .collect()
 }
 
 fn check(case: &str) {
@@ -40,7 +27,12 @@ fn check(case: &str) {
     for i in 0..3 {
         let tokens: Vec<u32> = expected.ints(&format!("ids_{i}")).iter().map(|t| *t as u32).collect();
         let base = logits(&session, &AdapterSet::none(), &tokens);
-        close(&format!("{case}: base logits {i}"), &base, &expected.floats(&format!("base_logits_{i}")), 1e-4);
+        close(
+            &format!("{case}: base logits {i}"),
+            &base,
+            &expected.floats(&format!("base_logits_{i}")),
+            1e-4,
+        );
         let adapted = logits(&session, &adapters, &tokens);
         close(&format!("{case}: logits {i}"), &adapted, &expected.floats(&format!("logits_{i}")), 1e-4);
     }
@@ -52,7 +44,12 @@ fn check(case: &str) {
         let mut stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), options);
         let outcome = stepper.gradients(std::slice::from_ref(&batch)).unwrap();
         close(&format!("{case}: loss"), &[outcome.loss as f32], &expected.floats("loss"), 1e-5);
-        close(&format!("{case}: grad norm"), &[outcome.grad_norm as f32], &expected.floats("grad_norm"), 1e-4);
+        close(
+            &format!("{case}: grad norm"),
+            &[outcome.grad_norm as f32],
+            &expected.floats("grad_norm"),
+            1e-4,
+        );
         for (id, param) in stepper.adapters.params.iter() {
             let want = expected.floats(&format!("grad.base_model.model.{}.weight", param.name));
             close(&format!("{case}: gradient of {}", param.name), stepper.grads().get(id), &want, 1e-4);
@@ -64,7 +61,12 @@ fn check(case: &str) {
     let micro = [pack(&[&examples[0]], true), pack(&[&examples[1], &examples[2]], true)];
     let outcome = stepper.gradients(&micro).unwrap();
     close(&format!("{case}: accumulated loss"), &[outcome.loss as f32], &expected.floats("loss"), 1e-5);
-    close(&format!("{case}: accumulated norm"), &[outcome.grad_norm as f32], &expected.floats("grad_norm"), 1e-4);
+    close(
+        &format!("{case}: accumulated norm"),
+        &[outcome.grad_norm as f32],
+        &expected.floats("grad_norm"),
+        1e-4,
+    );
 
     let mut stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), PLAIN);
     for (step, want) in expected.floats("losses").iter().enumerate() {

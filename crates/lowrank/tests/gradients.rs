@@ -15,7 +15,8 @@ const PLAIN: StepOptions =
 fn examples() -> Vec<Example> {
     let mut all = Vec::new();
     for (prompt, completion) in [(11, 40), (11, 7), (23, 5), (11, 9), (23, 61)] {
-        let ids: Vec<i64> = (0..9).map(|i| (prompt * (i + 3)) % 96).chain((0..6).map(|i| completion + i)).collect();
+        let ids: Vec<i64> =
+            (0..9).map(|i| (prompt * (i + 3)) % 96).chain((0..6).map(|i| completion + i)).collect();
         let labels: Vec<i64> = ids.iter().enumerate().map(|(i, t)| if i < 9 { -100 } else { *t }).collect();
         all.push(example(&ids, &labels));
     }
@@ -70,7 +71,10 @@ fn check_direction(case: &str, dropout: f32, targets: &str) {
         }
         let slope = (loss(&session, &there, &batch) - loss(&session, &back, &batch)) / (2.0 * f64::from(eps));
         let scale = stepper.grads().norm();
-        assert!((slope - along).abs() < 5e-3 * scale, "{case}: slope {slope}, gradient {along}, norm {scale}");
+        assert!(
+            (slope - along).abs() < 5e-3 * scale,
+            "{case}: slope {slope}, gradient {along}, norm {scale}"
+        );
     }
 }
 
@@ -91,7 +95,12 @@ fn an_adapter_on_the_head_has_its_gradient() {
     check_direction("llama_mha", 0.0, "q_proj,lm_head");
 }
 
-fn gradients(session: &Session, set: &AdapterSet, batch: &PackedBatch, options: StepOptions) -> (f64, Vec<Vec<f32>>) {
+fn gradients(
+    session: &Session,
+    set: &AdapterSet,
+    batch: &PackedBatch,
+    options: StepOptions,
+) -> (f64, Vec<Vec<f32>>) {
     let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), options);
     let outcome = stepper.gradients(std::slice::from_ref(batch)).unwrap();
     let all = set.params.iter().map(|(id, _)| stepper.grads().get(id).to_vec()).collect();
@@ -119,7 +128,8 @@ fn checkpoints_give_the_same_bits_even_with_dropout() {
     let session = Session::open(fixture("llama_gqa_tied").to_str().unwrap()).unwrap();
     let set = adapters(&session, 0.2, "all-linear");
     let kept = gradients(&session, &set, &batch(true), PLAIN);
-    let again = gradients(&session, &set, &batch(true), StepOptions { checkpoint_activations: true, ..PLAIN });
+    let again =
+        gradients(&session, &set, &batch(true), StepOptions { checkpoint_activations: true, ..PLAIN });
     assert_eq!(kept, again);
     assert_eq!(kept, gradients(&session, &set, &batch(true), PLAIN), "and so does another run");
 }

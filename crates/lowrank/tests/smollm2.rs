@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{Expected, close, close_norm, fixture, lowrank_ok, real_data, real_model};
+use common::{Expected, close, close_norm, fixture, logits, lowrank_ok, real_data, real_model};
 use lowrank::adapters::AdapterSet;
-use lowrank::engine::{Device, Record, Scope, Tape};
-use lowrank::models::{Sampling, TokenBatch};
+use lowrank::engine::Device;
+use lowrank::models::Sampling;
 use lowrank::train::{DataOptions, Dataset, StepOptions, Stepper, Template, pack};
 use lowrank::{Limits, Session, TextGenerator};
 use serde_json::Value;
@@ -63,7 +63,11 @@ fn logits_gradients_and_fifty_steps_are_the_references() {
     let rows = &data.examples[..200];
     let (lengths, prompts) = (expected.ints("row_lengths"), expected.ints("prompt_lengths"));
     for (i, checksum) in expected.ints("row_checksums").iter().enumerate() {
-        assert_eq!((rows[i].tokens.len() as i64, rows[i].prompt_len as i64), (lengths[i], prompts[i]), "row {i}");
+        assert_eq!(
+            (rows[i].tokens.len() as i64, rows[i].prompt_len as i64),
+            (lengths[i], prompts[i]),
+            "row {i}"
+        );
         let sum: i64 = rows[i].tokens.iter().zip(1..).map(|(token, t): (_, i64)| t * i64::from(*token)).sum();
         assert_eq!(sum, *checksum, "row {i}");
     }
@@ -104,22 +108,13 @@ fn logits_gradients_and_fifty_steps_are_the_references() {
         }
         let (loss, norm) = (outcome.loss as f32, outcome.grad_norm as f32);
         assert!((loss - losses[step]).abs() < 1e-3, "step {step}: loss {loss} for {}", losses[step]);
-        assert!((norm - norms[step]).abs() < 1e-2 * norms[step], "step {step}: norm {norm} for {}", norms[step]);
+        assert!(
+            (norm - norms[step]).abs() < 1e-2 * norms[step],
+            "step {step}: norm {norm} for {}",
+            norms[step]
+        );
     }
     assert!(losses[49] < losses[0], "the reference itself learned");
-}
-
-fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f32> {
-    let n = tokens.len();
-    let positions: Vec<u32> = (0..n as u32).collect();
-    let lengths = vec![n as u32; n];
-    let segments = [lowrank::engine::Segment { q: 0..n, prefix: 0..0, own: 0..n }];
-    let device = Device::cpu();
-    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
-    let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
-    let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
-    let h = session.model.hidden(&mut tape, &batch);
-    tape.linear(session.model.head(), &h, None).tensor.data().to_vec()
 }
 
 /// r 8 on q and v, 8 x 128 tokens with loss on all: the peak stays in bounds and is forecast within 5 %.
@@ -133,15 +128,18 @@ fn memory_stays_in_bounds_and_is_forecast() {
     std::fs::write(path("data.jsonl"), text).unwrap();
     for (more, bound) in [(None, 900e6), (Some("--checkpoint-activations"), 350e6)] {
         let (data, out, log) = (path("data.jsonl"), path("out"), path("log.jsonl"));
-        let mut args = vec!["--model", &model, "--data", &data, "--out", &out, "--batch-size", "8", "--epochs", "1"];
+        let mut args =
+            vec!["--model", &model, "--data", &data, "--out", &out, "--batch-size", "8", "--epochs", "1"];
         args.extend(["--no-share-prefix", "--threads", "2"]);
         args.extend(more);
-        let plan: Value = serde_json::from_str(&lowrank_ok(&[&["plan", "--json"], &args[..]].concat()).out).unwrap();
+        let plan: Value =
+            serde_json::from_str(&lowrank_ok(&[&["plan", "--json"], &args[..]].concat()).out).unwrap();
         let train = ["train", "--force", "--log-json", &log];
         lowrank_ok(&[&train, &args[..]].concat());
         let lines = std::fs::read_to_string(&log).unwrap();
         let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
-        let (peak, forecast) = (last["peak_rss_bytes"].as_f64().unwrap(), plan["peak_bytes"].as_f64().unwrap());
+        let (peak, forecast) =
+            (last["peak_rss_bytes"].as_f64().unwrap(), plan["peak_bytes"].as_f64().unwrap());
         assert_eq!(last["tokens"], 1024);
         assert!(peak < bound, "{more:?}: {peak} bytes");
         assert!((peak - forecast).abs() < 0.05 * peak, "{more:?}: {peak} bytes, forecast {forecast}: {plan}");

@@ -22,7 +22,12 @@ impl<'m> Tape<'m> {
     }
 
     /// A tape of its own for one block, and the block's input as its value 0.
-    fn for_block(scope: Scope<'m>, adapters: &'m ActiveAdapters, record: Record, x: &Var<'m>) -> (Self, Var<'m>) {
+    fn for_block(
+        scope: Scope<'m>,
+        adapters: &'m ActiveAdapters,
+        record: Record,
+        x: &Var<'m>,
+    ) -> (Self, Var<'m>) {
         let mut tape = Tape::new(scope, adapters, record);
         let id = tape.id(x.id.is_some());
         (tape, Var { tensor: x.tensor.clone(), id, recipe: None })

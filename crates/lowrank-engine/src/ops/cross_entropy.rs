@@ -7,10 +7,10 @@
 use lowrank_kernels as kernels;
 
 use super::linear::Linear;
+use crate::Accumulator;
 use crate::params::Grads;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
-use crate::Accumulator;
 
 /// One prediction to be scored: the row that predicts, and the right token. Several labels may name
 /// the same row.

@@ -58,8 +58,9 @@ impl<'m> Node<'m> for GatedNode {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dh) = back.take(self.out) else { return };
         // Those that read the output have run backward, so the inputs are ours to overwrite.
-        let GatedRecipe { mut gate, mut up, activation, .. } =
-            Rc::try_unwrap(self.recipe).ok().expect("no operation holds an activation longer than its backward");
+        let GatedRecipe { mut gate, mut up, activation, .. } = Rc::try_unwrap(self.recipe)
+            .ok()
+            .expect("no operation holds an activation longer than its backward");
         let device = back.scope.device;
         device.run(0, || {
             kernels::gated_backward_in_place(gate.data_mut(), up.data_mut(), dh.data(), activation);

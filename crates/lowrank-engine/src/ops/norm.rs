@@ -46,8 +46,7 @@ impl<'m> Tape<'m> {
         if !keeps {
             return Var { tensor: y, id: out, recipe: None };
         }
-        let recipe =
-            Rc::new(NormRecipe { norm, x: x.tensor.clone(), rstd, again: RefCell::new(None) });
+        let recipe = Rc::new(NormRecipe { norm, x: x.tensor.clone(), rstd, again: RefCell::new(None) });
         if let (Some(x), Some(out)) = (x.id, out) {
             self.push(NormNode { recipe: recipe.clone(), x, out });
         }

@@ -71,7 +71,8 @@ impl Tensors {
     /// Puts `prefix.` before every name but the head's, where no name has it: GPT-2's files on the hub and others
     /// of models without head.
     pub(crate) fn complete_names(&mut self, prefix: &str) {
-        let begins = |name: &str, with: &str| name.strip_prefix(with).is_some_and(|rest| rest.starts_with('.'));
+        let begins =
+            |name: &str, with: &str| name.strip_prefix(with).is_some_and(|rest| rest.starts_with('.'));
         if self.names().any(|name| begins(name, prefix)) {
             return;
         }

@@ -69,7 +69,8 @@ fn work(args: &Args) -> Result<ExitCode> {
     };
     let session = Session::open(&args.model)?;
     let adapters = session.adapter(args.adapter.as_deref())?;
-    let data = lowrank::train::data::read(&args.data, &options.data_options(&*session.model)?, &session.encoder()?)?;
+    let data =
+        lowrank::train::data::read(&args.data, &options.data_options(&*session.model)?, &session.encoder()?)?;
     eprintln!("{}", data.report);
     for warning in data.report.warnings() {
         eprintln!("  {warning}");

@@ -87,9 +87,9 @@ impl Args {
     fn prompt(&self) -> Result<Option<String>> {
         Ok(match (&self.prompt, &self.prompt_file) {
             (Some(text), _) => Some(text.clone()),
-            (None, Some(path)) => Some(
-                fs::read_to_string(path).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?,
-            ),
+            (None, Some(path)) => {
+                Some(fs::read_to_string(path).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?)
+            }
             (None, None) => None,
         })
     }
@@ -121,7 +121,9 @@ fn work(args: &Args) -> Result<ExitCode> {
         tokens.extend(tokenizer.bos().or(tokenizer.eos()));
     }
     if tokens.is_empty() {
-        return Err(Error::Usage("the prompt is empty, and the model names no token that begins a text".into()));
+        return Err(Error::Usage(
+            "the prompt is empty, and the model names no token that begins a text".into(),
+        ));
     }
     generator.generate(&tokens, &sampling, &limits, show)?;
     println!();

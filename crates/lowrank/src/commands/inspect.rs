@@ -44,7 +44,9 @@ fn text(value: &Value) -> String {
 fn table(rows: &[Value]) {
     let Some(Value::Object(first)) = rows.first() else { return };
     let lines: Vec<Vec<String>> = std::iter::once(first.keys().cloned().collect())
-        .chain(rows.iter().map(|row| row.as_object().into_iter().flat_map(|r| r.values().map(text)).collect()))
+        .chain(
+            rows.iter().map(|row| row.as_object().into_iter().flat_map(|r| r.values().map(text)).collect()),
+        )
         .collect();
     let width = |c: usize| lines.iter().map(|l| l[c].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..first.len()).map(width).collect();
@@ -95,7 +97,8 @@ fn model(path: &str) -> Result<(Vec<Value>, Value)> {
     let rows = tensors
         .names()
         .map(|name| {
-            let shape: Vec<String> = tensors.shape(name).unwrap_or(&[]).iter().map(ToString::to_string).collect();
+            let shape: Vec<String> =
+                tensors.shape(name).unwrap_or(&[]).iter().map(ToString::to_string).collect();
             let mut square = 0.0;
             let (n, cols) = tensors.matrix_shape(name).unwrap_or((0, 0));
             let mut row = vec![0.0; cols];

@@ -44,13 +44,11 @@ impl Args {
         };
         let format = match &self.dtype {
             None => session.base.tensors.plain_format().unwrap_or(Format::F16),
-            Some(name) => {
-                *allowed.iter().find(|f| f.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
-                    let names: Vec<String> = allowed.iter().map(|f| f.name().to_lowercase()).collect();
-                    let kind = if gguf { "a GGUF file" } else { "safetensors" };
-                    Error::Usage(format!("--dtype {name:?} is not possible in {kind}: {}", names.join(", ")))
-                })?
-            }
+            Some(name) => *allowed.iter().find(|f| f.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+                let names: Vec<String> = allowed.iter().map(|f| f.name().to_lowercase()).collect();
+                let kind = if gguf { "a GGUF file" } else { "safetensors" };
+                Error::Usage(format!("--dtype {name:?} is not possible in {kind}: {}", names.join(", ")))
+            })?,
         };
         Ok(if gguf { MergeTarget::Gguf(format) } else { MergeTarget::Folder(format) })
     }

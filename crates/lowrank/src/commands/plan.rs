@@ -17,8 +17,7 @@ pub struct Args {
 /// Plans.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let options = args.train.options()?;
-    let plan =
-        super::on_threads(options.threads, || forecast(&Session::open(&options.model)?, &options))?;
+    let plan = super::on_threads(options.threads, || forecast(&Session::open(&options.model)?, &options))?;
     if args.json {
         println!("{}", serde_json::to_string(&plan).expect("plain numbers"));
         return Ok(ExitCode::SUCCESS);

@@ -154,7 +154,8 @@ impl Args {
     pub fn options(&self) -> Result<TrainOptions> {
         let mut table = match &self.config {
             Some(path) => {
-                let text = fs::read_to_string(path).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
+                let text =
+                    fs::read_to_string(path).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
                 let table: toml::Table =
                     text.parse().map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
                 table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect()

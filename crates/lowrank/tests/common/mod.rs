@@ -3,6 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank::Session;
+use lowrank::adapters::AdapterSet;
+use lowrank::engine::{Device, Record, Scope, Segment, Tape};
+use lowrank::models::TokenBatch;
 use lowrank::train::{Example, ExampleId};
 use safetensors::SafeTensors;
 
@@ -41,7 +45,8 @@ impl Expected {
     }
 
     pub fn names(&self) -> Vec<String> {
-        let names = SafeTensors::deserialize(&self.0).unwrap().names().into_iter().map(str::to_owned).collect();
+        let names =
+            SafeTensors::deserialize(&self.0).unwrap().names().into_iter().map(str::to_owned).collect();
         names
     }
 
@@ -77,6 +82,20 @@ pub fn close_norm(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
     let difference = norm(&mut got.iter().zip(want).map(|(g, w)| g - w));
     let largest = norm(&mut want.iter().copied());
     assert!(difference <= tolerance * largest, "{what}: differs by {:e} of its norm", difference / largest);
+}
+
+/// Logits of every position of one sequence.
+pub fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f32> {
+    let n = tokens.len();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let lengths = vec![n as u32; n];
+    let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
+    let device = Device::cpu();
+    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
+    let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
+    let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
+    let h = session.model.hidden(&mut tape, &batch);
+    tape.linear(session.model.head(), &h, None).tensor.data().to_vec()
 }
 
 /// An example from Hugging Face's ids and labels (-100: no loss).
