@@ -66,7 +66,7 @@ impl FrozenWeight {
             )));
         }
         if let RowOrder::RopeInterleaved { head_dim } = order
-            && (head_dim == 0 || head_dim % 2 != 0 || rows % head_dim != 0)
+            && (head_dim == 0 || !head_dim.is_multiple_of(2) || !rows.is_multiple_of(head_dim))
         {
             return Err(Error::Weight(format!("{rows} rows are no whole number of heads of {head_dim}")));
         }

@@ -202,7 +202,7 @@ impl Layer {
             q = tape.rms_norm(q_norm, &q);
             k = tape.rms_norm(k_norm, &k);
         }
-        let attention = Attention { shape: self.shape.clone(), segments, rope: Some(rope.clone()), layer };
+        let attention = Attention { shape: self.shape, segments, rope: Some(rope.clone()), layer };
         let o = tape.attention(q, k, v, attention);
         let x = tape.linear(&self.o, &o, Some(&x));
         drop((h, o));
