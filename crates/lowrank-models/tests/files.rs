@@ -72,7 +72,7 @@ fn half_formats_and_odd_offsets() {
     let folder = tempfile::tempdir().unwrap();
     write_llama_folder(folder.path(), VOCAB);
     // A header of odd length puts every number at an odd address.
-    let header = r#"{"a":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},"b":{"dtype":"BF16","shape":[2],"data_offsets":[12,16]},"c":{"dtype":"I64","shape":[1],"data_offsets":[16,24]},"d":{"dtype":"F32","shape":[1,1],"data_offsets":[24,28]}}"#;
+    let header = r#"{"model.a":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},"model.b":{"dtype":"BF16","shape":[2],"data_offsets":[12,16]},"model.c":{"dtype":"I64","shape":[1],"data_offsets":[16,24]},"model.d":{"dtype":"F32","shape":[1,1],"data_offsets":[24,28]}}"#;
     assert_eq!(header.len() % 2, 1);
     let halves: [u16; 6] = [0x3c00, 0xc000, 0x3800, 0x0001, 0x7bff, 0x8000];
     let mut data: Vec<u8> = halves.iter().flat_map(|h| h.to_le_bytes()).collect();
@@ -81,12 +81,12 @@ fn half_formats_and_odd_offsets() {
     data.extend(2.5f32.to_le_bytes());
     fs::write(folder.path().join("model.safetensors"), common::raw_safetensors(header, &data)).unwrap();
     let base = Base::open_path(folder.path()).unwrap();
-    assert_eq!(numbers(&base, "a"), [1.0, -2.0, 0.5, 2f32.powi(-24), 65504.0, -0.0]);
-    assert_eq!(base.tensors.vector("b").unwrap(), [1.0, -2.0]);
-    assert_eq!(numbers(&base, "d"), [2.5]);
-    assert_eq!(base.tensors.format("c"), None);
-    let error = base.tensors.vector("c").unwrap_err().to_string();
-    assert!(error.contains("tensor c: I64 numbers are not supported"), "{error}");
+    assert_eq!(numbers(&base, "model.a"), [1.0, -2.0, 0.5, 2f32.powi(-24), 65504.0, -0.0]);
+    assert_eq!(base.tensors.vector("model.b").unwrap(), [1.0, -2.0]);
+    assert_eq!(numbers(&base, "model.d"), [2.5]);
+    assert_eq!(base.tensors.format("model.c"), None);
+    let error = base.tensors.vector("model.c").unwrap_err().to_string();
+    assert!(error.contains("tensor model.c: I64 numbers are not supported"), "{error}");
 }
 
 #[test]

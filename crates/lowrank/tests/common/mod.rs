@@ -45,9 +45,8 @@ impl Expected {
     }
 
     pub fn names(&self) -> Vec<String> {
-        let names =
-            SafeTensors::deserialize(&self.0).unwrap().names().into_iter().map(str::to_owned).collect();
-        names
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        file.names().into_iter().map(str::to_owned).collect()
     }
 
     pub fn floats(&self, name: &str) -> Vec<f32> {
