@@ -16,7 +16,6 @@ test: $(MODEL)
 lint:
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
 model: $(MODEL)
 

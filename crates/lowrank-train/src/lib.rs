@@ -1,6 +1,6 @@
 //! From a data file to a trained adapter.
 //!
-//! [`data`] reads examples, [`pack`] lays them out as batches without padding, [`schedule`] gives the
+//! [`data`] reads examples, [`mod@pack`] lays them out as batches without padding, [`schedule`] gives the
 //! learning rate of a step, [`Stepper`] takes the step, [`run`] all of them, [`checkpoint`] keeps a run
 //! able to go on, [`log`] writes what happened, [`memory`] says what it took.
 
