@@ -76,11 +76,6 @@ pub trait Adapter: Send + Sync {
         saved: Vec<Tensor>,
         dx: Option<&mut Accumulator>,
     );
-
-    /// Whether the backward pass reads `x`.
-    fn saves_input(&self) -> bool {
-        true
-    }
 }
 
 /// The adapters that are active: at most one at each site. Switching adapters is passing another set.

@@ -34,7 +34,7 @@ impl<'m> Var<'m> {
         Self { tensor, id: None, recipe: None }
     }
 
-    /// The same numbers seen as `rows x cols`, for operations on parts of a row.
+    /// What a backward pass keeps of it: the recipe where there is one.
     pub(crate) fn save(&self) -> Saved<'m> {
         match &self.recipe {
             Some(recipe) => Saved::Recipe(recipe.clone()),
