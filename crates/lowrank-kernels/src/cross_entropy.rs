@@ -42,6 +42,25 @@ pub fn cross_entropy(
     });
 }
 
+/// `x = cap tanh(x / cap)`, in place: Gemma 2's logits.
+///
+/// # Panics
+/// If `cap` is not positive.
+pub fn softcap(x: &mut [f32], cap: f32) {
+    assert!(cap > 0.0, "softcap: {cap} is not positive");
+    let (n, shared) = (x.len(), SharedMut::new(x));
+    for_rows(n, 4, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        softcap_run(unsafe { shared.part(r) }, cap);
+    });
+}
+
+dispatch! {
+    fn softcap_run<V>(x: &mut [f32], cap: f32) {
+        for_lanes!(V, x.len(), |at, lanes| { capped(V::load(x, at, lanes), cap).store(x, at, lanes); });
+    }
+}
+
 dispatch! {
     /// One row; `cap = 0` is no softcap.
     fn cross_entropy_row<V>(row: &mut [f32], target: usize, scale: f32, want_grad: bool, cap: f32) -> f32 {
@@ -206,6 +225,19 @@ mod tests {
                         assert!((f64::from(*g) - w).abs() <= 1e-7 + 4e-6 * w.abs(), "{g} {w}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn capped_logits() {
+        for n in [1, 7, 40_003] {
+            let x: Vec<f32> = numbers(n, 3).iter().map(|x| 20.0 * x).collect();
+            let mut y = x.clone();
+            softcap(&mut y, 7.5);
+            for (y, x) in y.iter().zip(&x) {
+                let want = 7.5 * (f64::from(*x) / 7.5).tanh();
+                assert!((f64::from(*y) - want).abs() < 1e-5, "{y} {want}");
             }
         }
     }

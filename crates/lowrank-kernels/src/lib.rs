@@ -27,7 +27,7 @@ pub use activation::{
 };
 pub use adamw::{AdamW, adamw};
 pub use attention::{AttentionShape, Segment, attention, attention_backward};
-pub use cross_entropy::{argmax, cross_entropy, log_softmax};
+pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};
 pub use elementwise::{add, add_bias, bias_backward, copy, scale, sum_squares};
 pub use embedding::embedding;
 pub use format::{Format, RowOrder, WeightRef};

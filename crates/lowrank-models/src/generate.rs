@@ -97,7 +97,7 @@ impl<'m> Generator<'m> {
             return Vec::new();
         }
         let last = tape.select_rows(&h, &[n - 1]);
-        tape.linear(self.model.head(), &last, None).tensor.data().to_vec()
+        tape.logits(self.model.head(), &last).data().to_vec()
     }
 
     /// Chooses the token that follows, given its logits.

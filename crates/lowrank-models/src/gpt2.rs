@@ -2,7 +2,7 @@
 //! weights stored transposed. `transformers/models/gpt2` is followed.
 
 use lowrank_engine::{
-    Activation, Attention, AttentionShape, Embedding, LayerNorm, Linear, Segment, Site, Tape, Var,
+    Activation, Attention, AttentionShape, Embedding, LayerNorm, Linear, LmHead, Segment, Site, Tape, Var,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -96,7 +96,7 @@ pub struct Gpt2 {
     positions: Embedding,
     layers: Vec<Layer>,
     norm: LayerNorm,
-    head: Linear,
+    head: LmHead,
     sites: Vec<Site>,
     width: usize,
 }
@@ -186,7 +186,7 @@ impl Model for Gpt2 {
         tape.layer_norm(&self.norm, &x)
     }
 
-    fn head(&self) -> &Linear {
+    fn head(&self) -> &LmHead {
         &self.head
     }
 

@@ -2,7 +2,7 @@
 //! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
 
 use lowrank_engine::{
-    Activation, Attention, AttentionShape, Embedding, Linear, RmsNorm, Rope, Segment, Site, Tape, Var,
+    Activation, Attention, AttentionShape, Embedding, Linear, LmHead, RmsNorm, Rope, Segment, Site, Tape, Var,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -108,7 +108,7 @@ pub struct Llama {
     embed: Embedding,
     layers: Vec<Layer>,
     norm: RmsNorm,
-    head: Linear,
+    head: LmHead,
     rope: RopeTable,
     sites: Vec<Site>,
     max_positions: usize,
@@ -228,7 +228,7 @@ impl Model for Llama {
         tape.rms_norm(&self.norm, &x)
     }
 
-    fn head(&self) -> &Linear {
+    fn head(&self) -> &LmHead {
         &self.head
     }
 

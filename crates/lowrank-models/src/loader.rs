@@ -1,6 +1,6 @@
 //! Takes the weights of a model out of its files by module path, and numbers the sites on the way.
 
-use lowrank_engine::{Embedding, FrozenWeight, LayerNorm, Linear, RmsNorm, Site, SiteId, SiteKind};
+use lowrank_engine::{Embedding, FrozenWeight, LayerNorm, Linear, LmHead, RmsNorm, Site, SiteId, SiteKind};
 
 use crate::files::Tensors;
 use crate::{Error, Result};
@@ -60,13 +60,14 @@ impl<'a> Loader<'a> {
         tied: Option<&Embedding>,
         inputs: usize,
         outputs: usize,
-    ) -> Result<Linear> {
+    ) -> Result<LmHead> {
         let weight = match tied {
             Some(table) => table.weight.clone(),
             None => self.matrix(path, outputs, inputs)?,
         };
         let site = self.site(path, SiteKind::Head, inputs, outputs);
-        Ok(Linear { site, weight, bias: None, transposed: false })
+        let linear = Linear { site, weight, bias: None, transposed: false };
+        Ok(LmHead { linear, softcap: None })
     }
 
     /// A table of `rows` embeddings.

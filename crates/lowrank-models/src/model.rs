@@ -1,6 +1,6 @@
 //! What every architecture offers, and which architectures there are.
 
-use lowrank_engine::{Linear, Segment, Site, Tape, Var};
+use lowrank_engine::{LmHead, Segment, Site, Tape, Var};
 use serde_json::Value;
 
 use crate::files::Tensors;
@@ -26,7 +26,7 @@ pub trait Model: Send + Sync {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m>;
 
     /// The language-model head, `[V,D]`.
-    fn head(&self) -> &Linear;
+    fn head(&self) -> &LmHead;
 
     /// Every place an adapter can attach to.
     fn sites(&self) -> &[Site];
@@ -47,7 +47,7 @@ pub trait Model: Send + Sync {
 
     /// Size of the vocabulary.
     fn vocab(&self) -> usize {
-        self.head().weight.rows()
+        self.head().vocab()
     }
 }
 

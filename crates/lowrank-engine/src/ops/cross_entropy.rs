@@ -1,6 +1,7 @@
 //! Output layer and cross-entropy in one: the logits of all positions never exist at once.
 //!
-//! For labels `(row, target)`: `loss = sum over labels of -log softmax(h[row] W^T)[target]`. Rows
+//! For labels `(row, target)`: `loss = sum over labels of -log softmax(z)[target]` with
+//! `z = cap(h[row] W^T)` and `cap(x) = softcap tanh(x / softcap)` where the model has one, else `x`. Rows
 //! without a label cost nothing. The product runs over chunks of labelled rows; while recording,
 //! each chunk's gradient is taken at once, so that backward starts from `dloss/dh`.
 
@@ -11,6 +12,21 @@ use crate::Accumulator;
 use crate::params::Grads;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
+
+/// The output layer of a language model.
+pub struct LmHead {
+    /// `W: [V,D]`, where adapters attach.
+    pub linear: Linear,
+    /// Logits become `softcap tanh(logits / softcap)` (Gemma 2).
+    pub softcap: Option<f32>,
+}
+
+impl LmHead {
+    /// `V`.
+    pub fn vocab(&self) -> usize {
+        self.linear.out_features()
+    }
+}
 
 /// One prediction to be scored: the row that predicts, and the right token. Several labels may name
 /// the same row.
@@ -41,17 +57,27 @@ fn chunk_rows(vocab: usize) -> usize {
 }
 
 impl<'m> Tape<'m> {
-    /// Scores `labels` with `head: [V,D]` on `h: [N,D]`. While recording, seeds the backward pass with the
+    /// Logits of the rows of `h: [N,D]`, `[N,V]`, for reading: no gradient goes through them.
+    pub fn logits(&mut self, head: &'m LmHead, h: &Var<'m>) -> Tensor {
+        let mut logits = self.linear(&head.linear, &Var::constant(h.tensor.clone()), None).tensor;
+        if let Some(cap) = head.softcap {
+            self.scope.device.run(0, || kernels::softcap(logits.data_mut(), cap));
+        }
+        logits
+    }
+
+    /// Scores `labels` with `head` on `h: [N,D]`. While recording, seeds the backward pass with the
     /// gradient of `scale * sum(losses)`; the head's own adapter accumulates into `grads`.
     pub fn cross_entropy(
         &mut self,
-        head: &'m Linear,
+        head: &'m LmHead,
         h: &Var<'m>,
         labels: &[Label],
         scale: f32,
         grads: &mut Grads,
     ) -> Scores {
         let device = self.scope.device;
+        let (softcap, head) = (head.softcap, &head.linear);
         let (d, vocab) = (head.weight.cols(), head.weight.rows());
         let adapter = self.adapters.get(head.site);
         let wants = self.keeps(Some(0)) && (h.id.is_some() || adapter.is_some());
@@ -79,7 +105,7 @@ impl<'m> Tape<'m> {
                 let at = scores.losses.len();
                 scores.losses.resize(at + n, 0.0);
                 let losses = &mut scores.losses[at..];
-                kernels::cross_entropy(logits.data_mut(), &targets, vocab, scale, losses, wants, None);
+                kernels::cross_entropy(logits.data_mut(), &targets, vocab, scale, losses, wants, softcap);
             });
             let Some(dh) = &mut dh else { continue };
             // `x` is read by the head's adapter; the gradient needs a buffer of its own only then.

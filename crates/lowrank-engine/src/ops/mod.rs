@@ -13,7 +13,7 @@ mod norm;
 mod split;
 
 pub use attention::{Attention, Rope};
-pub use cross_entropy::{Label, Scores};
+pub use cross_entropy::{Label, LmHead, Scores};
 pub use embedding::Embedding;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;

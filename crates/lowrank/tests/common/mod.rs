@@ -94,7 +94,7 @@ pub fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f
     let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
     let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
     let h = session.model.hidden(&mut tape, &batch);
-    tape.linear(session.model.head(), &h, None).tensor.data().to_vec()
+    tape.logits(session.model.head(), &h).data().to_vec()
 }
 
 /// An example from Hugging Face's ids and labels (-100: no loss).
