@@ -20,6 +20,9 @@ pub enum Error {
         /// What is wrong with it, and the fix.
         what: String,
     },
+    /// Numbers that cannot be computed with.
+    #[error("cannot decompose: {0}")]
+    Numbers(String),
     /// A configuration that makes no sense.
     #[error("adapter configuration: {0}")]
     Config(String),

@@ -5,6 +5,7 @@
 mod config;
 mod error;
 mod file;
+pub mod linalg;
 mod lora;
 mod set;
 mod target;
