@@ -44,11 +44,12 @@ impl FrozenWeight {
         order: RowOrder,
         storage: Storage,
     ) -> Result<Self, Error> {
-        let row = format.row_bytes(cols).ok_or(Error::Weight(format!(
-            "{cols} columns are no whole number of {} blocks",
-            format.name()
-        )))?;
-        let want = row.checked_mul(rows).ok_or(Error::Weight(format!("{rows} x {cols} overflows")))?;
+        if !cols.is_multiple_of(format.block_len()) {
+            let blocks = format.name();
+            return Err(Error::Weight(format!("{cols} columns are no whole number of {blocks} blocks")));
+        }
+        let want =
+            format.matrix_bytes(rows, cols).ok_or(Error::Weight(format!("{rows} x {cols} overflows")))?;
         let have = match &storage {
             Storage::Mapped(map, range) => {
                 if range.end > map.len() || range.start > range.end {
@@ -123,7 +124,7 @@ impl FrozenWeight {
 
     /// Size of the stored numbers in bytes.
     pub fn byte_len(&self) -> usize {
-        self.rows * self.format.row_bytes(self.cols).expect("checked when made")
+        self.format.matrix_bytes(self.rows, self.cols).expect("checked when made")
     }
 
     /// Where the bytes live.

@@ -89,6 +89,7 @@ fn weight_bytes(format: Format, rows: usize, cols: usize) -> Vec<u8> {
                 bytes.extend((0..size).map(|_| next() as u8));
                 let scale = 0x2400u16.to_le_bytes();
                 let scales = match format {
+                    Format::NF4 => 0..0,
                     Format::Q6_K => 208..210,
                     Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => 0..2,
                     _ => 0..4,
@@ -99,6 +100,9 @@ fn weight_bytes(format: Format, rows: usize, cols: usize) -> Vec<u8> {
             }
         }
     }
+    // NF4: what the scales share.
+    let rest = (format.matrix_bytes(rows, cols).expect("whole blocks") - bytes.len()) / 4;
+    bytes.extend((0..rest).flat_map(|_| 0.05f32.to_le_bytes()));
     bytes
 }
 

@@ -1,9 +1,11 @@
 //! Storage formats of frozen weights and a borrowed view of one weight matrix.
 
+use crate::quant::nf4;
+
 /// How the numbers of a frozen weight are stored.
 ///
-/// The block formats are GGUF's (`ggml-common.h` of llama.cpp gives their layout): a row of a matrix
-/// is a whole number of blocks, so every row can be read on its own.
+/// The block formats but [`Format::NF4`] are GGUF's (`ggml-common.h` of llama.cpp gives their layout). A row
+/// of a matrix is a whole number of blocks, so every row can be read on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, missing_docs)]
 pub enum Format {
@@ -18,11 +20,14 @@ pub enum Format {
     Q4_K,
     Q5_K,
     Q6_K,
+    /// QLoRA's 4-bit normal float in blocks of 64, the blocks' scales quantised to 8 bits ("double
+    /// quantisation"). No file format: a dense base becomes this when it is loaded.
+    NF4,
 }
 
 impl Format {
     /// Every format, for tests and messages.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -34,6 +39,7 @@ impl Format {
         Self::Q4_K,
         Self::Q5_K,
         Self::Q6_K,
+        Self::NF4,
     ];
 
     /// Numbers in one block (1 for the plain formats).
@@ -41,6 +47,7 @@ impl Format {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::NF4 => nf4::LEN,
             Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
         }
     }
@@ -58,6 +65,7 @@ impl Format {
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
+            Self::NF4 => nf4::BYTES,
         }
     }
 
@@ -68,6 +76,16 @@ impl Format {
             return None;
         }
         (cols / self.block_len()).checked_mul(self.block_bytes())
+    }
+
+    /// Bytes of a matrix, or `None` where [`Format::row_bytes`] says so: its rows, and for NF4 what the
+    /// scales of all blocks share.
+    pub fn matrix_bytes(self, rows: usize, cols: usize) -> Option<usize> {
+        let bytes = self.row_bytes(cols)?.checked_mul(rows)?;
+        match self {
+            Self::NF4 => nf4::matrix_bytes(bytes / nf4::BYTES),
+            _ => Some(bytes),
+        }
     }
 
     /// The name used in messages and options (GGUF's spelling).
@@ -84,6 +102,7 @@ impl Format {
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::NF4 => "NF4",
         }
     }
 }
@@ -113,7 +132,7 @@ pub struct WeightRef<'a> {
     pub cols: usize,
     /// Order of the stored rows.
     pub order: RowOrder,
-    /// Exactly `rows * format.row_bytes(cols)` bytes.
+    /// Exactly `format.matrix_bytes(rows, cols)` bytes.
     pub bytes: &'a [u8],
 }
 
@@ -142,7 +161,7 @@ impl<'a> WeightRef<'a> {
     /// The bytes of row `row` (Hugging Face order).
     #[inline]
     pub fn row(&self, row: usize) -> &'a [u8] {
-        let size = self.bytes.len() / self.rows;
+        let size = self.cols / self.format.block_len() * self.format.block_bytes();
         let at = self.stored_row(row) * size;
         &self.bytes[at..at + size]
     }

@@ -33,6 +33,6 @@ pub use embedding::embedding;
 pub use format::{Format, RowOrder, WeightRef};
 pub use gemm::{MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, scratch_bytes};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
-pub use quant::{QuantizeError, quantize};
+pub use quant::{QuantizeError, quantize, quantize_matrix};
 pub use random::{dropout, dropout_backward, normal, uniform};
 pub use rope::{rope, rope_backward};

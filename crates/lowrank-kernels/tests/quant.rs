@@ -38,7 +38,7 @@ fn bits(numbers: &[f32]) -> Vec<u32> {
 #[test]
 fn blocks_expand_to_the_numbers_of_the_reference() {
     let fixture = fixture();
-    for format in Format::ALL.into_iter().filter(|f| *f != Format::F32) {
+    for format in Format::ALL.into_iter().filter(|f| ![Format::F32, Format::NF4].contains(f)) {
         let case = &fixture.decode[format.name()];
         let (blocks, want) = (bytes(&case.blocks), numbers(&case.numbers));
         let w = WeightRef { format, rows: 1, cols: want.len(), order: RowOrder::Plain, bytes: &blocks };

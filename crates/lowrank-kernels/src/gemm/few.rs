@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::quant::decode;
+use crate::quant::{decode, nf4};
 use crate::simd::{Arch, Level, Portable};
 use crate::{Format, WeightRef};
 
@@ -62,14 +62,13 @@ impl Out {
 
 /// The dot products of row `row` of the weight with the first `tokens` (at most four) rows of `x`.
 unsafe fn row_dots(level: Level, w: &WeightRef, row: usize, x: *const f32, tokens: usize) -> [f32; AT_ONCE] {
-    let bytes = w.row(row);
     macro_rules! fixed {
         ($dots:ident) => {
             match tokens {
-                1 => spread($dots::<1>(w.format, bytes, w.cols, x)),
-                2 => spread($dots::<2>(w.format, bytes, w.cols, x)),
-                3 => spread($dots::<3>(w.format, bytes, w.cols, x)),
-                _ => $dots::<4>(w.format, bytes, w.cols, x),
+                1 => spread($dots::<1>(w, row, x)),
+                2 => spread($dots::<2>(w, row, x)),
+                3 => spread($dots::<3>(w, row, x)),
+                _ => $dots::<4>(w, row, x),
             }
         };
     }
@@ -91,13 +90,20 @@ fn spread<const T: usize>(dots: [f32; T]) -> [f32; AT_ONCE] {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dots_avx2<const T: usize>(format: Format, row: &[u8], k: usize, x: *const f32) -> [f32; T] {
+unsafe fn dots_avx2<const T: usize>(w: &WeightRef, row: usize, x: *const f32) -> [f32; T] {
+    let k = w.cols;
     // SAFETY: the caller's promises, passed on.
-    decode::with_block!(format, B => unsafe { crate::quant::avx2::dots::<B, T>(row, k, x, k) })
+    unsafe {
+        match w.format {
+            Format::NF4 => nf4::avx2::dots::<T>(&nf4::Row::of(w, row), k, x, k),
+            _ => decode::with_block!(w.format, B => crate::quant::avx2::dots::<B, T>(w.row(row), k, x, k)),
+        }
+    }
 }
 
 /// The same by way of memory, a piece of the row at a time.
-unsafe fn dots_portable<const T: usize>(format: Format, row: &[u8], k: usize, x: *const f32) -> [f32; T] {
+unsafe fn dots_portable<const T: usize>(w: &WeightRef, row: usize, x: *const f32) -> [f32; T] {
+    let k = w.cols;
     const PIECE: usize = 256;
     const LANES: usize = Portable::LANES;
     let mut piece = [0.0; PIECE];
@@ -107,7 +113,7 @@ unsafe fn dots_portable<const T: usize>(format: Format, row: &[u8], k: usize, x:
         let mut sums = [[Portable::splat(0.0); 2]; T];
         for at in (0..k).step_by(PIECE) {
             let len = PIECE.min(k - at);
-            decode::expand(Level::Portable, format, row, at..at + len, &mut piece[..len]);
+            decode::expand(Level::Portable, w, row, at..at + len, &mut piece[..len]);
             let whole = len / LANES * LANES;
             for l in (0..whole).step_by(LANES) {
                 let v = Portable::load(piece.as_ptr().add(l));

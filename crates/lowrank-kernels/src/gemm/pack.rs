@@ -112,7 +112,7 @@ impl Operand for Forward<'_> {
                 for j in 0..width {
                     // SAFETY: the buffer has NR runs of EXPAND numbers.
                     let out = unsafe { std::slice::from_raw_parts_mut(rows.add(j * EXPAND), len) };
-                    expand(A::LEVEL, w.format, w.row(from + j), at..at + len, out);
+                    expand(A::LEVEL, w, from + j, at..at + len, out);
                 }
                 // SAFETY: the rows just written.
                 unsafe {
@@ -159,7 +159,7 @@ impl Operand for Backward<'_> {
             let numbers = if w.format == Format::F32 {
                 w.row(l)[4 * n.start..4 * n.end].as_ptr().cast::<f32>()
             } else {
-                expand(A::LEVEL, w.format, w.row(l), n.clone(), row);
+                expand(A::LEVEL, w, l, n.clone(), row);
                 row.as_ptr()
             };
             for (j, panel) in panels.chunks_exact_mut(k.len() * nr::<A>()).enumerate() {

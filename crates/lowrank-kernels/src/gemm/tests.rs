@@ -29,6 +29,14 @@ impl Numbers {
                 let half = |&x: &f32| half::bf16::from_f32(x).to_le_bytes();
                 return self.vec(rows * cols).iter().flat_map(half).collect();
             }
+            Format::NF4 => {
+                let blocks = rows * format.row_bytes(cols).unwrap();
+                let mut bytes: Vec<u8> = (0..blocks).map(|_| self.bits() as u8).collect();
+                bytes.extend(0.05f32.to_le_bytes());
+                let groups = (format.matrix_bytes(rows, cols).unwrap() - bytes.len()) / 4;
+                bytes.extend((0..groups).flat_map(|i| (0.04 + 0.01 * i as f32).to_le_bytes()));
+                return bytes;
+            }
             Format::Q6_K => 208..210,
             Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => 0..2,
             _ => 0..4,
@@ -136,13 +144,16 @@ fn products_longer_than_a_block() {
         linear_case(level, Format::Q4_1, 101, 1040, 96, RowOrder::Plain, 1.0);
         linear_case(level, Format::Q6_K, 9, 523, 1024, RowOrder::Plain, 0.5);
         linear_case(level, Format::Q8_0, 1, 1, 2048, RowOrder::Plain, 0.0);
+        // More blocks than share a scale of scales.
+        linear_case(level, Format::NF4, 3, 37, 1088, RowOrder::Plain, 0.0);
+        linear_case(level, Format::NF4, 41, 37, 1088, RowOrder::Plain, 1.0);
     }
 }
 
 #[test]
 fn products_in_the_row_order_of_llama_cpp() {
     for level in Level::available() {
-        for format in [Format::F32, Format::F16, Format::Q4_0, Format::Q5_K] {
+        for format in [Format::F32, Format::F16, Format::Q4_0, Format::Q5_K, Format::NF4] {
             for n in [1, 4, 20] {
                 linear_case(level, format, n, 72, 256, RowOrder::RopeInterleaved { head_dim: 24 }, 0.0);
             }
@@ -311,7 +322,7 @@ fn working_memory_stays_within_what_is_announced() {
     for (n, o, k) in [(3000, 80, 1024), (40, 600, 2560), (90, 40, 7424), (33, 2304, 256)] {
         let mut numbers = Numbers(9);
         let (x, dy) = (numbers.vec(n * k), numbers.vec(n * o));
-        for format in [Format::F32, Format::Q8_0, Format::Q6_K] {
+        for format in [Format::F32, Format::Q8_0, Format::Q6_K, Format::NF4] {
             let bytes = numbers.weight(format, o, k);
             let w = WeightRef { format, rows: o, cols: k, order: RowOrder::Plain, bytes: &bytes };
             let pool = ThreadPoolBuilder::new().num_threads(1).build().unwrap();

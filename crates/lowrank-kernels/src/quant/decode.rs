@@ -5,8 +5,9 @@
 
 use std::ops::Range;
 
-use crate::Format;
+use super::nf4;
 use crate::simd::Level;
+use crate::{Format, WeightRef};
 
 /// One block format: `BYTES` bytes hold `LEN` numbers.
 pub(crate) trait Block {
@@ -64,14 +65,20 @@ macro_rules! with_block {
                 type $block = $crate::quant::decode::Q6_K;
                 $body
             }
+            // Its blocks cannot be read alone: see the module.
+            $crate::Format::NF4 => unreachable!("NF4 has functions of its own"),
         }
     }};
 }
 #[cfg(target_arch = "x86_64")]
 pub(crate) use with_block;
 
-/// Expands the numbers `cols` of one stored row. `level` must be available.
-pub(crate) fn expand(level: Level, format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
+/// Expands `W[row, cols]`. `level` must be available.
+pub(crate) fn expand(level: Level, w: &WeightRef, row: usize, cols: Range<usize>, out: &mut [f32]) {
+    if w.format == Format::NF4 {
+        return nf4::expand(level, &nf4::Row::of(w, row), cols, out);
+    }
+    let (format, row) = (w.format, w.row(row));
     match level {
         // SAFETY: the level is available, and AVX-512 includes AVX2.
         #[cfg(target_arch = "x86_64")]
@@ -268,6 +275,7 @@ block!(Q6_K, 256, 210, |block, out| {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RowOrder;
 
     #[test]
     fn every_half_converts_as_the_half_crate_does() {
@@ -283,7 +291,7 @@ mod tests {
 
     #[test]
     fn block_sizes_agree_with_the_format() {
-        for format in Format::ALL {
+        for format in Format::ALL.into_iter().filter(|f| *f != Format::NF4) {
             let (len, bytes) = with_block!(format, B => (B::LEN, B::BYTES));
             assert_eq!((len, bytes), (format.block_len(), format.block_bytes()), "{}", format.name());
         }
@@ -294,16 +302,22 @@ mod tests {
         let cols = 1024;
         for format in Format::ALL {
             let mut bytes: Vec<u8> =
-                (0..format.row_bytes(cols).unwrap()).map(|i| (i * i * 31 + i * 7) as u8).collect();
-            for block in bytes.chunks_exact_mut(format.block_bytes()) {
-                // Infinite scales would make numbers that equal nothing.
-                let scales = if format == Format::Q6_K { 208..210 } else { 0..block.len().min(4) };
-                block[scales].iter_mut().skip(1).step_by(2).for_each(|byte| *byte &= 0x3f);
+                (0..format.matrix_bytes(1, cols).unwrap()).map(|i| (i * i * 31 + i * 7) as u8).collect();
+            // Infinite scales would make numbers that equal nothing.
+            if format == Format::NF4 {
+                let tail = format.row_bytes(cols).unwrap();
+                bytes[tail..].copy_from_slice(&[1.0f32, 0.7].map(f32::to_le_bytes).concat());
+            } else {
+                for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                    let scales = if format == Format::Q6_K { 208..210 } else { 0..block.len().min(4) };
+                    block[scales].iter_mut().skip(1).step_by(2).for_each(|byte| *byte &= 0x3f);
+                }
             }
+            let w = WeightRef { format, rows: 1, cols, order: RowOrder::Plain, bytes: &bytes };
             for (start, end) in [(0, cols), (0, 1), (3, 40), (32, 577), (256, 1000), (511, 513)] {
                 let run = |level| {
                     let mut out = vec![f32::NAN; end - start];
-                    expand(level, format, &bytes, start..end, &mut out);
+                    expand(level, &w, 0, start..end, &mut out);
                     out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
                 };
                 let want = run(Level::Portable);

@@ -1,7 +1,9 @@
 //! f32 to the formats a merged model is written in, rounding as ggml's reference quantisers do.
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
+use super::nf4;
 use crate::Format;
 
 /// Why a row could not be stored in a format.
@@ -10,6 +12,12 @@ pub enum QuantizeError {
     /// The format can be read but not written.
     #[error("{} can be read but not written: choose F32, F16, BF16, Q8_0, Q4_0 or Q4_1", .0.name())]
     Unsupported(Format),
+    /// No scale makes a finite level of it.
+    #[error("row {row} holds a number that is not finite")]
+    NotFinite {
+        /// The row of the matrix.
+        row: usize,
+    },
     /// A row must be a whole number of blocks.
     #[error("a row of {cols} numbers is no whole number of {} blocks of {}", .format.name(), .format.block_len())]
     Cols {
@@ -40,6 +48,43 @@ pub fn quantize(format: Format, row: &[f32], out: &mut Vec<u8>) -> Result<(), Qu
         _ => return Err(QuantizeError::Unsupported(format)),
     }
     Ok(())
+}
+
+/// Quantises a whole matrix into `out` on the threads of the current pool: `fill(i, row)` writes row `i`. The
+/// formats of [`quantize`], and NF4.
+///
+/// # Errors
+/// As [`quantize`], and for NF4 where a number is not finite.
+///
+/// # Panics
+/// Where `out` is not [`Format::matrix_bytes`] long.
+pub fn quantize_matrix(
+    format: Format,
+    rows: usize,
+    cols: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+    out: &mut [u8],
+) -> Result<(), QuantizeError> {
+    let bytes = format.row_bytes(cols).ok_or(QuantizeError::Cols { format, cols })?;
+    assert_eq!(
+        Some(out.len()),
+        format.matrix_bytes(rows, cols),
+        "bytes of {rows} x {cols} {}",
+        format.name()
+    );
+    if out.is_empty() {
+        return Ok(());
+    }
+    if format == Format::NF4 {
+        return nf4::quantize(rows, cols, fill, out);
+    }
+    out.par_chunks_exact_mut(bytes).enumerate().try_for_each(|(row, out)| {
+        let (mut numbers, mut packed) = (vec![0.0; cols], Vec::new());
+        fill(row, &mut numbers);
+        quantize(format, &numbers, &mut packed)?;
+        out.copy_from_slice(&packed);
+        Ok(())
+    })
 }
 
 fn put_half(x: f32, out: &mut Vec<u8>) {

@@ -237,9 +237,9 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// GGUF's number of a tensor format.
-pub(crate) fn format_number(format: Format) -> u32 {
-    match format {
+/// GGUF's number of a tensor format, where it has the format.
+pub(crate) fn format_number(format: Format) -> Option<u32> {
+    Some(match format {
         Format::F32 => 0,
         Format::F16 => 1,
         Format::Q4_0 => 2,
@@ -251,11 +251,12 @@ pub(crate) fn format_number(format: Format) -> u32 {
         Format::Q5_K => 13,
         Format::Q6_K => 14,
         Format::BF16 => 30,
-    }
+        Format::NF4 => return None,
+    })
 }
 
 fn tensor_format(number: u32) -> Result<Format, String> {
-    if let Some(format) = Format::ALL.into_iter().find(|f| format_number(*f) == number) {
+    if let Some(format) = Format::ALL.into_iter().find(|f| format_number(*f) == Some(number)) {
         return Ok(format);
     }
     let name = match number {
@@ -282,7 +283,8 @@ fn tensor_format(number: u32) -> Result<Format, String> {
         39 => "MXFP4",
         _ => "unknown",
     };
-    let supported: Vec<&str> = Format::ALL.iter().map(|f| f.name()).collect();
+    let supported = Format::ALL.iter().filter(|f| format_number(**f).is_some());
+    let supported: Vec<&str> = supported.map(|f| f.name()).collect();
     Err(format!(
         "is stored as {name} (type {number}), which is not supported; supported: {}",
         supported.join(", ")

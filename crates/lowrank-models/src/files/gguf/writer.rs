@@ -175,7 +175,10 @@ impl GgufWriter {
             header.extend(plan.name.as_bytes());
             header.extend((plan.dims.len() as u32).to_le_bytes());
             plan.dims.iter().for_each(|axis| header.extend((*axis as u64).to_le_bytes()));
-            header.extend(format_number(plan.format).to_le_bytes());
+            let number = format_number(plan.format).ok_or_else(|| {
+                Error::tensor(path, &plan.name, format!("GGUF has no {} tensors", plan.format.name()))
+            })?;
+            header.extend(number.to_le_bytes());
             header.extend(offset.to_le_bytes());
             offset += size.next_multiple_of(ALIGNMENT);
         }
