@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::Error;
+use crate::variants::method;
 
 /// Which modules get an adapter: PEFT's `target_modules`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,10 +55,10 @@ impl<T> OneOrMany<T> {
     }
 }
 
-/// PEFT's `LoraConfig`. Fields that PEFT knows and Lowrank does not act on are kept in `other`.
+/// PEFT's `LoraConfig` and, in `other`, the fields of the other methods and those that Lowrank does not act on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LoraConfig {
-    /// Always `LORA`.
+    /// The method: `LORA` and the like.
     pub peft_type: String,
     /// `CAUSAL_LM` and the like.
     #[serde(default)]
@@ -66,8 +67,10 @@ pub struct LoraConfig {
     #[serde(default)]
     pub base_model_name_or_path: Option<String>,
     /// Rank `r`.
+    #[serde(default = "eight")]
     pub r: usize,
     /// `alpha`: the adapter's output is scaled by `alpha / r`.
+    #[serde(default = "eight_wide")]
     pub lora_alpha: f64,
     /// Dropout on the adapter's input, a probability.
     #[serde(default)]
@@ -114,6 +117,14 @@ pub struct LoraConfig {
 
 fn none() -> String {
     "none".to_owned()
+}
+
+fn eight() -> usize {
+    8
+}
+
+fn eight_wide() -> f64 {
+    8.0
 }
 
 fn yes() -> Value {
@@ -165,10 +176,25 @@ impl LoraConfig {
     /// # Errors
     /// Names the field and what it may be.
     pub fn check(&self) -> Result<(), Error> {
+        method(self)?.check(self)?;
         let wrong = |what: String| Err(Error::Config(what));
-        if self.peft_type != "LORA" {
-            return wrong(format!("peft_type is {:?}; only LORA adapters are supported", self.peft_type));
+        if self.bias != "none" {
+            return wrong(format!("bias is {:?}; only \"none\" is supported", self.bias));
         }
+        if self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
+            return wrong("modules_to_save is not supported".into());
+        }
+        for field in UNSUPPORTED {
+            if self.says(field) {
+                return wrong(format!("{field} is {}, which is not supported", self.other[field]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the fields of LoRA.
+    pub(crate) fn check_lora(&self) -> Result<(), Error> {
+        let wrong = |what: String| Err(Error::Config(what));
         if self.r == 0 {
             return wrong("r must be at least 1".into());
         }
@@ -181,20 +207,25 @@ impl LoraConfig {
                 self.lora_dropout
             ));
         }
-        if self.bias != "none" {
-            return wrong(format!("bias is {:?}; only \"none\" is supported", self.bias));
-        }
-        if self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
-            return wrong("modules_to_save is not supported".into());
-        }
-        for field in UNSUPPORTED {
-            match self.other.get(field) {
-                None | Some(Value::Null | Value::Bool(false)) => {}
-                Some(Value::Array(list)) if list.is_empty() => {}
-                Some(value) => return wrong(format!("{field} is {value}, which is not supported")),
-            }
-        }
         Ok(())
+    }
+
+    /// Whether one of the other fields is there and is not null, false or empty.
+    pub(crate) fn says(&self, field: &str) -> bool {
+        match self.other.get(field) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(Value::Array(list)) => !list.is_empty(),
+            Some(_) => true,
+        }
+    }
+
+    /// `adapter_config.json`: the fields that its method has.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut all = serde_json::to_value(self).expect("a configuration is plain data");
+        if let (Ok(method), Some(fields)) = (method(self), all.as_object_mut()) {
+            fields.retain(|key, _| !method.foreign_fields().contains(&key.as_str()));
+        }
+        all
     }
 
     /// The factor of the adapter's output: `alpha / r`, or `alpha / sqrt(r)` with `use_rslora`.

@@ -23,6 +23,9 @@ pub enum Error {
     /// Numbers that cannot be computed with.
     #[error("cannot decompose: {0}")]
     Numbers(String),
+    /// A weight of the base model that cannot be read.
+    #[error(transparent)]
+    Base(Box<dyn std::error::Error + Send + Sync>),
     /// A configuration that makes no sense.
     #[error("adapter configuration: {0}")]
     Config(String),

@@ -1,13 +1,14 @@
 //! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
-use lowrank_engine::{Site, SiteKind};
+use lowrank_engine::{ParamId, Site, SiteKind};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::variants::method;
 use crate::{AdapterSet, Error, LoraConfig};
 
 /// PEFT puts this before the module path.
@@ -16,6 +17,11 @@ const PREFIX: &str = "base_model.model.";
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The tensors' file.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+
+/// The name in the file of a parameter: those that belong to no module carry theirs whole.
+fn file_name(name: &str) -> String {
+    if name.starts_with("base_model.") { name.to_owned() } else { format!("{PREFIX}{name}") }
+}
 
 impl LoraConfig {
     /// Reads `adapter_config.json` of an adapter folder.
@@ -44,22 +50,18 @@ impl AdapterSet {
             Error::NoTarget { .. } => Error::mismatch(&path, e.to_string()),
             other => other,
         })?;
-        for layer in set.layers.clone() {
-            for (id, part) in [(layer.lora.a, "lora_A"), (layer.lora.b, "lora_B")] {
-                let name = format!("{PREFIX}{}.{part}.weight", layer.path);
-                let (shape, value) = tensors
-                    .remove(&name)
-                    .ok_or_else(|| Error::mismatch(&path, format!("it has no tensor {name}")))?;
-                let param = set.params.get_mut(id);
-                if shape != [param.rows, param.cols] {
-                    let want = [param.rows, param.cols];
-                    return Err(Error::mismatch(
-                        &path,
-                        format!("{name} is {shape:?}, the base model takes {want:?}"),
-                    ));
-                }
-                param.value = value;
+        let ids: Vec<ParamId> = set.params.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            let param = set.params.get_mut(id);
+            let name = file_name(&param.name);
+            let (shape, value) = tensors
+                .remove(&name)
+                .ok_or_else(|| Error::mismatch(&path, format!("it has no tensor {name}")))?;
+            if shape != param.shape {
+                let what = format!("{name} is {shape:?}, the base model takes {:?}", param.shape);
+                return Err(Error::mismatch(&path, what));
             }
+            param.value = value;
         }
         if let Some(name) = tensors.keys().next() {
             let more = tensors.len() - 1;
@@ -74,22 +76,24 @@ impl AdapterSet {
     /// # Errors
     /// As [`AdapterSet::load`].
     pub fn load_alone(dir: &Path) -> Result<Self, Error> {
+        let config = LoraConfig::load(dir)?;
+        let method = method(&config)?;
         let path = dir.join(TENSORS_FILE);
         let tensors = read_tensors(&path)?;
-        let mut sites = Vec::new();
-        for (name, (shape, _)) in &tensors {
-            let Some(module) = name.strip_prefix(PREFIX).and_then(|n| n.strip_suffix(".lora_A.weight"))
-            else {
-                continue;
-            };
-            let other = tensors.get(&format!("{PREFIX}{module}.lora_B.weight"));
-            let (Some((b, _)), &[_, inputs]) = (other, &shape[..]) else {
-                return Err(Error::file(&path, format!("{name} has no lora_B beside it, or is no matrix")));
-            };
-            let outputs = b.first().copied().unwrap_or(0);
-            let kind = SiteKind::Linear;
-            sites.push(Site { path: module.to_owned(), kind, in_features: inputs, out_features: outputs });
-        }
+        let module = |name: &'_ str| {
+            let name = name.strip_prefix(PREFIX)?;
+            method.suffixes().iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.')).map(str::to_owned)
+        };
+        let modules: BTreeSet<String> = tensors.keys().filter_map(|name| module(name)).collect();
+        let site = |module: String| {
+            let shape = |end: &str| tensors.get(&format!("{PREFIX}{module}.{end}")).map(|(s, _)| s.clone());
+            let (in_features, out_features) = method.features(&shape).ok_or_else(|| {
+                let wanted = method.suffixes().join(", ");
+                Error::file(&path, format!("the tensors of {module} do not fit together; there may be {wanted}"))
+            })?;
+            Ok(Site { path: module, kind: SiteKind::Linear, in_features, out_features })
+        };
+        let sites = modules.into_iter().map(site).collect::<Result<Vec<_>, Error>>()?;
         Self::load(dir, &sites)
     }
 
@@ -102,8 +106,8 @@ impl AdapterSet {
         let bytes = |value: &[f32]| value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let values: Vec<_> = self.params.iter().map(|(_, p)| (p, bytes(&p.value))).collect();
         let tensors = values.iter().map(|(p, bytes)| {
-            let view = TensorView::new(Dtype::F32, vec![p.rows, p.cols], bytes).expect("sizes agree");
-            (format!("{PREFIX}{}.weight", p.name), view)
+            let view = TensorView::new(Dtype::F32, p.shape.clone(), bytes).expect("sizes agree");
+            (file_name(&p.name), view)
         });
         // transformers refuses a file that does not say which framework's layout it has.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -111,7 +115,7 @@ impl AdapterSet {
         let bytes =
             safetensors::serialize(tensors, Some(metadata)).map_err(|e| Error::file(&path, e.to_string()))?;
         write_atomic(&path, &bytes)?;
-        let mut config = serde_json::to_vec_pretty(&self.config).expect("a configuration is plain data");
+        let mut config = serde_json::to_vec_pretty(&self.config.to_json()).expect("plain data");
         config.push(b'\n');
         write_atomic(&dir.join(CONFIG_FILE), &config)
     }

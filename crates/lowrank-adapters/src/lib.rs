@@ -5,14 +5,16 @@
 mod config;
 mod error;
 mod file;
+mod init;
 pub mod linalg;
-mod lora;
 mod set;
 mod target;
+pub mod variants;
 
 pub use config::{LoraConfig, OneOrMany, Targets};
 pub use error::Error;
 pub use file::{CONFIG_FILE, TENSORS_FILE, write_atomic};
-pub use lora::Lora;
 pub use set::{AdaptedSite, AdapterSet};
 pub use target::{Target, targets};
+pub use variants::lora::Lora;
+pub use variants::{BaseWeights, Method, NoBase, Variant};

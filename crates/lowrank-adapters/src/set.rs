@@ -1,29 +1,23 @@
-//! A set of LoRA adapters for one model: built from a configuration, loaded, saved, attached.
+//! A set of adapters: made from a configuration, loaded, saved, attached, merged.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{ActiveAdapters, Params, Site, SiteId, SiteKind, kernels};
+use lowrank_engine::{ActiveAdapters, Params, Site, SiteId, SiteKind};
 
-use crate::lora::Lora;
-use crate::target::{Target, targets};
-use crate::{Error, LoraConfig};
+use crate::target::targets;
+use crate::variants::{BaseWeights, Method, NoBase, Place, Start, Variant, method};
+use crate::{Error, LoraConfig, init};
 
 /// One adapted site.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AdaptedSite {
     /// Where it is in the model's list.
-    pub site: SiteId,
-    /// Module path.
-    pub path: String,
-    /// What kind of layer it is.
-    pub kind: SiteKind,
-    /// `K`.
-    pub in_features: usize,
-    /// `O`.
-    pub out_features: usize,
+    pub id: SiteId,
+    /// The layer.
+    pub site: Site,
     /// The adapter.
-    pub lora: Arc<Lora>,
+    pub variant: Arc<dyn Variant>,
 }
 
 /// Adapters with their parameters. Making one never touches the base model.
@@ -31,7 +25,7 @@ pub struct AdaptedSite {
 pub struct AdapterSet {
     /// How it was made.
     pub config: LoraConfig,
-    /// Its numbers.
+    /// Its numbers: those of the sites, and any tensor that is trained beside them under its name in the file.
     pub params: Params,
     /// What it is attached to.
     pub layers: Vec<AdaptedSite>,
@@ -45,19 +39,28 @@ impl AdapterSet {
         Self::default()
     }
 
-    /// A fresh adapter: A uniform in `±1/sqrt(K)` (Kaiming with `a = sqrt(5)`, as loralib and PEFT), B zero.
+    /// A fresh adapter that needs to know nothing of the base model but its sites.
     ///
     /// # Errors
-    /// Where the configuration makes no sense or matches nothing.
+    /// Where the configuration makes no sense, matches nothing, or starts from the base's weights.
     pub fn new(config: LoraConfig, sites: &[Site], seed: u64) -> Result<Self, Error> {
+        Self::new_on(config, sites, seed, &NoBase)
+    }
+
+    /// A fresh adapter, which may start from the weights of its base.
+    ///
+    /// # Errors
+    /// Where the configuration makes no sense or matches nothing, or a weight cannot be read.
+    pub fn new_on(
+        config: LoraConfig,
+        sites: &[Site],
+        seed: u64,
+        base: &dyn BaseWeights,
+    ) -> Result<Self, Error> {
         let mut set = Self::planned(config, sites)?;
         for (index, layer) in set.layers.iter().enumerate() {
-            let (r, k, o) = (layer.lora.r, layer.in_features, layer.out_features);
-            let mut a = vec![0.0; r * k];
-            let bound = 1.0 / (k as f32).sqrt();
-            kernels::uniform(&mut a, -bound, bound, seed, INIT_STREAM + index as u64);
-            set.params.get_mut(layer.lora.a).value = a;
-            set.params.get_mut(layer.lora.b).value = vec![0.0; o * r];
+            let stream = init::STREAM + index as u64 * init::STREAMS_PER_SITE;
+            layer.variant.init(&mut set.params, &Start { site: &layer.site, seed, stream, base })?;
         }
         Ok(set)
     }
@@ -68,81 +71,66 @@ impl AdapterSet {
     /// As [`AdapterSet::new`].
     pub fn planned(config: LoraConfig, sites: &[Site]) -> Result<Self, Error> {
         config.check()?;
+        let method: &dyn Method = method(&config)?;
         let found = targets(&config, sites)?;
         let mut set = Self { config, ..Self::default() };
-        for target in found {
-            set.attach(target, &sites[target.site])?;
+        let variants = method.attach(&set.config, &found, sites, &mut set.params)?;
+        for (target, variant) in found.iter().zip(variants) {
+            let (id, site) = (SiteId(target.site), sites[target.site].clone());
+            set.active.attach(id, variant.clone());
+            // PEFT keeps one word for all targets, and warns where it does not fit the layer.
+            set.config.fan_in_fan_out |= site.kind == SiteKind::TransposedLinear;
+            set.layers.push(AdaptedSite { id, site, variant });
         }
         Ok(set)
     }
 
-    fn attach(&mut self, target: Target, site: &Site) -> Result<(), Error> {
-        if site.kind == SiteKind::Embedding {
-            return Err(Error::Config(format!(
-                "{} is an embedding; only linear layers can be adapted",
-                site.path
-            )));
+    /// The adapter at a module path.
+    pub fn layer(&self, path: &str) -> Option<&AdaptedSite> {
+        self.layers.iter().find(|l| l.site.path == path)
+    }
+
+    /// The Frobenius norm of what the adapter adds to the weight, where that does not depend on the weight.
+    pub fn delta_norm(&self, layer: &AdaptedSite) -> Option<f64> {
+        layer.variant.delta_norm(&self.params)
+    }
+
+    /// Turns `w`, rows `rows` of the tensor `name` of the base model as it is stored, into those of the merged
+    /// model, always in f32. Tensors without an adapter stay as they are.
+    ///
+    /// # Errors
+    /// Where an adapter needs more of `base` than is there.
+    pub fn merge_rows(
+        &self,
+        base: &dyn BaseWeights,
+        name: &str,
+        rows: Range<usize>,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        if let Some(layer) = name.strip_suffix(".weight").and_then(|path| self.layer(path)) {
+            layer.variant.merge(&self.params, &Place { site: &layer.site, rows, base }, w)?;
+        } else if let Some(layer) = name.strip_suffix(".bias").and_then(|path| self.layer(path)) {
+            layer.variant.merge_bias(&self.params, rows, w);
         }
-        let (r, k, o) = (target.r, site.in_features, site.out_features);
-        let lora = Arc::new(Lora {
-            a: self.params.push(format!("{}.lora_A", site.path), r, k, Vec::new()),
-            b: self.params.push(format!("{}.lora_B", site.path), o, r, Vec::new()),
-            r,
-            scaling: self.config.scaling(r, target.alpha),
-            dropout: self.config.lora_dropout,
-            stream: target.site as u64,
-        });
-        let id = SiteId(target.site);
-        self.active.attach(id, lora.clone());
-        let path = site.path.clone();
-        let kind = site.kind;
-        // PEFT keeps one word for all targets, and warns where it does not fit the layer.
-        self.config.fan_in_fan_out |= kind == SiteKind::TransposedLinear;
-        self.layers.push(AdaptedSite { site: id, path, kind, in_features: k, out_features: o, lora });
         Ok(())
     }
 
-    /// The adapter at a module path.
-    pub fn layer(&self, path: &str) -> Option<&AdaptedSite> {
-        self.layers.iter().find(|l| l.path == path)
-    }
-
-    /// The Frobenius norm of `scaling * B A`, from the products of rank size: `||BA||^2 = tr(B^T B A A^T)`.
-    pub fn delta_norm(&self, layer: &AdaptedSite) -> f64 {
-        let r = layer.lora.r;
-        let a = &self.params.get(layer.lora.a).value;
-        let b = &self.params.get(layer.lora.b).value;
-        let k = layer.in_features;
-        let mut square = 0.0;
-        for i in 0..r {
-            for j in 0..r {
-                let pairs = b.chunks_exact(r).map(|row| f64::from(row[i]) * f64::from(row[j]));
-                let bb: f64 = pairs.sum();
-                let rows = a[i * k..(i + 1) * k].iter().zip(&a[j * k..(j + 1) * k]);
-                let aa: f64 = rows.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
-                square += bb * aa;
-            }
+    /// The reverse of [`AdapterSet::merge_rows`]: takes the adapter out of a merged model.
+    ///
+    /// # Errors
+    /// Where the merged weight alone does not say what the base was.
+    pub fn unmerge_rows(
+        &self,
+        merged: &dyn BaseWeights,
+        name: &str,
+        rows: Range<usize>,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        if let Some(layer) = name.strip_suffix(".weight").and_then(|path| self.layer(path)) {
+            layer.variant.unmerge(&self.params, &Place { site: &layer.site, rows, base: merged }, w)?;
+        } else if let Some(layer) = name.strip_suffix(".bias").and_then(|path| self.layer(path)) {
+            layer.variant.unmerge_bias(&self.params, rows, w);
         }
-        f64::from(layer.lora.scaling.abs()) * square.max(0.0).sqrt()
-    }
-
-    /// Adds `scaling * B A` to `w`, rows `rows` of `W` as it is stored (`[O,K]`, or `[K,O]` where transposed):
-    /// merging, always in f32.
-    pub fn merge_rows(&self, layer: &AdaptedSite, rows: Range<usize>, w: &mut [f32]) {
-        let (r, k, o) = (layer.lora.r, layer.in_features, layer.out_features);
-        let a = kernels::MatRef::row_major(&self.params.get(layer.lora.a).value, k);
-        let b = kernels::MatRef::row_major(&self.params.get(layer.lora.b).value, r);
-        // The stored matrix is `left right`, and the rows asked for are those of `left`.
-        let (left, right, cols) = match layer.kind {
-            SiteKind::TransposedLinear => (a.t(), b.t(), o),
-            _ => (b, a, k),
-        };
-        assert_eq!(w.len(), rows.len() * cols, "rows of {}", layer.path);
-        let left = kernels::MatRef { data: &left.data[rows.start * left.rs..], ..left };
-        let w = kernels::MatMut::row_major(w, cols);
-        kernels::gemm(rows.len(), cols, r, layer.lora.scaling, left, right, 1.0, w);
+        Ok(())
     }
 }
-
-/// Random streams of initialisation: far from those of dropout.
-const INIT_STREAM: u64 = 1 << 62;

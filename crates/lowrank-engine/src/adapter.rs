@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use lowrank_kernels as kernels;
+
+use crate::ops::Linear;
 use crate::params::Grads;
 use crate::scope::Scope;
 use crate::tensor::Tensor;
@@ -60,22 +63,37 @@ impl Accumulator {
     }
 }
 
-/// An adapter at a linear site. It changes what the base computed and never the base.
+/// An adapter at a linear site: it computes the site in place of its base, which it may call and never changes.
 pub trait Adapter: Send + Sync {
-    /// Changes `y: [N,O]`, which holds the base's output (with bias and residual), given `x: [N,K]`.
-    /// Returns what the backward pass needs.
-    fn forward(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor) -> Vec<Tensor>;
+    /// `y = beta y + adapted(x)` for `x: [N,K]`, `y: [N,O]`; the base's bias is part of what is adapted, and with
+    /// `beta` 0, `y` is only written. Returns what the backward pass needs.
+    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32)
+    -> Vec<Tensor>;
 
     /// Given `dy: [N,O]`, accumulates the gradients of the adapter's parameters and, where asked, of `x`.
+    #[allow(clippy::too_many_arguments)]
     fn backward(
         &self,
         scope: &Scope<'_>,
+        base: &Linear,
         grads: &mut Grads,
         x: &Tensor,
         dy: &Tensor,
         saved: Vec<Tensor>,
         dx: Option<&mut Accumulator>,
     );
+
+    /// `y += weight (adapted(x) - base(x))`: the adapter as one of several. Without gradient.
+    fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
+        let mut change = scope.alloc(y.rows(), y.cols());
+        base.forward(scope, x, &mut change, 0.0);
+        scope.device.run(0, || kernels::scale(change.data_mut(), -1.0));
+        self.forward(scope, base, x, &mut change, 1.0);
+        scope.device.run(0, || {
+            kernels::scale(change.data_mut(), weight);
+            kernels::add(y.data_mut(), change.data());
+        });
+    }
 }
 
 /// The adapters that are active: at most one at each site. Switching adapters is passing another set.

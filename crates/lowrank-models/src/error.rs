@@ -65,6 +65,9 @@ pub enum Error {
     /// A chat template that does not parse or refuses the messages.
     #[error("chat template: {0}")]
     Template(String),
+    /// What makes the numbers of a model that is written.
+    #[error(transparent)]
+    Source(Box<dyn std::error::Error + Send + Sync>),
     /// A model of the hub that is neither cached nor reachable.
     #[error("{repo}: {what}")]
     Hub {

@@ -88,7 +88,7 @@ fn remove(dir: &Path) -> Result<(), Error> {
 fn optimizer_bytes(adapters: &AdapterSet, optimizer: &AdamW) -> Vec<u8> {
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for (moments, what) in [(&optimizer.m, "exp_avg"), (&optimizer.v, "exp_avg_sq")] {
-        for ((_, p), values) in adapters.params.iter().zip(moments) {
+        for ((_, p), values) in adapters.params.iter().zip(moments).filter(|((_, p), _)| p.trained) {
             let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
             tensors.push((format!("{}.{what}", p.name), vec![p.rows, p.cols], bytes));
         }
@@ -126,7 +126,7 @@ fn read_moments(path: &Path, adapters: &AdapterSet, optimizer: &mut AdamW) -> Re
     let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
     let AdamW { m, v, .. } = optimizer;
     for (moments, what) in [(m, "exp_avg"), (v, "exp_avg_sq")] {
-        for ((_, p), values) in adapters.params.iter().zip(moments) {
+        for ((_, p), values) in adapters.params.iter().zip(moments).filter(|((_, p), _)| p.trained) {
             let name = format!("{}.{what}", p.name);
             let view = file.tensor(&name).map_err(|e| wrong(format!("{name}: {e}")))?;
             if view.dtype() != Dtype::F32 || view.shape() != [p.rows, p.cols] {

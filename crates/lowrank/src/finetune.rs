@@ -105,7 +105,7 @@ fn start(session: &Session, options: &TrainOptions, plan: bool) -> Result<Adapte
             set
         }
         None if plan => AdapterSet::planned(options.lora(&*session.model), session.sites())?,
-        None => AdapterSet::new(options.lora(&*session.model), session.sites(), options.seed)?,
+        None => AdapterSet::new_on(options.lora(&*session.model), session.sites(), options.seed, session)?,
     })
 }
 

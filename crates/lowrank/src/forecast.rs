@@ -69,7 +69,7 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
     let whole = |sum: f64| sum / planned as f64 * per_epoch as f64;
     let device = prepared.stepper.device();
     let params: &Params = &prepared.stepper.adapters.params;
-    let adapter_bytes = params.count() * 4 * 4;
+    let adapter_bytes = params.training_bytes();
     let tensors = &session.base.tensors;
     let numbers = |name| tensors.shape(name).map_or(0, |s| s.iter().product::<usize>());
     let mut forecast = Forecast {

@@ -26,7 +26,7 @@ pub enum MergeTarget {
 pub fn merge(session: &Session, adapters: &AdapterSet, out: &Path, target: MergeTarget) -> Result<()> {
     let tensors = &session.base.tensors;
     for layer in &adapters.layers {
-        let name = format!("{}.weight", layer.path);
+        let name = format!("{}.weight", layer.site.path);
         if !tensors.contains(&name) {
             return Err(Error::Usage(format!(
                 "{name} is no tensor of its own (it is tied to the embedding), so an adapter on it cannot be merged"
@@ -35,10 +35,7 @@ pub fn merge(session: &Session, adapters: &AdapterSet, out: &Path, target: Merge
     }
     let mut fill = |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| {
         tensors.read_rows(name, rows.clone(), out)?;
-        if let Some(layer) = name.strip_suffix(".weight").and_then(|path| adapters.layer(path)) {
-            adapters.merge_rows(layer, rows, out);
-        }
-        Ok(())
+        adapters.merge_rows(session, name, rows, out).map_err(|e| lowrank_models::Error::Source(e.into()))
     };
     match target {
         MergeTarget::Folder(format) => files::save_folder(&session.base, out, format, &mut fill)?,

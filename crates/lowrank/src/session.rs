@@ -1,9 +1,10 @@
 //! A loaded base model with what belongs to it.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use lowrank_adapters::AdapterSet;
+use lowrank_adapters::{AdapterSet, BaseWeights};
 use lowrank_engine::Site;
 use lowrank_models::{Base, Model, Tokenizer};
 use lowrank_train::{Encode, Message};
@@ -68,6 +69,28 @@ impl Session {
             Error::Usage(format!("{}: the tokenizer names no eos_token", self.base.source.display()))
         })?;
         Ok(Encoder { session: self, tokenizer, eos })
+    }
+}
+
+impl BaseWeights for Session {
+    fn read_rows(
+        &self,
+        path: &str,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), lowrank_adapters::Error> {
+        let name = format!("{path}.weight");
+        let head = self.model.head();
+        if !self.base.tensors.contains(&name) && self.sites()[head.site.0].path == path {
+            // Tied to the embedding, the head has no tensor of its own.
+            let cols = head.weight.cols();
+            for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+                head.weight.view().expand(row, 0..cols, out);
+            }
+            return Ok(());
+        }
+        let error = |e: lowrank_models::Error| lowrank_adapters::Error::Base(e.into());
+        self.base.tensors.read_rows(&name, rows, out).map_err(error)
     }
 }
 

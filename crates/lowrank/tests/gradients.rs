@@ -39,7 +39,8 @@ fn adapters(session: &Session, dropout: f32, targets: &str) -> AdapterSet {
     };
     let mut set = AdapterSet::new(config, session.sites(), 1).unwrap();
     for (stream, layer) in set.layers.clone().iter().enumerate() {
-        let b = &mut set.params.get_mut(layer.lora.b).value;
+        let [_, b] = layer.variant.params()[..] else { panic!("A and B") };
+        let b = &mut set.params.get_mut(b).value;
         lowrank::engine::kernels::uniform(b, -0.1, 0.1, 9, stream as u64);
     }
     set

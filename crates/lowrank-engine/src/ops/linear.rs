@@ -2,7 +2,8 @@
 
 use lowrank_kernels as kernels;
 
-use crate::adapter::SiteId;
+use crate::adapter::{Accumulator, SiteId};
+use crate::scope::Scope;
 use crate::tape::{Backward, Node, Saved, Tape, Var, VarId};
 use crate::tensor::Tensor;
 use crate::weight::FrozenWeight;
@@ -31,16 +32,31 @@ impl Linear {
         if self.transposed { self.weight.cols() } else { self.weight.rows() }
     }
 
-    /// `y[N,O] = beta y + x[N,K] W^T`.
-    fn product(&self, y: &mut [f32], x: &[f32], n: usize, beta: f32) {
-        let product = if self.transposed { kernels::linear_backward } else { kernels::linear };
-        product(y, x, &self.weight.view(), n, beta);
+    /// `y = beta y + x W^T + b` for `x: [N,K]`, `y: [N,O]`; with `beta` 0, `y` is only written.
+    pub fn forward(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor, beta: f32) {
+        self.product(scope, x, y, beta);
+        let (n, o) = (y.rows(), y.cols());
+        if let Some(bias) = &self.bias {
+            scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, o));
+        }
     }
 
-    /// `dx[N,K] = beta dx + dy[N,O] W`.
-    fn product_backward(&self, dx: &mut [f32], dy: &[f32], n: usize, beta: f32) {
+    /// The same without bias.
+    pub fn product(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor, beta: f32) {
+        let n = x.rows();
+        let product = if self.transposed { kernels::linear_backward } else { kernels::linear };
+        scope.device.run(2 * n * x.cols() * y.cols(), || {
+            product(y.data_mut(), x.data(), &self.weight.view(), n, beta);
+        });
+    }
+
+    /// `dx += dy W` for `dy: [N,O]`, `dx: [N,K]`.
+    pub fn backward(&self, scope: &Scope<'_>, dy: &Tensor, dx: &mut Accumulator) {
+        let (n, beta) = (dy.rows(), dx.beta());
         let product = if self.transposed { kernels::linear } else { kernels::linear_backward };
-        product(dx, dy, &self.weight.view(), n, beta);
+        scope.device.run(2 * n * dy.cols() * dx.tensor.cols(), || {
+            product(dx.tensor.data_mut(), dy.data(), &self.weight.view(), n, beta);
+        });
     }
 }
 
@@ -49,21 +65,20 @@ impl<'m> Tape<'m> {
     pub fn linear(&mut self, layer: &'m Linear, x: &Var<'m>, residual: Option<&Var<'m>>) -> Var<'m> {
         let (n, k, o) = (x.tensor.rows(), layer.in_features(), layer.out_features());
         assert_eq!(x.tensor.cols(), k, "input features of a linear layer");
-        let device = self.scope.device;
-        let mut y = device.alloc(n, o);
-        device.run(2 * n * k * o, || {
-            let data = y.data_mut();
-            if let Some(r) = residual {
-                data.copy_from_slice(r.tensor.data());
-            }
-            let beta = if residual.is_some() { 1.0 } else { 0.0 };
-            layer.product(data, x.tensor.data(), n, beta);
-            if let Some(bias) = &layer.bias {
-                kernels::add_bias(data, bias, n, o);
-            }
-        });
+        let scope = self.scope;
+        let mut y = scope.alloc(n, o);
+        if let Some(r) = residual {
+            scope.device.run(0, || y.data_mut().copy_from_slice(r.tensor.data()));
+        }
+        let beta = if residual.is_some() { 1.0 } else { 0.0 };
         let adapter = self.adapters.get(layer.site);
-        let saved = adapter.map(|a| a.forward(&self.scope, &x.tensor, &mut y));
+        let saved = match adapter {
+            Some(adapter) => Some(adapter.forward(&scope, layer, &x.tensor, &mut y, beta)),
+            None => {
+                layer.forward(&scope, &x.tensor, &mut y, beta);
+                None
+            }
+        };
 
         let residual_id = residual.and_then(|r| r.id);
         let out = self.id(x.id.is_some() || residual_id.is_some() || adapter.is_some());
@@ -92,18 +107,18 @@ struct LinearNode<'m> {
 impl<'m> Node<'m> for LinearNode<'m> {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dy) = back.take(self.out) else { return };
-        let (n, k, o) = (dy.rows(), self.layer.in_features(), self.layer.out_features());
-        let mut dx = self.x.map(|id| back.open(id, n, k));
-        if let Some(dx) = &mut dx {
-            let beta = dx.beta();
-            back.scope.device.run(2 * n * k * o, || {
-                self.layer.product_backward(dx.tensor.data_mut(), dy.data(), n, beta);
-            });
-        }
-        if let Some(Adapted { x, saved }) = self.adapted {
-            let adapter = back.adapters.get(self.layer.site).expect("it was there in the forward pass");
-            let x = x.get(&back.scope);
-            adapter.backward(&back.scope, back.grads, &x, &dy, saved, dx.as_mut());
+        let mut dx = self.x.map(|id| back.open(id, dy.rows(), self.layer.in_features()));
+        match self.adapted {
+            Some(Adapted { x, saved }) => {
+                let adapter = back.adapters.get(self.layer.site).expect("it was there in the forward pass");
+                let x = x.get(&back.scope);
+                adapter.backward(&back.scope, self.layer, back.grads, &x, &dy, saved, dx.as_mut());
+            }
+            None => {
+                if let Some(dx) = &mut dx {
+                    self.layer.backward(&back.scope, &dy, dx);
+                }
+            }
         }
         if let (Some(id), Some(dx)) = (self.x, dx) {
             back.put(id, dx);

@@ -67,16 +67,22 @@ fn adapter(dir: &Path) -> Result<(Vec<Value>, Value)> {
         .layers
         .iter()
         .map(|l| {
-            let (a, b) = (&set.params.get(l.lora.a).value, &set.params.get(l.lora.b).value);
-            json!({
-                "site": l.path,
-                "shape": format!("{} x {}", l.out_features, l.in_features),
-                "r": l.lora.r,
-                "scaling": l.lora.scaling,
-                "norm of A": format!("{:.4}", norm(a)),
-                "norm of B": format!("{:.4}", norm(b)),
-                "norm of delta": format!("{:.4}", set.delta_norm(l)),
-            })
+            let mut row = json!({
+                "site": l.site.path,
+                "shape": format!("{} x {}", l.site.out_features, l.site.in_features),
+                "r": l.variant.rank(),
+                "scaling": l.variant.scaling(),
+            });
+            for id in l.variant.params() {
+                let param = set.params.get(id);
+                let name = param.name.strip_prefix(&format!("{}.", l.site.path)).unwrap_or(&param.name);
+                row[format!("norm of {}", name.trim_end_matches(".weight"))] =
+                    format!("{:.4}", norm(&param.value)).into();
+            }
+            if let Some(norm) = set.delta_norm(l) {
+                row["norm of delta"] = format!("{norm:.4}").into();
+            }
+            row
         })
         .collect();
     let summary = json!({

@@ -1,0 +1,177 @@
+//! LoRA (Hu et al. 2021): `y = W0 x + b + scaling * B A dropout(x)`.
+
+use std::sync::Arc;
+
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
+
+use super::low_rank::LowRank;
+use super::{Place, Start, Variant, linear_only};
+use crate::target::Target;
+use crate::{Error, LoraConfig, init};
+
+/// LoRA at one linear site: `A: [R,K]`, `B: [O,R]`.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// `A`, random at the start.
+    pub a: ParamId,
+    /// `B`, zero at the start: training begins at the base model.
+    pub b: ParamId,
+    /// Rank.
+    pub r: usize,
+    /// `alpha / r`.
+    pub scaling: f32,
+    /// Probability of zeroing a number of the input.
+    pub dropout: f32,
+    /// Names this site's random numbers.
+    pub stream: u64,
+}
+
+impl Adapter for Lora {
+    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32) -> Vec<Tensor> {
+        base.forward(scope, x, y, beta);
+        let x = scope.dropout(x, self.dropout, self.stream);
+        let mut u = scope.alloc(x.rows(), self.r);
+        scope.gemm(1.0, x.mat(), scope.param(self.a).t(), 0.0, u.mat_mut());
+        scope.gemm(self.scaling, u.mat(), scope.param(self.b).t(), 1.0, y.mat_mut());
+        vec![u]
+    }
+
+    /// With `u = x A^T`: `du = s dy B`, `dB += s dy^T u`, `dA += du^T x`, `dx += dy W0 + du A`.
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        grads: &mut Grads,
+        x: &Tensor,
+        dy: &Tensor,
+        saved: Vec<Tensor>,
+        dx: Option<&mut Accumulator>,
+    ) {
+        let (u, x) = (&saved[0], scope.dropout(x, self.dropout, self.stream));
+        let mut du = scope.alloc(u.rows(), self.r);
+        scope.gemm(self.scaling, dy.mat(), scope.param(self.b), 0.0, du.mat_mut());
+        scope.gemm(self.scaling, dy.mat().t(), u.mat(), 1.0, grads.mat_mut(self.b));
+        if grads.wants(self.a) {
+            scope.gemm(1.0, du.mat().t(), x.mat(), 1.0, grads.mat_mut(self.a));
+        }
+        let Some(dx) = dx else { return };
+        base.backward(scope, dy, dx);
+        if scope.drops(self.dropout) {
+            let mut dropped = scope.alloc(x.rows(), x.cols());
+            scope.gemm(1.0, du.mat(), scope.param(self.a), 0.0, dropped.mat_mut());
+            scope.dropout_backward(&mut dx.tensor, &dropped, self.dropout, self.stream, true);
+        } else {
+            scope.gemm(1.0, du.mat(), scope.param(self.a), 1.0, dx.tensor.mat_mut());
+        }
+    }
+
+    fn add(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
+        let mut u = scope.alloc(x.rows(), self.r);
+        scope.gemm(1.0, x.mat(), scope.param(self.a).t(), 0.0, u.mat_mut());
+        scope.gemm(weight * self.scaling, u.mat(), scope.param(self.b).t(), 1.0, y.mat_mut());
+    }
+}
+
+impl Lora {
+    /// LoRA at `target` of `sites`, its parameters added to `params`.
+    ///
+    /// # Errors
+    /// Where the site is no linear layer.
+    pub fn plan(
+        config: &LoraConfig,
+        target: &Target,
+        site: &Site,
+        params: &mut Params,
+    ) -> Result<Self, Error> {
+        linear_only(site)?;
+        let (r, k, o) = (target.r, site.in_features, site.out_features);
+        Ok(Self {
+            a: params.push(format!("{}.lora_A.weight", site.path), r, k, Vec::new()),
+            b: params.push(format!("{}.lora_B.weight", site.path), o, r, Vec::new()),
+            r,
+            scaling: config.scaling(r, target.alpha),
+            dropout: config.lora_dropout,
+            stream: target.site as u64,
+        })
+    }
+
+    /// `s B A`.
+    pub fn change<'a>(&self, params: &'a Params) -> LowRank<'a> {
+        LowRank {
+            a: &params.get(self.a).value,
+            b: &params.get(self.b).value,
+            r: self.r,
+            scaling: self.scaling,
+        }
+    }
+}
+
+impl Variant for Lora {
+    fn rank(&self) -> Option<usize> {
+        Some(self.r)
+    }
+
+    fn scaling(&self) -> Option<f32> {
+        Some(self.scaling)
+    }
+
+    fn params(&self) -> Vec<ParamId> {
+        vec![self.a, self.b]
+    }
+
+    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        params.get_mut(self.a).value = init::kaiming(self.r, start.site.in_features, start.seed, start.stream);
+        params.get_mut(self.b).value = vec![0.0; start.site.out_features * self.r];
+        Ok(())
+    }
+
+    fn delta_norm(&self, params: &Params) -> Option<f64> {
+        Some(self.change(params).norm())
+    }
+
+    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.change(params).add_rows(at.site, 1.0, at.rows.clone(), w);
+        Ok(())
+    }
+
+    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.change(params).add_rows(at.site, -1.0, at.rows.clone(), w);
+        Ok(())
+    }
+}
+
+/// `peft_type` LORA.
+pub struct Method;
+
+impl super::Method for Method {
+    fn peft_type(&self) -> &'static str {
+        "LORA"
+    }
+
+    fn check(&self, config: &LoraConfig) -> Result<(), Error> {
+        config.check_lora()
+    }
+
+    fn attach(
+        &self,
+        config: &LoraConfig,
+        targets: &[Target],
+        sites: &[Site],
+        params: &mut Params,
+    ) -> Result<Vec<Arc<dyn Variant>>, Error> {
+        let plan = |target: &Target| {
+            let lora = Lora::plan(config, target, &sites[target.site], params)?;
+            Ok(Arc::new(lora) as Arc<dyn Variant>)
+        };
+        targets.iter().map(plan).collect()
+    }
+
+    fn suffixes(&self) -> &'static [&'static str] {
+        &["lora_A.weight", "lora_B.weight"]
+    }
+
+    fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
+        let (a, b) = (shape("lora_A.weight")?, shape("lora_B.weight")?);
+        (a.len() == 2 && b.len() == 2).then(|| (a[1], b[0]))
+    }
+}
