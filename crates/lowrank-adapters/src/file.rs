@@ -82,14 +82,21 @@ impl AdapterSet {
         let tensors = read_tensors(&path)?;
         let module = |name: &'_ str| {
             let name = name.strip_prefix(PREFIX)?;
-            method.suffixes().iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.')).map(str::to_owned)
+            method
+                .suffixes()
+                .iter()
+                .find_map(|end| name.strip_suffix(end)?.strip_suffix('.'))
+                .map(str::to_owned)
         };
         let modules: BTreeSet<String> = tensors.keys().filter_map(|name| module(name)).collect();
         let site = |module: String| {
             let shape = |end: &str| tensors.get(&format!("{PREFIX}{module}.{end}")).map(|(s, _)| s.clone());
             let (in_features, out_features) = method.features(&shape).ok_or_else(|| {
                 let wanted = method.suffixes().join(", ");
-                Error::file(&path, format!("the tensors of {module} do not fit together; there may be {wanted}"))
+                Error::file(
+                    &path,
+                    format!("the tensors of {module} do not fit together; there may be {wanted}"),
+                )
             })?;
             Ok(Site { path: module, kind: SiteKind::Linear, in_features, out_features })
         };

@@ -80,7 +80,7 @@ impl BaseWeights for Session {
         out: &mut [f32],
     ) -> Result<(), lowrank_adapters::Error> {
         let name = format!("{path}.weight");
-        let head = self.model.head();
+        let head = &self.model.head().linear;
         if !self.base.tensors.contains(&name) && self.sites()[head.site.0].path == path {
             // Tied to the embedding, the head has no tensor of its own.
             let cols = head.weight.cols();

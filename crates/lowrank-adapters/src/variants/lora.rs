@@ -27,7 +27,14 @@ pub struct Lora {
 }
 
 impl Adapter for Lora {
-    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32) -> Vec<Tensor> {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
         base.forward(scope, x, y, beta);
         let x = scope.dropout(x, self.dropout, self.stream);
         let mut u = scope.alloc(x.rows(), self.r);
@@ -120,7 +127,8 @@ impl Variant for Lora {
     }
 
     fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
-        params.get_mut(self.a).value = init::kaiming(self.r, start.site.in_features, start.seed, start.stream);
+        params.get_mut(self.a).value =
+            init::kaiming(self.r, start.site.in_features, start.seed, start.stream);
         params.get_mut(self.b).value = vec![0.0; start.site.out_features * self.r];
         Ok(())
     }

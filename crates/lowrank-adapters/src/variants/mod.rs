@@ -187,7 +187,10 @@ pub fn method(config: &LoraConfig) -> Result<&'static dyn Method, Error> {
 /// Refuses a site that is no linear layer.
 fn linear_only(site: &Site) -> Result<(), Error> {
     if site.kind == SiteKind::Embedding {
-        return Err(Error::Config(format!("{} is an embedding; only linear layers can be adapted", site.path)));
+        return Err(Error::Config(format!(
+            "{} is an embedding; only linear layers can be adapted",
+            site.path
+        )));
     }
     Ok(())
 }

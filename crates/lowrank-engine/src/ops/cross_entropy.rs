@@ -87,14 +87,14 @@ impl<'m> Tape<'m> {
             let n = chunk.len();
             let mut x = device.alloc(n, d);
             let mut logits = device.alloc(n, vocab);
-            device.run(2 * n * d * vocab, || {
-                gather(x.data_mut(), h.tensor.data(), chunk, d);
-                kernels::linear(logits.data_mut(), x.data(), &head.weight.view(), n, 0.0);
-                if let Some(bias) = &head.bias {
-                    kernels::add_bias(logits.data_mut(), bias, n, vocab);
+            device.run(0, || gather(x.data_mut(), h.tensor.data(), chunk, d));
+            let saved = match adapter {
+                Some(adapter) => Some(adapter.forward(&self.scope, head, &x, &mut logits, 0.0)),
+                None => {
+                    head.forward(&self.scope, &x, &mut logits, 0.0);
+                    None
                 }
-            });
-            let saved = adapter.map(|a| a.forward(&self.scope, &x, &mut logits));
+            };
             device.run(0, || {
                 let targets: Vec<u32> = chunk.iter().map(|l| l.target).collect();
                 if !wants {
@@ -112,14 +112,13 @@ impl<'m> Tape<'m> {
             let dx = match (adapter, saved) {
                 (Some(adapter), Some(saved)) => {
                     let mut dx = Accumulator::fresh(device.alloc(n, d));
-                    let beta = dx.beta();
-                    self.head_backward(head, &mut dx.tensor, &logits, beta);
-                    adapter.backward(&self.scope, grads, &x, &logits, saved, Some(&mut dx));
+                    adapter.backward(&self.scope, head, grads, &x, &logits, saved, Some(&mut dx));
                     dx.tensor
                 }
                 _ => {
-                    self.head_backward(head, &mut x, &logits, 0.0);
-                    x
+                    let mut dx = Accumulator::fresh(x);
+                    head.backward(&self.scope, &logits, &mut dx);
+                    dx.tensor
                 }
             };
             device.run(0, || scatter(dh.data_mut(), dx.data(), chunk, d));
@@ -128,13 +127,6 @@ impl<'m> Tape<'m> {
             self.seed(h, dh);
         }
         scores
-    }
-
-    fn head_backward(&self, head: &Linear, dx: &mut Tensor, dlogits: &Tensor, beta: f32) {
-        let (n, d, vocab) = (dx.rows(), dx.cols(), dlogits.cols());
-        self.scope.device.run(2 * n * d * vocab, || {
-            kernels::linear_backward(dx.data_mut(), dlogits.data(), &head.weight.view(), n, beta);
-        });
     }
 
     /// `h[rows]`, for the few rows whose logits are wanted.
