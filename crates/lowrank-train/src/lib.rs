@@ -11,6 +11,7 @@ mod error;
 mod evaluate;
 pub mod log;
 pub mod memory;
+pub mod nlg;
 pub mod pack;
 pub mod schedule;
 mod step;
