@@ -28,7 +28,8 @@ fn totals(segments: &[Segment], prepare: impl Fn(&str) -> String) -> Totals {
         totals.reference_words += closest_length(hypothesis.len(), &references);
         for n in 1..=ORDERS {
             totals.grams[n - 1] += (hypothesis.len() + 1).saturating_sub(n);
-            totals.hits[n - 1] += clipped(&hypothesis, &references, n).iter().map(|(_, hits)| hits).sum::<usize>();
+            totals.hits[n - 1] +=
+                clipped(&hypothesis, &references, n).iter().map(|(_, hits)| hits).sum::<usize>();
         }
     }
     totals

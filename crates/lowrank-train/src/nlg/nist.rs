@@ -19,10 +19,8 @@ const ORDERS: usize = 5;
 /// Corpus NIST, from 0 up.
 pub fn nist(segments: &[Segment]) -> f64 {
     let words = |text: &String| words_13a(&text.to_lowercase());
-    let corpus: Vec<(Vec<String>, Vec<Vec<String>>)> = segments
-        .iter()
-        .map(|s| (words(&s.hypothesis), s.references.iter().map(words).collect()))
-        .collect();
+    let corpus: Vec<(Vec<String>, Vec<Vec<String>>)> =
+        segments.iter().map(|s| (words(&s.hypothesis), s.references.iter().map(words).collect())).collect();
     let mut counts: HashMap<&[String], usize> = HashMap::new();
     let mut reference_length = 0.0;
     for (_, references) in &corpus {

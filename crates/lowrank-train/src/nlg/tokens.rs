@@ -44,9 +44,8 @@ static TOKEN_PTB: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// English contractions: what stands before the mark and what goes with it.
-static CONTRACTION: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"^(.+?)(n['’]t|['’](?:s|re|ve|ll|d|m))$").expect("a fixed expression")
-});
+static CONTRACTION: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"^(.+?)(n['’]t|['’](?:s|re|ve|ll|d|m))$").expect("a fixed expression"));
 
 /// Tokens that COCO's caption evaluation leaves out.
 const PUNCTUATION: [&str; 13] = ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"];
