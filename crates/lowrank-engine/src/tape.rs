@@ -145,6 +145,11 @@ impl<'m> Tape<'m> {
         Self { cache: Some(cache), ..Self::new(scope, adapters, Record::Nothing) }
     }
 
+    /// Whether a backward pass will follow.
+    pub fn records(&self) -> bool {
+        self.record != Record::Nothing
+    }
+
     /// A new number for an output, where `needed`.
     pub(crate) fn id(&mut self, needed: bool) -> Option<VarId> {
         needed.then(|| {

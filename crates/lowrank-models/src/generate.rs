@@ -2,9 +2,10 @@
 
 use std::cell::RefCell;
 
-use lowrank_engine::{ActiveAdapters, Device, KvCache, Params, Scope, Segment, Tape, kernels};
+use lowrank_engine::{ActiveAdapters, Device, KvCache, LmHead, Params, Scope, Segment, Tape, kernels};
 
 use crate::model::{Model, TokenBatch};
+use crate::{Error, Result};
 
 /// Tokens that one forward pass of the prefill takes: enough for full speed, little memory.
 const PREFILL: usize = 512;
@@ -37,6 +38,7 @@ impl Default for Sampling {
 /// A sequence that grows: the tokens so far and their keys and values.
 pub struct Generator<'m> {
     model: &'m dyn Model,
+    head: &'m LmHead,
     device: &'m Device,
     params: &'m Params,
     adapters: &'m ActiveAdapters,
@@ -46,14 +48,21 @@ pub struct Generator<'m> {
 
 impl<'m> Generator<'m> {
     /// An empty sequence on `model` with the adapters `adapters` (with numbers in `params`).
+    ///
+    /// # Errors
+    /// Where the model has no language-model head.
     pub fn new(
         model: &'m dyn Model,
         device: &'m Device,
         params: &'m Params,
         adapters: &'m ActiveAdapters,
-    ) -> Self {
+    ) -> Result<Self> {
+        let Some(head) = model.lm_head() else {
+            let what = format!("the model has {} and cannot generate text", model.head().name());
+            return Err(Error::Config(what));
+        };
         let cache = RefCell::new(KvCache::new(device, 0, &model.kv_widths()));
-        Self { model, device, params, adapters, cache, tokens: Vec::new() }
+        Ok(Self { model, head, device, params, adapters, cache, tokens: Vec::new() })
     }
 
     /// The tokens so far.
@@ -91,13 +100,19 @@ impl<'m> Generator<'m> {
         let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..start + n }];
         let scope = Scope { device: self.device, params: self.params, dropout: None };
         let mut tape = Tape::with_cache(scope, self.adapters, &self.cache);
-        let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
+        let batch = TokenBatch {
+            tokens,
+            positions: &positions,
+            lengths: &lengths,
+            token_types: &[],
+            segments: &segments,
+        };
         let h = self.model.hidden(&mut tape, &batch);
         if !wants_logits {
             return Vec::new();
         }
         let last = tape.select_rows(&h, &[n - 1]);
-        tape.logits(self.model.head(), &last).data().to_vec()
+        tape.logits(self.head, &last).data().to_vec()
     }
 
     /// Chooses the token that follows, given its logits.

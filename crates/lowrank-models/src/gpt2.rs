@@ -2,12 +2,14 @@
 //! weights stored transposed. `transformers/models/gpt2` is followed.
 
 use lowrank_engine::{
-    Activation, Attention, AttentionShape, Embedding, LayerNorm, Linear, LmHead, Segment, Site, Tape, Var,
+    Activation, Attention, AttentionShape, Embedding, LayerNorm, Linear, Segment, Site, Tape, Var,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::activation::activation;
 use crate::files::Tensors;
+use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{Model, TokenBatch};
 use crate::{Error, Result};
@@ -63,22 +65,6 @@ impl Config {
         Ok(c)
     }
 
-    fn activation(&self) -> Result<Activation> {
-        Ok(match self.activation_function.as_str() {
-            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            "gelu" => Activation::Gelu,
-            "quick_gelu" => Activation::QuickGelu,
-            "relu" => Activation::Relu,
-            "silu" | "swish" => Activation::Silu,
-            "tanh" => Activation::Tanh,
-            other => {
-                let known = "gelu_new, gelu_pytorch_tanh, gelu, quick_gelu, relu, silu, swish, tanh";
-                let what = format!("activation_function {other:?} is not known; known are {known}");
-                return Err(Error::Config(format!("config.json: {what}")));
-            }
-        })
-    }
-
     fn attention(&self, layer: usize) -> AttentionShape {
         let head_dim = self.n_embd / self.n_head;
         let mut scale = if self.scale_attn_weights { 1.0 / (head_dim as f32).sqrt() } else { 1.0 };
@@ -96,7 +82,7 @@ pub struct Gpt2 {
     positions: Embedding,
     layers: Vec<Layer>,
     norm: LayerNorm,
-    head: LmHead,
+    head: Head,
     sites: Vec<Site>,
     width: usize,
 }
@@ -119,7 +105,8 @@ impl Gpt2 {
     /// Where a field of the configuration or a tensor is missing or wrong.
     pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
         let c = Config::parse(config)?;
-        let (d, eps, activation) = (c.n_embd, c.layer_norm_epsilon, c.activation()?);
+        let (d, eps, activation) =
+            (c.n_embd, c.layer_norm_epsilon, activation("activation_function", &c.activation_function)?);
         let mut l = Loader::new(tensors);
         let token_table = l.embedding("transformer.wte", c.vocab_size, d)?;
         let position_table = l.embedding("transformer.wpe", c.n_positions, d)?;
@@ -141,7 +128,7 @@ impl Gpt2 {
         }
         let norm = l.layer_norm("transformer.ln_f", d, eps)?;
         let tied = c.tie_word_embeddings.then_some(&token_table);
-        let head = l.head("lm_head", tied, d, c.vocab_size)?;
+        let head = Head::Language(l.head("lm_head", tied, d, c.vocab_size)?);
         let sites = l.into_sites();
         Ok(Self { tokens: token_table, positions: position_table, layers, norm, head, sites, width: d })
     }
@@ -186,8 +173,20 @@ impl Model for Gpt2 {
         tape.layer_norm(&self.norm, &x)
     }
 
-    fn head(&self) -> &LmHead {
+    fn head(&self) -> &Head {
         &self.head
+    }
+
+    fn head_layout(&self) -> HeadLayout {
+        HeadLayout { token_output: "classifier", ..HeadLayout::DECODER }
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn vocab(&self) -> usize {
+        self.tokens.weight.rows()
     }
 
     fn sites(&self) -> &[Site] {

@@ -4,6 +4,10 @@
 //! on: [`files::Base`] gives the configuration in `config.json`'s words and every tensor under its
 //! Hugging Face name, read in place from the memory-mapped file.
 
+mod activation;
+mod bert;
+mod distilbert;
+mod encoder;
 mod error;
 mod generate;
 mod gpt2;
@@ -14,6 +18,7 @@ mod rope;
 
 pub mod chat;
 pub mod files;
+pub mod heads;
 pub mod hub;
 pub mod tokenizer;
 
@@ -21,6 +26,7 @@ pub use chat::{ChatTemplate, Message};
 pub use error::{Error, Result};
 pub use files::{Base, GenerationConfig, Tensors};
 pub use generate::{Generator, Sampling};
+pub use heads::{ClassHead, Head, HeadKind, load_for};
 pub use loader::Loader;
 pub use model::{Model, TokenBatch, load};
 pub use tokenizer::{StreamDecoder, Tokenizer};

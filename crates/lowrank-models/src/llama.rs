@@ -2,12 +2,13 @@
 //! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
 
 use lowrank_engine::{
-    Activation, Attention, AttentionShape, Embedding, Linear, LmHead, RmsNorm, Rope, Segment, Site, Tape, Var,
+    Activation, Attention, AttentionShape, Embedding, Linear, RmsNorm, Rope, Segment, Site, Tape, Var,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::files::Tensors;
+use crate::heads::Head;
 use crate::loader::Loader;
 use crate::model::{Model, TokenBatch};
 use crate::rope::{RopeScaling, RopeTable};
@@ -108,7 +109,7 @@ pub struct Llama {
     embed: Embedding,
     layers: Vec<Layer>,
     norm: RmsNorm,
-    head: LmHead,
+    head: Head,
     rope: RopeTable,
     sites: Vec<Site>,
     max_positions: usize,
@@ -175,7 +176,7 @@ impl Llama {
         }
         let norm = l.rms_norm("model.norm", d, c.rms_norm_eps)?;
         let tied = (c.tie_word_embeddings || !l.has("lm_head")).then_some(&embed);
-        let head = l.head("lm_head", tied, d, c.vocab_size)?;
+        let head = Head::Language(l.head("lm_head", tied, d, c.vocab_size)?);
         let mut rope = c.rope()?;
         if tensors.contains("rope_freqs") {
             rope.divide(&tensors.vector("rope_freqs")?);
@@ -228,8 +229,16 @@ impl Model for Llama {
         tape.rms_norm(&self.norm, &x)
     }
 
-    fn head(&self) -> &LmHead {
+    fn head(&self) -> &Head {
         &self.head
+    }
+
+    fn width(&self) -> usize {
+        self.embed.weight.cols()
+    }
+
+    fn vocab(&self) -> usize {
+        self.embed.weight.rows()
     }
 
     fn sites(&self) -> &[Site] {

@@ -17,6 +17,11 @@ impl<'a> Loader<'a> {
         Self { tensors, sites: Vec::new() }
     }
 
+    /// A loader that goes on where another ended, at its sites.
+    pub fn continued(tensors: &'a Tensors, sites: Vec<Site>) -> Self {
+        Self { tensors, sites }
+    }
+
     /// The sites of all layers that were made.
     pub fn into_sites(self) -> Vec<Site> {
         self.sites
@@ -25,6 +30,11 @@ impl<'a> Loader<'a> {
     /// Whether the file has `path.weight`.
     pub fn has(&self, path: &str) -> bool {
         self.tensors.contains(&format!("{path}.weight"))
+    }
+
+    /// Whether the file has `path.weight` and its shape is `[outputs, inputs]`.
+    pub fn fits(&self, path: &str, inputs: usize, outputs: usize) -> bool {
+        self.tensors.shape(&format!("{path}.weight")) == Some(&[outputs, inputs][..])
     }
 
     /// A linear layer `W: [out,in]` with, where asked, its bias.
@@ -99,14 +109,14 @@ impl<'a> Loader<'a> {
         Ok(LayerNorm { weight, bias, eps })
     }
 
-    fn matrix(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
+    pub(crate) fn matrix(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
         let name = format!("{path}.weight");
         let weight = self.tensors.weight(&name)?;
         self.expect(&name, &[weight.rows(), weight.cols()], &[rows, cols])?;
         Ok(weight)
     }
 
-    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let vector = self.tensors.vector(name)?;
         self.expect(name, &[vector.len()], &[len])?;
         Ok(vector)
@@ -120,7 +130,13 @@ impl<'a> Loader<'a> {
         Err(Error::tensor(file, name, format!("its shape is {have:?}; the configuration asks for {want:?}")))
     }
 
-    fn site(&mut self, path: &str, kind: SiteKind, in_features: usize, out_features: usize) -> SiteId {
+    pub(crate) fn site(
+        &mut self,
+        path: &str,
+        kind: SiteKind,
+        in_features: usize,
+        out_features: usize,
+    ) -> SiteId {
         self.sites.push(Site { path: path.to_owned(), kind, in_features, out_features });
         SiteId(self.sites.len() - 1)
     }

@@ -3,8 +3,11 @@
 use lowrank_engine::{LmHead, Segment, Site, Tape, Var};
 use serde_json::Value;
 
+use crate::bert::Bert;
+use crate::distilbert::DistilBert;
 use crate::files::Tensors;
 use crate::gpt2::Gpt2;
+use crate::heads::{Head, HeadLayout};
 use crate::llama::Llama;
 use crate::{Error, Result};
 
@@ -16,7 +19,9 @@ pub struct TokenBatch<'a> {
     pub positions: &'a [u32],
     /// Tokens of the whole sequence each row belongs to, `[N]`: only dynamic rope reads it.
     pub lengths: &'a [u32],
-    /// Who attends to whom.
+    /// Type of each row (BERT: 0 for the first text of a pair, 1 for the second), `[N]`; empty where all are 0.
+    pub token_types: &'a [u32],
+    /// Who attends to whom. In an encoder every row of a segment sees all of it, before and after.
     pub segments: &'a [Segment],
 }
 
@@ -25,14 +30,47 @@ pub trait Model: Send + Sync {
     /// The hidden states after the last norm, `[N,D]`.
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m>;
 
-    /// The language-model head, `[V,D]`.
-    fn head(&self) -> &LmHead;
+    /// What the hidden states are for. A model loaded as it is has its language-model head, an encoder none;
+    /// [`crate::heads::load_for`] gives it another.
+    fn head(&self) -> &Head;
+
+    /// The language-model head, `[V,D]`, where it has one.
+    fn lm_head(&self) -> Option<&LmHead> {
+        match self.head() {
+            Head::Language(head) => Some(head),
+            _ => None,
+        }
+    }
+
+    /// Paths of layers that no file holds numbers for: those of a new head.
+    fn fresh(&self) -> &[String] {
+        &[]
+    }
+
+    /// Where transformers puts the heads of this architecture.
+    fn head_layout(&self) -> HeadLayout {
+        HeadLayout::DECODER
+    }
+
+    /// Whether every token sees the whole text. Then a batch holds every token of a text, prompts are not shared
+    /// and there is no cache: it cannot generate.
+    fn is_encoder(&self) -> bool {
+        false
+    }
 
     /// Every place an adapter can attach to.
     fn sites(&self) -> &[Site];
 
-    /// Width of keys (and values) of each layer, for the cache.
-    fn kv_widths(&self) -> Vec<usize>;
+    /// Width `D` of the hidden states.
+    fn width(&self) -> usize;
+
+    /// Size `V` of the vocabulary.
+    fn vocab(&self) -> usize;
+
+    /// Width of keys (and values) of each layer, for the cache; none where the model does not generate.
+    fn kv_widths(&self) -> Vec<usize> {
+        Vec::new()
+    }
 
     /// Longest sequence it was made for.
     fn max_positions(&self) -> usize;
@@ -44,22 +82,21 @@ pub trait Model: Send + Sync {
 
     /// Names of the modules that get an adapter where nobody says which: PEFT's choice.
     fn default_targets(&self) -> &'static [&'static str];
-
-    /// Size of the vocabulary.
-    fn vocab(&self) -> usize {
-        self.head().vocab()
-    }
 }
 
 type Build = fn(&Value, &Tensors) -> Result<Box<dyn Model>>;
 
 /// `model_type` of a configuration, the name that tensors begin with, and what builds the model.
-const ARCHITECTURES: [(&str, &str, Build); 5] = [
+const ARCHITECTURES: [(&str, &str, Build); 9] = [
+    ("bert", "bert", |c, t| Ok(Box::new(Bert::load(c, t)?))),
+    ("distilbert", "distilbert", |c, t| Ok(Box::new(DistilBert::load(c, t)?))),
     ("gpt2", "transformer", |c, t| Ok(Box::new(Gpt2::load(c, t)?))),
     ("llama", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
     ("mistral", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
     ("qwen2", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
     ("qwen3", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
+    ("roberta", "roberta", |c, t| Ok(Box::new(Bert::load(c, t)?))),
+    ("xlm-roberta", "roberta", |c, t| Ok(Box::new(Bert::load(c, t)?))),
 ];
 
 /// What the names of a model's tensors begin with, all but the head's. Files of a model without head lack it.

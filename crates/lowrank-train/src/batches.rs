@@ -215,6 +215,7 @@ mod tests {
             loss_mask: vec![false, false, true],
             prompt_len: 2,
             id: ExampleId { file: "x".into(), line: i as u64 + 1 },
+            ..Example::default()
         };
         prompts.iter().enumerate().map(example).collect()
     }

@@ -12,6 +12,7 @@ mod evaluate;
 pub mod log;
 pub mod memory;
 pub mod nlg;
+mod objective;
 pub mod pack;
 pub mod schedule;
 mod step;
@@ -19,9 +20,12 @@ mod trainer;
 
 pub use batches::{BatchOptions, Batches, Step};
 pub use checkpoint::RunState;
-pub use data::{DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Message, Template};
+pub use data::{
+    DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Message, Target, Template,
+};
 pub use error::Error;
 pub use evaluate::{Evaluation, evaluate};
+pub use objective::Scores;
 pub use pack::{PackedBatch, pack};
 pub use schedule::{LrScheduler, Schedule};
 pub use step::{Outcome, StepOptions, Stepper};

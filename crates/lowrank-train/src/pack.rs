@@ -6,7 +6,7 @@ use std::ops::Range;
 use lowrank_engine::Label;
 use lowrank_kernels::Segment;
 
-use crate::{Example, ExampleId};
+use crate::{Example, ExampleId, Target};
 
 /// A batch as one run of `N` tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +15,8 @@ pub struct PackedBatch {
     pub tokens: Vec<u32>,
     /// `[N]` position of each token in its example, from 0.
     pub positions: Vec<u32>,
+    /// `[N]` type of each token; empty where all are 0.
+    pub token_types: Vec<u32>,
     /// `[N]` tokens of the whole example that a row belongs to (of the longest, for a shared prompt).
     pub lengths: Vec<u32>,
     /// What each row attends to. The rows of the segments are disjoint and cover the batch.
@@ -22,6 +24,10 @@ pub struct PackedBatch {
     /// In the order of the examples. The completions of a shared prompt all begin after its last row,
     /// so several labels may name that row.
     pub labels: Vec<Label>,
+    /// The number that each label asks for, in place of a class; empty where classes are asked for.
+    pub values: Vec<f32>,
+    /// Pairs of texts that belong together: segments `2i` and `2i + 1`.
+    pub pairs: usize,
     /// Number of examples.
     pub examples: usize,
     /// Tokens in the examples, each counted whole and on its own.
@@ -34,21 +40,26 @@ pub struct PackedBatch {
 
 /// Lays out examples one after the other.
 ///
-/// Row `i` of an example predicts its token `i + 1`; rows after the last that a label reads are not
-/// there at all (the last token of an example is never an input). With `share_prefix`, examples
+/// For [`Target::Next`], row `i` of an example predicts its token `i + 1`; rows after the last that a label reads
+/// are not there at all (the last token of an example is never an input). With `share_prefix`, examples
 /// whose prompts `tokens[..prompt_len]` are equal read one copy of it: a segment for the prompt,
 /// then one for each completion, which has the prompt as its prefix and positions from `prompt_len`
-/// on. Losses and gradients are those of the batch without sharing.
+/// on. Losses and gradients are those of the batch without sharing. Examples with other targets are there whole,
+/// and stand alone.
 ///
 /// # Panics
-/// Where a prompt is longer than its example, or the batch has more than `u32::MAX` rows.
+/// Where a prompt is longer than its example, tokens are still to be hidden, or the batch has more than `u32::MAX`
+/// rows.
 pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
     let mut batch = PackedBatch {
         tokens: Vec::new(),
         positions: Vec::new(),
+        token_types: Vec::new(),
         lengths: Vec::new(),
         segments: Vec::new(),
         labels: Vec::new(),
+        values: Vec::new(),
+        pairs: 0,
         examples: examples.len(),
         real_tokens: examples.iter().map(|e| e.tokens.len()).sum(),
         ids: examples.iter().map(|e| e.id.clone()).collect(),
@@ -59,6 +70,10 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
     for group in groups(examples, share_prefix) {
         let first = examples[group[0]];
         if let [only] = group[..] {
+            if first.target != Target::Next {
+                batch.whole(first);
+                continue;
+            }
             rows[only].1 = batch.segment(&first.tokens[..inputs(first)], 0, 0..0, first.tokens.len());
             continue;
         }
@@ -76,7 +91,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
             rows[member] = (prompt.clone(), own);
         }
     }
-    for (example, (prompt, own)) in examples.iter().zip(rows) {
+    for (example, (prompt, own)) in examples.iter().zip(rows).filter(|(e, _)| e.target == Target::Next) {
         for target in targets(example) {
             let input = target - 1;
             let row = match input.checked_sub(prompt.len()) {
@@ -95,6 +110,45 @@ impl PackedBatch {
     /// `N`.
     pub fn rows(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// Losses that the batch gives: the loss of a step is the mean over those of its batches.
+    pub fn targets(&self) -> usize {
+        self.labels.len() + self.pairs
+    }
+
+    /// Appends an example that is not for next-token prediction.
+    fn whole(&mut self, example: &Example) {
+        let start = self.tokens.len();
+        let (tokens, length) = (&example.tokens, example.tokens.len());
+        match &example.target {
+            Target::Pair(first) => {
+                self.segment(&tokens[..*first], 0, 0..0, *first);
+                self.segment(&tokens[*first..], 0, 0..0, length - first);
+                self.pairs += 1;
+            }
+            _ => {
+                self.segment(tokens, 0, 0..0, length);
+            }
+        }
+        if !example.token_types.is_empty() {
+            self.token_types.resize(start, 0);
+            self.token_types.extend(&example.token_types);
+        } else if !self.token_types.is_empty() {
+            self.token_types.resize(start + length, 0);
+        }
+        let row = |at: u32| u32::try_from(start).expect("a batch has fewer than 2^32 rows") + at;
+        match &example.target {
+            Target::Classes(labels) => {
+                self.labels.extend(labels.iter().map(|l| Label { row: row(l.row), target: l.target }));
+            }
+            Target::Value { row: at, value } => {
+                self.labels.push(Label { row: row(*at), target: 0 });
+                self.values.push(*value);
+            }
+            Target::Masked => panic!("tokens are hidden before a batch is packed"),
+            Target::Next | Target::Pair(_) => {}
+        }
     }
 
     /// Appends a segment and gives its rows. One without tokens leaves no trace.
@@ -134,7 +188,11 @@ fn groups(examples: &[&Example], share_prefix: bool) -> Vec<Vec<usize>> {
     let mut seen: HashMap<&[u32], usize> = HashMap::new();
     for (i, example) in examples.iter().enumerate() {
         let prompt = &example.tokens[..example.prompt_len];
-        if !share_prefix || prompt.is_empty() || inputs(example) < prompt.len() {
+        if !share_prefix
+            || example.target != Target::Next
+            || prompt.is_empty()
+            || inputs(example) < prompt.len()
+        {
             groups.push(vec![i]);
             continue;
         }

@@ -1,9 +1,10 @@
 //! One optimiser step, the same code for training and for planning.
 
 use lowrank_adapters::AdapterSet;
-use lowrank_engine::{AdamW, Device, DropoutKey, Grads, Record, Scope, Scores, Tape};
+use lowrank_engine::{AdamW, Device, DropoutKey, Grads, Record, Scope, Tape};
 use lowrank_models::{Model, TokenBatch};
 
+use crate::objective::{self, Scores};
 use crate::{Error, PackedBatch};
 
 /// What a step needs to know besides its batches.
@@ -65,7 +66,7 @@ impl<'m> Stepper<'m> {
     /// Where the loss or its gradient is no finite number.
     pub fn gradients(&mut self, micro_batches: &[PackedBatch]) -> Result<Outcome, Error> {
         self.grads.clear();
-        let labels: usize = micro_batches.iter().map(|b| b.labels.len()).sum();
+        let labels: usize = micro_batches.iter().map(PackedBatch::targets).sum();
         let mut loss = 0.0;
         for (i, batch) in micro_batches.iter().enumerate() {
             let pass = (self.optimizer.step << 16) | i as u64;
@@ -109,8 +110,7 @@ impl<'m> Stepper<'m> {
         let scope = Scope { device: &self.device, params: &self.adapters.params, dropout };
         let mut tape = Tape::new(scope, &self.adapters.active, record);
         let h = self.model.hidden(&mut tape, &token_batch(batch));
-        let scores = tape.cross_entropy(self.model.head(), &h, &batch.labels, scale, &mut self.grads);
-        drop(h);
+        let scores = objective::score(&mut tape, self.model.head(), h, batch, scale, &mut self.grads);
         tape.backward(&mut self.grads);
         scores
     }
@@ -120,11 +120,11 @@ impl<'m> Stepper<'m> {
         let scope = Scope { device: &self.device, params: &self.adapters.params, dropout: None };
         let mut tape = Tape::new(scope, &self.adapters.active, Record::Nothing);
         let h = self.model.hidden(&mut tape, &token_batch(batch));
-        tape.cross_entropy(self.model.head(), &h, &batch.labels, 1.0, &mut Grads::default())
+        objective::score(&mut tape, self.model.head(), h, batch, 1.0, &mut Grads::default())
     }
 }
 
 fn token_batch(batch: &PackedBatch) -> TokenBatch<'_> {
-    let PackedBatch { tokens, positions, lengths, segments, .. } = batch;
-    TokenBatch { tokens, positions, lengths, segments }
+    let PackedBatch { tokens, positions, lengths, token_types, segments, .. } = batch;
+    TokenBatch { tokens, positions, lengths, token_types, segments }
 }

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 fn example(prompt: &[u32], rest: &[(u32, bool)]) -> Example {
     let tokens: Vec<u32> = prompt.iter().copied().chain(rest.iter().map(|r| r.0)).collect();
     let loss_mask = prompt.iter().map(|_| false).chain(rest.iter().map(|r| r.1)).collect();
-    Example { tokens, loss_mask, prompt_len: prompt.len(), id: ExampleId { file: "x".into(), line: 1 } }
+    let id = ExampleId { file: "x".into(), line: 1 };
+    Example { tokens, loss_mask, prompt_len: prompt.len(), id, ..Example::default() }
 }
 
 /// What the labels of examples mean: everything before the target, and the target.

@@ -17,7 +17,7 @@ fn main() -> lowrank::Result<()> {
     let adapters = session.adapter((adapter != "-").then_some(Path::new(adapter)))?;
     let ids = session.tokenizer()?.encode(text)?;
     let device = Device::cpu();
-    let mut generator = Generator::new(&*session.model, &device, &adapters.params, &adapters.active);
+    let mut generator = Generator::new(&*session.model, &device, &adapters.params, &adapters.active)?;
     let logits: Vec<Vec<f32>> = ids.iter().map(|id| generator.feed(&[*id])).collect();
     println!("{}", serde_json::json!({ "cases": [{ "ids": ids, "logits": logits }] }));
     Ok(())

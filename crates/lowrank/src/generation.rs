@@ -41,7 +41,7 @@ impl<'m> TextGenerator<'m> {
     pub fn new(session: &'m Session, device: &'m Device, adapters: &'m AdapterSet) -> Result<Self> {
         let mut ends = session.base.generation.eos.clone();
         ends.extend(session.tokenizer()?.eos());
-        let generator = Generator::new(&*session.model, device, &adapters.params, &adapters.active);
+        let generator = Generator::new(&*session.model, device, &adapters.params, &adapters.active)?;
         Ok(Self { session, generator, ends })
     }
 

@@ -59,12 +59,20 @@ pub struct Verified {
 
 /// Compares the logits of `merged` with those of base + adapter after every token of `tokens`
 /// (as far as the model's positions reach).
-pub fn verify_merge(session: &Session, adapters: &AdapterSet, merged: &Session, tokens: &[u32]) -> Verified {
+///
+/// # Errors
+/// Where the model has no language-model head.
+pub fn verify_merge(
+    session: &Session,
+    adapters: &AdapterSet,
+    merged: &Session,
+    tokens: &[u32],
+) -> Result<Verified> {
     let tokens = &tokens[..tokens.len().min(session.model.position_limit().unwrap_or(usize::MAX))];
     let device = Device::cpu();
     let (no_params, no_adapters) = (Params::default(), ActiveAdapters::default());
-    let mut ours = Generator::new(&*session.model, &device, &adapters.params, &adapters.active);
-    let mut theirs = Generator::new(&*merged.model, &device, &no_params, &no_adapters);
+    let mut ours = Generator::new(&*session.model, &device, &adapters.params, &adapters.active)?;
+    let mut theirs = Generator::new(&*merged.model, &device, &no_params, &no_adapters)?;
     let mut result = Verified { max_difference: 0.0, max_logit: 0.0, same_best: 0, positions: tokens.len() };
     for token in tokens {
         let (a, b) = (ours.feed(&[*token]), theirs.feed(&[*token]));
@@ -75,5 +83,5 @@ pub fn verify_merge(session: &Session, adapters: &AdapterSet, merged: &Session, 
         let best = |logits: &[f32]| logits.iter().enumerate().max_by(|x, y| x.1.total_cmp(y.1)).map(|x| x.0);
         result.same_best += usize::from(best(&a) == best(&b));
     }
-    result
+    Ok(result)
 }

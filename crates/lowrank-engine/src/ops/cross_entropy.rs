@@ -128,18 +128,6 @@ impl<'m> Tape<'m> {
         }
         scores
     }
-
-    /// `h[rows]`, for the few rows whose logits are wanted.
-    pub fn select_rows(&mut self, h: &Var<'m>, rows: &[usize]) -> Var<'m> {
-        let d = h.tensor.cols();
-        let mut x = self.scope.alloc(rows.len(), d);
-        self.scope.device.run(0, || {
-            for (to, &row) in x.data_mut().chunks_exact_mut(d).zip(rows) {
-                to.copy_from_slice(&h.tensor.data()[row * d..(row + 1) * d]);
-            }
-        });
-        Var::constant(x)
-    }
 }
 
 fn gather(x: &mut [f32], h: &[f32], labels: &[Label], d: usize) {

@@ -10,6 +10,7 @@ mod gated;
 mod layer_norm;
 mod linear;
 mod norm;
+mod rows;
 mod split;
 
 pub use attention::{Attention, Rope};

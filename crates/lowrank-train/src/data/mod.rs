@@ -24,6 +24,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::sync::Arc;
 
+use lowrank_engine::Label;
 pub use lowrank_models::Message;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,7 @@ pub trait Encode: Sync {
 }
 
 /// Where an example came from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ExampleId {
     /// The data file as it was named.
     pub file: Arc<str>,
@@ -70,22 +71,52 @@ impl fmt::Display for ExampleId {
 }
 
 /// One tokenised example.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// `T` tokens.
     pub tokens: Vec<u32>,
-    /// Token `i` is a training target. Never the first one: nothing predicts it.
+    /// Type of each token (BERT: which text of a pair it is of); empty where all are 0.
+    pub token_types: Vec<u32>,
+    /// [`Target::Next`]: token `i` is a training target. Never the first one: nothing predicts it.
+    /// [`Target::Masked`]: token `i` may be hidden. Else empty.
     pub loss_mask: Vec<bool>,
     /// Leading tokens without loss that other examples may share; 0 for a text.
     pub prompt_len: usize,
+    /// What is to be learned.
+    pub target: Target,
     /// Where it came from.
     pub id: ExampleId,
 }
 
+/// What is to be learned of an example.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Target {
+    /// The tokens that `loss_mask` marks, each from those before it.
+    #[default]
+    Next,
+    /// Classes at tokens: one for a text, at the token that speaks for it, or those of its words.
+    Classes(Vec<Label>),
+    /// A number for the text, at the token that speaks for it.
+    Value {
+        /// That token.
+        row: u32,
+        /// The number.
+        value: f32,
+    },
+    /// Tokens that will be hidden at random.
+    Masked,
+    /// That two texts belong together: the first has this many of the tokens, the second the others.
+    Pair(usize),
+}
+
 impl Example {
-    /// How many of its tokens carry loss.
+    /// How many targets it has; for hidden tokens, how many it may have.
     pub fn labels(&self) -> usize {
-        self.loss_mask.iter().filter(|&&marked| marked).count()
+        match &self.target {
+            Target::Next | Target::Masked => self.loss_mask.iter().filter(|&&marked| marked).count(),
+            Target::Classes(labels) => labels.len(),
+            Target::Value { .. } | Target::Pair(_) => 1,
+        }
     }
 }
 
@@ -314,7 +345,7 @@ impl Dataset {
                 report.longest = report.longest.max(tokens.len());
                 report.truncated += usize::from(truncated);
                 let id = ExampleId { file: file.clone(), line };
-                self.examples.push(Example { tokens, loss_mask, prompt_len, id });
+                self.examples.push(Example { tokens, loss_mask, prompt_len, id, ..Example::default() });
             }
             Ok(Encoded::Dropped) => report.dropped += 1,
             Err(reason) if skip_bad_lines => {

@@ -70,7 +70,7 @@ fn work(args: &Args) -> Result<ExitCode> {
 
     let merged = Session::open(&args.out.to_string_lossy())?;
     let tokens = session.tokenizer()?.encode(&args.probe)?;
-    let v = verify_merge(&session, &adapters, &merged, &tokens);
+    let v = verify_merge(&session, &adapters, &merged, &tokens)?;
     println!(
         "merged {} layers into {}: logits differ by at most {:.2e} (largest logit {:.1}), same best token at {} of {} positions",
         adapters.layers.len(),

@@ -92,9 +92,15 @@ pub fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f
     let device = Device::cpu();
     let scope = Scope { device: &device, params: &adapters.params, dropout: None };
     let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
-    let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
+    let batch = TokenBatch {
+        tokens,
+        positions: &positions,
+        lengths: &lengths,
+        token_types: &[],
+        segments: &segments,
+    };
     let h = session.model.hidden(&mut tape, &batch);
-    tape.logits(session.model.head(), &h).data().to_vec()
+    tape.logits(session.model.lm_head().unwrap(), &h).data().to_vec()
 }
 
 /// An example from Hugging Face's ids and labels (-100: no loss).
@@ -108,6 +114,7 @@ pub fn example(ids: &[i64], labels: &[i64]) -> Example {
         loss_mask,
         prompt_len,
         id: ExampleId { file: "fixture".into(), line: 1 },
+        ..Example::default()
     }
 }
 

@@ -1,0 +1,195 @@
+//! BERT, RoBERTa and XLM-R: learned positions and token types, layer norms after the blocks.
+//! `transformers/models/{bert,roberta,xlm_roberta}` are followed. RoBERTa and XLM-R count positions from
+//! `pad_token_id + 1` and have one token type. The base's own dropout is off, in training too.
+
+use lowrank_engine::{Activation, Embedding, LayerNorm, Site, Tape, Var};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::activation::activation;
+use crate::encoder::{Block, Names, Shape};
+use crate::files::Tensors;
+use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
+use crate::loader::Loader;
+use crate::model::{Model, TokenBatch};
+use crate::{Error, Result};
+
+/// The fields of `config.json` that say what the model computes.
+#[derive(Clone, Debug, Deserialize)]
+struct Config {
+    model_type: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    max_position_embeddings: usize,
+    type_vocab_size: usize,
+    layer_norm_eps: f32,
+    #[serde(default = "gelu")]
+    hidden_act: String,
+    pad_token_id: Option<usize>,
+    position_embedding_type: Option<String>,
+    #[serde(default)]
+    is_decoder: bool,
+}
+
+pub(crate) fn gelu() -> String {
+    "gelu".to_owned()
+}
+
+const NAMES: Names = Names {
+    q: "attention.self.query",
+    k: "attention.self.key",
+    v: "attention.self.value",
+    o: "attention.output.dense",
+    attention_norm: "attention.output.LayerNorm",
+    up: "intermediate.dense",
+    down: "output.dense",
+    output_norm: "output.LayerNorm",
+};
+
+/// A model of BERT's kind.
+pub struct Bert {
+    words: Embedding,
+    positions: Embedding,
+    types: Embedding,
+    norm: LayerNorm,
+    blocks: Vec<Block>,
+    sites: Vec<Site>,
+    /// The position of the first token.
+    first_position: usize,
+    /// Whether it is BERT itself, which has heads of another form.
+    bert: bool,
+    activation: Activation,
+}
+
+impl Bert {
+    /// Builds the model over its tensors.
+    ///
+    /// # Errors
+    /// Where a field of the configuration or a tensor is missing or wrong.
+    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+        let c = Config::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
+        let wrong = |what: String| Err(Error::Config(format!("config.json: {what}")));
+        if let Some(kind) = c.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
+            return wrong(format!("position_embedding_type {kind:?} is not known; absolute is"));
+        }
+        if c.is_decoder {
+            return wrong("is_decoder is true; only encoders of this kind are supported".into());
+        }
+        let bert = c.model_type == "bert";
+        let first_position = if bert { 0 } else { c.pad_token_id.unwrap_or(1) + 1 };
+        if c.type_vocab_size == 0 || first_position >= c.max_position_embeddings {
+            return wrong("type_vocab_size and max_position_embeddings leave no row to look up".into());
+        }
+        let activation = activation("hidden_act", &c.hidden_act)?;
+        let (d, eps) = (c.hidden_size, c.layer_norm_eps);
+        let shape =
+            Shape { width: d, heads: c.num_attention_heads, inner: c.intermediate_size, activation, eps };
+        shape.check(["hidden_size", "num_attention_heads"])?;
+        let prefix = if bert { "bert" } else { "roberta" };
+        let at = |name: &str| format!("{prefix}.{name}");
+        let mut l = Loader::new(tensors);
+        let words = l.embedding(&at("embeddings.word_embeddings"), c.vocab_size, d)?;
+        let positions = l.embedding(&at("embeddings.position_embeddings"), c.max_position_embeddings, d)?;
+        let types = l.embedding(&at("embeddings.token_type_embeddings"), c.type_vocab_size, d)?;
+        let norm = l.layer_norm(&at("embeddings.LayerNorm"), d, eps)?;
+        let mut blocks = Vec::new();
+        for i in 0..c.num_hidden_layers {
+            blocks.push(Block::load(&mut l, &at(&format!("encoder.layer.{i}")), &NAMES, &shape)?);
+        }
+        let sites = l.into_sites();
+        Ok(Self { words, positions, types, norm, blocks, sites, first_position, bert, activation })
+    }
+}
+
+impl Model for Bert {
+    fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
+        let segments = batch.segments;
+        let positions: Vec<u32> = batch.positions.iter().map(|p| p + self.first_position as u32).collect();
+        // RoBERTa's one type is that of every token, whatever the tokenizer says.
+        let types = match self.types.weight.rows() {
+            1 => &[],
+            _ => batch.token_types,
+        };
+        let zeros = vec![0; batch.tokens.len()];
+        let types = if types.is_empty() { &zeros[..] } else { types };
+        let x = tape.embedding(&self.words, batch.tokens);
+        let types = tape.embedding(&self.types, types);
+        let x = tape.add(x, &types);
+        drop(types);
+        let positions = tape.embedding(&self.positions, &positions);
+        let x = tape.add(x, &positions);
+        drop(positions);
+        let mut x = tape.layer_norm(&self.norm, &x);
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = tape.block(x, move |tape, x| block.forward(tape, x, segments, i));
+        }
+        x
+    }
+
+    fn head(&self) -> &Head {
+        &Head::None
+    }
+
+    fn head_layout(&self) -> HeadLayout {
+        let (dense, output) = match self.bert {
+            true => ("bert.pooler.dense", "classifier"),
+            false => ("classifier.dense", "classifier.out_proj"),
+        };
+        HeadLayout {
+            reads: Reads::First,
+            dense: Some((dense, Activation::Tanh)),
+            output,
+            token_output: "classifier",
+            bias: true,
+            masked: Some(match self.bert {
+                true => MaskedLayout {
+                    dense: "cls.predictions.transform.dense",
+                    activation: self.activation,
+                    norm: ("cls.predictions.transform.LayerNorm", self.norm.eps),
+                    decoder: "cls.predictions.decoder",
+                    bias: "cls.predictions.bias",
+                    table: "bert.embeddings.word_embeddings",
+                },
+                false => MaskedLayout {
+                    dense: "lm_head.dense",
+                    activation: Activation::Gelu,
+                    norm: ("lm_head.layer_norm", self.norm.eps),
+                    decoder: "lm_head.decoder",
+                    bias: "lm_head.bias",
+                    table: "roberta.embeddings.word_embeddings",
+                },
+            }),
+        }
+    }
+
+    fn is_encoder(&self) -> bool {
+        true
+    }
+
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn width(&self) -> usize {
+        self.words.weight.cols()
+    }
+
+    fn vocab(&self) -> usize {
+        self.words.weight.rows()
+    }
+
+    fn max_positions(&self) -> usize {
+        self.positions.weight.rows() - self.first_position
+    }
+
+    fn position_limit(&self) -> Option<usize> {
+        Some(self.max_positions())
+    }
+
+    fn default_targets(&self) -> &'static [&'static str] {
+        &["query", "value"]
+    }
+}

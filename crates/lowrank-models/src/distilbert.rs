@@ -1,0 +1,142 @@
+//! DistilBERT: BERT's block without token types. `transformers/models/distilbert` is followed. The base's own
+//! dropout is off, in training too.
+
+use lowrank_engine::{Activation, Embedding, LayerNorm, Site, Tape, Var};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::activation::activation;
+use crate::bert::gelu;
+use crate::encoder::{Block, Names, Shape};
+use crate::files::Tensors;
+use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
+use crate::loader::Loader;
+use crate::model::{Model, TokenBatch};
+use crate::{Error, Result};
+
+/// The fields of `config.json` that say what the model computes.
+#[derive(Clone, Debug, Deserialize)]
+struct Config {
+    vocab_size: usize,
+    dim: usize,
+    hidden_dim: usize,
+    n_layers: usize,
+    n_heads: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "gelu")]
+    activation: String,
+}
+
+const NAMES: Names = Names {
+    q: "attention.q_lin",
+    k: "attention.k_lin",
+    v: "attention.v_lin",
+    o: "attention.out_lin",
+    attention_norm: "sa_layer_norm",
+    up: "ffn.lin1",
+    down: "ffn.lin2",
+    output_norm: "output_layer_norm",
+};
+
+/// Of every layer norm.
+const EPS: f32 = 1e-12;
+
+/// A DistilBERT.
+pub struct DistilBert {
+    words: Embedding,
+    positions: Embedding,
+    norm: LayerNorm,
+    blocks: Vec<Block>,
+    sites: Vec<Site>,
+    activation: Activation,
+}
+
+impl DistilBert {
+    /// Builds the model over its tensors.
+    ///
+    /// # Errors
+    /// Where a field of the configuration or a tensor is missing or wrong.
+    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+        let c = Config::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
+        let activation = activation("activation", &c.activation)?;
+        let shape = Shape { width: c.dim, heads: c.n_heads, inner: c.hidden_dim, activation, eps: EPS };
+        shape.check(["dim", "n_heads"])?;
+        let mut l = Loader::new(tensors);
+        let words = l.embedding("distilbert.embeddings.word_embeddings", c.vocab_size, c.dim)?;
+        let table = "distilbert.embeddings.position_embeddings";
+        let positions = l.embedding(table, c.max_position_embeddings, c.dim)?;
+        let norm = l.layer_norm("distilbert.embeddings.LayerNorm", c.dim, EPS)?;
+        let mut blocks = Vec::new();
+        for i in 0..c.n_layers {
+            let path = format!("distilbert.transformer.layer.{i}");
+            blocks.push(Block::load(&mut l, &path, &NAMES, &shape)?);
+        }
+        let sites = l.into_sites();
+        Ok(Self { words, positions, norm, blocks, sites, activation })
+    }
+}
+
+impl Model for DistilBert {
+    fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
+        let segments = batch.segments;
+        let x = tape.embedding(&self.words, batch.tokens);
+        let positions = tape.embedding(&self.positions, batch.positions);
+        let x = tape.add(x, &positions);
+        drop(positions);
+        let mut x = tape.layer_norm(&self.norm, &x);
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = tape.block(x, move |tape, x| block.forward(tape, x, segments, i));
+        }
+        x
+    }
+
+    fn head(&self) -> &Head {
+        &Head::None
+    }
+
+    fn head_layout(&self) -> HeadLayout {
+        HeadLayout {
+            reads: Reads::First,
+            dense: Some(("pre_classifier", Activation::Relu)),
+            output: "classifier",
+            token_output: "classifier",
+            bias: true,
+            masked: Some(MaskedLayout {
+                dense: "vocab_transform",
+                activation: self.activation,
+                norm: ("vocab_layer_norm", EPS),
+                decoder: "vocab_projector",
+                bias: "vocab_projector.bias",
+                table: "distilbert.embeddings.word_embeddings",
+            }),
+        }
+    }
+
+    fn is_encoder(&self) -> bool {
+        true
+    }
+
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn width(&self) -> usize {
+        self.words.weight.cols()
+    }
+
+    fn vocab(&self) -> usize {
+        self.words.weight.rows()
+    }
+
+    fn max_positions(&self) -> usize {
+        self.positions.weight.rows()
+    }
+
+    fn position_limit(&self) -> Option<usize> {
+        Some(self.max_positions())
+    }
+
+    fn default_targets(&self) -> &'static [&'static str] {
+        &["q_lin", "v_lin"]
+    }
+}

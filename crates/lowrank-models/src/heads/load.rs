@@ -1,0 +1,182 @@
+//! Models with the head that a task needs.
+
+use lowrank_engine::{FrozenWeight, Linear, LmHead, Site, SiteKind, Tape, Var, kernels};
+use serde_json::Value;
+
+use super::{ClassHead, Head, HeadLayout, MaskedHead, Reads};
+use crate::files::Tensors;
+use crate::loader::Loader;
+use crate::model::{Model, TokenBatch, base_prefix, load};
+use crate::{Error, Result};
+
+/// Which head a task needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadKind {
+    /// Next-token prediction.
+    Language,
+    /// Prediction of masked tokens.
+    Masked,
+    /// Scores of a text or a pair of texts: as many as there are classes, 1 for a value.
+    Sequence(usize),
+    /// Scores of tokens.
+    Token(usize),
+    /// Sentence embeddings.
+    Embedding,
+}
+
+/// Seed of new layers. It is fixed, so that a layer that is neither in the base's files nor trained is the same
+/// whenever the model is loaded.
+const SEED: u64 = 0x6865_6164;
+
+/// Builds the model that `config` describes over `tensors`, with a head of kind `kind`.
+///
+/// A classification head comes from `tensors` where they have it with as many classes, and else is new.
+///
+/// # Errors
+/// As [`load`], and where the architecture has no such head.
+pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box<dyn Model>> {
+    let model = load(config, tensors)?;
+    let name = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let none = |what: &str| Err(Error::Config(format!("a model of type {name} has no {what}")));
+    let layout = model.head_layout();
+    let mut new =
+        NewLayers { loader: Loader::continued(tensors, model.sites().to_vec()), config, fresh: vec![] };
+    let d = model.width();
+    let head = match kind {
+        HeadKind::Language => {
+            return match model.head() {
+                Head::Language(_) => Ok(model),
+                _ => none("language-model head: it cannot be trained or used with --task lm"),
+            };
+        }
+        HeadKind::Masked => match masked(&mut new.loader, tensors, &layout, &*model)? {
+            Some(head) => Head::Masked(head),
+            None => return none("masked-language-model head: --task mlm is for encoders"),
+        },
+        HeadKind::Sequence(outputs) => {
+            let mut layers = Vec::new();
+            if let Some((path, activation)) = layout.dense {
+                layers.push((new.linear(path, d, d, true)?, Some(activation)));
+            }
+            layers.push((new.linear(layout.output, d, outputs, layout.bias)?, None));
+            Head::Classes(ClassHead { reads: layout.reads, layers })
+        }
+        HeadKind::Token(outputs) => {
+            // transformers' token heads have a bias everywhere.
+            let layers = vec![(new.linear(layout.token_output, d, outputs, true)?, None)];
+            Head::Classes(ClassHead { reads: Reads::Each, layers })
+        }
+        HeadKind::Embedding => Head::Embedding,
+    };
+    let (mut sites, fresh) = (new.loader.into_sites(), new.fresh);
+    if kind == HeadKind::Embedding {
+        // PEFT adapts the bare model then, whose module names lack the prefix.
+        let prefix = base_prefix(name).map(|p| format!("{p}.")).unwrap_or_default();
+        for site in &mut sites {
+            site.path = site.path.strip_prefix(&prefix).unwrap_or(&site.path).to_owned();
+        }
+    }
+    Ok(Box::new(WithHead { model, head, sites, fresh }))
+}
+
+struct NewLayers<'a> {
+    loader: Loader<'a>,
+    config: &'a Value,
+    fresh: Vec<String>,
+}
+
+impl NewLayers<'_> {
+    /// The layer of the file where it fits, else a new one.
+    fn linear(&mut self, path: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
+        if self.loader.fits(path, inputs, outputs) {
+            return self.loader.linear(path, inputs, outputs, bias);
+        }
+        let std = self.config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02) as f32;
+        let mut weight = vec![0.0; outputs * inputs];
+        kernels::normal(&mut weight, 0.0, std, SEED, self.fresh.len() as u64);
+        let weight = FrozenWeight::from_f32(outputs, inputs, &weight);
+        self.fresh.push(path.to_owned());
+        let site = self.loader.site(path, SiteKind::Linear, inputs, outputs);
+        Ok(Linear { site, weight, bias: bias.then(|| vec![0.0; outputs]), transposed: false })
+    }
+}
+
+fn masked(
+    loader: &mut Loader<'_>,
+    tensors: &Tensors,
+    layout: &HeadLayout,
+    model: &dyn Model,
+) -> Result<Option<MaskedHead>> {
+    let Some(layout) = layout.masked else { return Ok(None) };
+    let (d, vocab) = (model.width(), model.vocab());
+    let dense = loader.linear(layout.dense, d, d, true)?;
+    let norm = loader.layer_norm(layout.norm.0, d, layout.norm.1)?;
+    let weight = match loader.has(layout.decoder) {
+        true => loader.matrix(layout.decoder, vocab, d)?,
+        false => loader.matrix(layout.table, vocab, d)?,
+    };
+    let own = format!("{}.bias", layout.decoder);
+    let bias = Some(loader.vector(if tensors.contains(&own) { &own } else { layout.bias }, vocab)?);
+    let site = loader.site(layout.decoder, SiteKind::Head, d, vocab);
+    let linear = Linear { site, weight, bias, transposed: false };
+    let decoder = LmHead { linear, softcap: None };
+    Ok(Some(MaskedHead { dense, activation: layout.activation, norm, decoder }))
+}
+
+/// A model under another head.
+struct WithHead {
+    model: Box<dyn Model>,
+    head: Head,
+    sites: Vec<Site>,
+    fresh: Vec<String>,
+}
+
+impl Model for WithHead {
+    fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
+        self.model.hidden(tape, batch)
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn fresh(&self) -> &[String] {
+        &self.fresh
+    }
+
+    fn head_layout(&self) -> HeadLayout {
+        self.model.head_layout()
+    }
+
+    fn is_encoder(&self) -> bool {
+        self.model.is_encoder()
+    }
+
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn width(&self) -> usize {
+        self.model.width()
+    }
+
+    fn vocab(&self) -> usize {
+        self.model.vocab()
+    }
+
+    fn kv_widths(&self) -> Vec<usize> {
+        self.model.kv_widths()
+    }
+
+    fn max_positions(&self) -> usize {
+        self.model.max_positions()
+    }
+
+    fn position_limit(&self) -> Option<usize> {
+        self.model.position_limit()
+    }
+
+    fn default_targets(&self) -> &'static [&'static str] {
+        self.model.default_targets()
+    }
+}
