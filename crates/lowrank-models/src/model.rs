@@ -1,6 +1,6 @@
 //! What every architecture offers, and which architectures there are.
 
-use lowrank_engine::{LmHead, Segment, Site, Tape, Var};
+use lowrank_engine::{Linear, LmHead, Segment, Site, Tape, Var};
 use serde_json::Value;
 
 use crate::bert::Bert;
@@ -40,6 +40,11 @@ pub trait Model: Send + Sync {
             Head::Language(head) => Some(head),
             _ => None,
         }
+    }
+
+    /// The layer of its head at a module path.
+    fn head_layer(&self, path: &str) -> Option<&Linear> {
+        self.head().layers().into_iter().find(|layer| self.sites()[layer.site.0].path == path)
     }
 
     /// Paths of layers that no file holds numbers for: those of a new head.

@@ -80,12 +80,11 @@ impl BaseWeights for Session {
         out: &mut [f32],
     ) -> Result<(), lowrank_adapters::Error> {
         let name = format!("{path}.weight");
-        let head = &self.model.head().linear;
-        if !self.base.tensors.contains(&name) && self.sites()[head.site.0].path == path {
-            // Tied to the embedding, the head has no tensor of its own.
-            let cols = head.weight.cols();
+        if let (Some(layer), false) = (self.model.head_layer(path), self.base.tensors.contains(&name)) {
+            // Tied to the embedding, or new, a layer of the head has no tensor of its own.
+            let cols = layer.weight.cols();
             for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-                head.weight.view().expand(row, 0..cols, out);
+                layer.weight.view().expand(row, 0..cols, out);
             }
             return Ok(());
         }

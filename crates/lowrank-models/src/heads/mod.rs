@@ -28,6 +28,16 @@ pub enum Head {
 }
 
 impl Head {
+    /// Its linear layers, in the order they compute.
+    pub fn layers(&self) -> Vec<&Linear> {
+        match self {
+            Self::None | Self::Embedding => Vec::new(),
+            Self::Language(head) => vec![&head.linear],
+            Self::Masked(head) => vec![&head.dense, &head.decoder.linear],
+            Self::Classes(head) => head.layers.iter().map(|(layer, _)| layer).collect(),
+        }
+    }
+
     /// What it is, in a word.
     pub fn name(&self) -> &'static str {
         match self {
