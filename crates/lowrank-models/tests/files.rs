@@ -127,7 +127,7 @@ fn folders_that_are_no_models_say_why() {
     fs::write(folder.path().join("config.json"), "{}").unwrap();
     assert!(open().contains("neither model.safetensors nor"));
     fs::write(folder.path().join("pytorch_model.bin"), "x").unwrap();
-    assert!(open().contains("PyTorch pickles only"));
+    assert!(open().contains("no file of torch.save"));
     fs::write(folder.path().join("config.json"), "[1]").unwrap();
     assert!(open().contains("expected a JSON object"));
     fs::write(folder.path().join("config.json"), "{\n\"a\": }").unwrap();

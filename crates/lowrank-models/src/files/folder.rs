@@ -1,12 +1,13 @@
-//! A Hugging Face folder: `config.json`, one or many `.safetensors`, tokenizer files.
+//! A Hugging Face folder: `config.json`, weights in one or many files (safetensors, else PyTorch's), tokenizer
+//! files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::config;
 use super::tensors::Tensors;
-use super::{config, safetensors};
 use crate::error::shown;
 use crate::{Error, Result};
 
@@ -17,6 +18,8 @@ const MAX_INDEX: u64 = 64 << 20;
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// File name of a model in one file.
 pub(crate) const SINGLE: &str = "model.safetensors";
+/// The same names for PyTorch's own files.
+const PYTORCH: (&str, &str) = ("pytorch_model.bin.index.json", "pytorch_model.bin");
 
 #[derive(Deserialize)]
 struct Index {
@@ -47,7 +50,8 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 /// The tensors of the folder.
 pub(crate) fn read_tensors(folder: &Path) -> Result<Tensors> {
     let mut tensors = Tensors::default();
-    let index = folder.join(INDEX);
+    let safe = [INDEX, SINGLE].into_iter().any(|name| folder.join(name).is_file());
+    let index = folder.join(if safe { INDEX } else { PYTORCH.0 });
     if index.is_file() {
         let map = read_index(&index)?;
         for shard in shards(&index)? {
@@ -56,7 +60,7 @@ pub(crate) fn read_tensors(folder: &Path) -> Result<Tensors> {
                 let what = format!("weight_map: the file {} is missing", shown(&shard));
                 return Err(Error::file(&index, what));
             }
-            safetensors::read(&path, &mut tensors)?;
+            tensors.add_all_of(&path)?;
         }
         for (tensor, shard) in &map {
             if tensors.file_of(tensor) != Some(&folder.join(shard)) {
@@ -66,34 +70,35 @@ pub(crate) fn read_tensors(folder: &Path) -> Result<Tensors> {
         }
         return Ok(tensors);
     }
-    safetensors::read(&weights_of(folder)?, &mut tensors)?;
+    tensors.add_all_of(&weights_of(folder)?)?;
     Ok(tensors)
 }
 
-/// The one `.safetensors` file of a folder without an index.
+/// The one file of weights of a folder without an index.
 fn weights_of(folder: &Path) -> Result<PathBuf> {
     let single = folder.join(SINGLE);
     if single.is_file() {
         return Ok(single);
     }
-    let mut found = Vec::new();
-    let mut pickled = false;
+    let (mut safe, mut pickled) = (Vec::new(), Vec::new());
     for item in folder.read_dir().map_err(Error::io(folder))? {
         let path = item.map_err(Error::io(folder))?.path();
         match path.extension().and_then(|e| e.to_str()) {
-            Some("safetensors") => found.push(path),
-            Some("bin" | "pt" | "pth") => pickled = true,
+            Some("safetensors") => safe.push(path),
+            // Other .bin files hold the optimiser or the arguments of a training run.
+            Some("bin") if path.file_name().is_some_and(|name| name == PYTORCH.1) => return Ok(path),
+            Some("pt" | "pth") => pickled.push(path),
             _ => {}
         }
     }
-    match found.as_slice() {
-        [one] => Ok(one.clone()),
-        [] if pickled => Err(Error::file(
+    match (safe.as_slice(), pickled.as_slice()) {
+        ([one], _) | ([], [one]) => Ok(one.clone()),
+        ([], []) => Err(Error::file(folder, format!("has neither {SINGLE} nor {INDEX} nor {}", PYTORCH.1))),
+        ([], many) => Err(Error::file(
             folder,
-            "holds PyTorch pickles only; save the model with save_pretrained(..., safe_serialization=True)",
+            format!("has {} files .pt or .pth; which one is the model? Name it {}", many.len(), PYTORCH.1),
         )),
-        [] => Err(Error::file(folder, format!("has neither {SINGLE} nor {INDEX}"))),
-        many => Err(Error::file(
+        (many, _) => Err(Error::file(
             folder,
             format!("has {} .safetensors files but no {INDEX} that says which belong together", many.len()),
         )),

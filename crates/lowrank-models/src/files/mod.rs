@@ -5,6 +5,7 @@ mod config;
 mod export;
 mod folder;
 mod gguf;
+mod pytorch;
 mod safetensors;
 mod tensors;
 

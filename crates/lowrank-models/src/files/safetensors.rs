@@ -24,9 +24,9 @@ struct Info {
     data_offsets: (u64, u64),
 }
 
-/// Adds the tensors of the safetensors file at `path`.
-pub(crate) fn read(path: &Path, tensors: &mut Tensors) -> Result<()> {
-    let file = MappedFile::open(path)?;
+/// Adds the tensors of the safetensors file.
+pub(crate) fn read(file: MappedFile, tensors: &mut Tensors) -> Result<()> {
+    let path = &file.path.clone();
     let (data_start, infos) = read_header(path, &file.map)?;
     let entries = check(path, infos, data_start, file.map.len())?;
     let index = tensors.add_file(file);

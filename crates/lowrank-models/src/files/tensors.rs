@@ -10,6 +10,7 @@ use lowrank_engine::{FrozenWeight, Storage};
 use lowrank_kernels::{Format, RowOrder, WeightRef};
 use memmap2::Mmap;
 
+use super::{pytorch, safetensors};
 use crate::error::shown;
 use crate::{Error, Result};
 
@@ -55,6 +56,25 @@ pub struct Tensors {
 }
 
 impl Tensors {
+    /// The tensors of one file, safetensors or PyTorch's (`.bin`, `.pt`, `.pth`), which its name or first bytes tell.
+    ///
+    /// # Errors
+    /// Where the file is missing or damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut tensors = Self::default();
+        tensors.add_all_of(path)?;
+        Ok(tensors)
+    }
+
+    pub(crate) fn add_all_of(&mut self, path: &Path) -> Result<()> {
+        let file = MappedFile::open(path)?;
+        let named = path.extension().is_some_and(|e| e == "bin" || e == "pt" || e == "pth");
+        match named || pytorch::is_pytorch(&file.map) {
+            true => pytorch::read(file, self),
+            false => safetensors::read(file, self),
+        }
+    }
+
     pub(crate) fn add_file(&mut self, file: MappedFile) -> usize {
         self.files.push(file);
         self.files.len() - 1
