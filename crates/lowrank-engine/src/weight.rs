@@ -87,11 +87,27 @@ impl FrozenWeight {
     /// As [`FrozenWeight::new`].
     pub fn from_bytes(format: Format, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self, Error> {
         let mut words = vec![0u64; bytes.len().div_ceil(8)];
-        // SAFETY: u64 has no padding and any byte pattern is a valid u64; the length is in bounds.
-        let target =
-            unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 8) };
-        target[..bytes.len()].copy_from_slice(bytes);
+        as_bytes(&mut words)[..bytes.len()].copy_from_slice(bytes);
         Self::new(format, rows, cols, RowOrder::Plain, Storage::Owned(Arc::new(words), bytes.len()))
+    }
+
+    /// A weight that owns the bytes that `fill` writes (zeros before), in Hugging Face's row order. The inner
+    /// result is `fill`'s.
+    ///
+    /// # Errors
+    /// As [`FrozenWeight::new`].
+    pub fn filled<E>(
+        format: Format,
+        rows: usize,
+        cols: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<Self, E>, Error> {
+        let len = Self::shape_only(format, rows, cols)?.byte_len();
+        let mut words = vec![0u64; len.div_ceil(8)];
+        if let Err(error) = fill(&mut as_bytes(&mut words)[..len]) {
+            return Ok(Err(error));
+        }
+        Self::new(format, rows, cols, RowOrder::Plain, Storage::Owned(Arc::new(words), len)).map(Ok)
     }
 
     /// A weight without bytes, for planning.
@@ -147,6 +163,11 @@ impl FrozenWeight {
         };
         WeightRef { format: self.format, rows: self.rows, cols: self.cols, order: self.order, bytes }
     }
+}
+
+fn as_bytes(words: &mut [u64]) -> &mut [u8] {
+    // SAFETY: u64 has no padding, any byte pattern is a valid u64, and the length is in bounds.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), words.len() * 8) }
 }
 
 impl std::fmt::Debug for FrozenWeight {

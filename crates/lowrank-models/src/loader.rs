@@ -2,7 +2,7 @@
 
 use lowrank_engine::{Embedding, FrozenWeight, LayerNorm, Linear, LmHead, RmsNorm, Site, SiteId, SiteKind};
 
-use crate::files::Tensors;
+use crate::files::{Role, Tensors};
 use crate::{Error, Result};
 
 /// Builds the layers of an architecture.
@@ -42,22 +42,26 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// Where a tensor is missing or has another shape.
     pub fn linear(&mut self, path: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
-        let weight = self.matrix(path, outputs, inputs)?;
+        let weight = self.tensors.matrix(&format!("{path}.weight"), Role::Linear)?;
+        self.expect(&format!("{path}.weight"), &[weight.rows(), weight.cols()], &[outputs, inputs])?;
         let bias = if bias { Some(self.vector(&format!("{path}.bias"), outputs)?) } else { None };
         let site = self.site(path, SiteKind::Linear, inputs, outputs);
         Ok(Linear { site, weight, bias, transposed: false })
     }
 
     /// A linear layer stored as `W: [in,out]`, with its bias: `Conv1D` of GPT-2. The weight stays where and as
-    /// it lies.
+    /// it lies, unless it is converted.
     ///
     /// # Errors
     /// As [`Loader::linear`].
     pub fn conv1d(&mut self, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        let weight = self.matrix(path, inputs, outputs)?;
+        let name = format!("{path}.weight");
+        let (weight, transposed) = self.tensors.transposed_matrix(&name)?;
+        let want = if transposed { [inputs, outputs] } else { [outputs, inputs] };
+        self.expect(&name, &[weight.rows(), weight.cols()], &want)?;
         let bias = Some(self.vector(&format!("{path}.bias"), outputs)?);
         let site = self.site(path, SiteKind::TransposedLinear, inputs, outputs);
-        Ok(Linear { site, weight, bias, transposed: true })
+        Ok(Linear { site, weight, bias, transposed })
     }
 
     /// The language-model head: its own weight or, where tied, the embedding's.
@@ -111,7 +115,7 @@ impl<'a> Loader<'a> {
 
     pub(crate) fn matrix(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
         let name = format!("{path}.weight");
-        let weight = self.tensors.weight(&name)?;
+        let weight = self.tensors.matrix(&name, Role::Table)?;
         self.expect(&name, &[weight.rows(), weight.cols()], &[rows, cols])?;
         Ok(weight)
     }

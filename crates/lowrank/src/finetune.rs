@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lowrank_adapters::AdapterSet;
 use lowrank_engine::Device;
+use lowrank_models::files::Form;
 use lowrank_train::log::{JsonLog, Progress, RunLog, TensorBoard};
 use lowrank_train::{
     BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, Schedule, StepOptions, Stepper, Summary,
@@ -38,6 +39,10 @@ pub struct Prepared<'m> {
 /// Where data, adapter or options are wrong.
 pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device) -> Result<Prepared<'m>> {
     options.check()?;
+    let form = session.base.tensors.form();
+    if (Form { shapes_only: false, ..form }) != options.form() {
+        return Err(Error::Usage("the session was opened with another --quantize or --precision".into()));
+    }
     let encoder = session.encoder()?;
     let data_options = options.data_options(&*session.model)?;
     let train = lowrank_train::data::read(&options.data, &data_options, &encoder)?;

@@ -10,7 +10,7 @@ use crate::{Result, Session, TrainOptions};
 /// Memory and work of a training run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Forecast {
-    /// Bytes of the base model's weights, as stored.
+    /// Bytes of the base model's weights, as they lie in memory.
     pub base_bytes: usize,
     /// Parameters of the base model.
     pub base_parameters: usize,
@@ -41,7 +41,7 @@ pub struct Forecast {
 /// Steps whose batches are planned one by one; of longer runs a sample stands for the rest.
 const PLANNED_STEPS: u64 = 512;
 
-/// Plans the run that `options` describe.
+/// Plans the run that `options` describe. A session opened with `shapes_only` is enough.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -73,7 +73,7 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
     let tensors = &session.base.tensors;
     let numbers = |name| tensors.shape(name).map_or(0, |s| s.iter().product::<usize>());
     let mut forecast = Forecast {
-        base_bytes: tensors.byte_len() as usize,
+        base_bytes: tensors.resident_bytes() as usize,
         base_parameters: tensors.names().map(numbers).sum(),
         trainable_parameters: params.count(),
         adapter_bytes,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{LoraConfig, OneOrMany, Targets};
 use lowrank_models::Model;
+use lowrank_models::files::{Form, Precision, Quantize};
 use lowrank_train::{DataFormat, DataOptions, LrScheduler, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -20,6 +21,8 @@ pub struct TrainOptions {
     pub data: PathBuf,
     pub out: PathBuf,
     pub eval_data: Option<PathBuf>,
+    pub quantize: Option<Quantize>,
+    pub precision: Precision,
 
     pub r: usize,
     pub lora_alpha: f64,
@@ -72,6 +75,8 @@ impl Default for TrainOptions {
             data: PathBuf::new(),
             out: PathBuf::new(),
             eval_data: None,
+            quantize: None,
+            precision: Precision::F32,
             r: 8,
             lora_alpha: 16.0,
             lora_dropout: 0.0,
@@ -156,6 +161,11 @@ impl TrainOptions {
             return wrong("--threads must be at least 1");
         }
         Ok(())
+    }
+
+    /// The form of the base model in memory: what [`Session::open_as`](crate::Session::open_as) takes.
+    pub fn form(&self) -> Form {
+        Form { quantize: self.quantize, precision: self.precision, shapes_only: false }
     }
 
     /// The adapter's configuration on `model`.

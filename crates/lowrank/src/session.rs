@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use lowrank_adapters::{AdapterSet, BaseWeights};
 use lowrank_engine::Site;
+use lowrank_models::files::Form;
 use lowrank_models::{Base, Model, Tokenizer};
 use lowrank_train::{Encode, Message};
 
@@ -26,9 +27,40 @@ impl Session {
     /// # Errors
     /// Where files are missing or wrong, or the architecture is unknown.
     pub fn open(model: &str) -> Result<Self> {
-        let base = Base::open(model)?;
+        Self::open_as(model, Form::default())
+    }
+
+    /// The same, with the matrices in the form asked for. Dense matrices are converted one after the other, so
+    /// no more than one of them is ever in memory twice.
+    ///
+    /// # Errors
+    /// As [`Session::open`], and where the base has no dense linear layer that could be quantised.
+    pub fn open_as(model: &str, form: Form) -> Result<Self> {
+        let mut base = Base::open(model)?;
+        base.tensors.set_form(form);
         let model = lowrank_models::load(&base.config, &base.tensors)?;
-        Ok(Self { base, model, tokenizer: OnceLock::new() })
+        let session = Self { base, model, tokenizer: OnceLock::new() };
+        session.check_quantised()?;
+        Ok(session)
+    }
+
+    fn check_quantised(&self) -> Result<()> {
+        let tensors = &self.base.tensors;
+        let Some(quantize) = tensors.form().quantize else { return Ok(()) };
+        let (name, file) = (quantize.format().name(), self.base.source.display());
+        let left = tensors.left_dense();
+        if tensors.converted() > 0 {
+            if let Some(first) = left.first() {
+                let count = left.len();
+                eprintln!("{count} matrices stay dense: their rows are no whole number of {name} blocks ({first})");
+            }
+            return Ok(());
+        }
+        let why = match left.first() {
+            Some(first) => format!("rows of {first} are no whole number of {name} blocks"),
+            None => "its linear layers are quantised already".to_owned(),
+        };
+        Err(Error::Usage(format!("{file}: --quantize has nothing to quantise: {why}")))
     }
 
     /// Every place an adapter can attach to.

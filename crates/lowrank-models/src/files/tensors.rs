@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use lowrank_engine::{FrozenWeight, Storage};
 use lowrank_kernels::{Format, RowOrder, WeightRef};
 use memmap2::Mmap;
 
+use super::form::{Converted, Form};
 use super::{pytorch, safetensors};
 use crate::error::shown;
 use crate::{Error, Result};
@@ -32,6 +33,17 @@ impl MappedFile {
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         Ok(Self { path: path.to_owned(), map: Arc::new(map) })
     }
+
+    /// Gives the memory of `bytes` back: what is read there again comes from the file.
+    fn release(&self, bytes: &Range<usize>) {
+        #[cfg(unix)]
+        // SAFETY: the map is read-only and has a file behind it, so its pages can always be read again.
+        let _ = unsafe {
+            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len())
+        };
+        #[cfg(not(unix))]
+        let _ = bytes;
+    }
 }
 
 /// Where one tensor lies.
@@ -53,6 +65,8 @@ pub struct Tensors {
     files: Vec<MappedFile>,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
+    pub(super) form: Form,
+    pub(super) converted: Mutex<Converted>,
 }
 
 impl Tensors {
@@ -152,6 +166,18 @@ impl Tensors {
     /// Bytes of all tensors as stored.
     pub fn byte_len(&self) -> u64 {
         self.entries.iter().map(|e| e.bytes.len() as u64).sum()
+    }
+
+    /// Name and stored bytes of each tensor.
+    pub(super) fn stored_sizes(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.entries.iter().map(|e| (e.name.as_str(), e.bytes.len()))
+    }
+
+    /// Gives the memory of a tensor's pages back.
+    pub(super) fn release(&self, name: &str) {
+        if let Some(entry) = self.entry(name) {
+            self.files[entry.file].release(&entry.bytes);
+        }
     }
 
     /// The plain format (F32, F16 or BF16) most of the numbers are in, or `None` where most are

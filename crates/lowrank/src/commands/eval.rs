@@ -13,6 +13,8 @@ pub struct Args {
     /// Base model: Hugging Face folder, GGUF file or hub id
     #[arg(long)]
     model: String,
+    #[command(flatten)]
+    base: super::base::Flags,
     /// Adapter folder
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
@@ -67,7 +69,7 @@ fn work(args: &Args) -> Result<ExitCode> {
         skip_bad_lines: args.skip_bad_lines,
         ..TrainOptions::default()
     };
-    let session = Session::open(&args.model)?;
+    let session = Session::open_as(&args.model, args.base.form())?;
     let adapters = session.adapter(args.adapter.as_deref())?;
     let data =
         lowrank::train::data::read(&args.data, &options.data_options(&*session.model)?, &session.encoder()?)?;

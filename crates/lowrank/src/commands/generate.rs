@@ -15,6 +15,8 @@ pub struct Args {
     /// Base model: Hugging Face folder, GGUF file or hub id
     #[arg(long)]
     model: String,
+    #[command(flatten)]
+    base: super::base::Flags,
     /// Adapter folder
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
@@ -103,7 +105,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn work(args: &Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let limits = Limits { max_new_tokens: args.max_new_tokens, stop: args.stop.clone() };
-    let session = Session::open(&args.model)?;
+    let session = Session::open_as(&args.model, args.base.form())?;
     let adapters = session.adapter(args.adapter.as_deref())?;
     let device = Device::cpu();
     let mut generator = TextGenerator::new(&session, &device, &adapters)?;

@@ -1,5 +1,6 @@
 //! One command per file.
 
+pub mod base;
 pub mod eval;
 pub mod generate;
 pub mod inspect;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use lowrank::models::files::Form;
 use lowrank::{Result, Session, forecast};
 
 /// The flags of `lowrank train`, and how to print.
@@ -17,7 +18,9 @@ pub struct Args {
 /// Plans.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let options = args.train.options()?;
-    let plan = super::on_threads(options.threads, || forecast(&Session::open(&options.model)?, &options))?;
+    let form = Form { shapes_only: true, ..options.form() };
+    let plan =
+        super::on_threads(options.threads, || forecast(&Session::open_as(&options.model, form)?, &options))?;
     if args.json {
         println!("{}", serde_json::to_string(&plan).expect("plain numbers"));
         return Ok(ExitCode::SUCCESS);

@@ -35,6 +35,10 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     eval_data: Option<PathBuf>,
 
+    #[command(flatten)]
+    #[serde(flatten)]
+    base: super::base::Flags,
+
     /// Rank [default: 8]
     #[arg(long, help_heading = "Adapter")]
     r: Option<usize>,
@@ -184,7 +188,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
 
     let summary =
-        super::on_threads(options.threads, || finetune(&Session::open(&options.model)?, &options, &stop))?;
+        super::on_threads(options.threads, || {
+        finetune(&Session::open_as(&options.model, options.form())?, &options, &stop)
+    })?;
     let out = options.out.display();
     if summary.interrupted {
         eprintln!("stopped after step {}; lowrank train ... --resume goes on from there", summary.steps);

@@ -1,0 +1,22 @@
+//! How the base model is held in memory: flags of several commands.
+
+use lowrank::models::files::{Form, Precision, Quantize};
+use serde::Serialize;
+
+/// The form of the base model.
+#[derive(clap::Args, Serialize)]
+pub struct Flags {
+    /// Quantise the linear layers of a dense base while it is read: nf4 (QLoRA's) or q8_0
+    #[arg(long, help_heading = "Base model")]
+    quantize: Option<Quantize>,
+    /// Weights and products of a dense base: f32, or bf16 at half the memory [default: f32]
+    #[arg(long, help_heading = "Base model")]
+    precision: Option<Precision>,
+}
+
+impl Flags {
+    /// What they say.
+    pub fn form(&self) -> Form {
+        Form { quantize: self.quantize, precision: self.precision.unwrap_or_default(), shapes_only: false }
+    }
+}
