@@ -52,7 +52,9 @@ impl Session {
         if tensors.converted() > 0 {
             if let Some(first) = left.first() {
                 let count = left.len();
-                eprintln!("{count} matrices stay dense: their rows are no whole number of {name} blocks ({first})");
+                eprintln!(
+                    "{count} matrices stay dense: their rows are no whole number of {name} blocks ({first})"
+                );
             }
             return Ok(());
         }

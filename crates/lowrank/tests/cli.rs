@@ -200,6 +200,50 @@ fn generates_evaluates_merges_plans_and_inspects() {
     assert!(lowrank_ok(&["inspect", model]).out.contains("model.layers.1.mlp.up_proj.weight"));
 }
 
+/// QLoRA from end to end: the base becomes NF4 while it is read, in every command the same.
+#[test]
+fn a_quantised_base_trains_evaluates_and_generates() {
+    let place = Place::new();
+    let (eval, train) = (place.path("eval.jsonl"), place.path("train.jsonl"));
+    let eval_of = |more: &[&str]| -> f64 {
+        let mut args = vec!["eval", "--model", &place.model, "--data", &eval, "--json"];
+        args.extend(more);
+        let found: Value = serde_json::from_str(&lowrank_ok(&args).out).unwrap();
+        found["loss"].as_f64().unwrap()
+    };
+    let dense = eval_of(&[]);
+    for quantize in ["nf4", "q8_0"] {
+        let form = ["--quantize", quantize, "--precision", "bf16"];
+        let ran = place.train(quantize, &form);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let adapter = place.path(quantize);
+        let base = eval_of(&form);
+        assert!(base != dense, "{quantize} changes the numbers");
+        assert!((base - dense).abs() < 0.2, "{quantize}, but not by much: {base} for {dense}");
+        assert!(eval_of(&[&form[..], &["--adapter", &adapter]].concat()) < base);
+        let ask = ["generate", "--model", &place.model, "--prompt", "red", "--max-new-tokens", "3"];
+        lowrank_ok(&[&ask[..], &form, &["--adapter", &adapter]].concat());
+
+        // The numbers of a run that goes on must stay those of its beginning.
+        let ran = place.train(quantize, &["--resume"]);
+        assert_eq!(ran.code, 2);
+        assert!(ran.err.contains("quantize"), "{}", ran.err);
+    }
+    let base_bytes = |more: &[&str]| {
+        let mut args = vec!["plan", "--model", &place.model, "--data", &train, "--out", "x", "--json"];
+        args.extend(more);
+        let plan: Value = serde_json::from_str(&lowrank_ok(&args).out).unwrap();
+        plan["base_bytes"].as_u64().unwrap()
+    };
+    let (whole, q8, nf4) =
+        (base_bytes(&[]), base_bytes(&["--quantize", "q8_0"]), base_bytes(&["--quantize", "nf4"]));
+    assert!(whole > q8 && q8 > nf4, "{whole} {q8} {nf4}");
+
+    let ran = place.train("x", &["--quantize", "q4"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("nf4") && ran.err.contains("q8_0"), "{}", ran.err);
+}
+
 #[test]
 fn bad_input_names_what_is_wrong_and_exits_with_2() {
     let place = Place::new();

@@ -16,14 +16,14 @@ use serde_json::{Map, Value};
 
 pub use atomic::{AtomicFile, write_atomic};
 pub use config::GenerationConfig;
-pub use form::{Form, Precision, Quantize};
 pub use export::{Fill, save_folder, save_gguf};
+pub use form::{Form, Precision, Quantize};
 pub use gguf::{Gguf, GgufWriter, Strings, TensorPlan};
 pub use tensors::Tensors;
 
 pub(crate) use config::{read_limited, read_optional_object};
-pub(crate) use form::Role;
 pub(crate) use folder::{INDEX, SINGLE, shards};
+pub(crate) use form::Role;
 
 use crate::tokenizer::special_text;
 use crate::{ChatTemplate, Error, Result, Tokenizer, hub};

@@ -187,8 +187,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
     .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
 
-    let summary =
-        super::on_threads(options.threads, || {
+    let summary = super::on_threads(options.threads, || {
         finetune(&Session::open_as(&options.model, options.form())?, &options, &stop)
     })?;
     let out = options.out.display();
