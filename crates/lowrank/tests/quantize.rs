@@ -134,8 +134,7 @@ fn quantised_layers_compute_with_their_expanded_numbers() {
 
 #[test]
 fn bf16_rounds_every_matrix() {
-    let matrix =
-        |name: &str| (name.ends_with("_proj.weight") || name.contains("emb") || name.contains("head"));
+    let matrix = |name: &str| name.ends_with("_proj.weight") || name.contains("emb") || name.contains("head");
     let form = form(None, Precision::Bf16);
     same("llama_mha", form, false, |name| matrix(name).then_some(Format::BF16));
     let matrix = |name: &str| {
