@@ -181,9 +181,6 @@ impl LoraConfig {
         if self.bias != "none" {
             return wrong(format!("bias is {:?}; only \"none\" is supported", self.bias));
         }
-        if self.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()) {
-            return wrong("modules_to_save is not supported".into());
-        }
         for field in UNSUPPORTED {
             if self.says(field) {
                 return wrong(format!("{field} is {}, which is not supported", self.other[field]));

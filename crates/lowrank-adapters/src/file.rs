@@ -7,6 +7,7 @@ use std::path::Path;
 
 use lowrank_engine::{ParamId, Site, SiteKind};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::Value;
 
 use crate::variants::method;
 use crate::{AdapterSet, Error, LoraConfig};
@@ -17,6 +18,8 @@ const PREFIX: &str = "base_model.model.";
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The tensors' file.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+/// What the adapter is for: the task and its labels. Only Lowrank reads it.
+pub const TASK_FILE: &str = "task.json";
 
 /// The name in the file of a parameter: those that belong to no module carry theirs whole.
 fn file_name(name: &str) -> String {
@@ -63,6 +66,7 @@ impl AdapterSet {
             }
             param.value = value;
         }
+        set.task = read_task(dir)?;
         if let Some(name) = tensors.keys().next() {
             let more = tensors.len() - 1;
             let what = format!("tensor {name} (and {more} more) belongs to no adapted layer of it");
@@ -98,9 +102,18 @@ impl AdapterSet {
                     format!("the tensors of {module} do not fit together; there may be {wanted}"),
                 )
             })?;
-            Ok(Site { path: module, kind: SiteKind::Linear, in_features, out_features })
+            let bias = false;
+            Ok(Site { path: module, kind: SiteKind::Linear, in_features, out_features, bias })
         };
-        let sites = modules.into_iter().map(site).collect::<Result<Vec<_>, Error>>()?;
+        let mut sites = modules.into_iter().map(site).collect::<Result<Vec<_>, Error>>()?;
+        let saved = |(name, (shape, _)): (&String, &(Vec<usize>, Vec<f32>))| {
+            let path = name.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
+            let (&[out_features, in_features], true) = (&shape[..], config.saves(path)) else { return None };
+            let bias = tensors.contains_key(&format!("{PREFIX}{path}.bias"));
+            let kind = SiteKind::Linear;
+            Some(Site { path: path.to_owned(), kind, in_features, out_features, bias })
+        };
+        sites.extend(tensors.iter().filter_map(saved));
         Self::load(dir, &sites)
     }
 
@@ -122,9 +135,27 @@ impl AdapterSet {
         let bytes =
             safetensors::serialize(tensors, Some(metadata)).map_err(|e| Error::file(&path, e.to_string()))?;
         write_atomic(&path, &bytes)?;
+        if let Some(task) = &self.task {
+            let mut task = serde_json::to_vec_pretty(task).expect("plain data");
+            task.push(b'\n');
+            write_atomic(&dir.join(TASK_FILE), &task)?;
+        }
         let mut config = serde_json::to_vec_pretty(&self.config.to_json()).expect("plain data");
         config.push(b'\n');
         write_atomic(&dir.join(CONFIG_FILE), &config)
+    }
+}
+
+/// `task.json` of an adapter folder, where there is one.
+///
+/// # Errors
+/// Where it cannot be read or is no JSON.
+pub fn read_task(dir: &Path) -> Result<Option<Value>, Error> {
+    let path = dir.join(TASK_FILE);
+    match fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(&path, e.to_string())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(&path, e)),
     }
 }
 

@@ -13,8 +13,9 @@ pub mod variants;
 
 pub use config::{LoraConfig, OneOrMany, Targets};
 pub use error::Error;
-pub use file::{CONFIG_FILE, TENSORS_FILE, write_atomic};
+pub use file::{CONFIG_FILE, TASK_FILE, TENSORS_FILE, read_task, write_atomic};
 pub use set::{AdaptedSite, AdapterSet};
 pub use target::{Target, targets};
 pub use variants::lora::Lora;
+pub use variants::saved::{CLASSIFIERS, Saved};
 pub use variants::{BaseWeights, Method, NoBase, Variant};

@@ -4,8 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_engine::{ActiveAdapters, Params, Site, SiteId, SiteKind};
+use serde_json::Value;
 
 use crate::target::targets;
+use crate::variants::saved::Saved;
 use crate::variants::{BaseWeights, Method, NoBase, Place, Start, Variant, method};
 use crate::{Error, LoraConfig, init};
 
@@ -31,6 +33,8 @@ pub struct AdapterSet {
     pub layers: Vec<AdaptedSite>,
     /// The same for the engine.
     pub active: ActiveAdapters,
+    /// What the adapter is for, beside what PEFT's configuration can say: `task.json` of its folder.
+    pub task: Option<Value>,
 }
 
 impl AdapterSet {
@@ -81,6 +85,12 @@ impl AdapterSet {
             // PEFT keeps one word for all targets, and warns where it does not fit the layer.
             set.config.fan_in_fan_out |= site.kind == SiteKind::TransposedLinear;
             set.layers.push(AdaptedSite { id, site, variant });
+        }
+        set.config.check_saved(sites)?;
+        for (index, site) in sites.iter().enumerate().filter(|(_, site)| set.config.saves(&site.path)) {
+            let variant: Arc<dyn Variant> = Arc::new(Saved::plan(site, &mut set.params)?);
+            set.active.attach(SiteId(index), variant.clone());
+            set.layers.push(AdaptedSite { id: SiteId(index), site: site.clone(), variant });
         }
         Ok(set)
     }

@@ -38,7 +38,7 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
 
     let mut found = Vec::new();
     for (index, site) in sites.iter().enumerate() {
-        let excluded = exclude.as_ref().is_some_and(|e| e.matches(site));
+        let excluded = exclude.as_ref().is_some_and(|e| e.matches(site)) || config.saves(&site.path);
         if excluded || !include.matches(site) || !layers.admits(&site.path) {
             continue;
         }
@@ -158,10 +158,22 @@ mod tests {
         for layer in 0..3 {
             for name in ["self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"] {
                 let path = format!("model.layers.{layer}.{name}");
-                sites.push(Site { path, kind: SiteKind::Linear, in_features: 4, out_features: 4 });
+                sites.push(Site {
+                    path,
+                    kind: SiteKind::Linear,
+                    in_features: 4,
+                    out_features: 4,
+                    bias: false,
+                });
             }
         }
-        sites.push(Site { path: "lm_head".into(), kind: SiteKind::Head, in_features: 4, out_features: 9 });
+        sites.push(Site {
+            path: "lm_head".into(),
+            kind: SiteKind::Head,
+            in_features: 4,
+            out_features: 9,
+            bias: false,
+        });
         sites
     }
 

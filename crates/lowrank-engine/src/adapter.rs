@@ -37,6 +37,8 @@ pub struct Site {
     pub in_features: usize,
     /// Output features.
     pub out_features: usize,
+    /// Whether the layer has a bias.
+    pub bias: bool,
 }
 
 /// A gradient that is accumulated: the first product writes, later ones add.

@@ -28,5 +28,5 @@ pub use files::{Base, GenerationConfig, Tensors};
 pub use generate::{Generator, Sampling};
 pub use heads::{ClassHead, Head, HeadKind, load_for};
 pub use loader::Loader;
-pub use model::{Model, TokenBatch, load};
-pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use model::{Model, TokenBatch, base_prefix, load};
+pub use tokenizer::{StreamDecoder, Texts, Tokenizer};

@@ -45,7 +45,7 @@ impl<'a> Loader<'a> {
         let weight = self.tensors.matrix(&format!("{path}.weight"), Role::Linear)?;
         self.expect(&format!("{path}.weight"), &[weight.rows(), weight.cols()], &[outputs, inputs])?;
         let bias = if bias { Some(self.vector(&format!("{path}.bias"), outputs)?) } else { None };
-        let site = self.site(path, SiteKind::Linear, inputs, outputs);
+        let site = self.site(path, SiteKind::Linear, inputs, outputs, bias.is_some());
         Ok(Linear { site, weight, bias, transposed: false })
     }
 
@@ -60,7 +60,7 @@ impl<'a> Loader<'a> {
         let want = if transposed { [inputs, outputs] } else { [outputs, inputs] };
         self.expect(&name, &[weight.rows(), weight.cols()], &want)?;
         let bias = Some(self.vector(&format!("{path}.bias"), outputs)?);
-        let site = self.site(path, SiteKind::TransposedLinear, inputs, outputs);
+        let site = self.site(path, SiteKind::TransposedLinear, inputs, outputs, true);
         Ok(Linear { site, weight, bias, transposed })
     }
 
@@ -79,7 +79,7 @@ impl<'a> Loader<'a> {
             Some(table) => table.weight.clone(),
             None => self.matrix(path, outputs, inputs)?,
         };
-        let site = self.site(path, SiteKind::Head, inputs, outputs);
+        let site = self.site(path, SiteKind::Head, inputs, outputs, false);
         let linear = Linear { site, weight, bias: None, transposed: false };
         Ok(LmHead { linear, softcap: None })
     }
@@ -90,7 +90,7 @@ impl<'a> Loader<'a> {
     /// As [`Loader::linear`].
     pub fn embedding(&mut self, path: &str, rows: usize, width: usize) -> Result<Embedding> {
         let weight = self.matrix(path, rows, width)?;
-        let site = self.site(path, SiteKind::Embedding, rows, width);
+        let site = self.site(path, SiteKind::Embedding, rows, width, false);
         Ok(Embedding { site, weight, scale: 1.0 })
     }
 
@@ -140,8 +140,9 @@ impl<'a> Loader<'a> {
         kind: SiteKind,
         in_features: usize,
         out_features: usize,
+        bias: bool,
     ) -> SiteId {
-        self.sites.push(Site { path: path.to_owned(), kind, in_features, out_features });
+        self.sites.push(Site { path: path.to_owned(), kind, in_features, out_features, bias });
         SiteId(self.sites.len() - 1)
     }
 }

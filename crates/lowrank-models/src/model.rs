@@ -104,8 +104,9 @@ const ARCHITECTURES: [(&str, &str, Build); 9] = [
     ("xlm-roberta", "roberta", |c, t| Ok(Box::new(Bert::load(c, t)?))),
 ];
 
-/// What the names of a model's tensors begin with, all but the head's. Files of a model without head lack it.
-pub(crate) fn base_prefix(model_type: &str) -> Option<&'static str> {
+/// What the names of a model's tensors begin with, all but the head's. Files of a model without head lack it, and so
+/// do the sites of a model for sentence embeddings.
+pub fn base_prefix(model_type: &str) -> Option<&'static str> {
     ARCHITECTURES.iter().find(|(name, ..)| *name == model_type).map(|(_, prefix, _)| *prefix)
 }
 

@@ -65,6 +65,15 @@ impl Session {
         Err(Error::Usage(format!("{file}: --quantize has nothing to quantise: {why}")))
     }
 
+    /// The name in the files of a tensor that the model's sites call `name`: a bare model's lack the prefix.
+    pub fn tensor_name(&self, name: &str) -> String {
+        let kind = self.base.config["model_type"].as_str().unwrap_or_default();
+        match lowrank_models::base_prefix(kind) {
+            Some(prefix) if !self.base.tensors.contains(name) => format!("{prefix}.{name}"),
+            _ => name.to_owned(),
+        }
+    }
+
     /// Every place an adapter can attach to.
     pub fn sites(&self) -> &[Site] {
         self.model.sites()
@@ -113,18 +122,32 @@ impl BaseWeights for Session {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), lowrank_adapters::Error> {
-        let name = format!("{path}.weight");
-        if let (Some(layer), false) = (self.model.head_layer(path), self.base.tensors.contains(&name)) {
-            // Tied to the embedding, or new, a layer of the head has no tensor of its own.
+        if let Some(layer) = self.model.head_layer(path) {
+            // Tied to the embedding, or new, a layer of the head need not have a tensor of its own.
             let cols = layer.weight.cols();
             for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
                 layer.weight.view().expand(row, 0..cols, out);
             }
             return Ok(());
         }
-        let error = |e: lowrank_models::Error| lowrank_adapters::Error::Base(e.into());
-        self.base.tensors.read_rows(&name, rows, out).map_err(error)
+        let name = self.tensor_name(&format!("{path}.weight"));
+        self.base.tensors.read_rows(&name, rows, out).map_err(base_error)
     }
+
+    fn read_bias(&self, path: &str, out: &mut [f32]) -> Result<(), lowrank_adapters::Error> {
+        match self.model.head_layer(path).and_then(|layer| layer.bias.as_ref()) {
+            Some(bias) => out.copy_from_slice(bias),
+            None => {
+                let name = self.tensor_name(&format!("{path}.bias"));
+                self.base.tensors.read_rows(&name, 0..out.len(), out).map_err(base_error)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn base_error(error: lowrank_models::Error) -> lowrank_adapters::Error {
+    lowrank_adapters::Error::Base(error.into())
 }
 
 /// Turns text into tokens for the data readers.

@@ -3,6 +3,7 @@
 
 pub mod lora;
 pub mod low_rank;
+pub mod saved;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -115,6 +116,15 @@ pub trait BaseWeights: Sync {
     /// # Errors
     /// Where there is no such weight.
     fn read_rows(&self, path: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error>;
+
+    /// The bias of the layer at `path`.
+    ///
+    /// # Errors
+    /// Where there is none.
+    fn read_bias(&self, path: &str, out: &mut [f32]) -> Result<(), Error> {
+        let _ = out;
+        Err(Error::Config(format!("{path}: the bias of the base model is needed here")))
+    }
 }
 
 /// No base at hand.

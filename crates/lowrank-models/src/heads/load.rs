@@ -96,7 +96,7 @@ impl NewLayers<'_> {
         kernels::normal(&mut weight, 0.0, std, SEED, self.fresh.len() as u64);
         let weight = FrozenWeight::from_f32(outputs, inputs, &weight);
         self.fresh.push(path.to_owned());
-        let site = self.loader.site(path, SiteKind::Linear, inputs, outputs);
+        let site = self.loader.site(path, SiteKind::Linear, inputs, outputs, bias);
         Ok(Linear { site, weight, bias: bias.then(|| vec![0.0; outputs]), transposed: false })
     }
 }
@@ -117,7 +117,7 @@ fn masked(
     };
     let own = format!("{}.bias", layout.decoder);
     let bias = Some(loader.vector(if tensors.contains(&own) { &own } else { layout.bias }, vocab)?);
-    let site = loader.site(layout.decoder, SiteKind::Head, d, vocab);
+    let site = loader.site(layout.decoder, SiteKind::Head, d, vocab, true);
     let linear = Linear { site, weight, bias, transposed: false };
     let decoder = LmHead { linear, softcap: None };
     Ok(Some(MaskedHead { dense, activation: layout.activation, norm, decoder }))

@@ -2,9 +2,11 @@
 
 mod from_gguf;
 mod stream;
+mod texts;
 
 pub(crate) use from_gguf::write_metadata;
 pub use stream::StreamDecoder;
+pub use texts::Texts;
 
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};

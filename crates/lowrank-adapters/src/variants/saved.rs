@@ -1,0 +1,168 @@
+//! A layer that is trained whole, as `modules_to_save` asks: `y = x W^T + b` with a `W` and `b` of its own, which
+//! start as the base's.
+
+use std::ops::Range;
+
+use lowrank_engine::{
+    Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
+};
+
+use super::{Place, Start, Variant, linear_only};
+use crate::{Error, LoraConfig};
+
+/// PEFT adds these to `modules_to_save` wherever the task is classification, whether they exist or not.
+pub const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
+
+/// A trained copy of a linear layer.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    /// `W: [O,K]`, or `[K,O]` where stored transposed.
+    pub weight: ParamId,
+    /// `b: [O]`, where the layer has one.
+    pub bias: Option<ParamId>,
+    transposed: bool,
+}
+
+impl LoraConfig {
+    /// Whether the module at `path` is trained whole: it, or one that holds it, ends with a name of
+    /// `modules_to_save` (`peft/utils/other.py`: `_set_trainable`).
+    pub fn saves(&self, path: &str) -> bool {
+        self.modules_to_save.iter().flatten().any(|name| saves(name, path))
+    }
+
+    /// Checks that every name of `modules_to_save` is that of a layer.
+    pub(crate) fn check_saved(&self, sites: &[Site]) -> Result<(), Error> {
+        for name in self.modules_to_save.iter().flatten().filter(|name| !CLASSIFIERS.contains(&name.as_str()))
+        {
+            if !sites.iter().any(|site| saves(name, &site.path)) {
+                let what = format!("modules_to_save: no linear layer's path ends with {name:?}");
+                return Err(Error::Config(what));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn saves(name: &str, path: &str) -> bool {
+    let ends = path.match_indices('.').map(|(at, _)| at).chain([path.len()]);
+    !name.is_empty() && ends.into_iter().any(|end| path[..end].ends_with(name))
+}
+
+impl Saved {
+    /// The layer at `site`, its parameters added to `params`.
+    ///
+    /// # Errors
+    /// Where the site is no linear layer.
+    pub fn plan(site: &Site, params: &mut Params) -> Result<Self, Error> {
+        linear_only(site)?;
+        let (k, o) = (site.in_features, site.out_features);
+        let transposed = site.kind == SiteKind::TransposedLinear;
+        let (rows, cols) = if transposed { (k, o) } else { (o, k) };
+        let weight = params.push(format!("{}.weight", site.path), rows, cols, Vec::new());
+        let bias = site.bias.then(|| params.push_vector(format!("{}.bias", site.path), o, Vec::new()));
+        Ok(Self { weight, bias, transposed })
+    }
+}
+
+impl Adapter for Saved {
+    fn forward(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, beta: f32) -> Vec<Tensor> {
+        let w = scope.param(self.weight);
+        scope.gemm(1.0, x.mat(), if self.transposed { w } else { w.t() }, beta, y.mat_mut());
+        if let Some(bias) = self.bias {
+            let (n, o) = (y.rows(), y.cols());
+            let bias = &scope.params.get(bias).value;
+            scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, o));
+        }
+        Vec::new()
+    }
+
+    /// `dW += dy^T x`, `db += sum of dy`, `dx += dy W`.
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        _: &Linear,
+        grads: &mut Grads,
+        x: &Tensor,
+        dy: &Tensor,
+        _: Vec<Tensor>,
+        dx: Option<&mut Accumulator>,
+    ) {
+        let dw = grads.mat_mut(self.weight);
+        match self.transposed {
+            true => scope.gemm(1.0, x.mat().t(), dy.mat(), 1.0, dw),
+            false => scope.gemm(1.0, dy.mat().t(), x.mat(), 1.0, dw),
+        }
+        if let Some(bias) = self.bias {
+            scope.device.run(0, || {
+                kernels::bias_backward(grads.get_mut(bias), dy.data(), dy.rows(), dy.cols());
+            });
+        }
+        if let Some(dx) = dx {
+            let (w, beta) = (scope.param(self.weight), dx.beta());
+            scope.gemm(1.0, dy.mat(), if self.transposed { w.t() } else { w }, beta, dx.tensor.mat_mut());
+        }
+    }
+}
+
+impl Variant for Saved {
+    fn params(&self) -> Vec<ParamId> {
+        [Some(self.weight), self.bias].into_iter().flatten().collect()
+    }
+
+    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        let path = &start.site.path;
+        let weight = params.get_mut(self.weight);
+        let mut value = vec![0.0; weight.rows * weight.cols];
+        start.base.read_rows(path, 0..weight.rows, &mut value)?;
+        weight.value = value;
+        if let Some(bias) = self.bias {
+            let bias = params.get_mut(bias);
+            let mut value = vec![0.0; bias.cols];
+            start.base.read_bias(path, &mut value)?;
+            bias.value = value;
+        }
+        Ok(())
+    }
+
+    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        let weight = params.get(self.weight);
+        w.copy_from_slice(&weight.value[at.rows.start * weight.cols..at.rows.end * weight.cols]);
+        Ok(())
+    }
+
+    fn unmerge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
+        let path = &at.site.path;
+        Err(Error::Config(format!(
+            "{path} was trained whole: the merged model does not hold what it was before"
+        )))
+    }
+
+    fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
+        if let Some(id) = self.bias {
+            bias.copy_from_slice(&params.get(id).value[range]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match_as_in_peft() {
+        let config = |names: &[&str]| LoraConfig {
+            modules_to_save: Some(names.iter().map(ToString::to_string).collect()),
+            ..LoraConfig::default()
+        };
+        let c = config(&["classifier", "score"]);
+        for path in ["classifier", "score", "classifier.dense", "classifier.out_proj", "pre_classifier"] {
+            assert!(c.saves(path), "{path}");
+        }
+        for path in ["bert.pooler.dense", "classifiers", "scores.dense", "lm_head"] {
+            assert!(!c.saves(path), "{path}");
+        }
+        assert!(config(&["pooler.dense"]).saves("bert.pooler.dense"));
+        assert!(!config(&[""]).saves("classifier"));
+        assert!(!LoraConfig::default().saves("classifier"));
+    }
+}
