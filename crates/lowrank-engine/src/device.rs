@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arena::Arena;
+use crate::stream::{BaseStream, Direction};
 use crate::tensor::Tensor;
 
 /// The processor with its arena, or the Plan device, which runs the same operations with shapes
@@ -11,17 +12,31 @@ pub struct Device {
     arena: Arena,
     plan: bool,
     flops: AtomicU64,
+    stream: Option<BaseStream>,
 }
 
 impl Device {
     /// The processor this program runs on.
     pub fn cpu() -> Self {
-        Self { arena: Arena::reserve(), plan: false, flops: AtomicU64::new(0) }
+        Self { arena: Arena::reserve(), plan: false, flops: AtomicU64::new(0), stream: None }
     }
 
     /// The Plan device.
     pub fn plan() -> Self {
-        Self { arena: Arena::counting(), plan: true, flops: AtomicU64::new(0) }
+        Self { arena: Arena::counting(), plan: true, flops: AtomicU64::new(0), stream: None }
+    }
+
+    /// The same device, on which a model's weights are in memory one block at a time.
+    pub fn streaming(self, stream: Option<BaseStream>) -> Self {
+        Self { stream, ..self }
+    }
+
+    /// Says that block `block` of the model is about to run. Returns whether weights are streamed at all.
+    pub(crate) fn enter_block(&self, block: usize, direction: Direction) -> bool {
+        if let Some(stream) = &self.stream {
+            stream.enter(block, direction);
+        }
+        self.stream.is_some()
     }
 
     /// Whether this device only counts.

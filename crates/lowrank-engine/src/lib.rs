@@ -13,6 +13,7 @@ mod error;
 mod ops;
 mod params;
 mod scope;
+mod stream;
 mod tape;
 mod tensor;
 mod weight;
@@ -26,6 +27,7 @@ pub use lowrank_kernels::{Activation, AttentionShape, Format, RowOrder, Segment,
 pub use ops::{Attention, Embedding, Label, LayerNorm, Linear, LmHead, RmsNorm, Rope, Scores};
 pub use params::{AdamW, Grads, Param, ParamId, Params};
 pub use scope::{DropoutKey, Scope};
+pub use stream::{BaseStream, Span, give_back};
 pub use tape::{Record, Tape, Var, VarId};
 pub use tensor::{Mat, MatMut, Tensor};
 pub use weight::{FrozenWeight, Storage};

@@ -131,13 +131,24 @@ pub struct Tape<'m> {
     pub(crate) record: Record,
     pub(crate) nodes: Vec<Box<dyn Node<'m> + 'm>>,
     pub(crate) next: VarId,
+    /// Blocks of the model so far.
+    pub(crate) blocks: usize,
     pub(crate) seeds: Vec<(VarId, Tensor)>,
 }
 
 impl<'m> Tape<'m> {
     /// An empty tape.
     pub fn new(scope: Scope<'m>, adapters: &'m ActiveAdapters, record: Record) -> Self {
-        Self { scope, adapters, cache: None, record, nodes: Vec::new(), next: 0, seeds: Vec::new() }
+        Self {
+            scope,
+            adapters,
+            cache: None,
+            record,
+            nodes: Vec::new(),
+            next: 0,
+            blocks: 0,
+            seeds: Vec::new(),
+        }
     }
 
     /// A tape for inference that reads and extends `cache`.

@@ -41,7 +41,9 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     options.check()?;
     let form = session.base.tensors.form();
     if (Form { shapes_only: false, ..form }) != options.form() {
-        return Err(Error::Usage("the session was opened with another --quantize or --precision".into()));
+        return Err(Error::Usage(
+            "the session was opened with another --quantize, --precision or --stream-base".into(),
+        ));
     }
     let encoder = session.encoder()?;
     let data_options = options.data_options(&*session.model)?;
@@ -132,7 +134,7 @@ pub fn finetune(session: &Session, options: &TrainOptions, stop: &AtomicBool) ->
         }
         remove_run(out)?;
     }
-    let mut prepared = prepare(session, options, Device::cpu())?;
+    let mut prepared = prepare(session, options, session.device())?;
     report_data(&prepared);
     fs::create_dir_all(out).map_err(Error::io(out))?;
     let done = prepared.state.step;

@@ -23,6 +23,7 @@ pub struct TrainOptions {
     pub eval_data: Option<PathBuf>,
     pub quantize: Option<Quantize>,
     pub precision: Precision,
+    pub stream_base: bool,
 
     pub r: usize,
     pub lora_alpha: f64,
@@ -77,6 +78,7 @@ impl Default for TrainOptions {
             eval_data: None,
             quantize: None,
             precision: Precision::F32,
+            stream_base: false,
             r: 8,
             lora_alpha: 16.0,
             lora_dropout: 0.0,
@@ -165,7 +167,12 @@ impl TrainOptions {
 
     /// The form of the base model in memory: what [`Session::open_as`](crate::Session::open_as) takes.
     pub fn form(&self) -> Form {
-        Form { quantize: self.quantize, precision: self.precision, shapes_only: false }
+        Form {
+            quantize: self.quantize,
+            precision: self.precision,
+            stream: self.stream_base,
+            shapes_only: false,
+        }
     }
 
     /// The adapter's configuration on `model`.
@@ -224,6 +231,7 @@ impl TrainOptions {
             "save_steps",
             "eval_data",
             "checkpoint_activations",
+            "stream_base",
             "init_adapter",
             "model",
             "data",

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use lowrank_adapters::{AdapterSet, BaseWeights};
-use lowrank_engine::Site;
+use lowrank_engine::{Device, Site};
 use lowrank_models::files::Form;
 use lowrank_models::{Base, Model, Tokenizer};
 use lowrank_train::{Encode, Message};
@@ -41,7 +41,19 @@ impl Session {
         let model = lowrank_models::load(&base.config, &base.tensors)?;
         let session = Self { base, model, tokenizer: OnceLock::new() };
         session.check_quantised()?;
+        if form.stream && session.base.tensors.converted() > 0 {
+            return Err(Error::Usage(
+                "--stream-base reads weights from their file as they are; --quantize and --precision bf16 keep \
+                 converted ones in memory"
+                    .into(),
+            ));
+        }
         Ok(session)
+    }
+
+    /// The processor as a device for this model.
+    pub fn device(&self) -> Device {
+        Device::cpu().streaming(self.base.tensors.stream())
     }
 
     fn check_quantised(&self) -> Result<()> {

@@ -17,7 +17,7 @@ const PLAIN: StepOptions =
     StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 3 };
 
 fn form(quantize: Option<Quantize>, precision: Precision) -> Form {
-    Form { quantize, precision, shapes_only: false }
+    Form { quantize, precision, ..Form::default() }
 }
 
 /// A copy of the model at `dir` as F32, whose matrices went through the format that `format(name)` tells.

@@ -3,20 +3,29 @@
 
 use crate::adapter::ActiveAdapters;
 use crate::scope::Scope;
+use crate::stream::Direction;
 use crate::tape::{Backward, Node, Record, Tape, Var, VarId};
 
 impl<'m> Tape<'m> {
     /// Runs `block` on `x`. On a tape that records checkpoints, its inner values are dropped and computed
     /// again when the gradient is asked for; otherwise this is just `block(self, x)`.
     pub fn block(&mut self, x: Var<'m>, block: impl Fn(&mut Tape<'m>, Var<'m>) -> Var<'m> + 'm) -> Var<'m> {
+        let number = self.blocks;
+        self.blocks += 1;
+        let streams = self.scope.device.enter_block(number, Direction::Forward);
         if self.record != Record::Checkpoints {
-            return block(self, x);
+            let y = block(self, x);
+            if streams && self.keeps(y.id) {
+                // The first of the block's nodes on the way back.
+                self.push(EnterNode(number));
+            }
+            return y;
         }
         let (mut inner, input) = Tape::for_block(self.scope, self.adapters, Record::Nothing, &x);
         let y = block(&mut inner, input);
         let out = self.id(y.id.is_some());
         if let Some(out) = out {
-            self.push(BlockNode { block, input: x, out });
+            self.push(BlockNode { block, number, input: x, out });
         }
         Var { tensor: y.tensor, id: out, recipe: None }
     }
@@ -34,8 +43,18 @@ impl<'m> Tape<'m> {
     }
 }
 
+/// Tells the device which block's weights are needed.
+struct EnterNode(usize);
+
+impl<'m> Node<'m> for EnterNode {
+    fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
+        back.scope.device.enter_block(self.0, Direction::Backward);
+    }
+}
+
 struct BlockNode<'m, F> {
     block: F,
+    number: usize,
     input: Var<'m>,
     out: VarId,
 }
@@ -43,6 +62,7 @@ struct BlockNode<'m, F> {
 impl<'m, F: Fn(&mut Tape<'m>, Var<'m>) -> Var<'m> + 'm> Node<'m> for BlockNode<'m, F> {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dy) = back.take(self.out) else { return };
+        back.scope.device.enter_block(self.number, Direction::Backward);
         let (mut tape, input) = Tape::for_block(back.scope, back.adapters, Record::All, &self.input);
         let x = input.id;
         let y = (self.block)(&mut tape, input);

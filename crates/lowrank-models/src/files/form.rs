@@ -1,10 +1,10 @@
 //! The form a base model's matrices take in memory: as their file has them, or converted while they are read,
 //! tensor by tensor, so that no more than one of them is ever there twice.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
-use lowrank_engine::FrozenWeight;
+use lowrank_engine::{BaseStream, FrozenWeight, Span};
 use lowrank_kernels::{Format, WeightRef, quantize_matrix};
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +77,8 @@ pub struct Form {
     pub quantize: Option<Quantize>,
     /// Keep dense matrices as BF16.
     pub precision: Precision,
+    /// Keep only a window of blocks in memory, and read the weights again and again.
+    pub stream: bool,
     /// Nothing but shapes, for planning: what would be converted gets no bytes.
     pub shapes_only: bool,
 }
@@ -109,11 +111,31 @@ impl Tensors {
         self.form
     }
 
-    /// Bytes that the tensors take in memory: those that were converted in their new form, the others as stored.
+    /// Bytes that the tensors take in memory: those that were converted in their new form, the others as stored;
+    /// the largest window, where they are streamed.
     pub fn resident_bytes(&self) -> u64 {
+        if let Some(stream) = self.stream() {
+            return stream.window_bytes() as u64;
+        }
         let converted = self.converted.lock().expect("nobody panics with it");
         let bytes = |name: &str, stored: usize| converted.bytes.get(name).copied().unwrap_or(stored) as u64;
         self.stored_sizes().map(|(name, stored)| bytes(name, stored)).sum()
+    }
+
+    /// What belongs to which block, where the form asks for streaming. A block's number is the first number in
+    /// the names of its tensors (`model.layers.7.mlp.up_proj.weight`).
+    pub fn stream(&self) -> Option<BaseStream> {
+        if !self.form.stream {
+            return None;
+        }
+        let (mut blocks, mut rest) = (BTreeMap::<usize, Vec<Span>>::new(), Vec::new());
+        for (name, span) in self.spans() {
+            match name.split('.').find_map(|part| part.parse().ok()) {
+                Some(block) => blocks.entry(block).or_default().push(span),
+                None => rest.push(span),
+            }
+        }
+        Some(BaseStream::new(blocks.into_values().collect(), rest))
     }
 
     /// How many matrices were converted.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use lowrank_engine::{FrozenWeight, Storage};
+use lowrank_engine::{FrozenWeight, Span, Storage, give_back};
 use lowrank_kernels::{Format, RowOrder, WeightRef};
 use memmap2::Mmap;
 
@@ -32,17 +32,6 @@ impl MappedFile {
         // it while the model is in use (our own writers replace files by rename and never in place).
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         Ok(Self { path: path.to_owned(), map: Arc::new(map) })
-    }
-
-    /// Gives the memory of `bytes` back: what is read there again comes from the file.
-    fn release(&self, bytes: &Range<usize>) {
-        #[cfg(unix)]
-        // SAFETY: the map is read-only and has a file behind it, so its pages can always be read again.
-        let _ = unsafe {
-            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len())
-        };
-        #[cfg(not(unix))]
-        let _ = bytes;
     }
 }
 
@@ -173,10 +162,15 @@ impl Tensors {
         self.entries.iter().map(|e| (e.name.as_str(), e.bytes.len()))
     }
 
+    /// Name and place of each tensor.
+    pub(super) fn spans(&self) -> impl Iterator<Item = (&str, Span)> {
+        self.entries.iter().map(|e| (e.name.as_str(), (self.files[e.file].map.clone(), e.bytes.clone())))
+    }
+
     /// Gives the memory of a tensor's pages back.
     pub(super) fn release(&self, name: &str) {
         if let Some(entry) = self.entry(name) {
-            self.files[entry.file].release(&entry.bytes);
+            give_back(&(self.files[entry.file].map.clone(), entry.bytes.clone()));
         }
     }
 

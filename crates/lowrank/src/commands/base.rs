@@ -12,11 +12,20 @@ pub struct Flags {
     /// Weights and products of a dense base: f32, or bf16 at half the memory [default: f32]
     #[arg(long, help_heading = "Base model")]
     precision: Option<Precision>,
+    /// Keep one block's weights in memory at a time, for a base larger than memory
+    #[arg(long, help_heading = "Base model")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    stream_base: bool,
 }
 
 impl Flags {
     /// What they say.
     pub fn form(&self) -> Form {
-        Form { quantize: self.quantize, precision: self.precision.unwrap_or_default(), shapes_only: false }
+        Form {
+            quantize: self.quantize,
+            precision: self.precision.unwrap_or_default(),
+            stream: self.stream_base,
+            shapes_only: false,
+        }
     }
 }

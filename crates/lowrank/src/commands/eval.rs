@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lowrank::engine::Device;
 use lowrank::train::{DataFormat, StepOptions, Stepper, evaluate};
 use lowrank::{Result, Session, TrainOptions};
 
@@ -78,7 +77,7 @@ fn work(args: &Args) -> Result<ExitCode> {
         eprintln!("  {warning}");
     }
     let step = StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 0 };
-    let stepper = Stepper::new(&*session.model, adapters, Device::cpu(), step);
+    let stepper = Stepper::new(&*session.model, adapters, session.device(), step);
     let result = evaluate(&stepper, &data.examples, args.batch_size, true);
     if args.json {
         println!("{}", serde_json::to_string(&result).expect("plain numbers"));

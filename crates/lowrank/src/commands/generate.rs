@@ -5,7 +5,6 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lowrank::engine::Device;
 use lowrank::models::{Message, Sampling};
 use lowrank::{Error, Limits, Result, Session, TextGenerator};
 
@@ -107,7 +106,7 @@ fn work(args: &Args) -> Result<ExitCode> {
     let limits = Limits { max_new_tokens: args.max_new_tokens, stop: args.stop.clone() };
     let session = Session::open_as(&args.model, args.base.form())?;
     let adapters = session.adapter(args.adapter.as_deref())?;
-    let device = Device::cpu();
+    let device = session.device();
     let mut generator = TextGenerator::new(&session, &device, &adapters)?;
     if args.chat {
         return chat(args, &session, &mut generator, &sampling, &limits);
