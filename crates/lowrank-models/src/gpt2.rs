@@ -1,5 +1,6 @@
 //! GPT-2 (small to XL, DistilGPT2): learned positions, layer norms with bias, fused query, key and value,
-//! weights stored transposed. `transformers/models/gpt2` is followed.
+//! weights stored transposed. `transformers/models/gpt2` is followed. GPT-3 ([`crate::gpt3`]) is the same model with
+//! locally banded attention in every other layer, and query, key and value apart.
 
 use lowrank_engine::{
     Activation, Attention, AttentionShape, Embedding, LayerNorm, Linear, Segment, Site, Tape, Var,
@@ -12,11 +13,12 @@ use crate::files::Tensors;
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{Model, TokenBatch};
-use crate::{Error, Result};
+use crate::{Result, fields};
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
+    model_type: String,
     vocab_size: usize,
     n_embd: usize,
     n_head: usize,
@@ -38,6 +40,8 @@ struct Config {
     add_cross_attention: bool,
     #[serde(default = "yes")]
     tie_word_embeddings: bool,
+    /// GPT-3: how many tokens, itself among them, a token of a banded layer sees.
+    window_size: Option<usize>,
 }
 
 fn gelu_new() -> String {
@@ -54,15 +58,24 @@ fn yes() -> bool {
 
 impl Config {
     fn parse(config: &Value) -> Result<Self> {
-        let c = Self::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
-        let wrong = |what: String| Err(Error::Config(format!("config.json: {what}")));
+        let c: Self = fields::read(config)?;
+        let wrong = |what: String| Err(fields::wrong(what));
         if c.n_head == 0 || c.n_embd == 0 || !c.n_embd.is_multiple_of(c.n_head) {
             return wrong(format!("n_embd {} is no multiple of n_head {}", c.n_embd, c.n_head));
+        }
+        match (c.is_gpt3(), c.window_size) {
+            (true, None) => return wrong("window_size is missing: the band of GPT-3's banded layers".into()),
+            (true, Some(0)) => return wrong("window_size must be at least 1".into()),
+            _ => {}
         }
         if c.add_cross_attention {
             return wrong("add_cross_attention is true; only decoders without it are supported".into());
         }
         Ok(c)
+    }
+
+    fn is_gpt3(&self) -> bool {
+        self.model_type == "gpt3"
     }
 
     fn attention(&self, layer: usize) -> AttentionShape {
@@ -71,8 +84,9 @@ impl Config {
         if self.scale_attn_by_inverse_layer_idx {
             scale /= (layer + 1) as f32;
         }
+        let window = self.window_size.filter(|_| self.is_gpt3() && layer % 2 == 1);
         let (heads, kv_heads) = (self.n_head, self.n_head);
-        AttentionShape { heads, kv_heads, head_dim, scale, causal: true, window: None, softcap: None }
+        AttentionShape { heads, kv_heads, head_dim, scale, causal: true, window, softcap: None }
     }
 }
 
@@ -85,11 +99,18 @@ pub struct Gpt2 {
     head: Head,
     sites: Vec<Site>,
     width: usize,
+    targets: &'static [&'static str],
+}
+
+/// Query, key and value.
+enum Qkv {
+    Fused(Linear),
+    Apart([Linear; 3]),
 }
 
 struct Layer {
     norm_1: LayerNorm,
-    qkv: Linear,
+    qkv: Qkv,
     o: Linear,
     norm_2: LayerNorm,
     up: Linear,
@@ -115,9 +136,19 @@ impl Gpt2 {
         let mut layers = Vec::new();
         for i in 0..c.n_layer {
             let at = |name: &str| format!("transformer.h.{i}.{name}");
+            let norm_1 = l.layer_norm(&at("ln_1"), d, eps)?;
+            let qkv = if c.is_gpt3() {
+                Qkv::Apart([
+                    l.conv1d(&at("attn.q_proj"), d, d)?,
+                    l.conv1d(&at("attn.k_proj"), d, d)?,
+                    l.conv1d(&at("attn.v_proj"), d, d)?,
+                ])
+            } else {
+                Qkv::Fused(l.conv1d(&at("attn.c_attn"), d, 3 * d)?)
+            };
             layers.push(Layer {
-                norm_1: l.layer_norm(&at("ln_1"), d, eps)?,
-                qkv: l.conv1d(&at("attn.c_attn"), d, 3 * d)?,
+                norm_1,
+                qkv,
                 o: l.conv1d(&at("attn.c_proj"), d, d)?,
                 norm_2: l.layer_norm(&at("ln_2"), d, eps)?,
                 up: l.conv1d(&at("mlp.c_fc"), d, f)?,
@@ -130,7 +161,10 @@ impl Gpt2 {
         let tied = c.tie_word_embeddings.then_some(&token_table);
         let head = Head::Language(l.head("lm_head", tied, d, c.vocab_size)?);
         let sites = l.into_sites();
-        Ok(Self { tokens: token_table, positions: position_table, layers, norm, head, sites, width: d })
+        // PEFT's for GPT-2; what the paper of LoRA adapts of GPT-3.
+        let targets: &[&str] = if c.is_gpt3() { &["q_proj", "v_proj"] } else { &["c_attn"] };
+        let (tokens, positions) = (token_table, position_table);
+        Ok(Self { tokens, positions, layers, norm, head, sites, width: d, targets })
     }
 }
 
@@ -144,9 +178,14 @@ impl Layer {
     ) -> Var<'m> {
         let d = x.tensor.cols();
         let h = tape.layer_norm(&self.norm_1, &x);
-        let qkv = tape.linear(&self.qkv, &h, None);
+        let [q, k, v] = match &self.qkv {
+            Qkv::Fused(layer) => {
+                let qkv = tape.linear(layer, &h, None);
+                tape.split(qkv, [d; 3])
+            }
+            Qkv::Apart(layers) => layers.each_ref().map(|layer| tape.linear(layer, &h, None)),
+        };
         drop(h);
-        let [q, k, v] = tape.split(qkv, [d; 3]);
         let attention = Attention { shape: self.shape, segments, rope: None, layer };
         let o = tape.attention(q, k, v, attention);
         let x = tape.linear(&self.o, &o, Some(&x));
@@ -206,6 +245,6 @@ impl Model for Gpt2 {
     }
 
     fn default_targets(&self) -> &'static [&'static str] {
-        &["c_attn"]
+        self.targets
     }
 }

@@ -9,11 +9,15 @@ mod bert;
 mod distilbert;
 mod encoder;
 mod error;
+mod fields;
+mod gemma;
 mod generate;
 mod gpt2;
+mod gpt3;
 mod llama;
 mod loader;
 mod model;
+mod phi3;
 mod rope;
 
 pub mod chat;

@@ -12,7 +12,7 @@ use crate::heads::Head;
 use crate::loader::Loader;
 use crate::model::{Model, TokenBatch};
 use crate::rope::{RopeScaling, RopeTable};
-use crate::{Error, Result};
+use crate::{Result, fields};
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]
@@ -57,20 +57,11 @@ fn theta() -> f64 {
 
 impl Config {
     fn parse(config: &Value) -> Result<Self> {
-        let c = Self::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
-        let wrong = |what: String| Err(Error::Config(format!("config.json: {what}")));
-        let (heads, kv) = (c.num_attention_heads, c.kv_heads());
-        if heads == 0 || kv == 0 || heads % kv != 0 {
-            return wrong(format!("num_attention_heads {heads} is no multiple of num_key_value_heads {kv}"));
-        }
-        if c.head_dim() == 0 || c.head_dim() % 2 != 0 || c.head_dim() > 1 << 16 {
-            return wrong(format!("head_dim is {}; an even number is needed", c.head_dim()));
-        }
+        let c: Self = fields::read(config)?;
+        fields::check_heads(c.num_attention_heads, c.kv_heads(), c.head_dim())?;
         if c.hidden_act != "silu" {
-            return wrong(format!(
-                "hidden_act {:?} is not known for {}; silu is",
-                c.hidden_act, c.model_type
-            ));
+            let (act, kind) = (&c.hidden_act, &c.model_type);
+            return Err(fields::wrong(format!("hidden_act {act:?} is not known for {kind}; silu is")));
         }
         Ok(c)
     }

@@ -27,9 +27,9 @@ impl<'a> Loader<'a> {
         self.sites
     }
 
-    /// Whether the file has `path.weight`.
+    /// Whether the file has `path.weight`. A model that is only planned has what is asked for.
     pub fn has(&self, path: &str) -> bool {
-        self.tensors.contains(&format!("{path}.weight"))
+        self.tensors.is_planned() || self.tensors.contains(&format!("{path}.weight"))
     }
 
     /// Whether the file has `path.weight` and its shape is `[outputs, inputs]`.
@@ -42,8 +42,10 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// Where a tensor is missing or has another shape.
     pub fn linear(&mut self, path: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
-        let weight = self.tensors.matrix(&format!("{path}.weight"), Role::Linear)?;
-        self.expect(&format!("{path}.weight"), &[weight.rows(), weight.cols()], &[outputs, inputs])?;
+        let name = format!("{path}.weight");
+        self.tensors.plan(&name, outputs, inputs)?;
+        let weight = self.tensors.matrix(&name, Role::Linear)?;
+        self.expect(&name, &[weight.rows(), weight.cols()], &[outputs, inputs])?;
         let bias = if bias { Some(self.vector(&format!("{path}.bias"), outputs)?) } else { None };
         let site = self.site(path, SiteKind::Linear, inputs, outputs, bias.is_some());
         Ok(Linear { site, weight, bias, transposed: false })
@@ -56,6 +58,7 @@ impl<'a> Loader<'a> {
     /// As [`Loader::linear`].
     pub fn conv1d(&mut self, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
         let name = format!("{path}.weight");
+        self.tensors.plan(&name, inputs, outputs)?;
         let (weight, transposed) = self.tensors.transposed_matrix(&name)?;
         let want = if transposed { [inputs, outputs] } else { [outputs, inputs] };
         self.expect(&name, &[weight.rows(), weight.cols()], &want)?;
@@ -115,12 +118,14 @@ impl<'a> Loader<'a> {
 
     pub(crate) fn matrix(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
         let name = format!("{path}.weight");
+        self.tensors.plan(&name, rows, cols)?;
         let weight = self.tensors.matrix(&name, Role::Table)?;
         self.expect(&name, &[weight.rows(), weight.cols()], &[rows, cols])?;
         Ok(weight)
     }
 
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        self.tensors.plan(name, len, 1)?;
         let vector = self.tensors.vector(name)?;
         self.expect(name, &[vector.len()], &[len])?;
         Ok(vector)

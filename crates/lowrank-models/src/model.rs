@@ -6,9 +6,11 @@ use serde_json::Value;
 use crate::bert::Bert;
 use crate::distilbert::DistilBert;
 use crate::files::Tensors;
+use crate::gemma::Gemma;
 use crate::gpt2::Gpt2;
 use crate::heads::{Head, HeadLayout};
 use crate::llama::Llama;
+use crate::phi3::Phi3;
 use crate::{Error, Result};
 
 /// The tokens of one forward pass: rows of any number of sequences, one after the other.
@@ -92,12 +94,17 @@ pub trait Model: Send + Sync {
 type Build = fn(&Value, &Tensors) -> Result<Box<dyn Model>>;
 
 /// `model_type` of a configuration, the name that tensors begin with, and what builds the model.
-const ARCHITECTURES: [(&str, &str, Build); 9] = [
+const ARCHITECTURES: [(&str, &str, Build); 14] = [
     ("bert", "bert", |c, t| Ok(Box::new(Bert::load(c, t)?))),
     ("distilbert", "distilbert", |c, t| Ok(Box::new(DistilBert::load(c, t)?))),
+    ("gemma", "model", |c, t| Ok(Box::new(Gemma::load(c, t)?))),
+    ("gemma2", "model", |c, t| Ok(Box::new(Gemma::load(c, t)?))),
+    ("gemma3_text", "model", |c, t| Ok(Box::new(Gemma::load(c, t)?))),
     ("gpt2", "transformer", |c, t| Ok(Box::new(Gpt2::load(c, t)?))),
+    ("gpt3", "transformer", |c, t| Ok(Box::new(Gpt2::load(c, t)?))),
     ("llama", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
     ("mistral", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
+    ("phi3", "model", |c, t| Ok(Box::new(Phi3::load(c, t)?))),
     ("qwen2", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
     ("qwen3", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
     ("roberta", "roberta", |c, t| Ok(Box::new(Bert::load(c, t)?))),

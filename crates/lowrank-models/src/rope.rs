@@ -1,5 +1,5 @@
 //! Rotary position embeddings and their scalings, as `transformers/modeling_rope_utils.py` computes
-//! them: linear, dynamic NTK, yarn (Peng et al. 2023), llama3.
+//! them: linear, dynamic NTK, yarn (Peng et al. 2023), llama3, longrope (Ding et al. 2024).
 
 use std::f32::consts::PI;
 
@@ -11,8 +11,9 @@ use crate::{Error, Result};
 /// `rope_scaling` of a configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct RopeScaling {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The old name; some files have both.
+    r#type: Option<String>,
     factor: Option<f64>,
     original_max_position_embeddings: Option<usize>,
     attention_factor: Option<f64>,
@@ -23,6 +24,22 @@ pub struct RopeScaling {
     mscale: Option<f64>,
     mscale_all_dim: Option<f64>,
     truncate: Option<bool>,
+    short_factor: Option<Vec<f64>>,
+    long_factor: Option<Vec<f64>>,
+}
+
+impl RopeScaling {
+    /// Phi-3 keeps the trained length beside the scaling, and calls longrope `su` or `yarn` in old files.
+    pub(crate) fn complete_longrope(&mut self, original: Option<usize>) {
+        self.original_max_position_embeddings = self.original_max_position_embeddings.or(original);
+        if matches!(self.kind(), "su" | "yarn") {
+            self.rope_type = Some("longrope".to_owned());
+        }
+    }
+
+    fn kind(&self) -> &str {
+        self.rope_type.as_deref().or(self.r#type.as_deref()).unwrap_or("default")
+    }
 }
 
 /// Frequencies of the rotary pairs of a head.
@@ -34,6 +51,14 @@ pub struct RopeTable {
     /// Multiplies cosines and sines (yarn).
     attention_factor: f32,
     dynamic: Option<Dynamic>,
+    long: Option<Long>,
+}
+
+/// Longrope: sequences longer than the trained length have frequencies of their own.
+#[derive(Clone, Debug)]
+struct Long {
+    original: usize,
+    inverse: Vec<f32>,
 }
 
 /// Dynamic NTK: the base grows with the sequence once that is longer than the model was made for.
@@ -49,10 +74,10 @@ impl RopeTable {
     /// # Errors
     /// Where the scaling is unknown or lacks a field.
     pub fn new(dim: usize, theta: f64, max_positions: usize, scaling: Option<&RopeScaling>) -> Result<Self> {
-        let mut table =
-            Self { dim, theta, inverse: inverse(dim, theta), attention_factor: 1.0, dynamic: None };
+        let plain = inverse(dim, theta);
+        let mut table = Self { dim, theta, inverse: plain, attention_factor: 1.0, dynamic: None, long: None };
         let Some(s) = scaling else { return Ok(table) };
-        let kind = s.rope_type.as_deref().unwrap_or("default");
+        let kind = s.kind();
         let need = |value: Option<f64>, name: &str| {
             value
                 .filter(|v| v.is_finite() && *v > 0.0)
@@ -81,8 +106,15 @@ impl RopeTable {
                 let high = need(s.high_freq_factor, "high_freq_factor")? as f32;
                 table.llama3(factor, low, high, original as f32);
             }
+            "longrope" => {
+                let factor = match s.factor {
+                    None => max_positions as f64 / original as f64,
+                    factor => need(factor, "factor")?,
+                };
+                table.longrope(s, factor, original)?;
+            }
             other => {
-                let known = "default, linear, dynamic, yarn, llama3";
+                let known = "default, linear, dynamic, yarn, llama3, longrope";
                 return Err(Error::Config(format!(
                     "rope_scaling type {other:?} is not known; known are {known}"
                 )));
@@ -141,6 +173,25 @@ impl RopeTable {
         }
     }
 
+    fn longrope(&mut self, s: &RopeScaling, factor: f64, original: usize) -> Result<()> {
+        let plain = self.inverse.clone();
+        let divided = |by: &Option<Vec<f64>>, name: &str| {
+            let pairs = plain.len();
+            let by = by.as_ref().filter(|by| by.len() == pairs).ok_or_else(|| {
+                Error::Config(format!("rope_scaling of type longrope needs a {name} of {pairs} numbers"))
+            })?;
+            Ok::<_, Error>(plain.iter().zip(by).map(|(f, by)| f / *by as f32).collect())
+        };
+        self.inverse = divided(&s.short_factor, "short_factor")?;
+        self.long = Some(Long { original, inverse: divided(&s.long_factor, "long_factor")? });
+        self.attention_factor = match s.attention_factor {
+            Some(given) => given,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+        } as f32;
+        Ok(())
+    }
+
     /// Cosines and sines of `positions`, `[N, pairs]` each; `lengths` are those of the rows' sequences.
     pub fn at(&self, device: &Device, positions: &[u32], lengths: &[u32]) -> Rope {
         let (n, pairs) = (positions.len(), self.pairs());
@@ -149,13 +200,14 @@ impl RopeTable {
             let mut grown = (0, Vec::new());
             let rows = cos.data_mut().chunks_exact_mut(pairs).zip(sin.data_mut().chunks_exact_mut(pairs));
             for ((&position, &length), (cos, sin)) in positions.iter().zip(lengths).zip(rows) {
-                let frequencies = match self.dynamic {
-                    Some(d) if length as usize > d.max_positions => {
+                let frequencies = match (self.dynamic, &self.long) {
+                    (Some(d), _) if length as usize > d.max_positions => {
                         if grown.0 != length {
                             grown = (length, self.grown(d, length));
                         }
                         &grown.1
                     }
+                    (_, Some(long)) if length as usize > long.original => &long.inverse,
                     _ => &self.inverse,
                 };
                 for ((c, s), f) in cos.iter_mut().zip(sin).zip(frequencies) {

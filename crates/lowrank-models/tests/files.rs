@@ -251,6 +251,17 @@ fn other_architectures_and_scalings_of_rope() {
         (&mistral.config["model_type"], &mistral.config["sliding_window"]),
         (&json!("mistral"), &json!(8))
     );
+    let gemma = json!({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "sliding_window": 8,
+        "query_pre_attn_scalar": common::HEAD_DIM, "head_dim": common::HEAD_DIM, "attn_logit_softcapping": 40.0,
+        "final_logit_softcapping": 20.0});
+    let base = through_gguf(gemma.clone());
+    for (field, value) in gemma.as_object().unwrap() {
+        assert_eq!(&base.config[field], value, "{field}");
+    }
+    // llama.cpp keeps 1 + w.
+    assert_eq!(numbers(&base, "model.norm.weight"), ramp(HIDDEN));
+    let shifted = json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"]});
+    assert_eq!(numbers(&through_gguf(shifted), "model.norm.weight"), ramp(HIDDEN));
     for scaling in [
         json!({"rope_type": "linear", "factor": 3.0}),
         json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 16.0}),

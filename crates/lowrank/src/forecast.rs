@@ -71,10 +71,9 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
     let params: &Params = &prepared.stepper.adapters.params;
     let adapter_bytes = params.training_bytes();
     let tensors = &session.base.tensors;
-    let numbers = |name| tensors.shape(name).map_or(0, |s| s.iter().product::<usize>());
     let mut forecast = Forecast {
         base_bytes: tensors.resident_bytes() as usize,
-        base_parameters: tensors.names().map(numbers).sum(),
+        base_parameters: tensors.parameters(),
         trainable_parameters: params.count(),
         adapter_bytes,
         activation_bytes: device.peak_bytes(),

@@ -31,6 +31,7 @@ mod generation;
 mod merging;
 mod options;
 mod session;
+mod shape_plan;
 
 pub use error::{Error, Result};
 pub use finetune::{Prepared, finetune, prepare};
@@ -43,3 +44,4 @@ pub use lowrank_train as train;
 pub use merging::{MergeTarget, Verified, merge, verify_merge};
 pub use options::TrainOptions;
 pub use session::{Encoder, Session};
+pub use shape_plan::{Need, ShapePlan, plan_shapes};

@@ -56,6 +56,20 @@ impl Session {
         Device::cpu().streaming(self.base.tensors.stream())
     }
 
+    /// The same for a plan, which needs no weights: also a `config.json`, a folder with one, or a size of GPT-3
+    /// (`gpt3:175b`).
+    ///
+    /// # Errors
+    /// As [`Session::open_as`].
+    pub fn open_to_plan(model: &str, form: Form) -> Result<Self> {
+        let mut base = Base::open_to_plan(model)?;
+        base.tensors.set_form(Form { shapes_only: true, ..form });
+        let model = lowrank_models::load(&base.config, &base.tensors)?;
+        let session = Self { base, model, tokenizer: OnceLock::new() };
+        session.check_quantised()?;
+        Ok(session)
+    }
+
     fn check_quantised(&self) -> Result<()> {
         let tensors = &self.base.tensors;
         let Some(quantize) = tensors.form().quantize else { return Ok(()) };

@@ -44,8 +44,8 @@ pub(crate) fn read_optional_object(path: &Path) -> Result<Option<Map<String, Val
 }
 
 /// Brings the configuration to the one spelling that the architectures read: the rope fields of
-/// transformers 5 (`rope_parameters`) become `rope_theta` and `rope_scaling`, and GPT-2's sizes have the usual
-/// names beside their own.
+/// transformers 5 (`rope_parameters`) become `rope_theta` and `rope_scaling` (and, where they differ by kind of layer
+/// as in Gemma 3, `rope_local_base_freq`), and GPT-2's sizes have the usual names beside their own.
 pub(crate) fn normalise(config: &mut Map<String, Value>) {
     const SIZES: [(&str, &str); 4] = [
         ("n_embd", "hidden_size"),
@@ -58,7 +58,13 @@ pub(crate) fn normalise(config: &mut Map<String, Value>) {
             config.entry(usual).or_insert(size);
         }
     }
-    let Some(Value::Object(rope)) = config.get("rope_parameters").cloned() else { return };
+    let Some(Value::Object(mut rope)) = config.get("rope_parameters").cloned() else { return };
+    if let Some(theta) = rope.get("sliding_attention").and_then(|local| local.get("rope_theta")) {
+        config.entry("rope_local_base_freq").or_insert_with(|| theta.clone());
+    }
+    if let Some(Value::Object(full)) = rope.get("full_attention").cloned() {
+        rope = full;
+    }
     if let Some(theta) = rope.get("rope_theta") {
         config.entry("rope_theta").or_insert_with(|| theta.clone());
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use lowrank_kernels::{Format, RowOrder, WeightRef, quantize};
 use serde_json::{Map, Value, json};
 
-use super::gguf::{GgufWriter, TensorPlan, factors_of, from_hf, metadata_of, permutes_rows};
+use super::gguf::{GgufWriter, TensorPlan, added, factors_of, from_hf, metadata_of, permutes_rows};
 use super::{AtomicFile, Base, INDEX, Kind, SINGLE, write_atomic};
 use crate::tokenizer::write_metadata;
 use crate::{Error, Result};
@@ -48,6 +48,7 @@ fn save_folder_in_shards(
             return Err(Error::file(folder, format!("{} cannot be stored in safetensors", other.name())));
         }
     };
+    refuse_plan(base)?;
     if base.tensors.contains("rope_freqs") && base.config.get("rope_scaling").is_none() {
         let what = "its rope_freqs fit no setting that config.json can express; write a GGUF file instead";
         return Err(Error::tensor(&base.source, "rope_freqs", what));
@@ -76,7 +77,7 @@ fn save_folder_in_shards(
     let mut config = match &base.kind {
         // As the authors wrote it, not as we normalised it.
         Kind::Folder => super::config::read_object(&base.source.join("config.json"))?,
-        Kind::Gguf(_) => base.config_map().clone(),
+        Kind::Gguf(_) | Kind::Config => base.config_map().clone(),
     };
     for name in ["torch_dtype", "dtype"] {
         if config.contains_key(name) {
@@ -91,7 +92,7 @@ fn save_folder_in_shards(
     write_json(&folder.join("config.json"), &Value::Object(config))?;
     match &base.kind {
         Kind::Folder => copy_small_files(&base.source, folder),
-        Kind::Gguf(_) => {
+        Kind::Gguf(_) | Kind::Config => {
             let tokenizer = base.tokenizer()?;
             write_atomic(&folder.join("tokenizer.json"), tokenizer.to_json()?.as_bytes())?;
             let template = base.chat_template.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.source());
@@ -99,6 +100,15 @@ fn save_folder_in_shards(
             write_json(&folder.join("tokenizer_config.json"), &tokenizer.config_json(template, length))?;
             write_json(&folder.join("generation_config.json"), &base.generation.to_json())
         }
+    }
+}
+
+fn refuse_plan(base: &Base) -> Result<()> {
+    match base.kind {
+        Kind::Config => {
+            Err(Error::file(&base.source, "is a configuration alone: it has no weights to write"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -203,6 +213,7 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
         Format::BF16 => 32,
         other => return Err(Error::file(path, format!("writing GGUF as {} is not supported", other.name()))),
     };
+    refuse_plan(base)?;
     let mut writer = GgufWriter::new();
     let architecture = match &base.kind {
         Kind::Gguf(source) => {
@@ -211,7 +222,7 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
             writer.copy_metadata(source, |key| !OURS.contains(&key))?;
             source.architecture()?.to_owned()
         }
-        Kind::Folder => {
+        Kind::Folder | Kind::Config => {
             let config = base.config_map();
             let architecture = metadata_of(&base.source.join("config.json"), config, &mut writer)?;
             let vocab = base.tensors.shape("model.embed_tokens.weight").and_then(|s| s.first().copied());
@@ -238,7 +249,7 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
         if name.ends_with(".rotary_emb.inv_freq") {
             continue;
         }
-        let gguf = from_hf(name).ok_or_else(|| {
+        let gguf = from_hf(&architecture, name).ok_or_else(|| {
             Error::tensor(&base.source, name, "has no name in GGUF; write a Hugging Face folder")
         })?;
         let mut dims = base.tensors.shape(name).unwrap_or_default().to_vec();
@@ -266,7 +277,13 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
                 true => RowOrder::RopeInterleaved { head_dim },
                 false => RowOrder::Plain,
             };
-            stream(base, path, name, plan.format, order, fill, out)
+            let added = added(&architecture, name);
+            let mut fill = |name: &str, rows: Range<usize>, out: &mut [f32]| {
+                fill(name, rows, out)?;
+                out.iter_mut().for_each(|x| *x += added);
+                Ok(())
+            };
+            stream(base, path, name, plan.format, order, &mut fill, out)
         }
         None => {
             let bytes: Vec<u8> = factors.iter().flatten().flat_map(|f| f.to_le_bytes()).collect();

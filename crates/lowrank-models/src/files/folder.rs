@@ -74,6 +74,18 @@ pub(crate) fn read_tensors(folder: &Path) -> Result<Tensors> {
     Ok(tensors)
 }
 
+/// Whether a folder holds weights in any form we know of.
+pub(crate) fn has_weights(folder: &Path) -> Result<bool> {
+    for item in folder.read_dir().map_err(Error::io(folder))? {
+        let path = item.map_err(Error::io(folder))?.path();
+        let ending = path.extension().and_then(|e| e.to_str());
+        if path.ends_with(INDEX) || matches!(ending, Some("safetensors" | "bin" | "pt" | "pth")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The one file of weights of a folder without an index.
 fn weights_of(folder: &Path) -> Result<PathBuf> {
     let single = folder.join(SINGLE);

@@ -119,7 +119,10 @@ impl Tensors {
         }
         let converted = self.converted.lock().expect("nobody panics with it");
         let bytes = |name: &str, stored: usize| converted.bytes.get(name).copied().unwrap_or(stored) as u64;
-        self.stored_sizes().map(|(name, stored)| bytes(name, stored)).sum()
+        match &self.planned {
+            Some(planned) => planned.sizes().iter().map(|(name, stored)| bytes(name, *stored)).sum(),
+            None => self.stored_sizes().map(|(name, stored)| bytes(name, stored)).sum(),
+        }
     }
 
     /// What belongs to which block, where the form asks for streaming. A block's number is the first number in

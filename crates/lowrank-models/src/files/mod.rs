@@ -6,12 +6,14 @@ mod export;
 mod folder;
 mod form;
 mod gguf;
+mod planned;
 mod pytorch;
 mod safetensors;
 mod tensors;
 
 use std::path::{Path, PathBuf};
 
+use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
 pub use atomic::{AtomicFile, write_atomic};
@@ -26,7 +28,7 @@ pub(crate) use folder::{INDEX, SINGLE, shards};
 pub(crate) use form::Role;
 
 use crate::tokenizer::special_text;
-use crate::{ChatTemplate, Error, Result, Tokenizer, hub};
+use crate::{ChatTemplate, Error, Result, Tokenizer, gpt3, hub};
 
 /// Where a base model came from.
 pub enum Kind {
@@ -34,6 +36,8 @@ pub enum Kind {
     Folder,
     /// A GGUF file.
     Gguf(Box<Gguf>),
+    /// No weights and no tokenizer: a configuration to plan with.
+    Config,
 }
 
 /// A base model's files, opened: configuration, tensors by Hugging Face name, tokenizer, chat template.
@@ -71,6 +75,54 @@ impl Base {
             Some(id) => Self::open_path(&hub::fetch(&id)?),
             None => Err(Error::file(path, "no such folder or file, and no hub id (org/name) either")),
         }
+    }
+
+    /// Opens a model to plan with, for which no weights are needed: a size of GPT-3 (`gpt3:175b`), a `config.json` or
+    /// a folder with one, or whatever [`Base::open`] opens. Without weights [`Base::tensors`] has shapes only, in the
+    /// configuration's `torch_dtype` (F32 where it says none).
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn open_to_plan(path_or_id: &str) -> Result<Self> {
+        let path = Path::new(path_or_id);
+        if let Some(size) = path_or_id.strip_prefix("gpt3:") {
+            let config = gpt3::config(size).ok_or_else(|| {
+                Error::Config(format!("{path_or_id} is no size of GPT-3; there are {}", gpt3::sizes()))
+            })?;
+            return Self::from_config(path, config);
+        }
+        let file = match path.is_dir() {
+            true => path.join("config.json"),
+            false => path.to_owned(),
+        };
+        let alone = path.is_dir() && file.is_file() && !folder::has_weights(path)?;
+        if alone || path.is_file() && path.extension().is_some_and(|e| e == "json") {
+            let mut config = config::read_object(&file)?;
+            config::normalise(&mut config);
+            return Self::from_config(path, Value::Object(config));
+        }
+        Self::open(path_or_id)
+    }
+
+    fn from_config(source: &Path, config: Value) -> Result<Self> {
+        let dtype = config.get("torch_dtype").or(config.get("dtype")).and_then(Value::as_str);
+        let format = match dtype {
+            None | Some("float32") => Format::F32,
+            Some("float16") => Format::F16,
+            Some("bfloat16") => Format::BF16,
+            Some(other) => {
+                let what = format!("{other:?} is not known; known are float32, float16, bfloat16");
+                return Err(Error::field(source, "torch_dtype", what));
+            }
+        };
+        Ok(Self {
+            source: source.to_owned(),
+            kind: Kind::Config,
+            config,
+            tensors: Tensors::planned(format),
+            chat_template: None,
+            generation: GenerationConfig::default(),
+        })
     }
 
     /// Opens a folder or a GGUF file.
@@ -141,6 +193,7 @@ impl Base {
         match &self.kind {
             Kind::Folder => Tokenizer::from_folder(&self.source, &self.generation),
             Kind::Gguf(gguf) => Tokenizer::from_gguf(gguf),
+            Kind::Config => Err(Error::file(&self.source, "is a configuration alone: it has no tokenizer")),
         }
     }
 

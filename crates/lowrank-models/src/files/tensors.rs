@@ -11,6 +11,7 @@ use lowrank_kernels::{Format, RowOrder, WeightRef};
 use memmap2::Mmap;
 
 use super::form::{Converted, Form};
+use super::planned::Planned;
 use super::{pytorch, safetensors};
 use crate::error::shown;
 use crate::{Error, Result};
@@ -56,6 +57,9 @@ pub struct Tensors {
     by_name: HashMap<String, usize>,
     pub(super) form: Form,
     pub(super) converted: Mutex<Converted>,
+    /// What the file has added to every number of a tensor; reading takes it off.
+    added: HashMap<String, f32>,
+    pub(super) planned: Option<Planned>,
 }
 
 impl Tensors {
@@ -89,6 +93,13 @@ impl Tensors {
         }
         self.entries.push(entry);
         Ok(())
+    }
+
+    /// Says that the file keeps `number + added` for every number of `name`.
+    pub(crate) fn set_added(&mut self, name: &str, added: f32) {
+        if added != 0.0 {
+            self.added.insert(name.to_owned(), added);
+        }
     }
 
     /// Puts `prefix.` before every name but the head's, where no name has it: GPT-2's files on the hub and others
@@ -152,8 +163,19 @@ impl Tensors {
         self.entry(name).map(|e| self.files[e.file].path.as_path())
     }
 
+    /// Numbers in all tensors.
+    pub fn parameters(&self) -> usize {
+        match &self.planned {
+            Some(planned) => planned.parameters(),
+            None => self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum(),
+        }
+    }
+
     /// Bytes of all tensors as stored.
     pub fn byte_len(&self) -> u64 {
+        if let Some(planned) = &self.planned {
+            return planned.sizes().iter().map(|(_, bytes)| *bytes as u64).sum();
+        }
         self.entries.iter().map(|e| e.bytes.len() as u64).sum()
     }
 
@@ -199,6 +221,9 @@ impl Tensors {
     /// Where the tensor is missing (the message lists names like it), is no matrix, or is stored in a
     /// number type we do not read.
     pub fn weight(&self, name: &str) -> Result<FrozenWeight> {
+        if let Some(planned) = &self.planned {
+            return planned.weight(name);
+        }
         let (entry, file) = self.find(name)?;
         let fail = |what: String| Error::tensor(&file.path, name, what);
         let format = entry.readable().map_err(fail)?;
@@ -217,6 +242,9 @@ impl Tensors {
     /// # Errors
     /// As [`Tensors::weight`], with a vector asked for.
     pub fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        if let Some(planned) = &self.planned {
+            return planned.vector(name);
+        }
         let (entry, file) = self.find(name)?;
         let &[len] = entry.shape.as_slice() else {
             let what = format!("expected a vector, found shape {:?}", entry.shape);
@@ -247,6 +275,9 @@ impl Tensors {
         let view = WeightRef { format, rows: total, cols, order: entry.order, bytes };
         for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
             view.expand(row, 0..cols, out);
+        }
+        if let Some(added) = self.added.get(name) {
+            out.iter_mut().for_each(|x| *x -= added);
         }
         Ok(())
     }

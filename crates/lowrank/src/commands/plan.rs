@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use lowrank::models::files::Form;
-use lowrank::{Result, Session, forecast};
+use lowrank::{Error, Need, Result, Session, TrainOptions, forecast, plan_shapes};
 
 /// The flags of `lowrank train`, and how to print.
 #[derive(clap::Args)]
@@ -15,12 +14,15 @@ pub struct Args {
     json: bool,
 }
 
-/// Plans.
+/// Plans: a run over data, or without `--data` a step by the model's shape.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let options = args.train.options()?;
-    let form = Form { shapes_only: true, ..options.form() };
-    let plan =
-        super::on_threads(options.threads, || forecast(&Session::open_as(&options.model, form)?, &options))?;
+    if options.data.as_os_str().is_empty() {
+        return by_shape(args, &options);
+    }
+    let plan = super::on_threads(options.threads, || {
+        forecast(&Session::open_to_plan(&options.model, options.form())?, &options)
+    })?;
     if args.json {
         println!("{}", serde_json::to_string(&plan).expect("plain numbers"));
         return Ok(ExitCode::SUCCESS);
@@ -40,5 +42,39 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     println!("steps           {:>12}  ({} an epoch)", plan.steps, plan.steps_per_epoch);
     println!("tokens an epoch {:>12}  ({} rows computed)", plan.tokens_per_epoch, plan.rows_per_epoch);
     println!("work an epoch   {:>12.1} TFLOP", plan.flops_per_epoch as f64 / 1e12);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn by_shape(args: &Args, options: &TrainOptions) -> Result<ExitCode> {
+    if options.model.is_empty() {
+        return Err(Error::Usage("--model is missing".to_owned()));
+    }
+    let plan = super::on_threads(options.threads, || {
+        plan_shapes(&Session::open_to_plan(&options.model, options.form())?, options)
+    })?;
+    if args.json {
+        println!("{}", serde_json::to_string(&plan).expect("plain numbers"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mb = |bytes: usize| format!("{:>14.1} MB", bytes as f64 / 1e6);
+    let row = |name: &str, of: fn(&Need) -> usize| {
+        println!("{name:<22}{}{}", mb(of(&plan.full)), mb(of(&plan.lora)));
+    };
+    println!("{:<22}{:>17}{:>17}", "", "full fine-tuning", "LoRA");
+    println!(
+        "{:<22}{:>17}{:>17}",
+        "trainable parameters", plan.full.trainable_parameters, plan.lora.trainable_parameters
+    );
+    row("weights", |need| need.weight_bytes);
+    row("trained and gradients", |need| need.gradient_bytes);
+    row("AdamW's moments", |need| need.moment_bytes);
+    row("together", |need| need.total_bytes);
+    row("checkpoint", |need| need.checkpoint_bytes);
+    let (sequences, tokens) = plan.batch;
+    println!();
+    println!("a LoRA step over {sequences} x {tokens} tokens");
+    println!("{:<22}{}", "activations", mb(plan.activation_bytes));
+    println!("{:<22}{}", "scratch", mb(plan.scratch_bytes));
+    println!("{:<22}{:>17.1}", "TFLOP", plan.flops_per_step as f64 / 1e12);
     Ok(ExitCode::SUCCESS)
 }

@@ -6,12 +6,15 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::names::ROPE_FACTORS;
-use super::{Gguf, GgufWriter};
+use super::{Gguf, GgufWriter, gemma};
 use crate::files::GenerationConfig;
 use crate::{Error, Result};
 
 /// GGUF architecture, `model_type` and class of the models we know.
-const FAMILIES: [(&str, &str, &str); 4] = [
+const FAMILIES: [(&str, &str, &str); 7] = [
+    ("gemma", "gemma", "GemmaForCausalLM"),
+    ("gemma2", "gemma2", "Gemma2ForCausalLM"),
+    ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
     ("llama", "llama", "LlamaForCausalLM"),
     ("qwen2", "qwen2", "Qwen2ForCausalLM"),
     ("qwen3", "qwen3", "Qwen3ForCausalLM"),
@@ -49,8 +52,8 @@ impl Gguf {
 pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     let architecture = gguf.architecture()?;
     if !FAMILIES.iter().any(|(name, ..)| *name == architecture) {
-        let what =
-            format!("{} is not supported; supported: llama, qwen2, qwen3", crate::error::shown(architecture));
+        let name = crate::error::shown(architecture);
+        let what = format!("{name} is not supported; supported: gemma, gemma2, gemma3, llama, qwen2, qwen3");
         return Err(Error::field(gguf.path(), "general.architecture", what));
     }
     let key = |name: &str| format!("{architecture}.{name}");
@@ -93,7 +96,7 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     };
     let epsilon_key = key("attention.layer_norm_rms_epsilon");
     let epsilon = gguf.float(&epsilon_key)?.ok_or_else(|| gguf.lacks(&epsilon_key))?;
-    let theta = gguf.float(&key("rope.freq_base"))?.unwrap_or(10000.0);
+    let theta = gguf.float(&key("rope.freq_base"))?.unwrap_or(freq_base(architecture));
 
     let mut config = Map::new();
     let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
@@ -105,7 +108,9 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     put("num_attention_heads", json!(heads));
     put("num_key_value_heads", json!(kv_heads));
     put("head_dim", json!(head_dim));
-    put("hidden_act", json!("silu"));
+    if !gemma::is(architecture) {
+        put("hidden_act", json!("silu"));
+    }
     put("vocab_size", json!(vocab));
     put("max_position_embeddings", json!(gguf.need(&key("context_length"))?));
     put("rms_norm_eps", json!(round_f32(epsilon)));
@@ -127,6 +132,10 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     if let Some(scaling) = rope_scaling(gguf, architecture, theta, head_dim)? {
         put("rope_scaling", scaling);
     }
+    if gemma::is(architecture) {
+        gemma::read(gguf, architecture, &mut config)?;
+    }
+    let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
     for (name, key) in [
         ("bos_token_id", "tokenizer.ggml.bos_token_id"),
         ("eos_token_id", "tokenizer.ggml.eos_token_id"),
@@ -139,8 +148,13 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     Ok(config)
 }
 
+/// The base of the rope where nothing says another.
+fn freq_base(architecture: &str) -> f64 {
+    if architecture == "gemma3" { 1_000_000.0 } else { 10_000.0 }
+}
+
 /// Metadata floats are f32: write `1e-5`, not `9.999999747378752e-6`.
-fn round_f32(value: f64) -> f64 {
+pub(super) fn round_f32(value: f64) -> f64 {
     (value as f32).to_string().parse().unwrap_or(value)
 }
 
@@ -304,10 +318,13 @@ pub(crate) fn metadata_of(
     out.u32(&key("attention.key_length"), head_dim)?;
     out.u32(&key("attention.value_length"), head_dim)?;
     out.u32(&key("rope.dimension_count"), head_dim)?;
-    out.f32(&key("rope.freq_base"), float("rope_theta").unwrap_or(10000.0))?;
+    out.f32(&key("rope.freq_base"), float("rope_theta").unwrap_or(freq_base(architecture) as f32))?;
     let epsilon = float("rms_norm_eps").ok_or_else(|| wrong("rms_norm_eps", "is missing"))?;
     out.f32(&key("attention.layer_norm_rms_epsilon"), epsilon)?;
     out.u32(&key("vocab_size"), number("vocab_size")?)?;
+    if gemma::is(architecture) {
+        gemma::write(path, config, architecture, out)?;
+    }
     let use_window = config.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true);
     if let (Some(window), true) = (config.get("sliding_window").and_then(Value::as_u64), use_window) {
         let window = u32::try_from(window).map_err(|_| wrong("sliding_window", "is too large"))?;

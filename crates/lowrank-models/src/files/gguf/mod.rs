@@ -5,6 +5,7 @@
 //! ranges of the mapped file, checked once when the file is opened.
 
 mod config;
+mod gemma;
 mod names;
 mod reader;
 mod writer;
@@ -20,7 +21,7 @@ use reader::{Cursor, Kind};
 pub use writer::{GgufWriter, TensorPlan};
 
 pub(crate) use config::{factors_of, generation, hf_config, metadata_of};
-pub(crate) use names::{from_hf, permutes_rows, to_hf};
+pub(crate) use names::{added, from_hf, permutes_rows, to_hf};
 
 use super::tensors::{Entry, MappedFile, Tensors};
 use crate::error::shown;
@@ -234,7 +235,7 @@ impl Gguf {
     ) -> Result<()> {
         let file = tensors.add_file(self.file.clone());
         for info in &self.tensors {
-            let name = to_hf(&info.name);
+            let name = to_hf(architecture, &info.name);
             let order = match permutes_rows(architecture, &name) {
                 true => RowOrder::RopeInterleaved { head_dim },
                 false => RowOrder::Plain,
@@ -246,6 +247,7 @@ impl Gguf {
                 return Err(Error::tensor(self.path(), &info.name, what));
             }
             let bytes = info.bytes.clone();
+            tensors.set_added(&name, added(architecture, &name));
             tensors.add(Entry { name, file, format: Ok(info.format), shape, order, bytes })?;
         }
         Ok(())

@@ -1,0 +1,218 @@
+//! Phi-3 and Phi-4: Llama's block with query, key and value in one projection, gate and up in another, and
+//! rotations that may leave part of a head alone. `transformers/models/phi3` is followed.
+
+use lowrank_engine::{
+    Activation, Attention, AttentionShape, Embedding, Linear, RmsNorm, Rope, Segment, Site, Tape, Var,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::activation::activation;
+use crate::files::Tensors;
+use crate::heads::Head;
+use crate::loader::Loader;
+use crate::model::{Model, TokenBatch};
+use crate::rope::{RopeScaling, RopeTable};
+use crate::{Result, fields};
+
+/// The fields of `config.json` that say what the model computes.
+#[derive(Clone, Debug, Deserialize)]
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    #[serde(default = "silu")]
+    hidden_act: String,
+    max_position_embeddings: usize,
+    original_max_position_embeddings: Option<usize>,
+    rms_norm_eps: f32,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<RopeScaling>,
+    /// The share of a head that is rotated (Phi-4-mini).
+    partial_rotary_factor: Option<f64>,
+    sliding_window: Option<usize>,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+}
+
+fn silu() -> String {
+    "silu".to_owned()
+}
+
+impl Config {
+    fn parse(config: &Value) -> Result<Self> {
+        let c: Self = fields::read(config)?;
+        fields::check_heads(c.num_attention_heads, c.kv_heads(), c.head_dim())?;
+        if c.sliding_window == Some(0) {
+            return Err(fields::wrong("sliding_window must be at least 1"));
+        }
+        Ok(c)
+    }
+
+    fn kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    fn rope(&self) -> Result<RopeTable> {
+        let share = self.partial_rotary_factor.unwrap_or(1.0);
+        let rotated = (self.head_dim() as f64 * share) as usize;
+        if !(share > 0.0 && share <= 1.0) || rotated == 0 || !rotated.is_multiple_of(2) {
+            let what =
+                format!("partial_rotary_factor {share} leaves {rotated} of {} numbers", self.head_dim());
+            return Err(fields::wrong(format!("{what} of a head; an even number is needed")));
+        }
+        let mut scaling = self.rope_scaling.clone();
+        if let Some(scaling) = &mut scaling {
+            scaling.complete_longrope(self.original_max_position_embeddings);
+        }
+        RopeTable::new(
+            rotated,
+            self.rope_theta.unwrap_or(10_000.0),
+            self.max_position_embeddings,
+            scaling.as_ref(),
+        )
+    }
+}
+
+/// A model of Phi-3's kind.
+pub struct Phi3 {
+    embed: Embedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    head: Head,
+    rope: RopeTable,
+    sites: Vec<Site>,
+    max_positions: usize,
+}
+
+struct Layer {
+    input_norm: RmsNorm,
+    qkv: Linear,
+    o: Linear,
+    post_norm: RmsNorm,
+    gate_up: Linear,
+    down: Linear,
+    activation: Activation,
+    shape: AttentionShape,
+}
+
+impl Phi3 {
+    /// Builds the model over its tensors.
+    ///
+    /// # Errors
+    /// Where a field of the configuration or a tensor is missing or wrong.
+    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+        let c = Config::parse(config)?;
+        let (d, f, eps) = (c.hidden_size, c.intermediate_size, c.rms_norm_eps);
+        let (heads, kv_heads, head_dim) = (c.num_attention_heads, c.kv_heads(), c.head_dim());
+        let activation = activation("hidden_act", &c.hidden_act)?;
+        let shape = AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            causal: true,
+            window: c.sliding_window,
+            softcap: None,
+        };
+        let mut l = Loader::new(tensors);
+        let embed = l.embedding("model.embed_tokens", c.vocab_size, d)?;
+        let mut layers = Vec::new();
+        for i in 0..c.num_hidden_layers {
+            let at = |name: &str| format!("model.layers.{i}.{name}");
+            layers.push(Layer {
+                input_norm: l.rms_norm(&at("input_layernorm"), d, eps)?,
+                qkv: l.linear(&at("self_attn.qkv_proj"), d, (heads + 2 * kv_heads) * head_dim, false)?,
+                o: l.linear(&at("self_attn.o_proj"), heads * head_dim, d, false)?,
+                post_norm: l.rms_norm(&at("post_attention_layernorm"), d, eps)?,
+                gate_up: l.linear(&at("mlp.gate_up_proj"), d, f.saturating_mul(2), false)?,
+                down: l.linear(&at("mlp.down_proj"), f, d, false)?,
+                activation,
+                shape,
+            });
+        }
+        let norm = l.rms_norm("model.norm", d, eps)?;
+        let tied = c.tie_word_embeddings.then_some(&embed);
+        let head = Head::Language(l.head("lm_head", tied, d, c.vocab_size)?);
+        let (rope, sites) = (c.rope()?, l.into_sites());
+        Ok(Self { embed, layers, norm, head, rope, sites, max_positions: c.max_position_embeddings })
+    }
+}
+
+impl Layer {
+    fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        x: Var<'m>,
+        segments: &'m [Segment],
+        rope: &Rope,
+        layer: usize,
+    ) -> Var<'m> {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let h = tape.rms_norm(&self.input_norm, &x);
+        let qkv = tape.linear(&self.qkv, &h, None);
+        drop(h);
+        let [q, k, v] = tape.split(qkv, [heads, kv_heads, kv_heads].map(|heads| heads * head_dim));
+        let attention = Attention { shape: self.shape, segments, rope: Some(rope.clone()), layer };
+        let o = tape.attention(q, k, v, attention);
+        let x = tape.linear(&self.o, &o, Some(&x));
+        drop(o);
+
+        let h = tape.rms_norm(&self.post_norm, &x);
+        let gate_up = tape.linear(&self.gate_up, &h, None);
+        drop(h);
+        let [gate, up] = tape.split(gate_up, [self.down.in_features(); 2]);
+        let h = tape.gated(gate, up, self.activation);
+        tape.linear(&self.down, &h, Some(&x))
+    }
+}
+
+impl Model for Phi3 {
+    fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
+        let rope = self.rope.at(tape.scope.device, batch.positions, batch.lengths);
+        let segments = batch.segments;
+        let mut x = tape.embedding(&self.embed, batch.tokens);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let rope = rope.clone();
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, segments, &rope, i));
+        }
+        tape.rms_norm(&self.norm, &x)
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn width(&self) -> usize {
+        self.embed.weight.cols()
+    }
+
+    fn vocab(&self) -> usize {
+        self.embed.weight.rows()
+    }
+
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn kv_widths(&self) -> Vec<usize> {
+        vec![self.layers.first().map_or(0, |l| l.shape.kv_heads * l.shape.head_dim); self.layers.len()]
+    }
+
+    fn max_positions(&self) -> usize {
+        self.max_positions
+    }
+
+    /// PEFT names none for Phi-3; these hold what it takes of the models it knows (q and v).
+    fn default_targets(&self) -> &'static [&'static str] {
+        &["qkv_proj"]
+    }
+}
