@@ -1,10 +1,11 @@
-"""Write the tiny reference models of GPT-2 and the numbers transformers + PEFT give for them.
+"""Write the tiny reference models of GPT-2 and GPT-3 and the numbers transformers + PEFT give for them.
 
 The same folders and keys as llama_tiny.py, which does the work.
 
     python gpt2_tiny.py [--out DIR] [--only CASE ...]
 """
 
+import gpt3  # noqa: F401 - makes the model type known
 import torch
 from llama_tiny import main
 
@@ -34,6 +35,20 @@ CASES = {
         "config": BASE | {"n_inner": 80, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False},
         "store": torch.bfloat16,
         "lora": {"r": 4, "lora_alpha": 8, "fan_in_fan_out": True, "target_modules": "all-linear"},
+    },
+    # One layer of each kind and one more; what the paper of LoRA adapts.
+    "gpt3_banded": {
+        "config": BASE
+        | {
+            "model_type": "gpt3",
+            "architectures": ["GPT3LMHeadModel"],
+            "vocab_size": 40,
+            "n_embd": 32,
+            "n_layer": 3,
+            "window_size": 8,
+        },
+        "store": torch.float16,
+        "lora": {"r": 4, "lora_alpha": 4, "fan_in_fan_out": True, "target_modules": ["q_proj", "v_proj"]},
     },
 }
 

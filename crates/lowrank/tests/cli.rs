@@ -347,3 +347,68 @@ fn an_interrupted_run_resumes_to_the_same_bits() {
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert_eq!(tensors(&place.path("whole")), tensors(&out));
 }
+
+/// GPT-3 by its shape alone: the arithmetic of the paper of LoRA.
+#[test]
+fn gpt3_is_planned_without_weights() {
+    let plan = |model: &str| -> Value {
+        let args = ["--r", "4", "--batch-size", "1", "--max-seq-len", "2048", "--json"];
+        serde_json::from_str(&lowrank_ok(&[&["plan", "--model", model], &args[..]].concat()).out).unwrap()
+    };
+    let (layers, d) = (96u64, 12288u64);
+    let block = 12 * d * d + 13 * d;
+    let parameters = (50257 + 2048) * d + layers * block + 2 * d;
+    // r 4 on q and v: A of 4 x d and B of d x 4.
+    let trainable = layers * 2 * (4 * d + 4 * d);
+    let large = plan("gpt3:175b");
+    assert_eq!(large["base_parameters"], parameters);
+    assert_eq!(large["full"]["weight_bytes"], 2 * parameters);
+    assert_eq!(large["full"]["total_bytes"], 14 * parameters);
+    assert_eq!(large["lora"]["trainable_parameters"], trainable);
+    assert_eq!(large["lora"]["total_bytes"], 2 * parameters + 16 * trainable);
+    assert_eq!(large["lora"]["checkpoint_bytes"], 4 * trainable);
+    assert!(large["activation_bytes"].as_u64().unwrap() > 4 * 2048 * d * layers);
+    // Every name in the paper's table is the number of parameters, near enough.
+    for (name, millions) in [("125m", 125.0), ("350m", 350.0), ("760m", 760.0), ("1.3b", 1300.0), ("2.7b", 2700.0),
+        ("6.7b", 6700.0), ("13b", 13000.0), ("175b", 175000.0)]
+    {
+        let model = format!("gpt3:{name}");
+        let count = plan(&model)["base_parameters"].as_f64().unwrap() / 1e6;
+        assert!((count / millions - 1.0).abs() < 0.03, "{name}: {count} million");
+    }
+}
+
+/// A folder with a configuration only is planned as the model itself.
+#[test]
+fn a_configuration_alone_is_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = common::fixture("gpt3_banded");
+    std::fs::copy(model.join("config.json"), dir.path().join("config.json")).unwrap();
+    let plan = |model: &Path| -> Value {
+        let args = ["plan", "--model", model.to_str().unwrap(), "--batch-size", "2", "--json"];
+        serde_json::from_str(&lowrank_ok(&args).out).unwrap()
+    };
+    let (alone, whole) = (plan(dir.path()), plan(&model));
+    assert_eq!(alone, whole);
+    let table = lowrank_ok(&["plan", "--model", dir.path().to_str().unwrap()]).out;
+    assert!(table.contains("full fine-tuning") && table.contains("checkpoint"), "{table}");
+
+    let refused = |model: &str, says: &str| {
+        let ran = lowrank(&["plan", "--model", model]);
+        assert_eq!(ran.code, 2, "{}", ran.err);
+        assert!(ran.err.contains(says), "{}", ran.err);
+    };
+    refused("gpt3:1t", "125m, 350m");
+    for (change, says) in [
+        (json!({"n_layer": 1_000_000_000u64}), "more than any model has"),
+        (json!({"n_embd": "wide"}), "n_embd"),
+        (json!({"window_size": null}), "window_size"),
+        (json!({"model_type": "gpt5"}), "known are bert"),
+    ] {
+        let text = std::fs::read_to_string(model.join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        refused(dir.path().to_str().unwrap(), says);
+    }
+}

@@ -89,6 +89,7 @@ cases!(
     gemma3_parameters,
     gpt2_c_attn,
     gpt2_all,
+    gpt3_banded,
     llama_mha,
     llama_gqa_tied,
     llama_bias,

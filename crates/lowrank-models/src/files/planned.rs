@@ -61,8 +61,10 @@ impl Planned {
 impl Tensors {
     /// The tensors of a model that is only planned, in the plain format `format`.
     pub fn planned(format: Format) -> Self {
-        let planned = Some(Planned { format, asked: Mutex::default() });
-        Self { planned, form: Form { shapes_only: true, ..Form::default() }, ..Self::default() }
+        let mut tensors = Self::default();
+        tensors.planned = Some(Planned { format, asked: Mutex::default() });
+        tensors.set_form(Form { shapes_only: true, ..Form::default() });
+        tensors
     }
 
     /// Whether there are shapes only.
