@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{fixture, lowrank, lowrank_ok, tiny_data, tiny_model};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 struct Place {
     dir: tempfile::TempDir,
@@ -369,9 +369,16 @@ fn gpt3_is_planned_without_weights() {
     assert_eq!(large["lora"]["checkpoint_bytes"], 4 * trainable);
     assert!(large["activation_bytes"].as_u64().unwrap() > 4 * 2048 * d * layers);
     // Every name in the paper's table is the number of parameters, near enough.
-    for (name, millions) in [("125m", 125.0), ("350m", 350.0), ("760m", 760.0), ("1.3b", 1300.0), ("2.7b", 2700.0),
-        ("6.7b", 6700.0), ("13b", 13000.0), ("175b", 175000.0)]
-    {
+    for (name, millions) in [
+        ("125m", 125.0),
+        ("350m", 350.0),
+        ("760m", 760.0),
+        ("1.3b", 1300.0),
+        ("2.7b", 2700.0),
+        ("6.7b", 6700.0),
+        ("13b", 13000.0),
+        ("175b", 175000.0),
+    ] {
         let model = format!("gpt3:{name}");
         let count = plan(&model)["base_parameters"].as_f64().unwrap() / 1e6;
         assert!((count / millions - 1.0).abs() < 0.03, "{name}: {count} million");
@@ -382,7 +389,7 @@ fn gpt3_is_planned_without_weights() {
 #[test]
 fn a_configuration_alone_is_planned() {
     let dir = tempfile::tempdir().unwrap();
-    let model = common::fixture("gpt3_banded");
+    let model = fixture("gpt3_banded");
     std::fs::copy(model.join("config.json"), dir.path().join("config.json")).unwrap();
     let plan = |model: &Path| -> Value {
         let args = ["plan", "--model", model.to_str().unwrap(), "--batch-size", "2", "--json"];
