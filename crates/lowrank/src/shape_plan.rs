@@ -29,12 +29,12 @@ pub struct Need {
 pub struct ShapePlan {
     /// Parameters of the base model.
     pub base_parameters: usize,
-    /// Bytes of its weights, as stored.
+    /// Bytes of its weights in memory.
     pub base_bytes: usize,
     /// Every weight trained, by the formula: weights as they are stored, and 4 bytes of gradient and 8 of moments for
     /// each parameter. A checkpoint is the weights as they are stored.
     pub full: Need,
-    /// The adapter trained: the base as it is stored, and of each of the adapter's parameters 4 bytes for itself, 4 of
+    /// The adapter trained: the base as it lies in memory, and of each of the adapter's parameters 4 bytes for itself, 4 of
     /// gradient and 8 of moments. A checkpoint is the adapter in F32.
     pub lora: Need,
     /// Sequences and tokens in each of the planned batch.
@@ -82,13 +82,15 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
 
     let tensors = &session.base.tensors;
     let (parameters, base_bytes) = (tensors.parameters(), tensors.resident_bytes() as usize);
+    // What is trained whole is not quantised.
+    let stored_bytes = tensors.byte_len() as usize;
     let full = Need {
         trainable_parameters: parameters,
-        weight_bytes: base_bytes,
+        weight_bytes: stored_bytes,
         gradient_bytes: 4 * parameters,
         moment_bytes: 8 * parameters,
-        total_bytes: base_bytes + 12 * parameters,
-        checkpoint_bytes: base_bytes,
+        total_bytes: stored_bytes + 12 * parameters,
+        checkpoint_bytes: stored_bytes,
     };
     let lora = Need {
         trainable_parameters: trainable,
