@@ -36,7 +36,10 @@ impl Session {
     /// # Errors
     /// As [`Session::open`], and where the base has no dense linear layer that could be quantised.
     pub fn open_as(model: &str, form: Form) -> Result<Self> {
-        let mut base = Base::open(model)?;
+        Self::over(Base::open(model)?, form)
+    }
+
+    fn over(mut base: Base, form: Form) -> Result<Self> {
         base.tensors.set_form(form);
         let model = lowrank_models::load(&base.config, &base.tensors)?;
         let session = Self { base, model, tokenizer: OnceLock::new() };
@@ -62,12 +65,7 @@ impl Session {
     /// # Errors
     /// As [`Session::open_as`].
     pub fn open_to_plan(model: &str, form: Form) -> Result<Self> {
-        let mut base = Base::open_to_plan(model)?;
-        base.tensors.set_form(Form { shapes_only: true, ..form });
-        let model = lowrank_models::load(&base.config, &base.tensors)?;
-        let session = Self { base, model, tokenizer: OnceLock::new() };
-        session.check_quantised()?;
-        Ok(session)
+        Self::over(Base::open_to_plan(model)?, Form { shapes_only: true, ..form })
     }
 
     fn check_quantised(&self) -> Result<()> {
