@@ -123,6 +123,20 @@ fn start(session: &Session, options: &TrainOptions, plan: bool) -> Result<Adapte
 /// Where input is wrong, the folder holds another run (without `force` or `resume`), a loss is not
 /// finite, or a file cannot be written.
 pub fn finetune(session: &Session, options: &TrainOptions, stop: &AtomicBool) -> Result<Summary> {
+    let show = |total, done| Progress::new(total, done, Duration::from_secs(10));
+    finetune_with(session, options, stop, show)
+}
+
+/// [`finetune`] that reports to what `progress` makes, given the steps in all and those already done.
+///
+/// # Errors
+/// As [`finetune`].
+pub fn finetune_with(
+    session: &Session,
+    options: &TrainOptions,
+    stop: &AtomicBool,
+    progress: impl FnOnce(u64, u64) -> Progress,
+) -> Result<Summary> {
     options.check()?;
     let out = &options.out;
     if !options.resume && holds_a_run(out) {
@@ -135,7 +149,8 @@ pub fn finetune(session: &Session, options: &TrainOptions, stop: &AtomicBool) ->
         remove_run(out)?;
     }
     let mut prepared = prepare(session, options, session.device())?;
-    report_data(&prepared);
+    let mut progress = progress(prepared.loop_options.total_steps, prepared.state.step);
+    report_data(&prepared, &mut progress);
     fs::create_dir_all(out).map_err(Error::io(out))?;
     let done = prepared.state.step;
     let json = options.log_json.as_ref().map(|path| match done {
@@ -147,7 +162,7 @@ pub fn finetune(session: &Session, options: &TrainOptions, stop: &AtomicBool) ->
     let mut log = RunLog {
         json: json.transpose()?,
         tensorboard: tensorboard.transpose()?,
-        progress: Progress::new(prepared.loop_options.total_steps, done, Duration::from_secs(10)),
+        progress,
     };
     let data = RunData {
         train: &prepared.train.examples,
@@ -169,12 +184,12 @@ pub fn finetune(session: &Session, options: &TrainOptions, stop: &AtomicBool) ->
     Ok(summary)
 }
 
-fn report_data(prepared: &Prepared<'_>) {
+fn report_data(prepared: &Prepared<'_>, progress: &mut Progress) {
     for (what, data) in [("train", Some(&prepared.train)), ("eval", prepared.eval.as_ref())] {
         let Some(report) = data.map(|d| &d.report) else { continue };
-        eprintln!("{what}: {report}");
+        progress.message(&format!("{what}: {report}"));
         for warning in report.warnings() {
-            eprintln!("  {warning}");
+            progress.message(&format!("  {warning}"));
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Text in, text out: prompts, chat, stop strings.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank_adapters::AdapterSet;
 use lowrank_engine::Device;
@@ -17,6 +19,27 @@ pub struct Limits {
     pub stop: Vec<String>,
 }
 
+/// Checks that every number of `sampling` is one that makes sense.
+///
+/// # Errors
+/// Names the option and what it may be.
+pub fn check_sampling(sampling: &Sampling) -> Result<()> {
+    let wrong = |what: &str| Err(Error::Usage(what.to_owned()));
+    if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
+        return wrong("--temperature must be a number from 0");
+    }
+    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+        return wrong("--top-p must be more than 0 and at most 1");
+    }
+    if !(0.0..=1.0).contains(&sampling.min_p) {
+        return wrong("--min-p must be from 0 to 1");
+    }
+    if !(sampling.repetition_penalty > 0.0 && sampling.repetition_penalty.is_finite()) {
+        return wrong("--repetition-penalty must be more than 0");
+    }
+    Ok(())
+}
+
 /// What was generated.
 #[derive(Clone, Debug, Default)]
 pub struct Generated {
@@ -31,6 +54,7 @@ pub struct TextGenerator<'m> {
     session: &'m Session,
     generator: Generator<'m>,
     ends: Vec<u32>,
+    stop: Arc<AtomicBool>,
 }
 
 impl<'m> TextGenerator<'m> {
@@ -42,7 +66,31 @@ impl<'m> TextGenerator<'m> {
         let mut ends = session.base.generation.eos.clone();
         ends.extend(session.tokenizer()?.eos());
         let generator = Generator::new(&*session.model, device, &adapters.params, &adapters.active)?;
-        Ok(Self { session, generator, ends })
+        Ok(Self { session, generator, ends, stop: Arc::default() })
+    }
+
+    /// Ends what is generated after the token at hand once `stop` is set.
+    pub fn stop_when(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
+    }
+
+    /// The tokens of a text to continue: at least one.
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses, or the text is empty and no token begins one.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = self.session.tokenizer()?;
+        let mut tokens = tokenizer.encode(text)?;
+        if tokens.is_empty() {
+            // Something must predict the first token: what begins a text, or what ended the one before.
+            tokens.extend(tokenizer.bos().or(tokenizer.eos()));
+        }
+        if tokens.is_empty() {
+            return Err(Error::Usage(
+                "the prompt is empty, and the model names no token that begins a text".into(),
+            ));
+        }
+        Ok(tokens)
     }
 
     /// Tokens so far.
@@ -98,7 +146,8 @@ impl<'m> TextGenerator<'m> {
                 break;
             }
             let flow = text.push(&stream.push(token)?, &mut show);
-            if flow.is_break() || out.tokens.len() == limits.max_new_tokens || self.tokens().len() == limit {
+            let stopped = flow.is_break() || self.stop.load(Ordering::Relaxed);
+            if stopped || out.tokens.len() == limits.max_new_tokens || self.tokens().len() == limit {
                 break;
             }
             logits = self.generator.feed(&[token]);

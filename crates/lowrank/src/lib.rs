@@ -34,9 +34,9 @@ mod session;
 mod shape_plan;
 
 pub use error::{Error, Result};
-pub use finetune::{Prepared, finetune, prepare};
+pub use finetune::{Prepared, finetune, finetune_with, prepare};
 pub use forecast::{Forecast, forecast};
-pub use generation::{Generated, Limits, TextGenerator};
+pub use generation::{Generated, Limits, TextGenerator, check_sampling};
 pub use lowrank_adapters as adapters;
 pub use lowrank_engine as engine;
 pub use lowrank_models as models;

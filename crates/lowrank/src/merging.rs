@@ -18,6 +18,30 @@ pub enum MergeTarget {
     Gguf(Format),
 }
 
+impl MergeTarget {
+    /// What to write to `out`: a GGUF file where its name ends in `.gguf`, else a folder. The format is that
+    /// of the name `dtype`; without one the base's, if it is plain, or F16.
+    ///
+    /// # Errors
+    /// Where `dtype` is not possible there.
+    pub fn choose(session: &Session, out: &Path, dtype: Option<&str>) -> Result<Self> {
+        let gguf = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        let allowed: &[Format] = match gguf {
+            true => &[Format::F32, Format::F16, Format::BF16, Format::Q8_0],
+            false => &[Format::F32, Format::F16, Format::BF16],
+        };
+        let format = match dtype {
+            None => session.base.tensors.plain_format().unwrap_or(Format::F16),
+            Some(name) => *allowed.iter().find(|f| f.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+                let names: Vec<String> = allowed.iter().map(|f| f.name().to_lowercase()).collect();
+                let kind = if gguf { "a GGUF file" } else { "safetensors" };
+                Error::Usage(format!("--dtype {name:?} is not possible in {kind}: {}", names.join(", ")))
+            })?,
+        };
+        Ok(if gguf { Self::Gguf(format) } else { Self::Folder(format) })
+    }
+}
+
 /// Writes `W0 + scaling * B A` for every adapted layer, computed in f32, and everything else as it is.
 ///
 /// # Errors

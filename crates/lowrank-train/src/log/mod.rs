@@ -5,7 +5,7 @@ mod progress;
 mod tensorboard;
 
 pub use json::JsonLog;
-pub use progress::Progress;
+pub use progress::{Progress, Report};
 pub use tensorboard::TensorBoard;
 
 use serde::{Deserialize, Serialize};

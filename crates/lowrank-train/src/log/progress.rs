@@ -15,8 +15,20 @@ pub struct Progress {
     started: Instant,
 }
 
+/// What [`Progress::call`] hands on.
+#[derive(Clone, Copy, Debug)]
+pub enum Report<'a> {
+    /// A step is done.
+    Step(&'a StepRecord),
+    /// An evaluation is done.
+    Eval(&'a EvalRecord),
+    /// Something to read.
+    Message(&'a str),
+}
+
 enum Output {
     Bar(ProgressBar),
+    Call(Box<dyn FnMut(Report<'_>) + Send>),
     Lines { to: Box<dyn Write + Send>, every: Duration, last: Option<Instant> },
     Hidden,
 }
@@ -40,6 +52,11 @@ impl Progress {
         Self { output: Output::Lines { to, every, last: None }, total, first: done, started: Instant::now() }
     }
 
+    /// Hands everything to `listener`, for programs that show it in their own way.
+    pub fn call(listener: impl FnMut(Report<'_>) + Send + 'static) -> Self {
+        Self { output: Output::Call(Box::new(listener)), total: 0, first: 0, started: Instant::now() }
+    }
+
     /// Shows nothing.
     pub fn hidden() -> Self {
         Self { output: Output::Hidden, total: 0, first: 0, started: Instant::now() }
@@ -61,12 +78,16 @@ impl Progress {
                     let _ = writeln!(to, "step {}", describe(record, self.total, left, "  "));
                 }
             }
+            Output::Call(listener) => listener(Report::Step(record)),
             Output::Hidden => {}
         }
     }
 
     /// An evaluation is done.
     pub fn eval(&mut self, record: &EvalRecord) {
+        if let Output::Call(listener) = &mut self.output {
+            return listener(Report::Eval(record));
+        }
         let accuracy = record
             .eval_token_accuracy
             .map_or(String::new(), |share| format!("  token accuracy {:.1} %", 100.0 * share));
@@ -83,6 +104,7 @@ impl Progress {
             Output::Lines { to, .. } => {
                 let _ = writeln!(to, "{text}");
             }
+            Output::Call(listener) => listener(Report::Message(text)),
             Output::Hidden => {}
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lowrank::models::{Message, Sampling};
-use lowrank::{Error, Limits, Result, Session, TextGenerator};
+use lowrank::{Error, Limits, Result, Session, TextGenerator, check_sampling};
 
 /// What to continue and how.
 #[derive(clap::Args)]
@@ -62,27 +62,16 @@ pub struct Args {
 
 impl Args {
     fn sampling(&self) -> Result<Sampling> {
-        let wrong = |what: &str| Err(Error::Usage(what.to_owned()));
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return wrong("--temperature must be a number from 0");
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return wrong("--top-p must be more than 0 and at most 1");
-        }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return wrong("--min-p must be from 0 to 1");
-        }
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return wrong("--repetition-penalty must be more than 0");
-        }
-        Ok(Sampling {
+        let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
-        })
+        };
+        check_sampling(&sampling)?;
+        Ok(sampling)
     }
 
     fn prompt(&self) -> Result<Option<String>> {
@@ -115,17 +104,7 @@ fn work(args: &Args) -> Result<ExitCode> {
         Some(text) => text,
         None => io::read_to_string(io::stdin()).map_err(|e| Error::Usage(format!("standard input: {e}")))?,
     };
-    let tokenizer = session.tokenizer()?;
-    let mut tokens = tokenizer.encode(&prompt)?;
-    if tokens.is_empty() {
-        // Something must predict the first token: what begins a text, or what ended the one before.
-        tokens.extend(tokenizer.bos().or(tokenizer.eos()));
-    }
-    if tokens.is_empty() {
-        return Err(Error::Usage(
-            "the prompt is empty, and the model names no token that begins a text".into(),
-        ));
-    }
+    let tokens = generator.prompt(&prompt)?;
     generator.generate(&tokens, &sampling, &limits, show)?;
     println!();
     Ok(ExitCode::SUCCESS)

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lowrank::engine::Format;
 use lowrank::{Error, MergeTarget, Result, Session, merge, verify_merge};
 
 /// What to merge and where to.
@@ -35,25 +34,6 @@ pub struct Args {
     threads: Option<usize>,
 }
 
-impl Args {
-    fn target(&self, session: &Session) -> Result<MergeTarget> {
-        let gguf = self.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-        let allowed: &[Format] = match gguf {
-            true => &[Format::F32, Format::F16, Format::BF16, Format::Q8_0],
-            false => &[Format::F32, Format::F16, Format::BF16],
-        };
-        let format = match &self.dtype {
-            None => session.base.tensors.plain_format().unwrap_or(Format::F16),
-            Some(name) => *allowed.iter().find(|f| f.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
-                let names: Vec<String> = allowed.iter().map(|f| f.name().to_lowercase()).collect();
-                let kind = if gguf { "a GGUF file" } else { "safetensors" };
-                Error::Usage(format!("--dtype {name:?} is not possible in {kind}: {}", names.join(", ")))
-            })?,
-        };
-        Ok(if gguf { MergeTarget::Gguf(format) } else { MergeTarget::Folder(format) })
-    }
-}
-
 /// Merges.
 pub fn run(args: &Args) -> Result<ExitCode> {
     super::on_threads(args.threads, || work(args))
@@ -65,7 +45,7 @@ fn work(args: &Args) -> Result<ExitCode> {
     }
     let session = Session::open(&args.model)?;
     let adapters = session.adapter(Some(&args.adapter))?;
-    let target = args.target(&session)?;
+    let target = MergeTarget::choose(&session, &args.out, args.dtype.as_deref())?;
     merge(&session, &adapters, &args.out, target)?;
 
     let merged = Session::open(&args.out.to_string_lossy())?;

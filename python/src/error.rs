@@ -1,0 +1,33 @@
+//! Errors of the engine as Python exceptions, with the same texts.
+
+use std::io::ErrorKind;
+
+use lowrank::{Error, adapters, models, train};
+use pyo3::PyErr;
+use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyPermissionError, PyRuntimeError, PyValueError};
+
+/// What the system said, where it was the system.
+fn system(error: &Error) -> Option<ErrorKind> {
+    match error {
+        Error::Io { source, .. }
+        | Error::Model(models::Error::Io { source, .. })
+        | Error::Adapter(adapters::Error::Io { source, .. })
+        | Error::Train(
+            train::Error::Io { source, .. } | train::Error::Adapter(adapters::Error::Io { source, .. }),
+        ) => Some(source.kind()),
+        _ => None,
+    }
+}
+
+/// `OSError` (or the class below it that Python has for the case) where a file could not be read or
+/// written, `ValueError` for input that is wrong, `RuntimeError` for a failure on the way.
+pub fn to_python(error: Error) -> PyErr {
+    let text = error.to_string();
+    match system(&error) {
+        Some(ErrorKind::NotFound) => PyFileNotFoundError::new_err(text),
+        Some(ErrorKind::PermissionDenied) => PyPermissionError::new_err(text),
+        Some(_) => PyOSError::new_err(text),
+        None if error.exit_code() == 2 => PyValueError::new_err(text),
+        None => PyRuntimeError::new_err(text),
+    }
+}

@@ -1,0 +1,357 @@
+//! The engine: a base model with at most one adapter. `lowrank/_model.py` gives it its Python face.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use lowrank::adapters::AdapterSet;
+use lowrank::engine::{Device, DropoutKey, Record, Scope, Segment, Tape, Tensor};
+use lowrank::models::{Message, Sampling, TokenBatch};
+use lowrank::train::log::{Progress, Report};
+use lowrank::train::{StepOptions, Stepper};
+use lowrank::{Error, Limits, MergeTarget, Session, TextGenerator, TrainOptions};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde_json::json;
+
+use crate::array::{Array, from_dlpack};
+use crate::error::to_python;
+use crate::interrupt::{self, Caller};
+use crate::threads::pool;
+
+/// A base model, mapped and not read, and the adapter that is on it.
+#[pyclass(frozen, module = "lowrank")]
+pub struct Engine {
+    source: String,
+    session: Session,
+    adapter: RwLock<Arc<AdapterSet>>,
+}
+
+/// A conversation or a text.
+#[derive(FromPyObject)]
+enum Prompt {
+    Text(String),
+    Messages(Vec<(String, String)>),
+}
+
+/// What training says on the way: its kind and its record in JSON.
+type Told = (&'static str, String);
+
+fn options(text: &str) -> lowrank::Result<TrainOptions> {
+    let table: toml::Table = serde_json::from_str(text).map_err(|e| Error::Usage(e.to_string()))?;
+    TrainOptions::from_table(table)
+}
+
+fn tell(caller: &Caller<Told>, report: Report<'_>) {
+    let json = |record| serde_json::to_string(record).expect("a record is plain numbers");
+    caller.tell(match report {
+        Report::Step(record) => ("step", json(&serde_json::to_value(record).expect("as above"))),
+        Report::Eval(record) => ("eval", json(&serde_json::to_value(record).expect("as above"))),
+        Report::Message(text) => ("message", text.to_owned()),
+    });
+}
+
+impl Engine {
+    fn adapter(&self) -> Arc<AdapterSet> {
+        self.adapter.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_adapter(&self, adapter: AdapterSet) {
+        *self.adapter.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(adapter);
+    }
+
+    /// Runs `work` on the threads, with the GIL free and Ctrl-C looked for.
+    fn work<T: Send>(
+        &self,
+        py: Python<'_>,
+        threads: usize,
+        work: impl FnOnce() -> lowrank::Result<T> + Send,
+    ) -> PyResult<T> {
+        let (result, raised) = interrupt::run(py, &*pool(threads)?, |_: Caller<()>| work(), |_, ()| Ok(true));
+        raised.map_or_else(|| result.map_err(to_python), Err)
+    }
+
+    /// The hidden states `[N,D]` of one sequence, or its logits `[N,V]`.
+    fn pass(&self, tokens: &[u32], logits: bool) -> lowrank::Result<Tensor> {
+        let model = &*self.session.model;
+        let n = tokens.len();
+        if n == 0 {
+            return Err(Error::Usage("there are no tokens".into()));
+        }
+        if let Some(limit) = model.position_limit().filter(|limit| n > *limit) {
+            return Err(Error::Usage(format!("{n} tokens; the model's positions end at {limit}")));
+        }
+        if let Some(token) = tokens.iter().find(|t| **t as usize >= model.vocab()) {
+            return Err(Error::Usage(format!("token {token} is not one of the model's {}", model.vocab())));
+        }
+        let adapter = self.adapter();
+        let device = Device::cpu();
+        let dropout: Option<DropoutKey> = None;
+        let scope = Scope { device: &device, params: &adapter.params, dropout };
+        let positions: Vec<u32> = (0..n as u32).collect();
+        let lengths = vec![n as u32; n];
+        let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
+        let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
+        let mut tape = Tape::new(scope, &adapter.active, Record::Nothing);
+        let h = model.hidden(&mut tape, &batch);
+        Ok(if logits { tape.logits(model.head(), &h) } else { h.tensor })
+    }
+}
+
+fn array(tensor: Tensor) -> Array {
+    let shape = vec![tensor.rows(), tensor.cols()];
+    let owner = Arc::new(tensor);
+    Array::new(owner.clone(), owner.data(), shape, false)
+}
+
+#[pymethods]
+impl Engine {
+    /// Opens a Hugging Face folder, a GGUF file or a hub id.
+    #[new]
+    fn new(py: Python<'_>, source: String) -> PyResult<Self> {
+        let session = py.detach(|| Session::open(&source)).map_err(to_python)?;
+        Ok(Self { source, session, adapter: RwLock::default() })
+    }
+
+    /// What it was opened with.
+    #[getter]
+    fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The configuration of the base model, in JSON.
+    fn config(&self) -> String {
+        self.session.base.config.to_string()
+    }
+
+    /// Module paths that can have an adapter, each with its input and output features.
+    fn sites(&self) -> Vec<(String, usize, usize)> {
+        let sites = self.session.sites().iter();
+        sites.map(|s| (s.path.clone(), s.in_features, s.out_features)).collect()
+    }
+
+    /// Puts the adapter in a folder on the model, or takes it off.
+    #[pyo3(signature = (folder))]
+    fn load_adapter(&self, py: Python<'_>, folder: Option<PathBuf>) -> PyResult<()> {
+        let adapter = py.detach(|| self.session.adapter(folder.as_deref())).map_err(to_python)?;
+        self.set_adapter(adapter);
+        Ok(())
+    }
+
+    /// Writes the adapter folder.
+    fn save_adapter(&self, py: Python<'_>, folder: PathBuf) -> PyResult<()> {
+        let adapter = self.adapter();
+        if adapter.params.is_empty() {
+            return Err(PyValueError::new_err("the model has no adapter"));
+        }
+        py.detach(|| adapter.save(&folder)).map_err(|e| to_python(e.into()))
+    }
+
+    /// The configuration of the adapter, in JSON; none where there is no adapter.
+    fn adapter_config(&self) -> Option<String> {
+        let adapter = self.adapter();
+        let json = || serde_json::to_string(&adapter.config).expect("a configuration is plain data");
+        (!adapter.params.is_empty()).then(json)
+    }
+
+    /// The adapter's numbers by name, read-only, where they lie.
+    fn adapter_weights<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let adapter = self.adapter();
+        let weights = PyDict::new(py);
+        for (_, param) in adapter.params.iter() {
+            let shape = param.shape.clone();
+            weights.set_item(&param.name, Array::new(adapter.clone(), &param.value, shape, true))?;
+        }
+        Ok(weights)
+    }
+
+    /// Trains; `hear(kind, text)` gets what it says on the way and answers whether to go on. Returns a summary in JSON.
+    fn train(&self, py: Python<'_>, config: &str, threads: usize, hear: Bound<'_, PyAny>) -> PyResult<String> {
+        let options = options(config).map_err(to_python)?;
+        let hear = hear.unbind();
+        let work = |caller: Caller<Told>| {
+            let stop = caller.stop.clone();
+            let progress = |total, done| {
+                caller.tell(("start", json!({ "total": total, "done": done }).to_string()));
+                Progress::call(move |report| tell(&caller, report))
+            };
+            let summary = lowrank::finetune_with(&self.session, &options, &stop, progress)?;
+            self.set_adapter(self.session.adapter(Some(&options.out))?);
+            Ok(summary)
+        };
+        let (result, raised) = interrupt::run(py, &*pool(threads)?, work, |py, told: Told| {
+            let go_on = hear.call1(py, told)?.extract(py)?;
+            py.check_signals()?;
+            Ok(go_on)
+        });
+        // A run that failed is worth more than what stopped it.
+        let summary = match (result, raised) {
+            (Err(error), None) => return Err(to_python(error)),
+            (_, Some(raised)) => return Err(raised),
+            (Ok(summary), None) => summary,
+        };
+        Ok(json!({
+            "steps": summary.steps,
+            "first_loss": summary.first_loss,
+            "last_loss": summary.last_loss,
+            "eval_loss": summary.eval_loss,
+            "best": summary.best,
+            "train_s": summary.train_s,
+            "tokens": summary.tokens,
+            "examples": summary.examples,
+            "interrupted": summary.interrupted,
+            "out": options.out,
+        })
+        .to_string())
+    }
+
+    /// Memory and work of the run that `config` describes, in JSON.
+    fn plan(&self, py: Python<'_>, config: &str, threads: usize) -> PyResult<String> {
+        let options = options(config).map_err(to_python)?;
+        let plan = self.work(py, threads, || lowrank::forecast(&self.session, &options))?;
+        Ok(serde_json::to_string(&plan).expect("plain numbers"))
+    }
+
+    /// Loss, perplexity, token accuracy and exact match on data, in JSON.
+    fn evaluate(&self, py: Python<'_>, config: &str, threads: usize) -> PyResult<String> {
+        let options = options(config).map_err(to_python)?;
+        let adapter = AdapterSet::clone(&self.adapter());
+        let result = self.work(py, threads, || {
+            let model = &*self.session.model;
+            let data_options = options.data_options(model)?;
+            let data = lowrank::train::data::read(&options.data, &data_options, &self.session.encoder()?)?;
+            let step =
+                StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 0 };
+            let stepper = Stepper::new(model, adapter, Device::cpu(), step);
+            Ok(lowrank::train::evaluate(&stepper, &data.examples, options.batch_size, true))
+        })?;
+        Ok(serde_json::to_string(&result).expect("plain numbers"))
+    }
+
+    /// Writes base and adapter as one model and compares both on `probe`; the comparison in JSON.
+    fn merge(
+        &self,
+        py: Python<'_>,
+        out: PathBuf,
+        dtype: Option<&str>,
+        probe: &str,
+        threads: usize,
+    ) -> PyResult<String> {
+        let adapter = self.adapter();
+        let verified = self.work(py, threads, || {
+            let target = MergeTarget::choose(&self.session, &out, dtype)?;
+            lowrank::merge(&self.session, &adapter, &out, target)?;
+            let merged = Session::open(&out.to_string_lossy())?;
+            let tokens = self.session.tokenizer()?.encode(probe)?;
+            Ok(lowrank::verify_merge(&self.session, &adapter, &merged, &tokens))
+        })?;
+        Ok(json!({
+            "max_difference": verified.max_difference,
+            "max_logit": verified.max_logit,
+            "same_best": verified.same_best,
+            "positions": verified.positions,
+        })
+        .to_string())
+    }
+
+    /// Continues a text, or answers a conversation of `(role, content)`; `show` gets the pieces.
+    #[allow(clippy::too_many_arguments)]
+    fn generate(
+        &self,
+        py: Python<'_>,
+        prompt: Prompt,
+        max_new_tokens: usize,
+        temperature: f32,
+        top_k: usize,
+        top_p: f32,
+        min_p: f32,
+        repetition_penalty: f32,
+        stop: Vec<String>,
+        seed: u64,
+        threads: usize,
+        show: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<(String, Vec<u32>)> {
+        let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+        lowrank::check_sampling(&sampling).map_err(to_python)?;
+        let limits = Limits { max_new_tokens, stop };
+        let adapter = self.adapter();
+        let listens = show.is_some();
+        let show = show.map(Bound::unbind);
+        let work = |caller: Caller<String>| {
+            let device = Device::cpu();
+            let generator = TextGenerator::new(&self.session, &device, &adapter)?;
+            let mut generator = generator.stop_when(caller.stop.clone());
+            let tokens = match prompt {
+                Prompt::Text(text) => generator.prompt(&text)?,
+                Prompt::Messages(list) => {
+                    let messages: Vec<Message> = list.into_iter().map(|(r, c)| Message::new(r, c)).collect();
+                    generator.prompt(&self.session.base.chat()?.render(&messages, true)?)?
+                }
+            };
+            generator.generate(&tokens, &sampling, &limits, |piece| {
+                if listens {
+                    caller.tell(piece.to_owned());
+                }
+            })
+        };
+        let (result, raised) = interrupt::run(py, &*pool(threads)?, work, |py, piece: String| {
+            if let Some(show) = &show {
+                show.call1(py, (piece,))?;
+            }
+            py.check_signals()?;
+            Ok(true)
+        });
+        let generated = raised.map_or_else(|| result.map_err(to_python), Err)?;
+        Ok((generated.text, generated.tokens))
+    }
+
+    /// Logits `[T,V]` after each token.
+    fn logits(&self, py: Python<'_>, tokens: Vec<u32>, threads: usize) -> PyResult<Array> {
+        self.work(py, threads, || self.pass(&tokens, true)).map(array)
+    }
+
+    /// Hidden states `[T,D]` after the last norm.
+    fn hidden_states(&self, py: Python<'_>, tokens: Vec<u32>, threads: usize) -> PyResult<Array> {
+        self.work(py, threads, || self.pass(&tokens, false)).map(array)
+    }
+
+    /// Logits `[T,V]` of hidden states `[T,D]` in anybody's memory, by the head of the base model.
+    fn head(&self, py: Python<'_>, hidden: &Bound<'_, PyAny>, threads: usize) -> PyResult<Array> {
+        let hidden = from_dlpack(hidden)?;
+        let (weight, bias) = {
+            let head = &self.session.model.head().linear;
+            (&head.weight, &head.bias)
+        };
+        let &[n, d] = hidden.axes() else {
+            return Err(PyValueError::new_err("hidden states have two axes: tokens and features"));
+        };
+        if d != weight.cols() {
+            let want = weight.cols();
+            return Err(PyValueError::new_err(format!("the hidden states have {d} features, the head takes {want}")));
+        }
+        let logits = self.work(py, threads, || {
+            use lowrank::engine::kernels;
+            let mut logits = vec![0.0; n * weight.rows()];
+            kernels::linear(&mut logits, hidden.numbers(), &weight.view(), n, 0.0);
+            if let Some(bias) = bias {
+                kernels::add_bias(&mut logits, bias, n, weight.rows());
+            }
+            if let Some(cap) = self.session.model.head().softcap {
+                kernels::softcap(&mut logits, cap);
+            }
+            Ok(logits)
+        })?;
+        Ok(Array::owned(logits, vec![n, weight.rows()]))
+    }
+
+    /// The tokens of a text, with no special tokens added.
+    fn encode(&self, text: &str) -> PyResult<Vec<u32>> {
+        self.session.tokenizer().and_then(|t| Ok(t.encode(text)?)).map_err(to_python)
+    }
+
+    /// The text of tokens.
+    fn decode(&self, tokens: Vec<u32>, skip_special_tokens: bool) -> PyResult<String> {
+        self.session.tokenizer().and_then(|t| Ok(t.decode(&tokens, skip_special_tokens)?)).map_err(to_python)
+    }
+}
+
