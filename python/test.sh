@@ -12,7 +12,7 @@ $python -m pip install --quiet --requirement python/requirements-test.txt
 # The target folder is the workspace's: what both need is compiled once.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 rm -rf "$CARGO_TARGET_DIR/wheels"
-$venv/bin/maturin build --release --locked --manifest-path python/Cargo.toml --out "$CARGO_TARGET_DIR/wheels" --quiet
+$venv/bin/maturin build --release --manifest-path python/Cargo.toml --out "$CARGO_TARGET_DIR/wheels" --quiet
 $python -m pip install --quiet --force-reinstall --no-deps "$CARGO_TARGET_DIR"/wheels/*.whl
 
 limit=${TORCH_SECONDS:-600}

@@ -37,13 +37,24 @@ class TrainResult:
 class Model:
     """A base model, with at most one adapter on it. Its weights are mapped from their file, not read."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine, form: Mapping[str, Any]):
         self._engine = engine
+        self._form = form
 
     @classmethod
-    def from_pretrained(cls, model: PathLike, adapter: Optional[PathLike] = None) -> Model:
-        """Opens a Hugging Face folder, a GGUF file or a hub id (``org/name``), with the adapter in a folder."""
-        self = cls(Engine(os.fspath(model)))
+    def from_pretrained(
+        cls,
+        model: PathLike,
+        adapter: Optional[PathLike] = None,
+        *,
+        quantize: Optional[str] = None,
+        precision: Optional[str] = None,
+    ) -> Model:
+        """Opens a Hugging Face folder, a GGUF file or a hub id (``org/name``), with the adapter in a folder.
+
+        A dense base can be held quantised (``quantize="nf4"`` or ``"q8_0"``) or in ``precision="bf16"``."""
+        form = _options(None, {"quantize": quantize, "precision": precision})
+        self = cls(Engine(os.fspath(model), json.dumps(form)), form)
         if adapter is not None:
             self.load_adapter(adapter)
         return self
@@ -122,7 +133,7 @@ class Model:
             return callback is None or kind not in ("step", "eval") or callback(record) is not False
 
         with _Files() as files:
-            merged = _options(config, options) | {"model": self._engine.source, "out": os.fspath(out)}
+            merged = _options(config, options) | self._run(out)
             merged["data"] = files.path(dataset, "dataset")
             if eval_dataset is not None:
                 merged["eval_data"] = files.path(eval_dataset, "eval_dataset")
@@ -145,7 +156,7 @@ class Model:
     ) -> dict:
         """Peak memory (bytes) and work of a run, without running it."""
         with _Files() as files:
-            merged = _options(config, options) | {"model": self._engine.source, "out": "adapter"}
+            merged = _options(config, options) | self._run("adapter")
             merged["data"] = files.path(dataset, "dataset")
             return json.loads(self._engine.plan(json.dumps(merged), threads))
 
@@ -224,6 +235,9 @@ class Model:
     def head(self, hidden_states, threads: int = 0):
         """The logits [T, V] of hidden states [T, D], read where they lie: any float32 array with ``__dlpack__``."""
         return self._engine.head(hidden_states, threads)
+
+    def _run(self, out: PathLike) -> dict:
+        return {"model": self._engine.source, "out": os.fspath(out), **self._form}
 
     def _tokens(self, text) -> list:
         return self.encode(text) if isinstance(text, str) else [int(token) for token in text]

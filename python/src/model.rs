@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use lowrank::adapters::AdapterSet;
-use lowrank::engine::{Device, DropoutKey, Record, Scope, Segment, Tape, Tensor};
+use lowrank::engine::{Device, DropoutKey, LmHead, Record, Scope, Segment, Tape, Tensor};
 use lowrank::models::{Message, Sampling, TokenBatch};
 use lowrank::train::log::{Progress, Report};
 use lowrank::train::{StepOptions, Stepper};
@@ -71,6 +71,11 @@ impl Engine {
         raised.map_or_else(|| result.map_err(to_python), Err)
     }
 
+    fn lm_head(&self) -> lowrank::Result<&LmHead> {
+        let none = || Error::Usage(format!("{}: the model has no language-model head", self.source));
+        self.session.model.lm_head().ok_or_else(none)
+    }
+
     /// The hidden states `[N,D]` of one sequence, or its logits `[N,V]`.
     fn pass(&self, tokens: &[u32], logits: bool) -> lowrank::Result<Tensor> {
         let model = &*self.session.model;
@@ -91,10 +96,16 @@ impl Engine {
         let positions: Vec<u32> = (0..n as u32).collect();
         let lengths = vec![n as u32; n];
         let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
-        let batch = TokenBatch { tokens, positions: &positions, lengths: &lengths, segments: &segments };
+        let batch = TokenBatch {
+            tokens,
+            positions: &positions,
+            lengths: &lengths,
+            token_types: &[],
+            segments: &segments,
+        };
         let mut tape = Tape::new(scope, &adapter.active, Record::Nothing);
         let h = model.hidden(&mut tape, &batch);
-        Ok(if logits { tape.logits(model.head(), &h) } else { h.tensor })
+        Ok(if logits { tape.logits(self.lm_head()?, &h) } else { h.tensor })
     }
 }
 
@@ -106,10 +117,13 @@ fn array(tensor: Tensor) -> Array {
 
 #[pymethods]
 impl Engine {
-    /// Opens a Hugging Face folder, a GGUF file or a hub id.
+    /// Opens a Hugging Face folder, a GGUF file or a hub id. `form` has the options that say in which form its
+    /// weights are held, in JSON.
     #[new]
-    fn new(py: Python<'_>, source: String) -> PyResult<Self> {
-        let session = py.detach(|| Session::open(&source)).map_err(to_python)?;
+    fn new(py: Python<'_>, source: String, form: &str) -> PyResult<Self> {
+        let form = options(form).map_err(to_python)?.form();
+        let pool = pool(0)?;
+        let session = py.detach(|| pool.install(|| Session::open_as(&source, form))).map_err(to_python)?;
         Ok(Self { source, session, adapter: RwLock::default() })
     }
 
@@ -243,7 +257,7 @@ impl Engine {
             lowrank::merge(&self.session, &adapter, &out, target)?;
             let merged = Session::open(&out.to_string_lossy())?;
             let tokens = self.session.tokenizer()?.encode(probe)?;
-            Ok(lowrank::verify_merge(&self.session, &adapter, &merged, &tokens))
+            lowrank::verify_merge(&self.session, &adapter, &merged, &tokens)
         })?;
         Ok(json!({
             "max_difference": verified.max_difference,
@@ -318,10 +332,8 @@ impl Engine {
     /// Logits `[T,V]` of hidden states `[T,D]` in anybody's memory, by the head of the base model.
     fn head(&self, py: Python<'_>, hidden: &Bound<'_, PyAny>, threads: usize) -> PyResult<Array> {
         let hidden = from_dlpack(hidden)?;
-        let (weight, bias) = {
-            let head = &self.session.model.head().linear;
-            (&head.weight, &head.bias)
-        };
+        let head = self.lm_head().map_err(to_python)?;
+        let (weight, bias) = (&head.linear.weight, &head.linear.bias);
         let &[n, d] = hidden.axes() else {
             return Err(PyValueError::new_err("hidden states have two axes: tokens and features"));
         };
@@ -336,7 +348,7 @@ impl Engine {
             if let Some(bias) = bias {
                 kernels::add_bias(&mut logits, bias, n, weight.rows());
             }
-            if let Some(cap) = self.session.model.head().softcap {
+            if let Some(cap) = head.softcap {
                 kernels::softcap(&mut logits, cap);
             }
             Ok(logits)
