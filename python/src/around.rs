@@ -67,7 +67,9 @@ pub fn cross_entropy(
     let (targets, losses) =
         unsafe { (std::slice::from_raw_parts(targets as *const i64, n), write(losses, n)) };
     if let Some(wrong) = targets.iter().find(|t| **t != ignored && !(0..vocab as i64).contains(*t)) {
-        return Err(PyValueError::new_err(format!("target {wrong} is not below the {vocab} logits of a row")));
+        return Err(PyValueError::new_err(format!(
+            "target {wrong} is not below the {vocab} logits of a row"
+        )));
     }
     let pool = pool(threads)?;
     let work = || {

@@ -78,12 +78,7 @@ unsafe impl Sync for Array {}
 
 impl Array {
     /// `data`, which lies in `owner` and stays there. `read_only` where others see the same numbers.
-    pub fn new(
-        owner: Arc<dyn Any + Send + Sync>,
-        data: &[f32],
-        shape: Vec<usize>,
-        read_only: bool,
-    ) -> Self {
+    pub fn new(owner: Arc<dyn Any + Send + Sync>, data: &[f32], shape: Vec<usize>, read_only: bool) -> Self {
         assert_eq!(data.len(), shape.iter().product::<usize>(), "the shape fits the numbers");
         Self { data: data.as_ptr(), owner, shape, read_only }
     }
@@ -214,8 +209,7 @@ impl Array {
         let context = Box::into_raw(export).cast();
         let (pointer, name) = if max_version.is_some_and(|(major, _)| major >= 1) {
             let flags = if self.read_only { READ_ONLY } else { 0 };
-            let versioned =
-                Versioned { version: [1, 0], context, delete: Some(delete_new), flags, tensor };
+            let versioned = Versioned { version: [1, 0], context, delete: Some(delete_new), flags, tensor };
             (Box::into_raw(Box::new(versioned)).cast(), NEW)
         } else {
             (Box::into_raw(Box::new(Managed { tensor, context, delete: Some(delete_old) })).cast(), OLD)
@@ -313,7 +307,9 @@ pub fn from_dlpack(source: &Bound<'_, PyAny>) -> PyResult<Array> {
     }
     if !source.hasattr("__dlpack__")? {
         let kind = source.get_type().name()?;
-        return Err(PyTypeError::new_err(format!("a {kind} has no __dlpack__: give a NumPy array or a tensor")));
+        return Err(PyTypeError::new_err(format!(
+            "a {kind} has no __dlpack__: give a NumPy array or a tensor"
+        )));
     }
     let options = PyDict::new(py);
     options.set_item("max_version", (1, 0))?;
@@ -358,8 +354,7 @@ fn check(tensor: &DlTensor) -> PyResult<(*const f32, Vec<usize>)> {
     let axes = tensor.ndim as usize;
     // SAFETY: the producer gives `ndim` numbers; strides may be absent (then it is row-major).
     let (shape, strides) = unsafe {
-        let strides =
-            (!tensor.strides.is_null()).then(|| std::slice::from_raw_parts(tensor.strides, axes));
+        let strides = (!tensor.strides.is_null()).then(|| std::slice::from_raw_parts(tensor.strides, axes));
         (std::slice::from_raw_parts(tensor.shape, axes), strides)
     };
     let shape: Vec<usize> = shape.iter().map(|n| *n as usize).collect();

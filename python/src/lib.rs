@@ -1,7 +1,7 @@
 //! `lowrank._lowrank`: what the Python package is written over. Its types are in `_lowrank.pyi`.
 
-mod array;
 mod around;
+mod array;
 mod error;
 mod interrupt;
 mod layer;

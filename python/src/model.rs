@@ -180,7 +180,13 @@ impl Engine {
     }
 
     /// Trains; `hear(kind, text)` gets what it says on the way and answers whether to go on. Returns a summary in JSON.
-    fn train(&self, py: Python<'_>, config: &str, threads: usize, hear: Bound<'_, PyAny>) -> PyResult<String> {
+    fn train(
+        &self,
+        py: Python<'_>,
+        config: &str,
+        threads: usize,
+        hear: Bound<'_, PyAny>,
+    ) -> PyResult<String> {
         let options = options(config).map_err(to_python)?;
         let hear = hear.unbind();
         let work = |caller: Caller<Told>| {
@@ -339,7 +345,9 @@ impl Engine {
         };
         if d != weight.cols() {
             let want = weight.cols();
-            return Err(PyValueError::new_err(format!("the hidden states have {d} features, the head takes {want}")));
+            return Err(PyValueError::new_err(format!(
+                "the hidden states have {d} features, the head takes {want}"
+            )));
         }
         let logits = self.work(py, threads, || {
             use lowrank::engine::kernels;
@@ -366,4 +374,3 @@ impl Engine {
         self.session.tokenizer().and_then(|t| Ok(t.decode(&tokens, skip_special_tokens)?)).map_err(to_python)
     }
 }
-

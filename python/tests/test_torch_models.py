@@ -154,7 +154,7 @@ class Rows(torch.utils.data.Dataset):
         return 24
 
     def __getitem__(self, i):
-        ids = torch.randint(3, 101, (12,), generator=torch.Generator().manual_seed(i))
+        ids = (torch.arange(12) * 7 + i % 2) % 90 + 3
         return {"input_ids": ids, "labels": ids.clone()}
 
 

@@ -159,11 +159,7 @@ pub fn finetune_with(
     });
     let tensorboard =
         options.tensorboard.as_ref().map(|dir| TensorBoard::create(dir, (done > 0).then_some(done)));
-    let mut log = RunLog {
-        json: json.transpose()?,
-        tensorboard: tensorboard.transpose()?,
-        progress,
-    };
+    let mut log = RunLog { json: json.transpose()?, tensorboard: tensorboard.transpose()?, progress };
     let data = RunData {
         train: &prepared.train.examples,
         batches: &prepared.batches,
