@@ -49,11 +49,13 @@ class Model:
         *,
         quantize: Optional[str] = None,
         precision: Optional[str] = None,
+        stream_base: bool = False,
     ) -> Model:
         """Opens a Hugging Face folder, a GGUF file or a hub id (``org/name``), with the adapter in a folder.
 
-        A dense base can be held quantised (``quantize="nf4"`` or ``"q8_0"``) or in ``precision="bf16"``."""
-        form = _options(None, {"quantize": quantize, "precision": precision})
+        A dense base can be held quantised (``quantize="nf4"`` or ``"q8_0"``) or in ``precision="bf16"``; one that is
+        larger than memory can be read from its file block by block (``stream_base=True``)."""
+        form = _options(None, {"quantize": quantize, "precision": precision, "stream_base": stream_base})
         self = cls(Engine(os.fspath(model), json.dumps(form)), form)
         if adapter is not None:
             self.load_adapter(adapter)

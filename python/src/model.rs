@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use lowrank::adapters::AdapterSet;
-use lowrank::engine::{Device, DropoutKey, LmHead, Record, Scope, Segment, Tape, Tensor};
+use lowrank::engine::{DropoutKey, LmHead, Record, Scope, Segment, Tape, Tensor};
 use lowrank::models::{Message, Sampling, TokenBatch};
 use lowrank::train::log::{Progress, Report};
 use lowrank::train::{StepOptions, Stepper};
@@ -90,7 +90,7 @@ impl Engine {
             return Err(Error::Usage(format!("token {token} is not one of the model's {}", model.vocab())));
         }
         let adapter = self.adapter();
-        let device = Device::cpu();
+        let device = self.session.device();
         let dropout: Option<DropoutKey> = None;
         let scope = Scope { device: &device, params: &adapter.params, dropout };
         let positions: Vec<u32> = (0..n as u32).collect();
@@ -242,7 +242,7 @@ impl Engine {
             let data = lowrank::train::data::read(&options.data, &data_options, &self.session.encoder()?)?;
             let step =
                 StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 0 };
-            let stepper = Stepper::new(model, adapter, Device::cpu(), step);
+            let stepper = Stepper::new(model, adapter, self.session.device(), step);
             Ok(lowrank::train::evaluate(&stepper, &data.examples, options.batch_size, true))
         })?;
         Ok(serde_json::to_string(&result).expect("plain numbers"))
@@ -298,7 +298,7 @@ impl Engine {
         let listens = show.is_some();
         let show = show.map(Bound::unbind);
         let work = |caller: Caller<String>| {
-            let device = Device::cpu();
+            let device = self.session.device();
             let generator = TextGenerator::new(&self.session, &device, &adapter)?;
             let mut generator = generator.stop_when(caller.stop.clone());
             let tokens = match prompt {
