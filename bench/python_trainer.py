@@ -20,7 +20,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 WARMUP = 2
 SIDES = {
-    "trainer": ("peft", "lora", "all"),
+    # Plain PEFT; only its LoRA layers; what accelerate_peft swaps by default; dropout too.
+    "trainer": ("peft", "lora", "default", "dropout"),
     "engine": ("command", "python"),
 }
 
@@ -54,7 +55,9 @@ def trainer_child(args):
     if args.side != "peft":
         import lowrank.torch
 
-        lowrank.torch.accelerate_peft(model, **({"layers": ["lora"]} if args.side == "lora" else {}))
+        layers = {"lora": ["lora"], "default": ["lora", "frozen", "activation", "loss"]}
+        layers["dropout"] = [*layers["default"], "dropout"]
+        lowrank.torch.accelerate_peft(model, layers[args.side])
 
     class Rows(torch.utils.data.Dataset):
         def __len__(self):

@@ -7,7 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::layer::{read, write};
-use crate::threads::pool;
+use crate::threads::on_torch_threads;
 
 fn activation(name: &str) -> PyResult<Activation> {
     Ok(match name {
@@ -22,11 +22,10 @@ fn activation(name: &str) -> PyResult<Activation> {
 /// `y = act(x)` for `n` numbers.
 #[pyfunction]
 pub fn activate(py: Python<'_>, name: &str, n: usize, x: usize, y: usize, threads: usize) -> PyResult<()> {
-    let (act, pool) = (activation(name)?, pool(threads)?);
+    let act = activation(name)?;
     // SAFETY: the caller's tensors of `n` numbers; `y` is new.
     let work = || unsafe { kernels::activate(write(y, n), read(x, n), act) };
-    py.detach(|| pool.install(work));
-    Ok(())
+    py.detach(|| on_torch_threads(threads, work))
 }
 
 /// `dx = dy act'(x)` for `n` numbers: what a backward pass needs is `x` alone.
@@ -40,11 +39,30 @@ pub fn activate_backward(
     dx: usize,
     threads: usize,
 ) -> PyResult<()> {
-    let (act, pool) = (activation(name)?, pool(threads)?);
+    let act = activation(name)?;
     // SAFETY: the caller's tensors of `n` numbers; `dx` is new.
     let work = || unsafe { kernels::activate_backward(write(dx, n), read(x, n), read(dy, n), act, false) };
-    py.detach(|| pool.install(work));
-    Ok(())
+    py.detach(|| on_torch_threads(threads, work))
+}
+
+/// `y = x mask / (1 - p)` for `n` numbers, and with `dx` for `x` and `dy` for `y` its backward: the mask depends on
+/// `seed` and the place of a number alone, so nothing of it is kept.
+#[pyfunction]
+pub fn dropout(
+    py: Python<'_>,
+    n: usize,
+    from: usize,
+    to: usize,
+    p: f32,
+    seed: u64,
+    threads: usize,
+) -> PyResult<()> {
+    if !(0.0..=1.0).contains(&p) {
+        return Err(PyValueError::new_err(format!("{p} is no probability")));
+    }
+    // SAFETY: the caller's tensors of `n` numbers; `to` is new.
+    let work = || unsafe { kernels::dropout(write(to, n), read(from, n), p, seed, 0) };
+    py.detach(|| on_torch_threads(threads, work))
 }
 
 /// Losses `[N]` of logits `[N,V]` against `targets: [N]` (int64; `ignored` ones count nothing), and where
@@ -71,7 +89,6 @@ pub fn cross_entropy(
             "target {wrong} is not below the {vocab} logits of a row"
         )));
     }
-    let pool = pool(threads)?;
     let work = || {
         let mut row = 0;
         for run in targets.chunk_by(|a, b| (*a == ignored) == (*b == ignored)) {
@@ -102,6 +119,5 @@ pub fn cross_entropy(
             }
         }
     };
-    py.detach(|| pool.install(work));
-    Ok(())
+    py.detach(|| on_torch_threads(threads, work))
 }

@@ -9,7 +9,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use rayon::prelude::*;
 
-use crate::threads::pool;
+use crate::threads::on_torch_threads;
 
 /// What does not change from call to call: `W0: [O,K]` (`[K,O]` where transposed) in a format, and where
 /// LoRA's output goes.
@@ -74,7 +74,6 @@ pub fn pack(
     threads: usize,
 ) -> PyResult<()> {
     let (format, size) = (format(name)?, packed_bytes(name, rows, cols)?);
-    let pool = pool(threads)?;
     let work = || {
         // SAFETY: the caller's addresses of rows x cols numbers and of as many bytes as they take.
         let (from, to) =
@@ -82,7 +81,7 @@ pub fn pack(
         let fill = |i: usize, row: &mut [f32]| row.copy_from_slice(&from[i * cols..(i + 1) * cols]);
         kernels::quantize_matrix(format, rows, cols, fill, to)
     };
-    let result: Result<(), kernels::QuantizeError> = py.detach(|| pool.install(work));
+    let result: Result<(), kernels::QuantizeError> = py.detach(|| on_torch_threads(threads, work))?;
     result.map_err(|e| PyValueError::new_err(e.to_string()))
 }
 
@@ -98,17 +97,14 @@ pub fn unpack(
     threads: usize,
 ) -> PyResult<()> {
     let (format, size) = (format(name)?, packed_bytes(name, rows, cols)?);
-    let pool = pool(threads)?;
-    py.detach(|| {
-        pool.install(|| {
-            // SAFETY: the caller's addresses of the packed bytes and of rows x cols numbers.
-            let (bytes, to) =
-                unsafe { (std::slice::from_raw_parts(from as *const u8, size), write(to, rows * cols)) };
-            let weight = WeightRef { format, rows, cols, order: RowOrder::Plain, bytes };
-            to.par_chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| weight.expand(i, 0..cols, row));
-        });
-    });
-    Ok(())
+    let work = || {
+        // SAFETY: the caller's addresses of the packed bytes and of rows x cols numbers.
+        let (bytes, to) =
+            unsafe { (std::slice::from_raw_parts(from as *const u8, size), write(to, rows * cols)) };
+        let weight = WeightRef { format, rows, cols, order: RowOrder::Plain, bytes };
+        to.par_chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| weight.expand(i, 0..cols, row));
+    };
+    py.detach(|| on_torch_threads(threads, work))
 }
 
 impl Layer {
@@ -179,7 +175,6 @@ impl Layer {
         scaling: f32,
         threads: usize,
     ) -> PyResult<()> {
-        let pool = pool(threads)?;
         let (k, o, r, width) = (self.inputs, self.outputs, self.r, self.width());
         // SAFETY: addresses of tensors with these shapes, says the caller; `y` and `u` are new.
         let work = || unsafe {
@@ -202,8 +197,7 @@ impl Layer {
                 kernels::gemm(n, self.part, r, scaling, u, b.t(), 1.0, y);
             }
         };
-        py.detach(|| pool.install(work));
-        Ok(())
+        py.detach(|| on_torch_threads(threads, work))
     }
 
     /// Gradients, each written where its address is given: `dx = dy W0 + du A` (the second product goes to
@@ -228,7 +222,6 @@ impl Layer {
         scaling: f32,
         threads: usize,
     ) -> PyResult<()> {
-        let pool = pool(threads)?;
         let (k, o, r, width) = (self.inputs, self.outputs, self.r, self.width());
         // SAFETY: as in `forward`; the gradients are new.
         let work = || unsafe {
@@ -269,7 +262,6 @@ impl Layer {
                 kernels::gemm(n, k, width, 1.0, du, a, beta, MatMut::row_major(write(dx, n * k), k));
             }
         };
-        py.detach(|| pool.install(work));
-        Ok(())
+        py.detach(|| on_torch_threads(threads, work))
     }
 }

@@ -25,6 +25,7 @@ fn _lowrank(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(around::activate, module)?)?;
     module.add_function(wrap_pyfunction!(around::activate_backward, module)?)?;
     module.add_function(wrap_pyfunction!(around::cross_entropy, module)?)?;
+    module.add_function(wrap_pyfunction!(around::dropout, module)?)?;
     module.add_function(wrap_pyfunction!(layer::pack, module)?)?;
     module.add_function(wrap_pyfunction!(layer::unpack, module)?)?;
     module.add_function(wrap_pyfunction!(threads::set_num_threads, module)?)?;

@@ -276,6 +276,32 @@ def test_an_adapter_of_pytorchs_runs_in_the_engine(model_folder, tmp_path):
     torch.testing.assert_close(torch.from_dlpack(engine.head(hidden)), got, rtol=1e-5, atol=1e-5)
 
 
+def test_counted_dropout_is_dropout():
+    from torch.utils.checkpoint import checkpoint
+
+    layer, x = _accelerated.CountedDropout(0.3), torch.randn(300, 201, requires_grad=True)
+    y = layer(x)
+    kept = y != 0
+    assert abs(kept.float().mean() - 0.7) < 0.01
+    torch.testing.assert_close(y[kept], x[kept] / 0.7)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, kept.float() / 0.7)
+    assert not torch.equal(layer(x) != 0, kept)
+    torch.manual_seed(1)
+    first = layer(x)
+    torch.manual_seed(1)
+    again = checkpoint(layer, x, use_reentrant=False)
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    x.grad = None
+    again.sum().backward()
+    torch.testing.assert_close(x.grad, (first != 0).float() / 0.7)
+    assert layer.eval()(x) is x
+    model = lora.accelerate_peft(peft_model("gpt2"), layers=["dropout"])
+    assert any(isinstance(m, _accelerated.CountedDropout) for m in model.modules())
+    step(model.train())
+    assert not any(isinstance(m, _accelerated.CountedDropout) for m in lora.restore(model).modules())
+
+
 def test_the_loss_is_transformers_own():
     from transformers.loss.loss_utils import ForCausalLMLoss
 

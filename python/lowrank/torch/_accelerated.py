@@ -109,6 +109,35 @@ class FusedQuickGELU(activations.QuickGELUActivation):
         return super().forward(input)
 
 
+class _Dropout(torch.autograd.Function):
+    """Dropout that makes its mask again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx, x, p, seed):
+        ctx.p, ctx.seed = p, seed
+        return _masked(x.contiguous(), p, seed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return _masked(dy.contiguous(), ctx.p, ctx.seed), None, None
+
+
+def _masked(x, p, seed):
+    y = torch.empty_like(x)
+    _lowrank.dropout(x.numel(), x.data_ptr(), y.data_ptr(), p, seed, torch.get_num_threads())
+    return y
+
+
+class CountedDropout(nn.Dropout):
+    """Dropout from counter-based random numbers, many at a time; the seed comes from PyTorch's generator."""
+
+    def forward(self, input):
+        if self.training and self.p > 0 and not self.inplace and input.numel() and kernels_fit(input):
+            return _Dropout.apply(input, self.p, int(torch.randint(1 << 62, ())))
+        return super().forward(input)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """``scale * sum`` of the losses; the gradient is taken with them, so that no softmax is kept beside it."""
 
@@ -152,6 +181,7 @@ def causal_lm_loss(
 # What is replaced by what: by the exact class, so that no subclass with ideas of its own is taken for it.
 LORA = {peft_lora.Linear: LoraLinear}
 FROZEN = {nn.Linear: FrozenLinear, Conv1D: FrozenConv1D}
+DROPOUT = {nn.Dropout: CountedDropout}
 ACTIVATION = {
     activations.NewGELUActivation: FusedNewGELU,
     activations.QuickGELUActivation: FusedQuickGELU,

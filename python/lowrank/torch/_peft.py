@@ -7,10 +7,11 @@ adapters go on as before.
 
 from __future__ import annotations
 
-LAYERS = ("lora", "frozen", "activation", "loss")
+SAME = ("lora", "frozen", "activation", "loss")
+LAYERS = (*SAME, "dropout")
 
 
-def accelerate_peft(model, layers=LAYERS):
+def accelerate_peft(model, layers=SAME):
     """Makes a PEFT model (or a transformers model with adapters) compute with Lowrank's kernels; returns it.
 
     ``layers`` says what is swapped:
@@ -19,9 +20,11 @@ def accelerate_peft(model, layers=LAYERS):
       gradients of A and B need and never touches the frozen weight's;
     * ``frozen``: the Linear and Conv1D layers beside them, whose weights are not trained;
     * ``activation``: activation functions that are written in several PyTorch operations (GPT-2's GELU);
-    * ``loss``: the causal language-model loss, which keeps its gradient in place of the softmax.
+    * ``loss``: the causal language-model loss, which keeps its gradient in place of the softmax;
+    * ``dropout``: dropout layers, whose masks are made faster and not kept. Not by default: the same seed gives other
+      random numbers than PyTorch's.
 
-    Results are the same to rounding. :func:`restore` undoes it. Raises ValueError where the model has no LoRA
+    Otherwise results are the same to rounding. :func:`restore` undoes it. Raises ValueError where the model has no LoRA
     layer of PEFT's, or ``layers`` has a word it does not know."""
     from . import _accelerated as new
 
@@ -36,6 +39,8 @@ def accelerate_peft(model, layers=LAYERS):
         swaps |= new.LORA
     if "activation" in layers:
         swaps |= new.ACTIVATION
+    if "dropout" in layers:
+        swaps |= new.DROPOUT
     inside = {id(m) for layer in model.modules() if isinstance(layer, new.peft_lora.LoraLayer)
               for m in layer.modules() if m is not layer and m is not layer.base_layer}
     for module in list(model.modules()):
@@ -55,7 +60,7 @@ def restore(model):
     """Undoes :func:`accelerate_peft`: every module is of its own class again. Returns the model."""
     from . import _accelerated as new
 
-    back = {to: of for table in (new.LORA, new.FROZEN, new.ACTIVATION) for of, to in table.items()}
+    back = {to: of for table in (new.LORA, new.FROZEN, new.ACTIVATION, new.DROPOUT) for of, to in table.items()}
     for module in model.modules():
         of = back.get(type(module))
         if of is not None:
