@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use lowrank_adapters::AdapterSet;
 use lowrank_engine::Device;
@@ -47,6 +48,10 @@ pub struct Generated {
     pub tokens: Vec<u32>,
     /// The text.
     pub text: String,
+    /// How long reading the prompt took.
+    pub prompt_time: Duration,
+    /// How long it took from the first new token to the last.
+    pub decode_time: Duration,
 }
 
 /// A growing text on a base model with an adapter.
@@ -138,7 +143,10 @@ impl<'m> TextGenerator<'m> {
                 "the prompt has {start} tokens; the model's positions end at {limit}"
             )));
         }
+        let begin = Instant::now();
         let mut logits = self.generator.feed(prompt);
+        let first = Instant::now();
+        out.prompt_time = first - begin;
         while out.tokens.len() < limits.max_new_tokens {
             let token = self.generator.sample(logits, sampling);
             out.tokens.push(token);
@@ -152,6 +160,7 @@ impl<'m> TextGenerator<'m> {
             }
             logits = self.generator.feed(&[token]);
         }
+        out.decode_time = first.elapsed();
         let rest = stream.finish()?;
         if text.push(&rest, &mut show).is_continue() {
             text.finish(&mut show);

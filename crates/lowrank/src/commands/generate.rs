@@ -55,6 +55,9 @@ pub struct Args {
     /// Random seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Print the times of prompt and tokens, as JSON on standard error
+    #[arg(long, conflicts_with = "chat")]
+    timings: bool,
     /// Threads [default: all processors]
     #[arg(long)]
     threads: Option<usize>,
@@ -105,8 +108,18 @@ fn work(args: &Args) -> Result<ExitCode> {
         None => io::read_to_string(io::stdin()).map_err(|e| Error::Usage(format!("standard input: {e}")))?,
     };
     let tokens = generator.prompt(&prompt)?;
-    generator.generate(&tokens, &sampling, &limits, show)?;
+    let made = generator.generate(&tokens, &sampling, &limits, show)?;
     println!();
+    if args.timings {
+        let timings = serde_json::json!({
+            "prompt_tokens": tokens.len(),
+            "prompt_s": made.prompt_time.as_secs_f64(),
+            // The first came with the prompt.
+            "tokens": made.tokens.len().saturating_sub(1),
+            "decode_s": made.decode_time.as_secs_f64(),
+        });
+        eprintln!("{timings}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
