@@ -45,6 +45,10 @@ const COPIED: usize = 1024;
 pub(super) const NEAR: usize = 16;
 /// Tasks for each thread: enough to even out threads that start late or are disturbed.
 const TASKS: usize = 4;
+/// Multiply-adds from which another thread saves more than waking it costs.
+const WORTH_SHARING: usize = 1 << 18;
+/// Rows of `A` that take as long as packing the panels they meet.
+const PACKING: f64 = 24.0;
 
 /// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
 /// operands. Each thread's share is allocated by its first product and used again by all others.
@@ -167,19 +171,41 @@ unsafe fn tasks<A: Arch, B: Operand>(p: &Product, k: Range<usize>, b: &B, thread
     let work = |rows: Range<usize>, cols: Range<usize>| unsafe {
         with_scratch(|scratch| task::<A, B>(p, k.clone(), b, rows, cols, scratch));
     };
-    if threads <= 1 || p.m * p.n * k.len() < 1 << 16 {
+    if threads <= 1 || p.m * p.n * k.len() < WORTH_SHARING {
         return work(0..p.m, 0..p.n);
     }
-    let wanted = threads * TASKS;
-    let width = cut(p.n, p.n.div_ceil(wanted), col_step::<A, B>(b));
-    let across = p.n.div_ceil(width);
-    // Rows are cut only where the columns leave threads idle, since each cut packs `B` again.
-    let height = if across >= threads { p.m } else { cut(p.m, p.m.div_ceil(wanted / across).max(32), A::MR) };
-    let down = p.m.div_ceil(height);
+    let step = col_step::<A, B>(b);
+    let units = p.n.div_ceil(step);
+    let (across, down) = grid(units, p.m, A::MR, threads);
+    let tiles = p.m.div_ceil(A::MR);
+    // Shares of whole units that differ by one at most, the smaller and the larger ones mixed.
+    let share = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
     (0..across * down).into_par_iter().with_max_len(1).for_each(|t| {
-        let (i, j) = (t / across * height, t % across * width);
-        work(i..(i + height).min(p.m), j..(j + width).min(p.n));
+        let (rows, cols) = (share(t / across, down, tiles), share(t % across, across, units));
+        work(
+            rows.start * A::MR..(rows.end * A::MR).min(p.m),
+            cols.start * step..(cols.end * step).min(p.n),
+        );
     });
+}
+
+/// How many tasks to cut a product of `units` panels (or quantised blocks) and `m` rows into: across its
+/// columns, and down its rows.
+///
+/// Columns come first, since each cut of the rows packs `B` again. But a few units do not divide evenly
+/// among the threads, and then cutting the rows too ends sooner.
+fn grid(units: usize, m: usize, mr: usize, threads: usize) -> (usize, usize) {
+    let most = (m / (4 * mr)).clamp(1, threads);
+    // The time of the busiest thread, in units, with what packing adds.
+    let time = |down: usize| {
+        let busiest = (units * down).div_ceil(threads) as f64 / down as f64;
+        busiest * (1.0 + PACKING * (down - 1) as f64 / m as f64)
+    };
+    let down = (1..=most).min_by(|a, b| time(*a).total_cmp(&time(*b))).unwrap_or(1);
+    let wanted = units.min((threads * TASKS / down).max(1));
+    // As many tasks for one thread as for another, if possible.
+    let across = (1..=wanted).rev().find(|across| (across * down).is_multiple_of(threads));
+    (across.unwrap_or(wanted), down)
 }
 
 /// Blocks of columns are whole panels and, if possible, whole quantised blocks (both powers of two).
