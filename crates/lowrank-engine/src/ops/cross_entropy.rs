@@ -47,13 +47,14 @@ pub struct Scores {
     pub hits: Vec<bool>,
 }
 
-/// Logits that exist at once, in numbers: with 26 MB the head is expanded seldom enough to cost a few
+/// Logits that exist at once, in numbers: with 52 MB the head is expanded seldom enough to cost a few
 /// percent of its product, and the peak stays that of the blocks.
-const CHUNK: usize = 25 << 18;
+const CHUNK: usize = 25 << 19;
 
-/// Rows of one chunk.
-fn chunk_rows(vocab: usize) -> usize {
-    (CHUNK / vocab.max(1)).clamp(32, 1024)
+/// Rows of one chunk: the labels in equal parts.
+fn chunk_rows(labels: usize, vocab: usize) -> usize {
+    let most = (CHUNK / vocab.max(1)).clamp(32, 1024);
+    labels.div_ceil(labels.div_ceil(most).max(1)).max(1)
 }
 
 impl<'m> Tape<'m> {
@@ -83,7 +84,7 @@ impl<'m> Tape<'m> {
         let wants = self.keeps(Some(0)) && (h.id.is_some() || adapter.is_some());
         let mut scores = Scores::default();
         let mut dh = wants.then(|| device.zeros(h.tensor.rows(), d));
-        for chunk in labels.chunks(chunk_rows(vocab)) {
+        for chunk in labels.chunks(chunk_rows(labels.len(), vocab)) {
             let n = chunk.len();
             let mut x = device.alloc(n, d);
             let mut logits = device.alloc(n, vocab);

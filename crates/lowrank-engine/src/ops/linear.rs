@@ -68,7 +68,7 @@ impl<'m> Tape<'m> {
         let scope = self.scope;
         let mut y = scope.alloc(n, o);
         if let Some(r) = residual {
-            scope.device.run(0, || y.data_mut().copy_from_slice(r.tensor.data()));
+            scope.device.run(0, || kernels::copy(y.data_mut(), r.tensor.data()));
         }
         let beta = if residual.is_some() { 1.0 } else { 0.0 };
         let adapter = self.adapters.get(layer.site);

@@ -29,7 +29,7 @@ pub(super) struct Product {
 unsafe impl Sync for Product {}
 
 /// Most of `k` in a block. Long blocks pay: `C` is read and written once for each.
-const KC: usize = 1024;
+pub(super) const KC: usize = 1024;
 /// The same where packing counts, for an operand whose rows run along its columns: each is then packed in
 /// longer pieces.
 const SHORT_KC: usize = 256;
@@ -38,30 +38,33 @@ const MANY: usize = 384;
 /// Most numbers in a packed block of `B`: 300 KB, which the second cache holds beside what passes by.
 const BLOCK: usize = 75 << 10;
 /// Rows of `A` that meet a panel of `B` while it is in the first cache, in tiles.
-const TILES_DOWN: usize = 4;
+pub(super) const TILES_DOWN: usize = 4;
 /// Most rows of `A` copied at a time, where it has to be.
 const COPIED: usize = 1024;
 /// Distance up to which the numbers of a row of `A` are read where they lie.
 pub(super) const NEAR: usize = 16;
 /// Tasks for each thread: enough to even out threads that start late or are disturbed.
-const TASKS: usize = 4;
+pub(super) const TASKS: usize = 4;
 /// Multiply-adds from which another thread saves more than waking it costs.
-const WORTH_SHARING: usize = 1 << 18;
+pub(super) const WORTH_SHARING: usize = 1 << 18;
 /// Rows of `A` that take as long as packing the panels they meet.
 const PACKING: f64 = 24.0;
 
 /// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
 /// operands. Each thread's share is allocated by its first product and used again by all others.
 pub fn scratch_bytes(threads: usize) -> usize {
-    // Columns are rounded up to the longest quantised block, 256 numbers.
-    let block = BLOCK.max(KC * 256);
-    // The copy of a left operand also serves that of a thin right one, for k up to a hundred thousand.
-    let copy = COPIED * (KC + 2 * LINE);
-    size_of::<f32>() * (threads * (block + MAX_ROWS + 2 * LINE) + copy)
+    size_of::<f32>() * (threads * (PANELS + MAX_ROWS + 2 * LINE) + LEFT)
 }
 
+/// Most numbers packed by one thread: columns are rounded up to the longest quantised block, 256.
+pub(super) const PANELS: usize = if BLOCK > KC * 256 { BLOCK } else { KC * 256 };
+
+/// Most numbers of a left operand copied at a time. The buffer also serves packed tokens, and thin right
+/// operands for k up to a hundred thousand.
+pub(super) const LEFT: usize = COPIED * (KC + 2 * LINE);
+
 /// `len` cut into equal runs of a whole number of `step`s, none longer than `most` (but at least a step).
-fn cut(len: usize, most: usize, step: usize) -> usize {
+pub(super) fn cut(len: usize, most: usize, step: usize) -> usize {
     len.div_ceil(len.div_ceil(most.max(1)).max(1)).next_multiple_of(step)
 }
 
@@ -125,8 +128,12 @@ unsafe fn scale(p: &Product) {
 /// other out (rows a multiple of 4096 bytes apart).
 fn in_place(p: &Product) -> bool {
     let few = p.m <= 16 || p.n <= 64;
-    let apart = (p.ars * size_of::<f32>() + 64) % 4096;
-    if p.acs == 1 { few || apart > 128 } else { p.acs <= NEAR }
+    if p.acs == 1 { few || !collide(p.ars) } else { p.acs <= NEAR }
+}
+
+/// Whether rows of `f32` this far apart share the sets of the first cache.
+pub(super) fn collide(stride: usize) -> bool {
+    (stride * size_of::<f32>() + 64) % 4096 <= 128
 }
 
 /// Copies `A[rows, k]` to rows that lie well in the caches. Returns the copy and the distance of its rows.

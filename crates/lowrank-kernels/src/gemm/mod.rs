@@ -2,8 +2,9 @@
 //!
 //! A product is cut into tiles of `C` that stay in registers ([`tile`]), over panels of the right operand
 //! packed for them block by block ([`pack`]): that is where quantised weights are expanded. The left
-//! operand is read in place. Three ways around packing, for operands used too seldom to pay for it: few
-//! tokens times a weight ([`few`]), few columns ([`thin`]), and few rows ([`driver`]).
+//! operand is read in place. Four ways around packing, for operands used too seldom to pay for it: few
+//! tokens times a weight ([`few`]), fewer than outputs ([`short`]), few columns ([`thin`]), and few rows
+//! ([`driver`]).
 //!
 //! No result depends on the number of threads: the sum over `k` is never divided among them.
 
@@ -11,6 +12,7 @@ mod driver;
 mod few;
 mod pack;
 mod scratch;
+mod short;
 #[cfg(test)]
 mod tests;
 mod thin;
@@ -171,10 +173,14 @@ fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, be
         // SAFETY: the lengths were checked against the shapes.
         return unsafe { few::linear(level, y, x, w, n, beta) };
     }
-    let product = row_major(n, w.rows, w.cols, x, y, beta);
     let threads = rayon::current_num_threads();
     // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
-    at_level!(level, A => unsafe { driver::run::<A, _>(&product, &Forward(*w), threads) });
+    at_level!(level, A => unsafe {
+        match short::fits::<A>(w, n) {
+            true => short::run::<A>(y, x, w, n, beta, threads),
+            false => driver::run::<A, _>(&row_major(n, w.rows, w.cols, x, y, beta), &Forward(*w), threads),
+        }
+    });
 }
 
 fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {

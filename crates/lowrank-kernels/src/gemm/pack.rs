@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::scratch::Buffer;
 use super::tile::nr;
 use crate::WeightRef;
-use crate::format::Format;
+use crate::format::{Format, RowOrder};
 use crate::quant::decode::expand;
 use crate::simd::Arch;
 
@@ -141,6 +141,10 @@ impl Operand for Backward<'_> {
     }
     fn n_step(&self) -> usize {
         self.0.format.block_len()
+    }
+    fn direct(&self) -> Option<(*const f32, usize)> {
+        let plain = self.0.format == Format::F32 && self.0.order == RowOrder::Plain;
+        plain.then(|| (self.0.bytes.as_ptr().cast(), self.0.cols))
     }
 
     #[inline(always)]

@@ -144,6 +144,9 @@ fn products_longer_than_a_block() {
         linear_case(level, Format::Q4_1, 101, 1040, 96, RowOrder::Plain, 1.0);
         linear_case(level, Format::Q6_K, 9, 523, 1024, RowOrder::Plain, 0.5);
         linear_case(level, Format::Q8_0, 1, 1, 2048, RowOrder::Plain, 0.0);
+        // Fewer tokens than outputs: rows read in place, and rows that collide in the cache.
+        linear_case(level, Format::F32, 33, 70, 1031, RowOrder::Plain, 0.5);
+        linear_case(level, Format::F32, 19, 131, 1024, RowOrder::Plain, 0.0);
         // More blocks than share a scale of scales.
         linear_case(level, Format::NF4, 3, 37, 1088, RowOrder::Plain, 0.0);
         linear_case(level, Format::NF4, 41, 37, 1088, RowOrder::Plain, 1.0);
@@ -305,6 +308,11 @@ fn wide_tiles_have_right_edges() {
             let product = row_major(n, o, k, &x, &mut y, 0.0);
             driver::run::<Wide, _>(&product, &Forward(weight), 3);
             driver::run::<Wide, _>(&row_major(n, o, k, &x, &mut dense, 0.0), &right, 2);
+            if short::fits::<Wide>(&weight, n) {
+                let mut turned = vec![f32::NAN; n * o];
+                short::run::<Wide>(&mut turned, &x, &weight, n, 0.0, 2);
+                assert_eq!(turned, dense);
+            }
             thin::run::<Wide>(&row_major(n, o, k, &x, &mut thin, 0.0), w.as_ptr(), 1, k, 2);
             driver::run::<Wide, _>(&row_major(n, k, o, &dy, &mut dx, 0.0), &Backward(weight), 3);
         }
