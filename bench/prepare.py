@@ -1,6 +1,6 @@
 """Make what both sides of a benchmark read: a base model folder in float32 and rows of one exact length.
 
-    python bench/prepare.py model --gguf FILE --out FOLDER
+    python bench/prepare.py model --gguf FILE [--shape gpt2-small] --out FOLDER
     python bench/prepare.py rows --model FOLDER --batch 8 --length 128 --steps 12 --out rows.jsonl
 """
 
@@ -10,16 +10,25 @@ import random
 import sys
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools/reference"))
 from base import load_base, load_tokenizer
+from shapes import SHAPES
 
 
 def write_model(args):
-    """The GGUF model, dequantised, as a Hugging Face folder."""
-    model = load_base(args.gguf)
-    # transformers notes that the weights came from GGUF; in the folder they are plain float32.
-    del model.config.quantization_config
-    model.hf_quantizer = None
+    """The GGUF model, dequantised, or random weights of a shape, as a Hugging Face folder with the GGUF file's
+    tokenizer."""
+    if args.shape:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(SHAPES[args.shape]())
+    else:
+        model = load_base(args.gguf)
+        # transformers notes that the weights came from GGUF; in the folder they are plain float32.
+        del model.config.quantization_config
+        model.hf_quantizer = None
     model.save_pretrained(args.out)
     load_tokenizer(args.gguf).save_pretrained(args.out)
 
@@ -52,6 +61,7 @@ def main():
     commands = parser.add_subparsers(required=True)
     model = commands.add_parser("model")
     model.add_argument("--gguf", type=Path, required=True)
+    model.add_argument("--shape", choices=SHAPES)
     model.add_argument("--out", type=Path, required=True)
     model.set_defaults(run=write_model)
     rows = commands.add_parser("rows")

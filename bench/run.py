@@ -2,6 +2,7 @@
 
     python3 bench/run.py e2e --gguf FILE --data DIR --peer-python venv/bin/python
     python3 bench/run.py smollm2-8x128 --gguf FILE --peer-python venv/bin/python
+    python3 bench/run.py gpt2-8x128 --gguf FILE --peer-python venv/bin/python
 
 Both start from the same adapter and see the same rows in the same order, so their losses must agree; the largest
 difference is printed. Writes bench/results/<table>.json. Only the standard library is used here: the memory that
@@ -23,13 +24,16 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 # e2e: real rows, completion-only loss, about 42 tokens each. The others: equal rows, all positions carry loss.
+# A "shape" of shapes.py has random weights: speed does not depend on them.
 TABLES = {
     "e2e": {"batch": 16},
     "smollm2-8x128": {"batch": 8, "length": 128},
-    "smollm2-4x512": {"batch": 4, "length": 512},
+    "smollm2-2x512": {"batch": 2, "length": 512},
+    "smollm2-1x2048": {"batch": 1, "length": 2048},
+    "smollm2-1x8192": {"batch": 1, "length": 8192},
+    "gpt2-8x128": {"batch": 8, "length": 128, "shape": "gpt2-small", "targets": "c_attn"},
 }
-WARMUP = 2
-SHARED = {"r": "8", "targets": "q_proj,v_proj", "learning_rate": "2e-4"}
+SHARED = {"r": "8", "learning_rate": "2e-4"}
 
 
 def run_child(command):
@@ -51,8 +55,8 @@ def run_child(command):
 def peer(args, paths, steps):
     command = [
         args.peer_python, HERE / "peft_train.py", "--model", paths["model"], "--data", paths["rows"],
-        "--batch", str(args.batch), "--steps", str(steps), "--warmup", str(WARMUP), "--dtype", args.peer_dtype,
-        "--r", SHARED["r"], "--targets", SHARED["targets"], "--learning-rate", SHARED["learning_rate"],
+        "--batch", str(args.batch), "--steps", str(steps), "--warmup", str(args.warmup), "--dtype", args.peer_dtype,
+        "--r", SHARED["r"], "--targets", args.targets, "--learning-rate", SHARED["learning_rate"],
         "--init-adapter", paths["adapter"], "--threads", str(args.threads),
     ]
     if args.checkpoint_activations:
@@ -60,7 +64,7 @@ def peer(args, paths, steps):
     out, seconds, peak = run_child(command)
     result = json.loads(out.splitlines()[-1])
     # What loading needed is not held against the peer: a user could load more sparingly.
-    return summary(result["steps"], seconds, min(peak, result["peak_rss_training_bytes"]))
+    return summary(args, result["steps"], seconds, min(peak, result["peak_rss_training_bytes"]))
 
 
 def ours(args, paths, steps):
@@ -69,7 +73,7 @@ def ours(args, paths, steps):
     command = [
         args.ours, "train", "--model", args.ours_model or paths["model"], "--data", paths["rows"],
         "--out", paths["work"] / "out", "--force", "--init-adapter", paths["adapter"], "--no-shuffle",
-        "--r", SHARED["r"], "--lora-alpha", str(2 * int(SHARED["r"])), "--target-modules", SHARED["targets"],
+        "--r", SHARED["r"], "--lora-alpha", str(2 * int(SHARED["r"])), "--target-modules", args.targets,
         "--batch-size", str(args.batch), "--max-steps", str(steps), "--learning-rate", SHARED["learning_rate"],
         "--lr-scheduler", "constant", "--weight-decay", "0", "--max-grad-norm", "0",
         "--threads", str(args.threads), "--log-json", log,
@@ -81,11 +85,11 @@ def ours(args, paths, steps):
     command += shlex.split(args.ours_args)
     _, seconds, peak = run_child(command)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return summary([line for line in lines if "step_s" in line and "loss" in line], seconds, peak)
+    return summary(args, [line for line in lines if "step_s" in line and "loss" in line], seconds, peak)
 
 
-def summary(steps, seconds, peak):
-    counted = steps[WARMUP:]
+def summary(args, steps, seconds, peak):
+    counted = steps[args.warmup:]
     busy = sum(s["step_s"] for s in counted)
     return {
         "median_step_s": statistics.median(s["step_s"] for s in counted),
@@ -128,10 +132,12 @@ def prepare(args, steps):
     work = args.work
     work.mkdir(parents=True, exist_ok=True)
     tool = [args.peer_python, HERE / "prepare.py"]
-    model = args.model or work / "smollm2-f32"
+    shape = TABLES[args.table].get("shape")
+    model = args.model or work / (shape or "smollm2-f32")
     paths = {"work": work, "model": model, "adapter": work / f"{model.name}-start-adapter"}
     if not (paths["model"] / "config.json").exists():
-        run_child([*tool, "model", "--gguf", args.gguf, "--out", paths["model"]])
+        of_shape = ["--shape", shape] if shape else []
+        run_child([*tool, "model", "--gguf", args.gguf, *of_shape, "--out", paths["model"]])
     if length := TABLES[args.table].get("length"):
         paths["rows"] = work / f"{args.table}-{steps}.jsonl"
         if not paths["rows"].exists():
@@ -163,7 +169,7 @@ def compare(rounds):
 def markdown(table, result, args):
     m, c = result["machine"], result["summary"]
     rows = [
-        f"**{table}**, LoRA r={SHARED['r']} on {SHARED['targets']}, batch {args.batch}, {args.steps} steps counted, "
+        f"**{table}**, LoRA r={SHARED['r']} on {args.targets}, batch {args.batch}, {args.steps} steps counted, "
         f"{len(result['rounds'])} rounds; {m['cpu']}, {m['cores']} cores, {m['threads']} threads "
         f"({' '.join(m['features'])})",
         "",
@@ -203,7 +209,8 @@ def main():
     parser.add_argument("--peer-dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8, help=f"counted steps, after {WARMUP} to warm up")
+    parser.add_argument("--steps", type=int, default=8, help="counted steps")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--work", type=Path, default=HERE.parent / "target/bench")
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -214,8 +221,9 @@ def main():
     if args.table == "e2e" and not args.data:
         parser.error("--data is needed for e2e")
     args.batch = TABLES[args.table]["batch"]
+    args.targets = TABLES[args.table].get("targets", "q_proj,v_proj")
 
-    steps = args.steps + WARMUP
+    steps = args.steps + args.warmup
     paths = prepare(args, steps)
     result = {
         "table": args.table,
