@@ -70,7 +70,7 @@ fn batch(o: &Options, step: usize, vocabulary: u64) -> PackedBatch {
             let tokens: Vec<u32> = (0..=o.length).map(|_| next()).collect();
             let loss_mask = (0..=o.length).map(|i| i > 0 && i + o.labels.min(o.length) > o.length).collect();
             let id = ExampleId { file: "random".into(), line: row as u64 };
-            Example { tokens, loss_mask, prompt_len: 0, id }
+            Example { tokens, loss_mask, id, ..Example::default() }
         })
         .collect();
     pack(&examples.iter().collect::<Vec<_>>(), false)
