@@ -107,12 +107,8 @@ fn run(o: &Options) -> Result<()> {
     };
     let adapters = AdapterSet::new(config, session.sites(), 1)?;
     let vocabulary = session.base.config["vocab_size"].as_u64().unwrap_or(1000);
-    let options = StepOptions {
-        checkpoint_activations: o.checkpoint,
-        weight_decay: 0.0,
-        max_grad_norm: 1.0,
-        seed: 1,
-    };
+    let options =
+        StepOptions { checkpoint_activations: o.checkpoint, weight_decay: 0.0, max_grad_norm: 1.0, seed: 1 };
     let mut stepper = Stepper::new(&*session.model, adapters, Device::cpu(), options);
     println!("   wall s  cpu s  GFLOP/s  /cpu s   tokens/s   work  ready  idle   pages  loss");
     for step in 0..o.steps {

@@ -189,10 +189,7 @@ unsafe fn tasks<A: Arch, B: Operand>(p: &Product, k: Range<usize>, b: &B, thread
     let share = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
     (0..across * down).into_par_iter().with_max_len(1).for_each(|t| {
         let (rows, cols) = (share(t / across, down, tiles), share(t % across, across, units));
-        work(
-            rows.start * A::MR..(rows.end * A::MR).min(p.m),
-            cols.start * step..(cols.end * step).min(p.n),
-        );
+        work(rows.start * A::MR..(rows.end * A::MR).min(p.m), cols.start * step..(cols.end * step).min(p.n));
     });
 }
 
