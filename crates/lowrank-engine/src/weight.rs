@@ -30,6 +30,7 @@ pub struct FrozenWeight {
     cols: usize,
     order: RowOrder,
     storage: Storage,
+    bf16_products: bool,
 }
 
 impl FrozenWeight {
@@ -71,7 +72,7 @@ impl FrozenWeight {
         {
             return Err(Error::Weight(format!("{rows} rows are no whole number of heads of {head_dim}")));
         }
-        Ok(Self { format, rows, cols, order, storage })
+        Ok(Self { format, rows, cols, order, storage, bf16_products: false })
     }
 
     /// An F32 weight that owns its numbers.
@@ -116,6 +117,16 @@ impl FrozenWeight {
     /// As [`FrozenWeight::new`].
     pub fn shape_only(format: Format, rows: usize, cols: usize) -> Result<Self, Error> {
         Self::new(format, rows, cols, RowOrder::Plain, Storage::Shape)
+    }
+
+    /// The same weight, whose products may round activations to BF16 where the CPU is faster that way.
+    pub fn with_bf16_products(self) -> Self {
+        Self { bf16_products: true, ..self }
+    }
+
+    /// Whether products may round activations to BF16.
+    pub fn bf16_products(&self) -> bool {
+        self.bf16_products
     }
 
     /// Output features `O`.

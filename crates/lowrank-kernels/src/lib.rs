@@ -31,7 +31,10 @@ pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};
 pub use elementwise::{add, add_bias, bias_backward, copy, scale, sum_squares};
 pub use embedding::embedding;
 pub use format::{Format, RowOrder, WeightRef};
-pub use gemm::{MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, scratch_bytes};
+pub use gemm::{
+    MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, linear_backward_bf16, linear_bf16,
+    scratch_bytes,
+};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use quant::{QuantizeError, quantize, quantize_matrix};
 pub use random::{dropout, dropout_backward, normal, uniform};

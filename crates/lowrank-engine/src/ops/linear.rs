@@ -32,6 +32,16 @@ impl Linear {
         if self.transposed { self.weight.cols() } else { self.weight.rows() }
     }
 
+    /// The product with the stored matrix, or with its transpose.
+    fn kernel(&self, backward: bool) -> fn(&mut [f32], &[f32], &kernels::WeightRef<'_>, usize, f32) {
+        match (backward, self.weight.bf16_products()) {
+            (false, false) => kernels::linear,
+            (true, false) => kernels::linear_backward,
+            (false, true) => kernels::linear_bf16,
+            (true, true) => kernels::linear_backward_bf16,
+        }
+    }
+
     /// `y = beta y + x W^T + b` for `x: [N,K]`, `y: [N,O]`; with `beta` 0, `y` is only written.
     pub fn forward(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor, beta: f32) {
         self.product(scope, x, y, beta);
@@ -44,7 +54,7 @@ impl Linear {
     /// The same without bias.
     pub fn product(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor, beta: f32) {
         let n = x.rows();
-        let product = if self.transposed { kernels::linear_backward } else { kernels::linear };
+        let product = self.kernel(self.transposed);
         scope.device.run(2 * n * x.cols() * y.cols(), || {
             product(y.data_mut(), x.data(), &self.weight.view(), n, beta);
         });
@@ -53,7 +63,7 @@ impl Linear {
     /// `dx += dy W` for `dy: [N,O]`, `dx: [N,K]`.
     pub fn backward(&self, scope: &Scope<'_>, dy: &Tensor, dx: &mut Accumulator) {
         let (n, beta) = (dy.rows(), dx.beta());
-        let product = if self.transposed { kernels::linear } else { kernels::linear_backward };
+        let product = self.kernel(!self.transposed);
         scope.device.run(2 * n * dy.cols() * dx.tensor.cols(), || {
             product(dx.tensor.data_mut(), dy.data(), &self.weight.view(), n, beta);
         });

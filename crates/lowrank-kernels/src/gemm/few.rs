@@ -1,5 +1,9 @@
-//! `y = x W^T` for so few tokens that packing the weight would cost more than the product: each row of
-//! the weight is expanded in registers, multiplied at once with up to four tokens, and forgotten.
+//! `y = x W^T` and `dx = dy W` for so few tokens that packing the weight would cost more than the product:
+//! decoding. Forward, each row of the weight is expanded in registers, multiplied at once with up to four
+//! tokens, and forgotten. Backward (which is forward for a weight stored transposed), each row is scaled and
+//! added to the result.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -39,6 +43,105 @@ pub(super) unsafe fn linear(level: Level, y: &mut [f32], x: &[f32], w: &WeightRe
     match threads == 1 || tasks == 1 {
         true => (0..tasks).for_each(task),
         false => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
+    }
+}
+
+/// Most columns of a piece of the weight: rows and results then stay in the first cache.
+const WIDE: usize = 512;
+/// Rows added to the results in one go.
+const DEEP: usize = 4;
+
+/// `dx[N,K] = beta dx + dy[N,O] W[O,K]` on the threads of the current pool. `n` is at most [`MOST`].
+///
+/// # Safety
+/// The CPU has the level `A`; `dy` has `n * O` numbers and `dx` has `n * K`.
+pub(super) unsafe fn backward<A: Arch>(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
+    let threads = rayon::current_num_threads();
+    let small = (1 << 14) / (n * w.rows).max(1);
+    let step = w.format.block_len().max(64);
+    let width = w.cols.div_ceil(4 * threads).max(small).clamp(1, WIDE).next_multiple_of(step);
+    let out = Out { y: dx.as_mut_ptr(), cols: w.cols, beta };
+    let out = &out;
+    let task = |task: usize| {
+        let cols = task * width..((task + 1) * width).min(w.cols);
+        // SAFETY: the CPU has the level; tasks have columns of their own.
+        unsafe {
+            A::enter(
+                #[inline(always)]
+                || add_rows::<A>(out, dy, w, n, cols),
+            )
+        };
+    };
+    let tasks = w.cols.div_ceil(width);
+    match threads == 1 || tasks == 1 {
+        true => (0..tasks).for_each(task),
+        false => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
+    }
+}
+
+/// The columns `cols` (at most [`WIDE`]) of the result.
+#[inline(always)]
+unsafe fn add_rows<A: Arch>(out: &Out, dy: &[f32], w: &WeightRef, n: usize, cols: Range<usize>) {
+    let len = cols.len();
+    let whole = len / A::LANES * A::LANES;
+    let mut rows = [[0.0f32; WIDE]; DEEP];
+    // SAFETY: the columns lie in every row of W and of the result, which is this task's alone.
+    unsafe {
+        let to = |t: usize| out.y.add(t * out.cols + cols.start);
+        for t in 0..n {
+            let to = std::slice::from_raw_parts_mut(to(t), len);
+            match out.beta {
+                0.0 => to.fill(0.0),
+                beta => to.iter_mut().for_each(|x| *x *= beta),
+            }
+        }
+        for first in (0..w.rows).step_by(DEEP) {
+            let deep = DEEP.min(w.rows - first);
+            let mut from = [rows[0].as_ptr(); DEEP];
+            for (r, row) in rows.iter_mut().enumerate().take(deep) {
+                from[r] = match w.format {
+                    Format::F32 => w.row(first + r)[4 * cols.start..].as_ptr().cast(),
+                    _ => {
+                        decode::expand(A::LEVEL, w, first + r, cols.clone(), &mut row[..len]);
+                        row.as_ptr()
+                    }
+                };
+                // Pieces of rows are too short and too far apart for the CPU to foresee the next.
+                if first + DEEP + r < w.rows {
+                    let (block, size) = (w.format.block_len(), w.format.block_bytes());
+                    let next = &w.row(first + DEEP + r)[cols.start / block * size..cols.end / block * size];
+                    next.iter().step_by(64).for_each(|byte| A::prefetch(std::ptr::from_ref(byte).cast()));
+                }
+            }
+            for t in 0..n {
+                let (to, by) = (to(t), &dy[t * w.rows + first..][..deep]);
+                if let &[a, b, c, d] = by {
+                    let scales = [a, b, c, d].map(
+                        #[inline(always)]
+                        |x| A::splat(x),
+                    );
+                    for at in (0..whole).step_by(A::LANES) {
+                        let mut sum = A::load(to.add(at));
+                        for (scale, from) in scales.iter().zip(&from) {
+                            sum = A::fma(*scale, A::load(from.add(at)), sum);
+                        }
+                        A::store(to.add(at), sum);
+                    }
+                } else {
+                    for (scale, from) in by.iter().zip(&from) {
+                        for at in (0..whole).step_by(A::LANES) {
+                            let sum = A::fma(A::splat(*scale), A::load(from.add(at)), A::load(to.add(at)));
+                            A::store(to.add(at), sum);
+                        }
+                    }
+                }
+                for at in whole..len {
+                    for (scale, from) in by.iter().zip(&from) {
+                        *to.add(at) += scale * from.add(at).read_unaligned();
+                    }
+                }
+            }
+        }
     }
 }
 

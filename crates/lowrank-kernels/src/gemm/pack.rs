@@ -222,7 +222,24 @@ unsafe fn transpose_rows<A: Arch>(
     at: usize,
 ) {
     let nr = nr::<A>();
-    let panel = &mut panel[at * nr..(at + k) * nr];
+    // SAFETY: the caller's promises.
+    unsafe { transpose_units::<A>(row, k, width, nr, &mut panel[at * nr..(at + k) * nr]) };
+}
+
+/// The transpose of `width` rows of `k` units of 32 bits into rows of `nr` (a multiple of 8), with zeros after
+/// the last. Bits are moved as they are.
+///
+/// # Safety
+/// Runs inside [`Arch::enter`]; `row(j)` can be read for `k` units at any alignment for `j < width`; `panel` has
+/// `k * nr`.
+#[inline(always)]
+pub(super) unsafe fn transpose_units<A: Arch>(
+    row: impl Fn(usize) -> *const f32,
+    k: usize,
+    width: usize,
+    nr: usize,
+    panel: &mut [f32],
+) {
     for j in (0..nr).step_by(8) {
         let mut done = 0;
         if j + 8 <= width {

@@ -3,8 +3,8 @@
 use rayon::ThreadPoolBuilder;
 
 use super::*;
+use crate::RowOrder;
 use crate::simd::Arch;
-use crate::{Format, RowOrder};
 
 /// Numbers that look random, in -1..1.
 struct Numbers(u64);

@@ -1,0 +1,549 @@
+//! Products of BF16 weights with activations rounded to BF16, on CPUs that multiply pairs of them and add in
+//! f32 (AVX512-BF16's `vdpbf16ps`): twice the rate of f32.
+//!
+//! Numbers are packed in pairs along `k`, 32 bits each: the left operand row by row, the right one in panels of
+//! 32 columns. A tile of 12 x 32 sums stays in registers. The same code runs on a plain emulation of the
+//! instruction in the tests, on any machine.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::driver::Product;
+use super::pack::transpose_units;
+use super::scratch::{LINE, with_left, with_scratch};
+use crate::simd::Arch;
+use crate::{Format, WeightRef};
+
+/// Most of `k` in a block, in numbers.
+const KC: usize = 1024;
+/// Rows of the left operand packed at a time.
+const ROWS: usize = 1024;
+/// Rows that meet a panel while it is in the first cache.
+const DOWN: usize = 48;
+/// Most pairs in a packed block of the right operand.
+const BLOCK: usize = 75 << 10;
+/// Columns of a tile.
+pub(super) const NR: usize = 32;
+/// Rows of a tile.
+const MR: usize = 12;
+/// Tasks for each thread.
+const TASKS: usize = 4;
+
+/// The instruction: for vectors of sixteen pairs `a` and `b`, `sum + a0 b0 + a1 b1` in each lane.
+pub(super) trait Dot: Send + Sync + 'static {
+    /// Sixteen sums.
+    type Sum: Copy;
+    /// Sixteen pairs.
+    type Pairs: Copy;
+    /// What packs the operands.
+    type Pack: Arch;
+
+    /// # Safety
+    /// The CPU has the instruction.
+    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T;
+    /// # Safety
+    /// As [`Dot::enter`].
+    unsafe fn zero() -> Self::Sum;
+    /// # Safety
+    /// As [`Dot::enter`]; `p` can be read for sixteen pairs at any alignment.
+    unsafe fn load(p: *const u32) -> Self::Pairs;
+    /// # Safety
+    /// As [`Dot::enter`].
+    unsafe fn splat(pair: u32) -> Self::Pairs;
+    /// # Safety
+    /// As [`Dot::enter`].
+    unsafe fn dot(sum: Self::Sum, a: Self::Pairs, b: Self::Pairs) -> Self::Sum;
+    /// `to = beta to + sum`; with `beta` 0 it is only written.
+    ///
+    /// # Safety
+    /// As [`Dot::enter`]; `to` can be written for sixteen numbers.
+    unsafe fn store(to: *mut f32, sum: Self::Sum, beta: f32);
+}
+
+/// Whether this CPU has the instruction and no narrower level was asked for.
+pub(super) fn available() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return crate::simd::level() == crate::simd::Level::Avx512 && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::Native;
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Dot;
+    use crate::simd::Avx512;
+
+    /// AVX512-BF16.
+    pub(crate) struct Native;
+
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn enter_native<T>(f: impl FnOnce() -> T) -> T {
+        f()
+    }
+
+    #[inline(always)]
+    unsafe fn pairs(bits: __m512i) -> __m512bh {
+        // SAFETY: both are 512 bits of anything.
+        unsafe { std::mem::transmute(bits) }
+    }
+
+    impl Dot for Native {
+        type Sum = __m512;
+        type Pairs = __m512bh;
+        type Pack = Avx512;
+
+        #[inline(always)]
+        unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
+            // SAFETY: the caller vouches for the CPU.
+            unsafe { enter_native(f) }
+        }
+        #[inline(always)]
+        unsafe fn zero() -> __m512 {
+            // SAFETY: the caller vouches for the CPU.
+            unsafe { _mm512_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const u32) -> __m512bh {
+            // SAFETY: the caller vouches for the CPU and the pointer.
+            unsafe { pairs(_mm512_loadu_si512(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn splat(pair: u32) -> __m512bh {
+            // SAFETY: the caller vouches for the CPU.
+            unsafe { pairs(_mm512_set1_epi32(pair as i32)) }
+        }
+        #[inline(always)]
+        unsafe fn dot(sum: __m512, a: __m512bh, b: __m512bh) -> __m512 {
+            // SAFETY: the caller vouches for the CPU.
+            unsafe { _mm512_dpbf16_ps(sum, a, b) }
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, sum: __m512, beta: f32) {
+            // SAFETY: the caller vouches for the CPU and the pointer.
+            unsafe {
+                let sum = match beta {
+                    0.0 => sum,
+                    beta => _mm512_fmadd_ps(_mm512_set1_ps(beta), _mm512_loadu_ps(to), sum),
+                };
+                _mm512_storeu_ps(to, sum);
+            }
+        }
+    }
+}
+
+/// How the weight is the right operand `B[k, n]`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// `W^T`: `B(l, j) = W[j, l]`.
+    Forward,
+    /// `W`: `B(l, j) = W[l, j]`.
+    Backward,
+}
+
+/// `C[m,n] = beta C + A[m,k] B[k,n]`, `A` and `C` row-major, `A` rounded to BF16.
+///
+/// # Safety
+/// The CPU has the instruction of `D`; the pointers of `p` cover its shapes, and nobody else uses `C`; `w` is
+/// BF16.
+pub(super) unsafe fn run<D: Dot>(p: &Product, w: &WeightRef, side: Side, threads: usize) {
+    assert_eq!(w.format, Format::BF16);
+    // Panels of the forward side are made of whole pairs.
+    let kc = p.k.div_ceil(p.k.div_ceil(KC).max(1)).next_multiple_of(2).max(2);
+    for i in (0..p.m).step_by(ROWS) {
+        let rows = i..(i + ROWS).min(p.m);
+        for l in (0..p.k).step_by(kc) {
+            let k = l..(l + kc).min(p.k);
+            let beta = if l == 0 { p.beta } else { 1.0 };
+            with_left(|left| {
+                let pairs = k.len().div_ceil(2);
+                // An odd number of lines apart, so that rows do not drive each other out of the first cache.
+                let stride = pairs.next_multiple_of(2 * LINE) + LINE;
+                let left = left.get(rows.len() * stride);
+                let fill = |(r, to): (usize, &mut [f32])| {
+                    // SAFETY: row `rows.start + r` of A has p.k numbers.
+                    let from = unsafe {
+                        std::slice::from_raw_parts(p.a.add((rows.start + r) * p.ars + k.start), k.len())
+                    };
+                    round_row(from, to);
+                };
+                match threads {
+                    1 => left.chunks_exact_mut(stride).enumerate().for_each(fill),
+                    _ => left.par_chunks_exact_mut(stride).with_min_len(16).enumerate().for_each(fill),
+                }
+                let left = Left { data: left.as_ptr().cast(), stride, rows: rows.len() };
+                // SAFETY: the caller's promises, for a part of the product.
+                unsafe { tasks::<D>(p, &left, rows.start, k.clone(), w, side, beta, threads) };
+            });
+        }
+    }
+}
+
+/// Rows of pairs.
+struct Left {
+    data: *const u32,
+    stride: usize,
+    rows: usize,
+}
+
+// SAFETY: only read while it is shared.
+unsafe impl Sync for Left {}
+
+/// One BF16, nearest, ties to even. (A NaN stays one: its payload is not worth a branch, but its exponent must
+/// not overflow into the sign.)
+#[inline(always)]
+fn round(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
+}
+
+/// A row of A in pairs, the last with a zero where there is no second number.
+fn round_row(from: &[f32], to: &mut [f32]) {
+    let (whole, last) = from.as_chunks::<2>();
+    for (to, [a, b]) in to.iter_mut().zip(whole) {
+        *to = f32::from_bits(round(*a) | round(*b) << 16);
+    }
+    if let Some(a) = last.first() {
+        to[whole.len()] = f32::from_bits(round(*a));
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+unsafe fn tasks<D: Dot>(
+    p: &Product,
+    left: &Left,
+    first: usize,
+    k: Range<usize>,
+    w: &WeightRef,
+    side: Side,
+    beta: f32,
+    threads: usize,
+) {
+    let wanted = if threads <= 1 { 1 } else { threads * TASKS };
+    let width = p.n.div_ceil(wanted).next_multiple_of(NR);
+    let work = |task: usize| {
+        let cols = task * width..((task + 1) * width).min(p.n);
+        // SAFETY: the caller's promises; tasks have columns of their own.
+        with_scratch(|scratch| unsafe {
+            let pairs = k.len().div_ceil(2);
+            let nc = (BLOCK / pairs / NR * NR).max(NR);
+            for j in cols.clone().step_by(nc) {
+                let block = j..(j + nc).min(cols.end);
+                let panels = scratch.panels.get(block.len().div_ceil(NR) * NR * pairs);
+                D::enter(
+                    #[inline(always)]
+                    || pack::<D>(w, side, k.clone(), block.clone(), panels),
+                );
+                for i in (0..left.rows).step_by(DOWN) {
+                    let rows = i..(i + DOWN).min(left.rows);
+                    for (panel, j) in panels.chunks_exact(NR * pairs).zip(block.clone().step_by(NR)) {
+                        let width = NR.min(block.end - j);
+                        let panel = panel.as_ptr().cast();
+                        D::enter(
+                            #[inline(always)]
+                            || down::<D>(p, left, first, rows.clone(), pairs, panel, j, width, beta),
+                        );
+                    }
+                }
+            }
+        });
+    };
+    let count = p.n.div_ceil(width);
+    match count {
+        1 => work(0),
+        _ => (0..count).into_par_iter().with_max_len(1).for_each(work),
+    }
+}
+
+/// Packs `B[k, n]` in panels: for each pair of `k`, 32 columns.
+#[inline(always)]
+unsafe fn pack<D: Dot>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usize>, panels: &mut [f32]) {
+    let pairs = k.len().div_ceil(2);
+    for (panel, from) in panels.chunks_exact_mut(NR * pairs).zip(n.clone().step_by(NR)) {
+        let width = NR.min(n.end - from);
+        match side {
+            Side::Forward => {
+                let whole = k.len() / 2;
+                let row = |j: usize| w.row(from + j)[2 * k.start..2 * k.end].as_ptr();
+                // SAFETY: each row holds `whole` pairs from the pointer on.
+                unsafe {
+                    transpose_units::<D::Pack>(|j| row(j).cast(), whole, width, NR, &mut panel[..whole * NR])
+                };
+                if whole < pairs {
+                    for (j, to) in panel[whole * NR..].iter_mut().enumerate() {
+                        let last = if j < width { half(&w.row(from + j)[2 * k.end - 2..]) } else { 0 };
+                        *to = f32::from_bits(last);
+                    }
+                }
+            }
+            Side::Backward => {
+                for (pair, to) in panel.chunks_exact_mut(NR).enumerate() {
+                    let l = k.start + 2 * pair;
+                    let piece = |l: usize| &w.row(l)[2 * from..2 * (from + width)];
+                    let (low, high) = (piece(l), if l + 1 < k.end { piece(l + 1) } else { &[][..] });
+                    to[width..].fill(0.0);
+                    match high {
+                        [] => {
+                            for (to, low) in to.iter_mut().zip(low.chunks_exact(2)) {
+                                *to = f32::from_bits(half(low));
+                            }
+                        }
+                        _ => {
+                            let both = low.chunks_exact(2).zip(high.chunks_exact(2));
+                            for (to, (low, high)) in to.iter_mut().zip(both) {
+                                *to = f32::from_bits(half(low) | half(high) << 16);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn half(bytes: &[u8]) -> u32 {
+    u32::from(u16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
+/// Some rows of A times one panel.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn down<D: Dot>(
+    p: &Product,
+    left: &Left,
+    first: usize,
+    rows: Range<usize>,
+    pairs: usize,
+    panel: *const u32,
+    col: usize,
+    width: usize,
+    beta: f32,
+) {
+    let mut i = rows.start;
+    while i < rows.end {
+        // Heights are evened out, so that no tile is left with a single row.
+        let height = (rows.end - i).div_ceil((rows.end - i).div_ceil(MR));
+        // SAFETY: all offsets lie inside the shapes the caller of `run` vouches for.
+        unsafe {
+            let a = left.data.add(i * left.stride);
+            let c = p.c.add((first + i) * p.crs + col);
+            if width == NR {
+                tile::<D>(height, pairs, a, left.stride, panel, c, p.crs, beta);
+            } else {
+                let mut sums = [0.0; MR * NR];
+                tile::<D>(height, pairs, a, left.stride, panel, sums.as_mut_ptr(), NR, 0.0);
+                for (r, sums) in sums.chunks_exact(NR).enumerate().take(height) {
+                    for (s, &sum) in sums[..width].iter().enumerate() {
+                        let at = c.add(r * p.crs + s);
+                        *at = if beta == 0.0 { sum } else { beta * *at + sum };
+                    }
+                }
+            }
+        }
+        i += height;
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn tile<D: Dot>(
+    rows: usize,
+    pairs: usize,
+    a: *const u32,
+    stride: usize,
+    b: *const u32,
+    c: *mut f32,
+    crs: usize,
+    beta: f32,
+) {
+    macro_rules! heights {
+        ($($r:literal)*) => {
+            match rows {
+                // SAFETY: the caller's promises, passed on.
+                $($r => unsafe { fixed::<D, $r>(pairs, a, stride, b, c, crs, beta) },)*
+                _ => unreachable!("a tile of {rows} rows"),
+            }
+        };
+    }
+    heights!(1 2 3 4 5 6 7 8 9 10 11 12)
+}
+
+#[inline(always)]
+unsafe fn fixed<D: Dot, const R: usize>(
+    pairs: usize,
+    a: *const u32,
+    stride: usize,
+    b: *const u32,
+    c: *mut f32,
+    crs: usize,
+    beta: f32,
+) {
+    // SAFETY: the caller vouches for the CPU and for every pointer.
+    unsafe {
+        let mut sums = [[D::zero(); 2]; R];
+        for l in 0..pairs {
+            let right = [D::load(b.add(l * NR)), D::load(b.add(l * NR + 16))];
+            // Spelt out, so that the sums stay in registers.
+            macro_rules! rows {
+                ($($i:literal)*) => {
+                    $(if $i < R {
+                        let left = D::splat(*a.add($i * stride + l));
+                        sums[$i][0] = D::dot(sums[$i][0], left, right[0]);
+                        sums[$i][1] = D::dot(sums[$i][1], left, right[1]);
+                    })*
+                };
+            }
+            rows!(0 1 2 3 4 5 6 7 8 9 10 11);
+        }
+        for (i, row) in sums.iter().enumerate() {
+            D::store(c.add(i * crs), row[0], beta);
+            D::store(c.add(i * crs + 16), row[1], beta);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RowOrder;
+    use crate::simd::Portable;
+
+    /// The instruction in plain Rust, by its description: both products of a lane are added in f32.
+    struct Emulated;
+
+    impl Dot for Emulated {
+        type Sum = [f32; 16];
+        type Pairs = [u32; 16];
+        type Pack = Portable;
+
+        unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
+            f()
+        }
+        unsafe fn zero() -> [f32; 16] {
+            [0.0; 16]
+        }
+        unsafe fn load(p: *const u32) -> [u32; 16] {
+            // SAFETY: the caller vouches for the pointer.
+            unsafe { p.cast::<[u32; 16]>().read_unaligned() }
+        }
+        unsafe fn splat(pair: u32) -> [u32; 16] {
+            [pair; 16]
+        }
+        unsafe fn dot(sum: [f32; 16], a: [u32; 16], b: [u32; 16]) -> [f32; 16] {
+            let low = |x: u32| f32::from_bits(x << 16);
+            let high = |x: u32| f32::from_bits(x & 0xffff_0000);
+            std::array::from_fn(|i| sum[i] + high(a[i]) * high(b[i]) + low(a[i]) * low(b[i]))
+        }
+        unsafe fn store(to: *mut f32, sum: [f32; 16], beta: f32) {
+            for (i, sum) in sum.into_iter().enumerate() {
+                // SAFETY: the caller vouches for the pointer.
+                let to = unsafe { &mut *to.add(i) };
+                *to = if beta == 0.0 { sum } else { beta * *to + sum };
+            }
+        }
+    }
+
+    fn numbers(len: usize, seed: u64) -> Vec<f32> {
+        let mut numbers = vec![0.0; len];
+        crate::normal(&mut numbers, 0.0, 1.0, seed, 0);
+        numbers
+    }
+
+    fn rounded(x: f32) -> f64 {
+        f64::from(half::bf16::from_f32(x).to_f32())
+    }
+
+    /// Both products of `W: [o,k]` against sums in f64 over the rounded numbers.
+    fn case<D: Dot>(n: usize, o: usize, k: usize, order: RowOrder, beta: f32, threads: usize) {
+        let bytes: Vec<u8> =
+            numbers(o * k, 1).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
+        let w = WeightRef { format: Format::BF16, rows: o, cols: k, order, bytes: &bytes };
+        let mut dense = vec![0.0; o * k];
+        dense.chunks_exact_mut(k).enumerate().for_each(|(row, out)| w.expand(row, 0..k, out));
+        for side in [Side::Forward, Side::Backward] {
+            let (cols, depth) = if side == Side::Forward { (o, k) } else { (k, o) };
+            let a = numbers(n * depth, 2);
+            let before = if beta == 0.0 { vec![f32::NAN; n * cols] } else { numbers(n * cols, 3) };
+            let mut c = before.clone();
+            // SAFETY: the operands have their shapes, and the caller has the instruction.
+            unsafe {
+                run::<D>(&super::super::row_major(n, cols, depth, &a, &mut c, beta), &w, side, threads)
+            };
+            for i in 0..n {
+                for j in 0..cols {
+                    let (mut want, mut size) = (0.0f64, 0.0f64);
+                    for l in 0..depth {
+                        let b = if side == Side::Forward { dense[j * k + l] } else { dense[l * k + j] };
+                        let term = rounded(a[i * depth + l]) * f64::from(b);
+                        want += term;
+                        size += term.abs();
+                    }
+                    if beta != 0.0 {
+                        want += f64::from(beta) * f64::from(before[i * cols + j]);
+                        size += f64::from(before[i * cols + j]).abs();
+                    }
+                    let got = f64::from(c[i * cols + j]);
+                    assert!(
+                        (got - want).abs() <= 2e-6 * (1.0 + size),
+                        "{n} x {o} x {k}: [{i},{j}] {got} {want}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn cases<D: Dot>() {
+        for (n, o, k) in
+            [(1, 1, 1), (7, 33, 65), (12, 32, 64), (13, 31, 3), (50, 67, 130), (97, 64, 37), (25, 96, 2)]
+        {
+            for (beta, threads) in [(0.0, 1), (1.0, 3)] {
+                case::<D>(n, o, k, RowOrder::Plain, beta, threads);
+            }
+        }
+        // Longer than a block of k, more rows than are packed at a time, and llama.cpp's order of rows.
+        case::<D>(5, 40, 2085, RowOrder::Plain, 0.0, 2);
+        case::<D>(1031, 5, 9, RowOrder::Plain, 0.5, 2);
+        case::<D>(14, 72, 48, RowOrder::RopeInterleaved { head_dim: 24 }, 0.0, 2);
+    }
+
+    #[test]
+    fn pairs_are_packed_and_multiplied_right() {
+        cases::<Emulated>();
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_instruction_gives_the_same() {
+        if !available() {
+            eprintln!("skipped: this CPU has no AVX512-BF16");
+            return;
+        }
+        cases::<Native>();
+    }
+
+    #[test]
+    fn rounding_is_to_the_nearest_even() {
+        let mut all: Vec<f32> = numbers(1000, 4);
+        all.extend([
+            0.0,
+            -0.0,
+            f32::MAX,
+            f32::MIN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            1.0 + 1.0 / 256.0,
+            1.0 + 3.0 / 256.0,
+        ]);
+        for x in all {
+            assert_eq!(round(x), u32::from(half::bf16::from_f32(x).to_bits()), "{x}");
+        }
+        assert!(f32::from_bits(round(f32::NAN) << 16).is_nan());
+    }
+}
