@@ -25,7 +25,7 @@ fn numbers(hex: &str) -> Vec<f32> {
 
 /// Number `i` of the matrix of the fixture.
 fn number(i: usize) -> f32 {
-    let noise = ((i as u64 * 2654435761) % (1 << 32) >> 8) as f32 * 2f32.powi(-24) - 0.5;
+    let noise = (((i as u64 * 2654435761) % (1 << 32)) >> 8) as f32 * 2f32.powi(-24) - 0.5;
     let block = i / 64;
     noise * ((1.0 + (block * 37 % 64) as f32 / 64.0) * 2f32.powi(-((block % 5) as i32)))
 }
@@ -50,7 +50,7 @@ fn a_matrix_is_quantised_as_bitsandbytes_does() {
     let ours = quantized(rows, cols, number).unwrap();
     let (blocks, tail) = ours.split_at(rows * cols / 64 * 33);
     let packed = bytes(&fixture.packed);
-    let theirs = |i: usize| if i % 2 == 0 { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
+    let theirs = |i: usize| if i.is_multiple_of(2) { packed[i / 2] >> 4 } else { packed[i / 2] & 15 };
     let absmax = bytes(&fixture.absmax);
     assert_eq!(blocks.len() / 33, absmax.len());
     for (b, block) in blocks.chunks_exact(33).enumerate() {

@@ -8,6 +8,7 @@
 //!
 //! No result depends on the number of threads: the sum over `k` is never divided among them.
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod bf16;
 mod driver;
 mod few;
@@ -203,6 +204,8 @@ fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
     unsafe {
         bf16::run::<bf16::Native>(product, w, side, rayon::current_num_threads());
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = side;
     cfg!(target_arch = "x86_64")
 }
 
