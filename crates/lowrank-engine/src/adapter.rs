@@ -13,6 +13,11 @@ use crate::tensor::Tensor;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SiteId(pub usize);
 
+impl SiteId {
+    /// Of a layer that no adapter attaches to.
+    pub const NONE: Self = Self(usize::MAX);
+}
+
 /// What kind of layer a site is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteKind {

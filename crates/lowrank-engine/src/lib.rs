@@ -24,7 +24,7 @@ pub use device::Device;
 pub use error::Error;
 pub use lowrank_kernels as kernels;
 pub use lowrank_kernels::{Activation, AttentionShape, Format, RowOrder, Segment, WeightRef};
-pub use ops::{Attention, Embedding, Label, LayerNorm, Linear, LmHead, RmsNorm, Rope, Scores};
+pub use ops::{Attention, Disentangled, Embedding, Label, LayerNorm, Linear, LmHead, RmsNorm, Rope, Scores};
 pub use params::{AdamW, Grads, Param, ParamId, Params};
 pub use scope::{DropoutKey, Scope};
 pub use stream::{BaseStream, Span, give_back};

@@ -20,13 +20,17 @@ mod quant;
 mod random;
 mod rope;
 mod simd;
+mod unfold;
 mod vector;
 
 pub use activation::{
     Activation, activate, activate_backward, gated, gated_backward, gated_backward_in_place,
 };
 pub use adamw::{AdamW, adamw};
-pub use attention::{AttentionShape, Segment, attention, attention_backward};
+pub use attention::{
+    AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment, attention,
+    attention_backward, disentangled_attention, disentangled_attention_backward,
+};
 pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};
 pub use elementwise::{add, add_bias, bias_backward, copy, scale, sum_squares};
 pub use embedding::embedding;
@@ -39,3 +43,4 @@ pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use quant::{QuantizeError, quantize, quantize_matrix};
 pub use random::{dropout, dropout_backward, normal, uniform};
 pub use rope::{rope, rope_backward};
+pub use unfold::{unfold, unfold_backward};

@@ -6,6 +6,7 @@
 
 mod activation;
 mod bert;
+mod deberta;
 mod distilbert;
 mod encoder;
 mod error;

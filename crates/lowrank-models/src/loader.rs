@@ -67,6 +67,41 @@ impl<'a> Loader<'a> {
         Ok(Linear { site, weight, bias, transposed })
     }
 
+    /// A one-dimensional convolution `W: [out, in / groups, kernel]` with its bias, as a linear layer over
+    /// [`lowrank_engine::Tape::unfold`]. Its weight becomes F32 and no adapter attaches to it.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    pub fn convolution(
+        &mut self,
+        path: &str,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+        groups: usize,
+    ) -> Result<Linear> {
+        let (name, inner) = (format!("{path}.weight"), inputs / groups);
+        self.tensors.plan(&name, outputs, inner * kernel)?;
+        let weight = if self.tensors.is_planned() {
+            self.tensors.weight(&name)?
+        } else {
+            let Some(have) = self.tensors.shape(&name) else { return Err(self.tensors.missing(&name)) };
+            self.expect(&name, have, &[outputs, inner, kernel])?;
+            let mut stored = vec![0.0; outputs * inner * kernel];
+            self.tensors.read_rows(&name, 0..outputs, &mut stored)?;
+            // Where there are groups, most of the whole matrix is zero.
+            let mut whole = vec![0.0; outputs * inputs * kernel];
+            let rows = whole.chunks_exact_mut(inputs * kernel).zip(stored.chunks_exact(inner * kernel));
+            for (o, (row, own)) in rows.enumerate() {
+                let group = o / (outputs / groups);
+                row[group * inner * kernel..][..own.len()].copy_from_slice(own);
+            }
+            FrozenWeight::from_f32(outputs, inputs * kernel, &whole)
+        };
+        let bias = Some(self.vector(&format!("{path}.bias"), outputs)?);
+        Ok(Linear { site: SiteId::NONE, weight, bias, transposed: false })
+    }
+
     /// The language-model head: its own weight or, where tied, the embedding's.
     ///
     /// # Errors

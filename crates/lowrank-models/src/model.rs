@@ -4,6 +4,7 @@ use lowrank_engine::{Linear, LmHead, Segment, Site, Tape, Var};
 use serde_json::Value;
 
 use crate::bert::Bert;
+use crate::deberta::Deberta;
 use crate::distilbert::DistilBert;
 use crate::files::Tensors;
 use crate::gemma::Gemma;
@@ -94,8 +95,9 @@ pub trait Model: Send + Sync {
 type Build = fn(&Value, &Tensors) -> Result<Box<dyn Model>>;
 
 /// `model_type` of a configuration, the name that tensors begin with, and what builds the model.
-const ARCHITECTURES: [(&str, &str, Build); 14] = [
+const ARCHITECTURES: [(&str, &str, Build); 15] = [
     ("bert", "bert", |c, t| Ok(Box::new(Bert::load(c, t)?))),
+    ("deberta-v2", "deberta", |c, t| Ok(Box::new(Deberta::load(c, t)?))),
     ("distilbert", "distilbert", |c, t| Ok(Box::new(DistilBert::load(c, t)?))),
     ("gemma", "model", |c, t| Ok(Box::new(Gemma::load(c, t)?))),
     ("gemma2", "model", |c, t| Ok(Box::new(Gemma::load(c, t)?))),

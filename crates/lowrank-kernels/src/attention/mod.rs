@@ -2,6 +2,7 @@
 //! time, and the work is that of the (query, key) pairs that see each other.
 
 mod backward;
+mod disentangled;
 mod forward;
 mod geometry;
 #[cfg(test)]
@@ -12,6 +13,11 @@ mod tests;
 mod tile;
 
 use std::ops::Range;
+
+pub use disentangled::{
+    DisentangledGradients, DisentangledInputs, DisentangledShape, disentangled_attention,
+    disentangled_attention_backward,
+};
 
 /// One run of queries.
 ///

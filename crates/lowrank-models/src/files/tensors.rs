@@ -298,7 +298,8 @@ impl Tensors {
         }
     }
 
-    fn missing(&self, name: &str) -> Error {
+    /// Says that there is no tensor `name`, and what there is like it.
+    pub(crate) fn missing(&self, name: &str) -> Error {
         let mut near: Vec<(usize, &str)> = self
             .names()
             .map(|have| (distance(name, have), have))

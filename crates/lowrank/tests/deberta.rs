@@ -1,0 +1,114 @@
+//! DeBERTa-v2 and v3: the same numbers as transformers + PEFT, on a tiny sequence classifier for each kind of its
+//! attention. `tools/reference/deberta_tiny.py` made the fixtures.
+
+mod common;
+
+use common::{Expected, close, fixture};
+use lowrank::adapters::AdapterSet;
+use lowrank::engine::{Device, Label, Record, Scope, Segment, Tape};
+use lowrank::models::{Base, Head, HeadKind, Model, TokenBatch, load_for};
+use lowrank::train::{Example, StepOptions, Stepper, Target, pack};
+
+const PLAIN: StepOptions =
+    StepOptions { checkpoint_activations: false, weight_decay: 0.01, max_grad_norm: 0.0, seed: 0 };
+
+fn words(expected: &Expected, name: &str) -> Vec<u32> {
+    expected.ints(name).iter().map(|t| *t as u32).collect()
+}
+
+fn logits(model: &dyn Model, adapters: &AdapterSet, tokens: &[u32], token_types: &[u32]) -> Vec<f32> {
+    let n = tokens.len();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let lengths = vec![n as u32; n];
+    let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
+    let device = Device::cpu();
+    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
+    let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
+    let batch =
+        TokenBatch { tokens, positions: &positions, lengths: &lengths, token_types, segments: &segments };
+    let h = model.hidden(&mut tape, &batch);
+    let Head::Classes(head) = model.head() else { panic!("a classifier") };
+    head.scores(&mut tape, &h, &[0]).tensor.data().to_vec()
+}
+
+fn check(case: &str) {
+    let dir = fixture(case);
+    let expected = Expected::open(&dir);
+    let base = Base::open(dir.to_str().unwrap()).unwrap();
+    let model = load_for(&base.config, &base.tensors, HeadKind::Sequence(3)).unwrap();
+    assert!(model.fresh().is_empty(), "the head is in the file");
+    let adapters = AdapterSet::load(&dir.join("adapter"), model.sites()).unwrap();
+
+    let has_types = expected.names().contains(&"types_0".to_owned());
+    let mut examples = Vec::new();
+    for i in 0..3 {
+        let tokens = words(&expected, &format!("ids_{i}"));
+        let token_types = if has_types { words(&expected, &format!("types_{i}")) } else { Vec::new() };
+        for (name, set) in [("base_logits", &AdapterSet::none()), ("logits", &adapters)] {
+            let name = format!("{name}_{i}");
+            let got = logits(&*model, set, &tokens, &token_types);
+            close(&format!("{case}: {name}"), &got, &expected.floats(&name), 1e-4);
+        }
+        let target = words(&expected, &format!("label_{i}"))[0];
+        let target = Target::Classes(vec![Label { row: 0, target }]);
+        examples.push(Example { tokens, token_types, target, ..Example::default() });
+    }
+
+    let batch = pack(&examples.iter().collect::<Vec<_>>(), false);
+    for checkpoint_activations in [false, true] {
+        let options = StepOptions { checkpoint_activations, ..PLAIN };
+        let mut stepper = Stepper::new(&*model, adapters.clone(), Device::cpu(), options);
+        let outcome = stepper.gradients(std::slice::from_ref(&batch)).unwrap();
+        let norm = expected.floats("grad_norm");
+        close(&format!("{case}: grad norm"), &[outcome.grad_norm as f32], &norm, 1e-4);
+        for (id, param) in stepper.adapters.params.iter() {
+            let want = expected.floats(&format!("grad.base_model.model.{}", param.name));
+            close(&format!("{case}: gradient of {}", param.name), stepper.grads().get(id), &want, 1e-4);
+        }
+    }
+    let mut stepper = Stepper::new(&*model, adapters.clone(), Device::cpu(), PLAIN);
+    for (step, want) in expected.floats("losses").iter().enumerate() {
+        let outcome = stepper.step(std::slice::from_ref(&batch), 3e-3).unwrap();
+        let difference = (outcome.loss as f32 - want).abs();
+        assert!(difference < 1e-3, "{case}: step {step}: loss {} for {want}", outcome.loss);
+    }
+}
+
+#[test]
+fn deberta_v3() {
+    check("deberta_v3");
+}
+
+#[test]
+fn deberta_conv() {
+    check("deberta_conv");
+}
+
+#[test]
+fn deberta_apart() {
+    check("deberta_apart");
+}
+
+#[test]
+fn deberta_c2p() {
+    check("deberta_c2p");
+}
+
+/// The plan of a step is the memory that the step takes, to the byte.
+#[test]
+fn a_plan_is_exact() {
+    let dir = fixture("deberta_conv");
+    let base = Base::open(dir.to_str().unwrap()).unwrap();
+    let model = load_for(&base.config, &base.tensors, HeadKind::Sequence(3)).unwrap();
+    let adapters = AdapterSet::load(&dir.join("adapter"), model.sites()).unwrap();
+    let target = || Target::Classes(vec![Label { row: 0, target: 1 }]);
+    let examples: Vec<Example> =
+        [5, 17, 30].map(|n| Example { tokens: vec![7; n], target: target(), ..Example::default() }).into();
+    let batch = pack(&examples.iter().collect::<Vec<_>>(), false);
+    let peaks = [Device::cpu(), Device::plan()].map(|device| {
+        let mut stepper = Stepper::new(&*model, adapters.clone(), device, PLAIN);
+        stepper.gradients(std::slice::from_ref(&batch)).unwrap();
+        (stepper.device().peak_bytes(), stepper.device().flops())
+    });
+    assert_eq!(peaks[0], peaks[1]);
+}
