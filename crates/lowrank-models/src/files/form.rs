@@ -129,7 +129,7 @@ impl Tensors {
     /// What belongs to which block, where the form asks for streaming. A block's number is the first number in
     /// the names of its tensors (`model.layers.7.mlp.up_proj.weight`).
     pub fn stream(&self) -> Option<BaseStream> {
-        if !self.form.stream {
+        if !self.form.stream || self.is_planned() {
             return None;
         }
         let (mut blocks, mut rest) = (BTreeMap::<usize, Vec<Span>>::new(), Vec::new());
