@@ -13,6 +13,9 @@ pub enum Error {
     /// Data or training.
     #[error(transparent)]
     Train(#[from] lowrank_train::Error),
+    /// A study or a report.
+    #[error(transparent)]
+    Study(#[from] lowrank_study::Error),
     /// Options that make no sense.
     #[error("{0}")]
     Usage(String),
@@ -34,6 +37,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Train(e) => u8::from(e.is_input()) + 1,
+            Self::Study(e) => u8::from(e.is_usage()) + 1,
             Self::Io { .. } | Self::Failed(_) => 1,
             _ => 2,
         }

@@ -18,6 +18,9 @@ use crate::options::{TrainOptions, holds_a_run};
 use crate::session::Session;
 use crate::{Error, Result, card};
 
+/// The log of a run in its folder.
+pub const LOG_FILE: &str = "log.jsonl";
+
 /// What is trained: the adapter on its model and the examples.
 pub struct Prepared<'m> {
     /// Model, adapter, optimiser.
@@ -153,13 +156,14 @@ pub fn finetune_with(
     report_data(&prepared, &mut progress);
     fs::create_dir_all(out).map_err(Error::io(out))?;
     let done = prepared.state.step;
-    let json = options.log_json.as_ref().map(|path| match done {
-        0 => JsonLog::create(path),
-        _ => JsonLog::resume(path, done),
-    });
+    let path = options.log_json.clone().unwrap_or_else(|| out.join(LOG_FILE));
+    let json = match done {
+        0 => JsonLog::create(&path)?,
+        _ => JsonLog::resume(&path, done)?,
+    };
     let tensorboard =
         options.tensorboard.as_ref().map(|dir| TensorBoard::create(dir, (done > 0).then_some(done)));
-    let mut log = RunLog { json: json.transpose()?, tensorboard: tensorboard.transpose()?, progress };
+    let mut log = RunLog { json: Some(json), tensorboard: tensorboard.transpose()?, progress };
     let data = RunData {
         train: &prepared.train.examples,
         batches: &prepared.batches,
@@ -196,7 +200,7 @@ fn remove_run(out: &Path) -> Result<()> {
     if checkpoints.exists() {
         fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
     }
-    for name in [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE] {
+    for name in [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE, LOG_FILE] {
         let path = out.join(name);
         if path.exists() {
             fs::remove_file(&path).map_err(Error::io(&path))?;

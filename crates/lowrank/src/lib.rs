@@ -34,7 +34,7 @@ mod session;
 mod shape_plan;
 
 pub use error::{Error, Result};
-pub use finetune::{Prepared, finetune, finetune_with, prepare};
+pub use finetune::{LOG_FILE, Prepared, finetune, finetune_with, prepare};
 pub use forecast::{Forecast, forecast};
 pub use generation::{Generated, Limits, TextGenerator, check_sampling};
 pub use lowrank_adapters as adapters;

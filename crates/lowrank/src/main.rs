@@ -32,6 +32,10 @@ enum Command {
     Plan(Box<commands::plan::Args>),
     /// What is in a model or an adapter.
     Inspect(commands::inspect::Args),
+    /// Compare methods, matrices, ranks and seeds as the paper does, and report.
+    Study(commands::study::Args),
+    /// One report of training runs: curves, memory, spectra.
+    Report(commands::report::Args),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +46,8 @@ fn main() -> ExitCode {
         Command::Merge(args) => commands::merge::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Study(args) => commands::study::run(&args),
+        Command::Report(args) => commands::report::run(&args),
     };
     match result {
         Ok(code) => code,

@@ -6,6 +6,8 @@ pub mod generate;
 pub mod inspect;
 pub mod merge;
 pub mod plan;
+pub mod report;
+pub mod study;
 pub mod train;
 
 use lowrank::{Error, Result};

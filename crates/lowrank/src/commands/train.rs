@@ -145,7 +145,7 @@ pub struct Flags {
     /// Threads [default: all processors]
     #[arg(long, help_heading = "Run")]
     threads: Option<usize>,
-    /// Write one JSON line a step
+    /// Write one JSON line a step here [default: log.jsonl in --out]
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     log_json: Option<PathBuf>,
     /// Write TensorBoard events

@@ -1,0 +1,55 @@
+//! What can go wrong.
+
+use std::path::{Path, PathBuf};
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in a study.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The specification, or a run that is asked for, is wrong.
+    #[error("{0}")]
+    Spec(String),
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Something failed on the way.
+    #[error("{0}")]
+    Failed(String),
+    /// A model could not be opened.
+    #[error(transparent)]
+    Model(#[from] lowrank_models::Error),
+    /// An adapter could not be read.
+    #[error(transparent)]
+    Adapter(#[from] lowrank_adapters::Error),
+}
+
+impl Error {
+    /// For `map_err` around file operations.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.into(), source }
+    }
+
+    pub(crate) fn file(path: &Path, reason: impl Into<String>) -> Self {
+        Self::File { path: path.into(), reason: reason.into() }
+    }
+
+    /// Whether the user's input is to blame.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Spec(_) | Self::File { .. } | Self::Model(_) | Self::Adapter(_))
+    }
+}

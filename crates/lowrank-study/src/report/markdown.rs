@@ -1,0 +1,41 @@
+//! The report as Markdown: for a repository or a message.
+
+use std::fmt::Write as _;
+
+use super::{Report, Table};
+
+pub(super) fn render(report: &Report) -> String {
+    let mut out = format!("# {}\n\n{}\n", report.title, report.subtitle);
+    for section in &report.sections {
+        let _ = write!(out, "\n## {}\n", section.title);
+        for paragraph in &section.text {
+            let _ = write!(out, "\n{paragraph}\n");
+        }
+        for t in &section.tables {
+            out.push('\n');
+            table(&mut out, t);
+        }
+        for figure in &section.figures {
+            let (title, id) = (&figure.title, &figure.id);
+            let _ = write!(out, "\n![{title}](figures/{id}.png)\n\n{title} ([numbers](data/{id}.csv))\n");
+        }
+        for (title, text) in &section.samples {
+            let _ = write!(out, "\n{title}\n\n```text\n{}\n```\n", text.replace("```", "'''"));
+        }
+    }
+    out
+}
+
+fn table(out: &mut String, table: &Table) {
+    let _ = writeln!(out, "{}\n", table.title);
+    let escape = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+    let mut row = |cells: Vec<String>| {
+        let _ = writeln!(out, "| {} |", cells.join(" | "));
+    };
+    row(table.columns.iter().map(|c| escape(c)).collect());
+    let numeric = |i: usize| table.rows.iter().any(|r| r.get(i).is_some_and(|c| c.value.is_some()));
+    row((0..table.columns.len()).map(|i| if numeric(i) { "---:" } else { "---" }.to_owned()).collect());
+    for cells in &table.rows {
+        row(cells.iter().map(|c| escape(&c.text)).collect());
+    }
+}

@@ -1,0 +1,86 @@
+//! A report: sections of text, tables and figures, written as one HTML file with the figures and their numbers
+//! beside it.
+
+mod figure;
+mod html;
+mod markdown;
+mod png;
+mod table;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub use figure::{Figure, Plot, Series};
+pub use table::{Cell, Table};
+
+use crate::error::{Error, Result};
+
+/// A report.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// On top.
+    pub title: String,
+    /// Below the title.
+    pub subtitle: String,
+    /// In their order.
+    pub sections: Vec<Section>,
+}
+
+/// A part of a report.
+#[derive(Clone, Debug, Default)]
+pub struct Section {
+    /// Its heading.
+    pub title: String,
+    /// Paragraphs.
+    pub text: Vec<String>,
+    /// Tables.
+    pub tables: Vec<Table>,
+    /// Figures.
+    pub figures: Vec<Figure>,
+    /// Texts set in a fixed-width font, each with a title.
+    pub samples: Vec<(String, String)>,
+}
+
+/// What [`Report::write`] wrote.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The report to open.
+    pub html: PathBuf,
+    /// The summary.
+    pub markdown: PathBuf,
+    /// Figures whose PNG has no letters, because no font was found on this machine.
+    pub no_fonts: bool,
+}
+
+impl Report {
+    /// Writes `report.html` (complete in itself), `report.md`, and `figures/` and `data/` with each figure as SVG and
+    /// PNG and each figure's and table's numbers as CSV.
+    ///
+    /// # Errors
+    /// Where a file cannot be written or a figure cannot be drawn.
+    pub fn write(&self, dir: &Path) -> Result<Written> {
+        let (figures, data) = (dir.join("figures"), dir.join("data"));
+        for folder in [&figures, &data] {
+            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        let put = |path: PathBuf, bytes: &[u8]| -> Result<PathBuf> {
+            fs::write(&path, bytes).map_err(Error::io(&path))?;
+            Ok(path)
+        };
+        let painter = png::Painter::new();
+        for figure in self.sections.iter().flat_map(|s| &s.figures) {
+            let svg = figure.svg()?;
+            put(figures.join(format!("{}.png", figure.id)), &painter.png(&svg)?)?;
+            put(figures.join(format!("{}.svg", figure.id)), svg.as_bytes())?;
+            put(data.join(format!("{}.csv", figure.id)), figure.csv().as_bytes())?;
+        }
+        for table in self.sections.iter().flat_map(|s| &s.tables) {
+            put(data.join(format!("{}.csv", table.id)), table.csv().as_bytes())?;
+        }
+        Ok(Written {
+            html: put(dir.join("report.html"), html::render(self)?.as_bytes())?,
+            markdown: put(dir.join("report.md"), markdown::render(self).as_bytes())?,
+            no_fonts: painter.no_fonts(),
+        })
+    }
+}

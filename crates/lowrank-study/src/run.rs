@@ -1,0 +1,170 @@
+//! One run: its options, its folder, what it left there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use toml::Table;
+
+use crate::error::{Error, Result};
+use crate::spec::Role;
+
+/// A run of the trainer.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Name of its folder: a checksum of the options.
+    pub id: String,
+    /// What it is called in tables.
+    pub name: String,
+    /// Keys of `lowrank train`, with underscores.
+    pub options: Table,
+    pub(crate) roles: Vec<Role>,
+}
+
+impl Run {
+    pub(crate) fn new(name: &str, options: Table) -> Self {
+        // Keys are sorted and numbers written one way, so that 8 and 8.0 where both mean alpha are one run.
+        let mut keys: Vec<String> = options.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect();
+        keys.sort_unstable();
+        let hash = crc32c::crc32c(keys.join("\n").as_bytes());
+        // The name is no part of it: whatever a section calls them, the same options are one run.
+        let id = format!("{hash:08x}");
+        Self { id, name: name.trim().to_owned(), options, roles: Vec::new() }
+    }
+
+    /// Its folder in the study's.
+    pub fn dir(&self, study: &Path) -> PathBuf {
+        study.join("runs").join(&self.id)
+    }
+
+    /// What it came to, or `None` where it is not done.
+    ///
+    /// # Errors
+    /// Where its result file is broken.
+    pub fn result(&self, study: &Path) -> Result<Option<RunResult>> {
+        let path = self.dir(study).join(RESULT);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = fs::read(&path).map_err(Error::io(&path))?;
+        serde_json::from_slice(&text).map(Some).map_err(|e| {
+            Error::file(&path, format!("{e}; remove the file to have the run done again"))
+        })
+    }
+}
+
+fn plain(value: &toml::Value) -> String {
+    match value {
+        toml::Value::Integer(i) => (*i as f64).to_string(),
+        toml::Value::Float(x) => x.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// File of a finished run's result.
+pub(crate) const RESULT: &str = "result.json";
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RunResult {
+    /// Why it failed, where it did: then nothing else is known.
+    pub error: Option<String>,
+    /// Trainable parameters.
+    pub parameters: u64,
+    /// Size of what is saved.
+    pub bytes: u64,
+    /// Largest resident memory while training.
+    pub peak_rss_bytes: u64,
+    /// Median of the steps.
+    pub tokens_per_s: f64,
+    /// Seconds in training steps.
+    pub train_s: f64,
+    /// What `lowrank eval --json` printed.
+    pub eval: Map<String, Value>,
+}
+
+impl RunResult {
+    /// A number of the evaluation.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        self.eval.get(name).and_then(Value::as_f64)
+    }
+}
+
+/// One step as the trainer logs it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct StepLog {
+    /// From 1.
+    pub step: u64,
+    /// Mean loss of its labelled tokens.
+    pub loss: f64,
+    /// Of the step.
+    pub learning_rate: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    /// Speed.
+    pub tokens_per_s: f64,
+    /// Seconds.
+    pub step_s: f64,
+    /// Resident memory at its highest so far.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// A run's log: its steps and its evaluations.
+#[derive(Clone, Debug, Default)]
+pub struct RunLog {
+    /// The steps.
+    pub steps: Vec<StepLog>,
+    /// Step and held-out loss.
+    pub evaluations: Vec<(u64, f64)>,
+}
+
+impl RunLog {
+    /// Reads the JSON lines that `lowrank train --log-json` wrote.
+    ///
+    /// # Errors
+    /// Names the line that is no record of a run.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        let mut log = Self::default();
+        for (i, line) in text.lines().enumerate() {
+            let wrong = |what: String| Error::file(path, format!("line {}: {what}", i + 1));
+            let record: Value = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+            let number = |key: &str| record.get(key).and_then(Value::as_f64);
+            if let (Some(step), Some(loss)) = (number("step"), number("eval_loss")) {
+                log.evaluations.push((step as u64, loss));
+            } else {
+                log.steps.push(serde_json::from_value(record).map_err(|e| wrong(e.to_string()))?);
+            }
+        }
+        Ok(log)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(text: &str) -> Run {
+        Run::new("LoRA r=8, q & v", text.parse().unwrap())
+    }
+
+    #[test]
+    fn the_same_options_are_the_same_run() {
+        let one = run("seed = 1\nr = 8\nlora_alpha = 16");
+        assert_eq!(one.id, run("lora_alpha = 16.0\nr = 8\nseed = 1").id);
+        assert_ne!(one.id, run("lora_alpha = 17.0\nr = 8\nseed = 1").id);
+    }
+
+    #[test]
+    fn a_log_holds_steps_and_evaluations() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let step = r#"{"step":1,"epoch":0.1,"loss":2.5,"learning_rate":1e-4,"grad_norm":0.5,"tokens":10,"examples":2,"tokens_per_s":100.0,"step_s":0.1,"peak_rss_bytes":5}"#;
+        fs::write(&path, format!("{step}\n{{\"step\":1,\"epoch\":0.1,\"eval_loss\":2.25}}\n")).unwrap();
+        let log = RunLog::read(&path).unwrap();
+        assert_eq!((log.steps[0].loss, log.evaluations[0]), (2.5, (1, 2.25)));
+        fs::write(&path, format!("{step}\n{{}}\n")).unwrap();
+        assert!(RunLog::read(&path).unwrap_err().to_string().contains("line 2"));
+    }
+}

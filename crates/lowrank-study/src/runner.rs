@@ -1,0 +1,198 @@
+//! Does the runs that are not done yet.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+use toml::Table;
+
+use crate::error::{Error, Result};
+use crate::run::{RESULT, Run, RunLog, RunResult};
+use crate::spec::Spec;
+
+/// How far a call of [`run_all`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every run has a result (be it that it failed).
+    Complete,
+    /// The time limit was reached before this many runs were begun.
+    OutOfTime(usize),
+    /// A run was interrupted; its state is saved.
+    Interrupted,
+}
+
+/// Keys that training and evaluation share.
+const SHARED: [&str; 12] = [
+    "batch_size",
+    "max_seq_len",
+    "data_format",
+    "prompt_column",
+    "completion_column",
+    "text_column",
+    "prompt_template",
+    "skip_bad_lines",
+    "threads",
+    "quantize",
+    "precision",
+    "stream_base",
+];
+
+/// Trains and evaluates each run without a result, with `command` (the `lowrank` program) in a process of its own.
+/// A run that was stopped on its way goes on where it was.
+///
+/// # Errors
+/// Where a folder cannot be written or the command cannot be started. A run that fails is no error: its result says
+/// why.
+pub fn run_all(spec: &Spec, runs: &[Run], command: &Path, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
+    let started = Instant::now();
+    let limit = spec.time_limit_minutes.map(|m| Duration::from_secs_f64(60.0 * m));
+    let mut open = Vec::new();
+    for run in runs {
+        if run.result(&spec.out)?.is_none() {
+            open.push(run);
+        }
+    }
+    for (i, run) in open.iter().enumerate() {
+        if limit.is_some_and(|limit| started.elapsed() >= limit) {
+            return Ok(Outcome::OutOfTime(open.len() - i));
+        }
+        say(&format!("run {} of {}: {} (seed {})", i + 1, open.len(), run.name, run.options["seed"]));
+        let job = Job { spec, run, dir: run.dir(&spec.out), command };
+        let Some(result) = job.work()? else { return Ok(Outcome::Interrupted) };
+        match &result.error {
+            Some(error) => say(&format!("  failed: {error}")),
+            None => {
+                let metric = result.metric(&spec.metric);
+                let shown = metric.map_or_else(String::new, |m| format!("{} {m:.4}, ", spec.metric));
+                say(&format!("  {shown}{:.0} tokens/s, {:.0} s", result.tokens_per_s, result.train_s));
+            }
+        }
+        let path = job.dir.join(RESULT);
+        let text = serde_json::to_vec_pretty(&result).expect("plain data");
+        lowrank_adapters::write_atomic(&path, &text)?;
+    }
+    Ok(Outcome::Complete)
+}
+
+struct Job<'a> {
+    spec: &'a Spec,
+    run: &'a Run,
+    dir: PathBuf,
+    command: &'a Path,
+}
+
+/// How a child process ended.
+enum Ended {
+    Well(String),
+    Badly(String),
+    Interrupted,
+}
+
+impl Job<'_> {
+    /// The result, or nothing where the run was interrupted.
+    fn work(&self) -> Result<Option<RunResult>> {
+        fs::create_dir_all(&self.dir).map_err(Error::io(&self.dir))?;
+        let failed = |error: String| Ok(Some(RunResult { error: Some(error), ..RunResult::default() }));
+        match self.train()? {
+            Ended::Well(_) => {}
+            Ended::Badly(error) => return failed(format!("training: {error}")),
+            Ended::Interrupted => return Ok(None),
+        }
+        let eval = match self.evaluate()? {
+            Ended::Well(out) => out,
+            Ended::Badly(error) => return failed(format!("evaluation: {error}")),
+            Ended::Interrupted => return Ok(None),
+        };
+        let line = eval.lines().rfind(|l| l.starts_with('{')).unwrap_or_default();
+        let Ok(eval) = serde_json::from_str::<Map<String, Value>>(line) else {
+            return failed("evaluation: it printed no JSON object".into());
+        };
+        let log = RunLog::read(&self.dir.join("log.jsonl"))?;
+        let mut speeds: Vec<f64> = log.steps.iter().map(|s| s.tokens_per_s).collect();
+        speeds.sort_by(f64::total_cmp);
+        let (parameters, bytes) = size_of_saved(&self.dir.join("adapter"))?;
+        Ok(Some(RunResult {
+            error: None,
+            parameters,
+            bytes,
+            peak_rss_bytes: log.steps.iter().filter_map(|s| s.peak_rss_bytes).max().unwrap_or_default(),
+            tokens_per_s: speeds.get(speeds.len() / 2).copied().unwrap_or_default(),
+            train_s: log.steps.iter().map(|s| s.step_s).sum(),
+            eval,
+        }))
+    }
+
+    fn train(&self) -> Result<Ended> {
+        let config = self.dir.join("run.toml");
+        let text = toml::to_string(&self.run.options).map_err(|e| Error::Spec(e.to_string()))?;
+        fs::write(&config, text).map_err(Error::io(&config))?;
+        let out = self.dir.join("adapter");
+        let mut command = Command::new(self.command);
+        command.arg("train").arg("--config").arg(&config).arg("--out").arg(&out);
+        command.arg("--log-json").arg(self.dir.join("log.jsonl"));
+        command.arg(if out.join("checkpoints").exists() { "--resume" } else { "--force" });
+        self.wait(command, "train.txt")
+    }
+
+    fn evaluate(&self) -> Result<Ended> {
+        let mut command = Command::new(self.command);
+        command.args(["eval", "--json", "--model", self.spec.model()]);
+        command.arg("--adapter").arg(self.dir.join("adapter"));
+        if !self.spec.eval.contains_key("data") {
+            let data = self.spec.key("eval-data").and_then(toml::Value::as_str).unwrap_or_default();
+            command.args(["--data", data]);
+        }
+        let shared = self.run.options.iter().filter(|(key, _)| SHARED.contains(&key.as_str()));
+        let shared: Table = shared.map(|(k, v)| (k.clone(), v.clone())).collect();
+        for (key, value) in shared.iter().chain(&self.spec.eval) {
+            let flag = format!("--{}", key.replace('_', "-"));
+            match value {
+                toml::Value::Boolean(true) => {
+                    command.arg(flag);
+                }
+                toml::Value::Boolean(false) => {}
+                toml::Value::String(text) => {
+                    command.arg(flag).arg(text);
+                }
+                other => {
+                    command.arg(flag).arg(other.to_string());
+                }
+            }
+        }
+        self.wait(command, "eval.txt")
+    }
+
+    /// Runs a child; what it says goes to a file of the run.
+    fn wait(&self, mut command: Command, log: &str) -> Result<Ended> {
+        let path = self.dir.join(log);
+        let file = File::create(&path).map_err(Error::io(&path))?;
+        let out = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            .output()
+            .map_err(Error::io(self.command))?;
+        match out.status.code() {
+            Some(0) => Ok(Ended::Well(String::from_utf8_lossy(&out.stdout).into_owned())),
+            Some(130) => Ok(Ended::Interrupted),
+            code => {
+                let said = fs::read(&path).map_err(Error::io(&path))?;
+                let said = String::from_utf8_lossy(&said);
+                let last = said.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("it said nothing").trim();
+                let code = code.map_or("killed".to_owned(), |c| format!("exit code {c}"));
+                Ok(Ended::Badly(format!("{last} ({code}; {})", path.display())))
+            }
+        }
+    }
+}
+
+/// Trainable numbers and bytes of the saved tensors.
+fn size_of_saved(dir: &Path) -> Result<(u64, u64)> {
+    let path = dir.join(lowrank_adapters::TENSORS_FILE);
+    let bytes = fs::read(&path).map_err(Error::io(&path))?;
+    let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&path, e.to_string()))?;
+    let numbers = file.tensors().iter().map(|(_, t)| t.shape().iter().product::<usize>() as u64).sum();
+    Ok((numbers, bytes.len() as u64))
+}

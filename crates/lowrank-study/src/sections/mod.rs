@@ -1,0 +1,145 @@
+//! What the runs of a study say, section by section.
+
+mod latency;
+mod matrices;
+mod methods;
+mod subspaces;
+
+use lowrank_models::{Base, Model};
+
+use crate::error::Result;
+use crate::report::{Cell, Report, Section, Table};
+use crate::run::{Run, RunResult};
+use crate::spec::{Role, Spec};
+
+/// Everything the sections read.
+pub(crate) struct Study<'a> {
+    pub spec: &'a Spec,
+    pub base: &'a Base,
+    pub model: &'a dyn Model,
+    /// The runs that have a result.
+    pub done: Vec<(&'a Run, RunResult)>,
+}
+
+/// The report of what has been done so far of `runs`.
+///
+/// # Errors
+/// Where a result or an adapter cannot be read.
+pub fn study_report(spec: &Spec, runs: &[Run], base: &Base, model: &dyn Model) -> Result<Report> {
+    let mut done = Vec::new();
+    for run in runs {
+        if let Some(result) = run.result(&spec.out)? {
+            done.push((run, result));
+        }
+    }
+    let study = Study { spec, base, model, done };
+    let mut sections = Vec::new();
+    if !spec.method.is_empty() {
+        sections.push(methods::section(&study)?);
+    }
+    if let Some(matrices) = &spec.matrices {
+        sections.push(matrices::choices(&study, matrices));
+    }
+    if let Some(ranks) = &spec.ranks {
+        sections.push(matrices::ranks(&study, ranks));
+    }
+    if let Some(subspace) = &spec.subspace {
+        sections.push(subspaces::similarity(&study, subspace)?);
+    }
+    if let Some(amplification) = &spec.amplification {
+        sections.push(subspaces::amplification(&study, amplification)?);
+    }
+    if let Some(what) = &spec.latency {
+        sections.push(latency::section(&study, what)?);
+    }
+    if let Some(sweep) = &spec.sweep {
+        sections.push(methods::sweep(&study, sweep));
+    }
+    sections.push(all_runs(&study, runs));
+    let (seeds, total) = (spec.seeds.len(), runs.len());
+    let subtitle = format!(
+        "{} on {}: {} of {total} runs done, {seeds} seed{}.",
+        spec.model(),
+        spec.key("data").and_then(toml::Value::as_str).unwrap_or_default(),
+        study.done.len(),
+        if seeds == 1 { "" } else { "s" }
+    );
+    Ok(Report { title: spec.name.clone(), subtitle, sections })
+}
+
+impl Study<'_> {
+    /// The results that a section asked for and that did not fail.
+    pub fn with(&self, role: &Role) -> impl Iterator<Item = (&Run, &RunResult)> {
+        let wanted = move |run: &&(&Run, RunResult)| run.0.roles.contains(role) && run.1.error.is_none();
+        let found: Vec<_> = self.done.iter().filter(wanted).map(|(run, result)| (*run, result)).collect();
+        found.into_iter()
+    }
+
+    /// The metric of a role over its seeds.
+    pub fn metric(&self, role: &Role) -> Cell {
+        let name = &self.spec.metric;
+        let values: Vec<f64> = self.with(role).filter_map(|(_, result)| result.metric(name)).collect();
+        mean_cell(&values)
+    }
+}
+
+/// A mean with the half-width of its 95 % confidence interval over seeds (Student's t).
+pub(crate) fn mean_cell(values: &[f64]) -> Cell {
+    let n = values.len();
+    if n == 0 {
+        return Cell::none();
+    }
+    let mean = values.iter().sum::<f64>() / n as f64;
+    if n == 1 {
+        return Cell::number(mean, format!("{mean:.4}"));
+    }
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
+    let half = student_t_95(n - 1) * (variance / n as f64).sqrt();
+    Cell::number(mean, format!("{mean:.4} ± {half:.4}"))
+}
+
+/// The 97.5 % quantile of Student's t.
+fn student_t_95(freedom: usize) -> f64 {
+    const TABLE: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
+    TABLE.get(freedom - 1).copied().unwrap_or(if freedom < 30 { 2.1 } else { 1.96 })
+}
+
+fn all_runs(study: &Study<'_>, runs: &[Run]) -> Section {
+    let metric = &study.spec.metric;
+    let rows = runs.iter().map(|run| {
+        let result = study.done.iter().find(|(r, _)| r.id == run.id).map(|(_, result)| result);
+        let state = match result {
+            None => "not done".to_owned(),
+            Some(RunResult { error: Some(error), .. }) => format!("failed: {error}"),
+            Some(_) => "done".to_owned(),
+        };
+        let value = result.and_then(|r| r.metric(metric));
+        vec![
+            Cell::text(&run.id),
+            Cell::text(&run.name),
+            Cell::text(run.options["seed"].to_string()),
+            value.map_or_else(Cell::none, |v| Cell::number(v, format!("{v:.4}"))),
+            Cell::text(state),
+        ]
+    });
+    let table = Table {
+        id: "all-runs".into(),
+        title: "Every run; its folder under runs/ holds options, log, adapter and result.".into(),
+        columns: ["run", "name", "seed", metric, "state"].map(Into::into).to_vec(),
+        rows: rows.collect(),
+    };
+    Section { title: "Runs".into(), tables: vec![table], ..Section::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_carry_their_confidence() {
+        // Three values with standard deviation 1: 4.303 / sqrt(3) = 2.4843.
+        assert_eq!(mean_cell(&[1.0, 2.0, 3.0]).text, "2.0000 ± 2.4843");
+        assert_eq!(mean_cell(&[0.5]).text, "0.5000");
+        assert_eq!(mean_cell(&[]), Cell::none());
+    }
+}

@@ -1,0 +1,92 @@
+//! `lowrank report`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use lowrank::engine::Device;
+use lowrank::models::Sampling;
+use lowrank::{Error, LOG_FILE, Limits, Result, Session, TextGenerator};
+use lowrank_study::report::Written;
+use lowrank_study::{Factors, RunLog, Sample, SingleRun, single_report};
+
+/// Which runs to report on.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folders that `lowrank train` wrote
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// Base model, to show what the adapters answer to --prompt
+    #[arg(long, requires = "prompt")]
+    model: Option<String>,
+    /// Text to continue, greedily; may be given several times
+    #[arg(long, requires = "model")]
+    prompt: Vec<String>,
+    /// Tokens of each answer at most
+    #[arg(long, default_value_t = 64)]
+    max_new_tokens: usize,
+    /// Folder for the report
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    out: PathBuf,
+}
+
+/// Writes one report of all runs.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let mut runs = args.runs.iter().map(|dir| read(dir)).collect::<Result<Vec<_>>>()?;
+    if let Some(model) = &args.model {
+        let session = Session::open(model)?;
+        for (run, dir) in runs.iter_mut().zip(&args.runs) {
+            run.samples = super::on_threads(None, || samples(&session, dir, args))?;
+        }
+    }
+    let written = single_report(&runs).write(&args.out)?;
+    say_written(&written);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the model with the adapter in `dir` answers.
+fn samples(session: &Session, dir: &Path, args: &Args) -> Result<Vec<Sample>> {
+    let (device, adapters) = (Device::cpu(), session.adapter(Some(dir))?);
+    let limits = Limits { max_new_tokens: args.max_new_tokens, stop: Vec::new() };
+    let answer = |prompt: &String| {
+        let tokens = session.tokenizer()?.encode(prompt)?;
+        let mut text = TextGenerator::new(session, &device, &adapters)?;
+        let answer = text.generate(&tokens, &Sampling::default(), &limits, |_| {})?;
+        Ok(Sample { prompt: prompt.clone(), completion: answer.text })
+    };
+    args.prompt.iter().map(answer).collect()
+}
+
+fn read(dir: &Path) -> Result<SingleRun> {
+    let log = dir.join(LOG_FILE);
+    if !log.exists() {
+        return Err(Error::Usage(format!("{} has no {LOG_FILE}: it is no folder of a run", dir.display())));
+    }
+    let mut config = Vec::new();
+    let path = dir.join(lowrank::adapters::CONFIG_FILE);
+    if let Ok(text) = std::fs::read(&path) {
+        let all: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)
+            .map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
+        let told = all.into_iter().filter(|(_, value)| !value.is_null() && *value != serde_json::json!({}));
+        config.extend(told.map(|(key, value)| {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            (key, text)
+        }));
+    }
+    // Only LoRA has factors to look at; other methods are reported without a spectrum.
+    let mut spectra = Vec::new();
+    if let Ok(modules) = Factors::load(dir, &[]) {
+        for module in modules {
+            spectra.push((module.module.clone(), module.delta()?.s.iter().map(|s| f64::from(*s)).collect()));
+        }
+    }
+    let name = dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+    Ok(SingleRun { name, log: RunLog::read(&log)?, config, spectra, samples: Vec::new() })
+}
+
+/// Says where the report is.
+pub fn say_written(written: &Written) {
+    if written.no_fonts {
+        eprintln!("no font was found on this machine: the PNG figures have no letters (the HTML and SVG have)");
+    }
+    eprintln!("report written to {}", written.html.display());
+}

@@ -1,0 +1,54 @@
+//! `lowrank study`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank::{Error, Result, Session};
+use lowrank_study::{Outcome, Spec};
+
+/// What to compare.
+#[derive(clap::Args)]
+pub struct Args {
+    /// TOML file that says what to compare
+    #[arg(value_name = "FILE")]
+    spec: PathBuf,
+    /// Train nothing: report on what is done
+    #[arg(long)]
+    report_only: bool,
+    /// Threads of the report's own measurements [default: all processors]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// Does what is not done yet, then writes the report.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let text =
+        fs::read_to_string(&args.spec).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
+    let spec =
+        Spec::parse(&text).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
+    let session = Session::open(spec.model())?;
+    let runs = lowrank_study::plan(&spec, session.sites())?;
+    let mut outcome = Outcome::Complete;
+    if !args.report_only {
+        // The children get Ctrl-C too, save their state and end with 130; this process goes on to the report.
+        ctrlc::set_handler(|| eprintln!("\nstopping; the same command goes on from here"))
+            .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
+        let command = std::env::current_exe()
+            .map_err(|e| Error::Failed(format!("cannot find this program's own file: {e}")))?;
+        outcome = lowrank_study::run_all(&spec, &runs, &command, &mut |line| eprintln!("{line}"))?;
+    }
+    let written = super::on_threads(args.threads, || {
+        let report = lowrank_study::study_report(&spec, &runs, &session.base, &*session.model)?;
+        Ok(report.write(&spec.out)?)
+    })?;
+    super::report::say_written(&written);
+    Ok(match outcome {
+        Outcome::Complete => ExitCode::SUCCESS,
+        Outcome::OutOfTime(left) => {
+            eprintln!("the time limit is reached with {left} runs to do; the same command goes on");
+            ExitCode::SUCCESS
+        }
+        Outcome::Interrupted => ExitCode::from(130),
+    })
+}

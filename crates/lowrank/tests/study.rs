@@ -1,0 +1,141 @@
+//! `lowrank study` and `lowrank report` as a user runs them, on a tiny model.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{lowrank, lowrank_ok, tiny_data, tiny_model};
+use serde_json::Value;
+
+struct Place {
+    dir: tempfile::TempDir,
+    spec: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let model = tiny_model(dir.path());
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        tiny_data(Path::new(&path("train.jsonl")), 24);
+        tiny_data(Path::new(&path("eval.jsonl")), 6);
+        let (train, eval, out) = (path("train.jsonl"), path("eval.jsonl"), path("study"));
+        let spec = path("study.toml");
+        let text = format!(
+            r#"
+            name = "A tiny study"
+            out = {out:?}
+            seeds = [1, 2]
+            [train]
+            model = {model:?}
+            data = {train:?}
+            eval-data = {eval:?}
+            target-modules = ["q_proj", "v_proj"]
+            max-steps = 4
+            batch-size = 4
+            learning-rate = 0.02
+            threads = 1
+            [[method]]
+            name = "LoRA r=2"
+            r = 2
+            lora-alpha = 4.0
+            [[method]]
+            name = "no such module"
+            target-modules = ["nowhere"]
+            [matrices]
+            parameters = 256
+            choices = [["q_proj"], ["q_proj", "v_proj"]]
+            [ranks]
+            r = [1, 2]
+            [subspace]
+            ranks = [2, 4]
+            seeds = [1, 2]
+            modules = ["layers.0.self_attn.q_proj"]
+            [amplification]
+            ranks = [2]
+            modules = ["layers.0.self_attn.q_proj"]
+            [latency]
+            batch-sizes = [1]
+            lengths = [8]
+            repeats = 1
+            [sweep]
+            learning-rates = [0.001, 0.02]
+            methods = ["LoRA r=2"]
+            "#
+        );
+        fs::write(&spec, text).unwrap();
+        Self { dir, spec }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+fn results(study: &Path) -> Vec<(PathBuf, Value)> {
+    let mut found = Vec::new();
+    for run in fs::read_dir(study.join("runs")).unwrap() {
+        let path = run.unwrap().path().join("result.json");
+        if path.exists() {
+            found.push((path.clone(), serde_json::from_slice(&fs::read(&path).unwrap()).unwrap()));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_study_runs_goes_on_and_reports_what_failed() {
+    let place = Place::new();
+    let ran = lowrank(&["study", &place.spec]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let study = place.path("study");
+    let done = results(&study);
+    let failed: Vec<_> = done.iter().filter(|(_, r)| r["error"].is_string()).collect();
+    assert_eq!(failed.len(), 2, "the method without a module, for both seeds: {}", ran.err);
+    assert!(failed[0].1["error"].as_str().unwrap().contains("nowhere"), "{}", failed[0].1["error"]);
+    let well = done.iter().find(|(_, r)| r["error"].is_null()).unwrap();
+    assert!(well.1["eval"]["loss"].as_f64().unwrap() > 0.0 && well.1["parameters"].as_u64().unwrap() > 0);
+
+    let html = fs::read_to_string(study.join("report.html")).unwrap();
+    for text in ["A tiny study", "Which matrices", "Which rank", "Subspaces", "Amplification", "Latency", "failed: "] {
+        assert!(html.contains(text), "{text}");
+    }
+    assert!(fs::metadata(study.join("figures/loss.png")).unwrap().len() > 1000);
+    assert!(fs::read_to_string(study.join("data/methods.csv")).unwrap().lines().count() == 3);
+
+    // One run is lost: only that one is done again, with the same numbers.
+    fs::remove_file(&well.0).unwrap();
+    let again = lowrank(&["study", &place.spec]);
+    assert_eq!(again.code, 0, "{}", again.err);
+    assert!(again.err.contains("run 1 of 1"), "{}", again.err);
+    let repeated: Value = serde_json::from_slice(&fs::read(&well.0).unwrap()).unwrap();
+    assert_eq!(repeated["eval"]["loss"], well.1["eval"]["loss"]);
+}
+
+#[test]
+fn a_wrong_study_is_refused_with_the_key() {
+    let place = Place::new();
+    let text = fs::read_to_string(&place.spec).unwrap();
+    fs::write(&place.spec, text.replace("choices = [[\"q_proj\"],", "choice = [[\"q_proj\"],")).unwrap();
+    let ran = lowrank(&["study", &place.spec]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("study.toml") && ran.err.contains("choice"), "{}", ran.err);
+}
+
+#[test]
+fn runs_are_reported_with_curves_spectra_and_samples() {
+    let place = Place::new();
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let model = tiny_model(place.dir.path());
+    let (data, out, report) = (text(place.path("train.jsonl")), text(place.path("run")), text(place.path("report")));
+    let train = ["train", "--model", &model, "--data", &data, "--out", &out, "--max-steps", "4", "--threads", "1"];
+    lowrank_ok(&train);
+    let more = ["--model", &model, "--prompt", "Hello", "--max-new-tokens", "3"];
+    lowrank_ok(&[&["report", &out, "--out", &report][..], &more[..]].concat());
+    let html = fs::read_to_string(place.path("report/report.html")).unwrap();
+    assert!(html.contains("Training loss.") && html.contains("effective rank") && html.contains("Samples of run"));
+    let ran = lowrank(&["report", &text(place.path("study"))]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("log.jsonl"), "{}", ran.err);
+}
