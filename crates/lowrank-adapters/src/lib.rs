@@ -7,13 +7,15 @@ mod error;
 mod file;
 mod init;
 pub mod linalg;
+mod regime;
 mod set;
 mod target;
 pub mod variants;
 
 pub use config::{LoraConfig, OneOrMany, Targets};
 pub use error::Error;
-pub use file::{CONFIG_FILE, TASK_FILE, TENSORS_FILE, read_task, write_atomic};
+pub use file::{CONFIG_FILE, TASK_FILE, TENSORS_FILE, TrainingState, read_task, write_atomic};
+pub use regime::Regime;
 pub use set::{AdaptedSite, AdapterSet};
 pub use target::{Target, targets};
 pub use variants::lora::Lora;

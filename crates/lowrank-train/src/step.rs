@@ -23,7 +23,7 @@ pub struct StepOptions {
 /// What a step came to.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
-    /// Mean loss over the labelled tokens, in nats.
+    /// Mean loss over the labelled tokens, in nats, and the adapter's penalty where it has one.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -73,7 +73,11 @@ impl<'m> Stepper<'m> {
             let scores = self.accumulate(batch, 1.0 / labels.max(1) as f32, pass);
             loss += scores.losses.iter().map(|l| f64::from(*l)).sum::<f64>();
         }
-        let outcome = Outcome { loss: loss / labels.max(1) as f64, grad_norm: self.grads.norm() };
+        let penalty = match &self.adapters.regime {
+            Some(regime) => regime.penalty(&self.adapters.params, &mut self.grads),
+            None => 0.0,
+        };
+        let outcome = Outcome { loss: penalty + loss / labels.max(1) as f64, grad_norm: self.grads.norm() };
         if !outcome.loss.is_finite() || !outcome.grad_norm.is_finite() {
             let examples = micro_batches.iter().flat_map(|b| &b.ids).map(ToString::to_string).collect();
             return Err(Error::NotFinite {
@@ -101,6 +105,9 @@ impl<'m> Stepper<'m> {
             }
         }
         self.optimizer.update(&mut self.adapters.params, &self.grads, lr);
+        if let Some(regime) = &mut self.adapters.regime {
+            regime.after_step(self.optimizer.step, &mut self.adapters.params, &self.grads);
+        }
         Ok(outcome)
     }
 

@@ -107,7 +107,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
 fn start(session: &Session, options: &TrainOptions, plan: bool) -> Result<AdapterSet> {
     Ok(match &options.init_adapter {
         Some(dir) => {
-            let mut set = AdapterSet::load(dir, session.sites())?;
+            let mut set = AdapterSet::load_on(dir, session.sites(), session)?;
             set.config.base_model_name_or_path = Some(options.model.clone());
             set
         }

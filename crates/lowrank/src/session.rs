@@ -109,7 +109,7 @@ impl Session {
     /// Where the folder holds no adapter for this model.
     pub fn adapter(&self, dir: Option<&Path>) -> Result<AdapterSet> {
         Ok(match dir {
-            Some(dir) => AdapterSet::load(dir, self.sites())?,
+            Some(dir) => AdapterSet::load_on(dir, self.sites(), self)?,
             None => AdapterSet::none(),
         })
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
 
 use super::low_rank::LowRank;
-use super::{Place, Start, Variant, linear_only};
+use super::{Place, Start, Variant, linear_only, whole_weight};
+use crate::init::{InitLoraWeights, Randomness};
 use crate::target::Target;
-use crate::{Error, LoraConfig, init};
+use crate::{Error, LoraConfig};
 
 /// LoRA at one linear site: `A: [R,K]`, `B: [O,R]`.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub struct Lora {
     pub dropout: f32,
     /// Names this site's random numbers.
     pub stream: u64,
+    /// How `A` and `B` start.
+    pub init: InitLoraWeights,
 }
 
 impl Adapter for Lora {
@@ -99,7 +102,18 @@ impl Lora {
             scaling: config.scaling(r, target.alpha),
             dropout: config.lora_dropout,
             stream: target.site as u64,
+            init: InitLoraWeights::parse(config)?,
         })
+    }
+
+    /// `A` and `B` as training starts.
+    ///
+    /// # Errors
+    /// Where the base's weight is needed and cannot be read.
+    pub fn factors(&self, start: &Start<'_>) -> Result<(Vec<f32>, Vec<f32>), Error> {
+        let (site, random) = (&start.site, Randomness { seed: start.seed, stream: start.stream });
+        let shape = (site.out_features, site.in_features, self.r);
+        self.init.factors(shape, self.scaling, random, || whole_weight(start.base, site))
     }
 
     /// `s B A`.

@@ -1,20 +1,31 @@
 //! What a variant of LoRA is. Each is one file here; the trainer, the merger and the file formats know only the
 //! two traits: a [`Method`] is what `adapter_config.json` asks for, a [`Variant`] is what it puts at one site.
 
+pub mod adalora;
+pub mod dora;
+pub mod ia3;
+pub mod loha;
+pub mod lokr;
 pub mod lora;
 pub mod low_rank;
+mod lycoris;
+pub mod residual;
 pub mod saved;
+mod torch_random;
+pub mod vera;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_engine::{Adapter, ParamId, Params, Site, SiteKind};
 
+use crate::regime::Regime;
 use crate::target::Target;
-use crate::{Error, LoraConfig};
+use crate::{AdaptedSite, AdapterSet, Error, LoraConfig};
 
 /// All methods. Of those with one `peft_type`, the first that claims a configuration takes it.
-static METHODS: [&dyn Method; 1] = [&lora::Method];
+static METHODS: [&dyn Method; 8] =
+    [&residual::Method, &dora::Method, &lora::Method, &ia3::Method, &vera::Method, &loha::Method, &lokr::Method, &adalora::Method];
 
 /// A kind of adapter, as `adapter_config.json` names it: decides what is put at the sites.
 pub trait Method: Sync {
@@ -30,6 +41,14 @@ pub trait Method: Sync {
     /// Fields of [`LoraConfig`] that its configuration does not have and that are not written.
     fn foreign_fields(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// The rank and alpha of targets that no pattern names.
+    ///
+    /// # Errors
+    /// Where its fields do not parse.
+    fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
+        Ok((config.r, config.lora_alpha))
     }
 
     /// Checks its own fields.
@@ -49,6 +68,24 @@ pub trait Method: Sync {
         sites: &[Site],
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error>;
+
+    /// What its training does beside following the gradient.
+    ///
+    /// # Errors
+    /// Where its fields do not parse.
+    fn regime(&self, config: &LoraConfig, layers: &[AdaptedSite]) -> Result<Option<Box<dyn Regime>>, Error> {
+        let _ = (config, layers);
+        Ok(None)
+    }
+
+    /// What is written to the adapter folder in place of `set`, where it is not `set` as it is trained.
+    ///
+    /// # Errors
+    /// Where the form that is written cannot hold it.
+    fn export(&self, set: &AdapterSet) -> Result<Option<AdapterSet>, Error> {
+        let _ = set;
+        Ok(None)
+    }
 
     /// Endings of the names of a site's tensors in a file, after the module path and a dot.
     fn suffixes(&self) -> &'static [&'static str];
@@ -77,6 +114,15 @@ pub trait Variant: Adapter {
     /// # Errors
     /// Where the base's weight is needed and cannot be read.
     fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error>;
+
+    /// Gives the parameters that no file holds their numbers, after the others were read.
+    ///
+    /// # Errors
+    /// Where the base's weight is needed and cannot be read.
+    fn complete(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        let _ = (params, start);
+        Ok(())
+    }
 
     /// The Frobenius norm of what it adds to the weight, where that does not depend on the weight.
     fn delta_norm(&self, params: &Params) -> Option<f64> {
@@ -139,36 +185,13 @@ impl BaseWeights for NoBase {
 /// What a variant may look at when training starts.
 pub struct Start<'a> {
     /// The layer.
-    pub site: &'a Site,
+    pub site: Site,
     /// Random seed of the run.
     pub seed: u64,
     /// Random stream of this site's first parameter; the following ones are its too.
     pub stream: u64,
     /// The base model's weights.
     pub base: &'a dyn BaseWeights,
-}
-
-impl Start<'_> {
-    /// `W: [O,K]` of the layer, transposed back where it is stored transposed.
-    ///
-    /// # Errors
-    /// Where it cannot be read.
-    pub fn weight(&self) -> Result<Vec<f32>, Error> {
-        let (k, o) = (self.site.in_features, self.site.out_features);
-        let mut w = vec![0.0; o * k];
-        if self.site.kind != SiteKind::TransposedLinear {
-            self.base.read_rows(&self.site.path, 0..o, &mut w)?;
-            return Ok(w);
-        }
-        let mut stored = vec![0.0; o * k];
-        self.base.read_rows(&self.site.path, 0..k, &mut stored)?;
-        for (row, stored) in stored.chunks_exact(o).enumerate() {
-            for (column, value) in stored.iter().enumerate() {
-                w[column * k + row] = *value;
-            }
-        }
-        Ok(w)
-    }
 }
 
 /// Rows of a weight that is merged.
@@ -179,6 +202,27 @@ pub struct Place<'a> {
     pub rows: Range<usize>,
     /// The base model's weights (those of the merged model, where the adapter is taken out).
     pub base: &'a dyn BaseWeights,
+}
+
+/// `W: [O,K]` of a layer, transposed back where it is stored transposed.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn whole_weight(base: &dyn BaseWeights, site: &Site) -> Result<Vec<f32>, Error> {
+    let (k, o) = (site.in_features, site.out_features);
+    let mut w = vec![0.0; o * k];
+    if site.kind != SiteKind::TransposedLinear {
+        base.read_rows(&site.path, 0..o, &mut w)?;
+        return Ok(w);
+    }
+    let mut stored = vec![0.0; o * k];
+    base.read_rows(&site.path, 0..k, &mut stored)?;
+    for (row, stored) in stored.chunks_exact(o).enumerate() {
+        for (column, value) in stored.iter().enumerate() {
+            w[column * k + row] = *value;
+        }
+    }
+    Ok(w)
 }
 
 /// The method that `config` asks for.
