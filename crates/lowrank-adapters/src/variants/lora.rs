@@ -141,9 +141,9 @@ impl Variant for Lora {
     }
 
     fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
-        params.get_mut(self.a).value =
-            init::kaiming(self.r, start.site.in_features, start.seed, start.stream);
-        params.get_mut(self.b).value = vec![0.0; start.site.out_features * self.r];
+        let (a, b) = self.factors(start)?;
+        params.get_mut(self.a).value = a;
+        params.get_mut(self.b).value = b;
         Ok(())
     }
 
