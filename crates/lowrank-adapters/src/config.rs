@@ -1,5 +1,6 @@
 //! The configuration of a LoRA adapter, in PEFT's words (`adapter_config.json`).
 
+use lowrank_engine::Site;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -208,6 +209,20 @@ impl LoraConfig {
             ));
         }
         Ok(())
+    }
+
+    /// Fills the fields of its method that were not said, for a run of `total_steps` steps on `sites`.
+    ///
+    /// # Errors
+    /// Where there is no such method.
+    pub fn configure(&mut self, sites: &[Site], total_steps: u64) -> Result<(), Error> {
+        method(self)?.configure(self, sites, total_steps);
+        Ok(())
+    }
+
+    /// Sets a field of its method where it was not said.
+    pub(crate) fn default_to(&mut self, field: &str, value: impl Into<Value>) {
+        self.other.entry(field).or_insert_with(|| value.into());
     }
 
     /// The fields that a method adds, from `other`.

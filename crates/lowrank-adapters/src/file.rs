@@ -119,7 +119,11 @@ impl AdapterSet {
         };
         let modules: BTreeSet<String> = tensors.keys().filter_map(|name| module(name)).collect();
         let site = |module: String| {
-            let shape = |end: &str| tensors.get(&format!("{PREFIX}{module}.{end}")).map(|(s, _)| s.clone());
+            let name = |end: &str| match end.starts_with("base_model.") {
+                true => end.to_owned(),
+                false => format!("{PREFIX}{module}.{end}"),
+            };
+            let shape = |end: &str| tensors.get(&name(end)).map(|(shape, _)| shape.clone());
             let (in_features, out_features) = method.features(&shape).ok_or_else(|| {
                 let wanted = method.suffixes().join(", ");
                 Error::file(
@@ -197,7 +201,8 @@ impl AdapterSet {
         }
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let bytes = |value: &[f32]| value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let values: Vec<_> = self.params.iter().filter(|(_, p)| p.saved).map(|(_, p)| (p, bytes(&p.value))).collect();
+        let values: Vec<_> =
+            self.params.iter().filter(|(_, p)| p.saved).map(|(_, p)| (p, bytes(&p.value))).collect();
         let tensors = values.iter().map(|(p, bytes)| {
             let view = TensorView::new(Dtype::F32, p.shape.clone(), bytes).expect("sizes agree");
             (file_name(&p.name), view)

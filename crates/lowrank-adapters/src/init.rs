@@ -54,7 +54,10 @@ impl InitLoraWeights {
                 "orthogonal" => Some(Self::Orthogonal),
                 "pissa" => Some(Self::Pissa(None)),
                 "olora" => Some(Self::Olora),
-                other => other.strip_prefix("pissa_niter_").and_then(|n| n.parse().ok()).map(|n| Self::Pissa(Some(n))),
+                other => other
+                    .strip_prefix("pissa_niter_")
+                    .and_then(|n| n.parse().ok())
+                    .map(|n| Self::Pissa(Some(n))),
             },
             _ => None,
         };
@@ -109,7 +112,8 @@ impl InitLoraWeights {
                 let root = |s: &f32| (s / scaling).max(0.0).sqrt();
                 let rows = svd.vt.chunks_exact(k).zip(&svd.s);
                 let a = rows.flat_map(|(row, s)| row.iter().map(move |x| root(s) * x)).collect();
-                let b = svd.u.chunks_exact(r).flat_map(|row| row.iter().zip(&svd.s).map(|(x, s)| x * root(s)));
+                let b =
+                    svd.u.chunks_exact(r).flat_map(|row| row.iter().zip(&svd.s).map(|(x, s)| x * root(s)));
                 (a, b.collect())
             }
             Self::Olora => {

@@ -9,6 +9,7 @@ mod init;
 pub mod linalg;
 mod regime;
 mod set;
+mod store;
 mod target;
 pub mod variants;
 
@@ -17,6 +18,7 @@ pub use error::Error;
 pub use file::{CONFIG_FILE, TASK_FILE, TENSORS_FILE, TrainingState, read_task, write_atomic};
 pub use regime::Regime;
 pub use set::{AdaptedSite, AdapterSet};
+pub use store::AdapterStore;
 pub use target::{Target, targets};
 pub use variants::lora::Lora;
 pub use variants::saved::{CLASSIFIERS, Saved};

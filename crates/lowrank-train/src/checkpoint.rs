@@ -121,7 +121,8 @@ fn training_state(path: &Path, bytes: &[u8], file: &SafeTensors<'_>) -> Result<T
     let config = header.metadata().as_ref().and_then(|m| m.get(CONFIG));
     let config = config.map(|c| serde_json::from_str(c)).transpose().map_err(|e| wrong(e.to_string()))?;
     let with = |prefix: &str| {
-        let named = file.iter().filter_map(|(name, view)| Some((name.strip_prefix(prefix)?.to_owned(), view)));
+        let named =
+            file.iter().filter_map(|(name, view)| Some((name.strip_prefix(prefix)?.to_owned(), view)));
         named.map(|(name, view)| (name, floats(view.data()))).collect()
     };
     Ok(TrainingState { config, numbers: with(VALUE), regime: with(REGIME) })
@@ -131,11 +132,16 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
 }
 
-/// Reads the last whole checkpoint of a run.
+/// Reads the last whole checkpoint of a run; `prepare` says what of the adapter is trained.
 ///
 /// # Errors
 /// Where there is none, or a file of it is wrong.
-pub fn load(run: &Path, sites: &[Site], weight_decay: f64) -> Result<(AdapterSet, AdamW, RunState), Error> {
+pub fn load(
+    run: &Path,
+    sites: &[Site],
+    weight_decay: f64,
+    prepare: impl FnOnce(&mut AdapterSet),
+) -> Result<(AdapterSet, AdamW, RunState), Error> {
     let last = checkpoint_dir(run, "last");
     let found =
         [&last, &last.with_extension("old")].into_iter().find(|d| d.join(STATE_FILE).exists()).cloned();
@@ -144,7 +150,8 @@ pub fn load(run: &Path, sites: &[Site], weight_decay: f64) -> Result<(AdapterSet
     let bytes = fs::read(&optimizer_path).map_err(Error::io(&optimizer_path))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::Checkpoint { path: optimizer_path.clone(), what: e.to_string() })?;
-    let adapters = AdapterSet::resume(&dir, sites, training_state(&optimizer_path, &bytes, &file)?)?;
+    let mut adapters = AdapterSet::resume(&dir, sites, training_state(&optimizer_path, &bytes, &file)?)?;
+    prepare(&mut adapters);
     let path = dir.join(STATE_FILE);
     let text = fs::read(&path).map_err(Error::io(&path))?;
     let state: RunState = serde_json::from_slice(&text)

@@ -81,11 +81,12 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let fingerprint = options.fingerprint();
     let (adapters, optimizer, state) = if options.resume {
         let (adapters, optimizer, state) =
-            checkpoint::load(&options.out, session.sites(), options.weight_decay)?;
+            checkpoint::load(&options.out, session.sites(), options.weight_decay, |set| options.apply(set))?;
         state.check(&fingerprint, &options.out)?;
         (adapters, Some(optimizer), state)
     } else {
-        let adapters = start(session, options, device.is_plan())?;
+        let mut adapters = start(session, options, total_steps, device.is_plan())?;
+        options.apply(&mut adapters);
         (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint })
     };
     let mut stepper = Stepper::new(&*session.model, adapters, device, step_options);
@@ -104,15 +105,20 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
 }
 
 /// The adapter that training starts from.
-fn start(session: &Session, options: &TrainOptions, plan: bool) -> Result<AdapterSet> {
+fn start(session: &Session, options: &TrainOptions, total_steps: u64, plan: bool) -> Result<AdapterSet> {
     Ok(match &options.init_adapter {
         Some(dir) => {
             let mut set = AdapterSet::load_on(dir, session.sites(), session)?;
             set.config.base_model_name_or_path = Some(options.model.clone());
             set
         }
-        None if plan => AdapterSet::planned(options.lora(&*session.model), session.sites())?,
-        None => AdapterSet::new_on(options.lora(&*session.model), session.sites(), options.seed, session)?,
+        None => {
+            let config = options.lora(&*session.model, total_steps)?;
+            match plan {
+                true => AdapterSet::planned(config, session.sites())?,
+                false => AdapterSet::new_on(config, session.sites(), options.seed, session)?,
+            }
+        }
     })
 }
 

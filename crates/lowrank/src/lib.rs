@@ -41,7 +41,7 @@ pub use lowrank_adapters as adapters;
 pub use lowrank_engine as engine;
 pub use lowrank_models as models;
 pub use lowrank_train as train;
-pub use merging::{MergeTarget, Verified, merge, verify_merge};
+pub use merging::{Loss, MergeTarget, Verified, merge, unmerge, verify_merge};
 pub use options::TrainOptions;
 pub use session::{Encoder, Session};
 pub use shape_plan::{Need, ShapePlan, plan_shapes};

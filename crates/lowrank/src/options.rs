@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::{LoraConfig, OneOrMany, Targets};
+use lowrank_adapters::{AdapterSet, LoraConfig, OneOrMany, Targets};
 use lowrank_models::Model;
 use lowrank_models::files::{Form, Precision, Quantize};
 use lowrank_train::{DataFormat, DataOptions, LrScheduler, Template};
@@ -35,6 +35,17 @@ pub struct TrainOptions {
     pub rank_pattern: Map<String, Value>,
     pub alpha_pattern: Map<String, Value>,
     pub use_rslora: bool,
+    /// PEFT's name of the method: LORA, IA3, VERA, LOHA, LOKR, ADALORA.
+    pub peft_type: String,
+    pub use_dora: bool,
+    /// true, false, or a word of PEFT's.
+    pub init_lora_weights: Value,
+    /// Other fields of `adapter_config.json`, such as `target_r` of AdaLoRA.
+    pub peft_options: Map<String, Value>,
+    /// LoRA+: B learns so many times as fast as A.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// LoRA-FA: A is not trained.
+    pub lora_fa: bool,
     pub init_adapter: Option<PathBuf>,
 
     pub learning_rate: f64,
@@ -88,6 +99,12 @@ impl Default for TrainOptions {
             rank_pattern: Map::new(),
             alpha_pattern: Map::new(),
             use_rslora: false,
+            peft_type: "LORA".to_owned(),
+            use_dora: false,
+            init_lora_weights: Value::Bool(true),
+            peft_options: Map::new(),
+            loraplus_lr_ratio: None,
+            lora_fa: false,
             init_adapter: None,
             learning_rate: 2e-4,
             lr_scheduler: LrScheduler::Linear,
@@ -159,6 +176,9 @@ impl TrainOptions {
         if !(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0) {
             return wrong("--max-grad-norm must be a number from 0 (0 does not clip)");
         }
+        if self.loraplus_lr_ratio.is_some_and(|ratio| !(ratio.is_finite() && ratio > 0.0)) {
+            return wrong("--loraplus-lr-ratio must be more than 0");
+        }
         if self.threads == Some(0) {
             return wrong("--threads must be at least 1");
         }
@@ -175,26 +195,51 @@ impl TrainOptions {
         }
     }
 
-    /// The adapter's configuration on `model`.
-    pub fn lora(&self, model: &dyn Model) -> LoraConfig {
+    /// The adapter's configuration on `model`, for a run of `total_steps` steps.
+    ///
+    /// # Errors
+    /// Where there is no such method.
+    pub fn lora(&self, model: &dyn Model, total_steps: u64) -> Result<LoraConfig> {
         let defaults = || Targets::Names(model.default_targets().iter().map(ToString::to_string).collect());
-        LoraConfig {
+        let mut config = LoraConfig {
             task_type: Some("CAUSAL_LM".to_owned()),
             base_model_name_or_path: Some(self.model.clone()),
             r: self.r,
             lora_alpha: self.lora_alpha,
             lora_dropout: self.lora_dropout,
-            target_modules: Some(match &self.target_modules {
-                Some(Targets::Pattern(text)) => Targets::parse(text),
-                Some(names) => names.clone(),
-                None => defaults(),
+            target_modules: self.target_modules.as_ref().map(|targets| match targets {
+                Targets::Pattern(text) => Targets::parse(text),
+                names => names.clone(),
             }),
             exclude_modules: self.exclude_modules.clone(),
             layers_to_transform: self.layers_to_transform.clone(),
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
+            peft_type: self.peft_type.to_uppercase(),
+            init_lora_weights: match self.init_lora_weights.as_str() {
+                Some("true") => Value::Bool(true),
+                Some("false") => Value::Bool(false),
+                _ => self.init_lora_weights.clone(),
+            },
+            other: self.peft_options.clone(),
             ..LoraConfig::default()
+        };
+        if self.use_dora {
+            config.other.insert("use_dora".into(), Value::Bool(true));
+        }
+        config.configure(model.sites(), total_steps)?;
+        config.target_modules.get_or_insert_with(defaults);
+        Ok(config)
+    }
+
+    /// What of the adapter is trained and how fast.
+    pub(crate) fn apply(&self, adapters: &mut AdapterSet) {
+        if let Some(ratio) = self.loraplus_lr_ratio {
+            adapters.set_loraplus_lr_ratio(ratio);
+        }
+        if self.lora_fa {
+            adapters.freeze_a();
         }
     }
 

@@ -1,10 +1,10 @@
 //! A loaded base model with what belongs to it.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use lowrank_adapters::{AdapterSet, BaseWeights};
+use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights};
 use lowrank_engine::{Device, Site};
 use lowrank_models::files::Form;
 use lowrank_models::{Base, Model, Tokenizer};
@@ -112,6 +112,24 @@ impl Session {
             Some(dir) => AdapterSet::load_on(dir, self.sites(), self)?,
             None => AdapterSet::none(),
         })
+    }
+
+    /// Several adapters at once, each with its weight; one with weight 1 as it is.
+    ///
+    /// # Errors
+    /// As [`Session::adapter`].
+    pub fn adapters(&self, list: &[(PathBuf, f32)]) -> Result<AdapterSet> {
+        if let [] | [(_, 1.0)] = list {
+            return self.adapter(list.first().map(|(dir, _)| dir.as_path()));
+        }
+        let mut store = AdapterStore::default();
+        let mut parts = Vec::new();
+        for (number, (dir, weight)) in list.iter().enumerate() {
+            parts.push((number.to_string(), *weight));
+            store.insert(&parts[number].0, AdapterSet::load_on(dir, self.sites(), self)?);
+        }
+        let parts: Vec<(&str, f32)> = parts.iter().map(|(name, weight)| (name.as_str(), *weight)).collect();
+        Ok(store.mix(&parts)?)
     }
 
     /// The tokenizer, built when first asked for.

@@ -25,7 +25,7 @@ pub struct AdaLora {
     pub b: ParamId,
     /// `E: [R,1]`, singular values, zero at the start.
     pub e: ParamId,
-    /// `R` as it is now.
+    /// `R` as it is now: 0 where the budget left nothing.
     pub r: usize,
     /// `alpha / (r0 + 1e-5)` with the rank `r0` that training started from.
     pub scaling: f32,
@@ -52,6 +52,9 @@ impl AdaLora {
     }
 
     fn add_rows(&self, params: &Params, at: &Place<'_>, factor: f32, w: &mut [f32]) {
+        if self.r == 0 {
+            return;
+        }
         let (a, b) = (self.scaled_a(params), &params.get(self.b).value);
         let change = LowRank { a: &a, b, r: self.r, scaling: self.scaling };
         change.add_rows(at.site, factor, at.rows.clone(), w);
@@ -59,8 +62,18 @@ impl AdaLora {
 }
 
 impl Adapter for AdaLora {
-    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32) -> Vec<Tensor> {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
         base.forward(scope, x, y, beta);
+        if self.r == 0 {
+            return Vec::new();
+        }
         let x = scope.dropout(x, self.dropout, self.stream);
         let (t, scaled) = self.project(scope, &x);
         scope.gemm(self.scaling, scaled.mat(), scope.param(self.b).t(), 1.0, y.mat_mut());
@@ -78,6 +91,9 @@ impl Adapter for AdaLora {
         saved: Vec<Tensor>,
         dx: Option<&mut Accumulator>,
     ) {
+        if self.r == 0 {
+            return dx.map_or((), |dx| base.backward(scope, dy, dx));
+        }
         let (n, x) = (dy.rows(), scope.dropout(x, self.dropout, self.stream));
         let (t, scaled) = (&saved[0], &saved[1]);
         let (mut ds, mut dt) = (scope.alloc(n, self.r), scope.alloc(n, self.r));
@@ -101,6 +117,9 @@ impl Adapter for AdaLora {
     }
 
     fn add(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
+        if self.r == 0 {
+            return;
+        }
         let (_, scaled) = self.project(scope, x);
         scope.gemm(weight * self.scaling, scaled.mat(), scope.param(self.b).t(), 1.0, y.mat_mut());
     }
@@ -374,6 +393,10 @@ impl super::Method for Method {
         Ok((config.words::<Words>()?.init_r, config.lora_alpha))
     }
 
+    fn configure(&self, config: &mut LoraConfig, _: &[Site], total_steps: u64) {
+        config.default_to("total_step", total_steps);
+    }
+
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
         let words: Words = config.words()?;
         let wrong = |what: &str| Err(Error::Config(what.into()));
@@ -390,7 +413,9 @@ impl super::Method for Method {
             return wrong("total_step is missing: AdaLoRA's budget needs the number of steps");
         };
         if words.tinit.saturating_add(words.tfinal) >= total {
-            return wrong("tinit + tfinal must be less than total_step, or no steps are left to lower the budget");
+            return wrong(
+                "tinit + tfinal must be less than total_step, or no steps are left to lower the budget",
+            );
         }
         config.check_lora()
     }
@@ -446,7 +471,9 @@ impl super::Method for Method {
         let state = set.regime.as_ref().map(|r| r.state()).unwrap_or_default();
         let kept: BTreeMap<&str, Vec<bool>> = state
             .iter()
-            .filter_map(|(name, kept)| Some((name.strip_prefix(KEPT)?, kept.iter().map(|k| *k != 0.0).collect())))
+            .filter_map(|(name, kept)| {
+                Some((name.strip_prefix(KEPT)?, kept.iter().map(|k| *k != 0.0).collect()))
+            })
             .collect();
         if kept.is_empty() {
             return Ok(None);
@@ -460,7 +487,9 @@ impl super::Method for Method {
             let old = set.params.find(&param.name).expect("the same tensors");
             let numbers = old.value.chunks_exact(old.cols.max(1));
             param.value = match which {
-                "lora_B" => numbers.flat_map(|row| row.iter().zip(kept).filter(|x| *x.1).map(|x| *x.0)).collect(),
+                "lora_B" => {
+                    numbers.flat_map(|row| row.iter().zip(kept).filter(|x| *x.1).map(|x| *x.0)).collect()
+                }
                 _ => numbers.zip(kept).filter(|x| *x.1).flat_map(|x| x.0).copied().collect(),
             };
         })

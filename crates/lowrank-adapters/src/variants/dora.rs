@@ -115,7 +115,14 @@ fn row_squares(base: &Linear) -> Vec<f64> {
 impl Adapter for Dora {
     /// With dropout, what is dropped is the input of the change alone, as in PEFT:
     /// `y = W0 x + b + (m/c - 1) W0 x' + m/c s B A x'` for the dropped `x'`.
-    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32) -> Vec<Tensor> {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
         let (n, drops) = (x.rows(), scope.drops(self.lora.dropout));
         let kept = scope.dropout(x, self.lora.dropout, self.lora.stream);
         let factors = self.factors(scope, base);

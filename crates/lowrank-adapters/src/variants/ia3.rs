@@ -23,7 +23,14 @@ pub struct Ia3 {
 }
 
 impl Adapter for Ia3 {
-    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32) -> Vec<Tensor> {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
         let (n, l) = (x.rows(), &scope.params.get(self.factors).value);
         if self.feedforward {
             let mut scaled = scope.alloc(n, x.cols());
@@ -131,6 +138,13 @@ struct Words {
     feedforward_modules: Option<Targets>,
 }
 
+/// Targets, and which of them are feed-forward, by what a model has (`peft/utils/constants.py`).
+const DEFAULTS: [(&[&str], &str); 3] = [
+    (&["k_proj", "v_proj", "down_proj"], "down_proj"),
+    (&["c_attn", "mlp.c_proj"], "mlp.c_proj"),
+    (&["key", "value", "output.dense"], "output.dense"),
+];
+
 /// `peft_type` IA3.
 pub struct Method;
 
@@ -152,6 +166,19 @@ impl super::Method for Method {
             "bias",
             "init_lora_weights",
         ]
+    }
+
+    /// PEFT's modules for models of such names.
+    fn configure(&self, config: &mut LoraConfig, sites: &[Site], _: u64) {
+        if config.target_modules.is_some() {
+            return;
+        }
+        let has = |end: &str| sites.iter().any(|site| site.path.ends_with(end));
+        let known = DEFAULTS.iter().find(|(names, _)| names.iter().all(|name| has(&format!(".{name}"))));
+        if let Some((names, feedforward)) = known {
+            config.target_modules = Some(Targets::Names(names.iter().map(ToString::to_string).collect()));
+            config.default_to("feedforward_modules", vec![*feedforward]);
+        }
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {

@@ -118,7 +118,14 @@ impl Lokr {
 }
 
 impl Adapter for Lokr {
-    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32) -> Vec<Tensor> {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
         base.forward(scope, x, y, beta);
         self.add(scope, base, x, y, 1.0);
         Vec::new()
@@ -277,6 +284,10 @@ impl super::Method for Method {
 
     fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
         lycoris::rank_and_alpha(config)
+    }
+
+    fn configure(&self, config: &mut LoraConfig, _: &[Site], _: u64) {
+        lycoris::configure(config);
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use lowrank_engine::Scope;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{Error, LoraConfig};
 
@@ -27,6 +28,15 @@ pub(super) const FOREIGN: &[&str] =
 
 pub(super) fn rank_and_alpha(config: &LoraConfig) -> Result<(usize, f64), Error> {
     Ok((config.r, config.words::<Words>()?.alpha))
+}
+
+pub(super) fn configure(config: &mut LoraConfig) {
+    config.default_to("alpha", whole_or_not(config.lora_alpha));
+}
+
+/// A number as PEFT writes it: alpha is an integer there.
+fn whole_or_not(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { Value::from(x as i64) } else { Value::from(x) }
 }
 
 pub(super) fn check(config: &LoraConfig) -> Result<(), Error> {

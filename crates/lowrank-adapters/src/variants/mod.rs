@@ -9,6 +9,7 @@ pub mod lokr;
 pub mod lora;
 pub mod low_rank;
 mod lycoris;
+pub mod mixture;
 pub mod residual;
 pub mod saved;
 mod torch_random;
@@ -24,8 +25,16 @@ use crate::target::Target;
 use crate::{AdaptedSite, AdapterSet, Error, LoraConfig};
 
 /// All methods. Of those with one `peft_type`, the first that claims a configuration takes it.
-static METHODS: [&dyn Method; 8] =
-    [&residual::Method, &dora::Method, &lora::Method, &ia3::Method, &vera::Method, &loha::Method, &lokr::Method, &adalora::Method];
+static METHODS: [&dyn Method; 8] = [
+    &residual::Method,
+    &dora::Method,
+    &lora::Method,
+    &ia3::Method,
+    &vera::Method,
+    &loha::Method,
+    &lokr::Method,
+    &adalora::Method,
+];
 
 /// A kind of adapter, as `adapter_config.json` names it: decides what is put at the sites.
 pub trait Method: Sync {
@@ -49,6 +58,11 @@ pub trait Method: Sync {
     /// Where its fields do not parse.
     fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
         Ok((config.r, config.lora_alpha))
+    }
+
+    /// Fills fields of its own that were not said from what was, for a run of `total_steps` steps on `sites`.
+    fn configure(&self, config: &mut LoraConfig, sites: &[Site], total_steps: u64) {
+        let _ = (config, sites, total_steps);
     }
 
     /// Checks its own fields.
@@ -90,7 +104,8 @@ pub trait Method: Sync {
     /// Endings of the names of a site's tensors in a file, after the module path and a dot.
     fn suffixes(&self) -> &'static [&'static str];
 
-    /// `(in_features, out_features)` of a site, from the shapes of its tensors by ending; 0 where they do not say.
+    /// `(in_features, out_features)` of a site, from the shapes of its tensors by ending (of tensors that all sites
+    /// share, by their name in the file); 0 where they do not say.
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)>;
 }
 

@@ -32,7 +32,14 @@ impl Residual {
 }
 
 impl Adapter for Residual {
-    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32) -> Vec<Tensor> {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
         let saved = self.lora.forward(scope, base, x, y, beta);
         // In PEFT the start is part of the base, which sees the input before dropout.
         self.start.add(scope, base, x, y, 1.0);

@@ -67,7 +67,14 @@ impl Vera {
 }
 
 impl Adapter for Vera {
-    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32) -> Vec<Tensor> {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
         base.forward(scope, x, y, beta);
         let x = scope.dropout(x, self.dropout, self.stream);
         let (n, lambda) = (x.rows(), &scope.params.get(self.lambda_b).value);
@@ -185,13 +192,21 @@ impl super::Method for Method {
         &["lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"]
     }
 
+    fn configure(&self, config: &mut LoraConfig, _: &[Site], _: u64) {
+        config.default_to("vera_dropout", config.lora_dropout);
+        // PEFT's loader decides by this field whether it makes the projections anew, and its default is no.
+        config.default_to("save_projection", true);
+    }
+
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
         let words: Words = config.words()?;
         if config.r == 0 {
             return Err(Error::Config("r must be at least 1".into()));
         }
         if !config.rank_pattern.is_empty() || !config.alpha_pattern.is_empty() {
-            return Err(Error::Config("VERA has one rank for all layers: no rank_pattern, no alpha_pattern".into()));
+            return Err(Error::Config(
+                "VERA has one rank for all layers: no rank_pattern, no alpha_pattern".into(),
+            ));
         }
         if !(0.0..1.0).contains(&words.vera_dropout) {
             let p = words.vera_dropout;
@@ -225,9 +240,8 @@ impl super::Method for Method {
         let (a, b) = (shared("vera_A", r, k), shared("vera_B", o, r));
         let plan = |target: &Target| {
             let site = &sites[target.site];
-            let mut vector = |name: &str, len| {
-                params.push_vector(format!("{}.{name}", site.path), len, Vec::new())
-            };
+            let mut vector =
+                |name: &str, len| params.push_vector(format!("{}.{name}", site.path), len, Vec::new());
             let lambda_b = vector("vera_lambda_b", site.out_features);
             let lambda_d = vector("vera_lambda_d", r);
             let (dropout, stream) = (words.vera_dropout, target.site as u64);
@@ -242,9 +256,10 @@ impl super::Method for Method {
     }
 
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
-        // The files say how long an output is; of inputs they know only the longest.
+        // A layer's tensors say how long its output is; of inputs the shared projection knows the longest.
+        let k = shape("base_model.vera_A").and_then(|a| a.get(1).copied()).unwrap_or(0);
         match shape("vera_lambda_b")?[..] {
-            [o] => Some((0, o)),
+            [o] => Some((k, o)),
             _ => None,
         }
     }

@@ -16,9 +16,9 @@ pub struct Args {
     model: String,
     #[command(flatten)]
     base: super::base::Flags,
-    /// Adapter folder
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    /// Adapter folder, with its weight after a colon where it is not 1; may be given several times
+    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::weighted)]
+    adapter: Vec<(PathBuf, f32)>,
     /// The text to continue [default: standard input]
     #[arg(long)]
     prompt: Option<String>,
@@ -97,7 +97,7 @@ fn work(args: &Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let limits = Limits { max_new_tokens: args.max_new_tokens, stop: args.stop.clone() };
     let session = Session::open_as(&args.model, args.base.form())?;
-    let adapters = session.adapter(args.adapter.as_deref())?;
+    let adapters = session.adapters(&args.adapter)?;
     let device = session.device();
     let mut generator = TextGenerator::new(&session, &device, &adapters)?;
     if args.chat {

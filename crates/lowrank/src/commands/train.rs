@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank::{Error, Result, Session, TrainOptions, finetune};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 /// Flags win over the file.
 #[derive(clap::Args)]
@@ -55,6 +56,27 @@ pub struct Flags {
     #[arg(long, help_heading = "Adapter")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     use_rslora: bool,
+    /// Method: lora, ia3, vera, loha, lokr or adalora [default: lora]
+    #[arg(long, help_heading = "Adapter")]
+    peft_type: Option<String>,
+    /// Magnitude and direction apart (DoRA)
+    #[arg(long, help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    use_dora: bool,
+    /// How A and B start: true, gaussian, orthogonal, pissa, pissa_niter_N, olora or false [default: true]
+    #[arg(long, value_name = "WORD", help_heading = "Adapter")]
+    init_lora_weights: Option<String>,
+    /// Another field of adapter_config.json, such as target_r=4; may be given several times
+    #[arg(long = "peft-option", value_name = "FIELD=VALUE", value_parser = field, help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_map")]
+    peft_options: Vec<(String, Value)>,
+    /// LoRA+: B learns so many times as fast as A [default: 1]
+    #[arg(long, value_name = "RATIO", help_heading = "Adapter")]
+    loraplus_lr_ratio: Option<f64>,
+    /// LoRA-FA: A is not trained
+    #[arg(long, help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    lora_fa: bool,
     /// Start from this adapter (its configuration holds)
     #[arg(long, value_name = "DIR", help_heading = "Adapter")]
     init_adapter: Option<PathBuf>,
@@ -151,6 +173,17 @@ pub struct Flags {
     /// Write TensorBoard events
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     tensorboard: Option<PathBuf>,
+}
+
+/// `field=value`, the value as JSON where it is JSON, else as text.
+fn field(text: &str) -> std::result::Result<(String, Value), String> {
+    let (field, value) = text.split_once('=').ok_or("FIELD=VALUE is expected")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((field.trim().to_owned(), value))
+}
+
+fn as_map<S: Serializer>(fields: &[(String, Value)], to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.collect_map(fields.iter().map(|(field, value)| (field, value)))
 }
 
 impl Args {
