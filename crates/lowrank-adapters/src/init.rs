@@ -26,6 +26,9 @@ pub enum InitLoraWeights {
     /// `"pissa"`, or with the iterations of a randomised decomposition, `"pissa_niter_4"` (Meng et al. 2024): the
     /// largest singular values of the base's weight.
     Pissa(Option<usize>),
+    /// `"loftq"` (Li et al. 2024): what quantising the base loses, so that training starts nearer to the dense model.
+    /// One iteration, since the base is quantised as it is.
+    Loftq,
     /// `"olora"` (Büyükakyüz 2024): the first columns of its QR decomposition.
     Olora,
 }
@@ -54,6 +57,7 @@ impl InitLoraWeights {
                 "orthogonal" => Some(Self::Orthogonal),
                 "pissa" => Some(Self::Pissa(None)),
                 "olora" => Some(Self::Olora),
+                "loftq" => Some(Self::Loftq),
                 other => other
                     .strip_prefix("pissa_niter_")
                     .and_then(|n| n.parse().ok())
@@ -64,7 +68,7 @@ impl InitLoraWeights {
         known.ok_or_else(|| {
             Error::Config(format!(
                 "init_lora_weights is {word}; it may be true, false, gaussian, orthogonal, pissa, \
-                 pissa_niter_[number] or olora"
+                 pissa_niter_[number], olora or loftq"
             ))
         })
     }
@@ -79,7 +83,8 @@ impl InitLoraWeights {
         matches!(self, Self::Pissa(None) | Self::Olora)
     }
 
-    /// `A: [R,K]` and `B: [O,R]` for a layer `W: [O,K]`, which `weight` reads where it is needed.
+    /// `A: [R,K]` and `B: [O,R]` for a layer `W: [O,K]`, which `weight` reads where it is needed (for LoftQ, what
+    /// quantising loses of it).
     ///
     /// # Errors
     /// Where the weight cannot be read or decomposed, or the rank does not fit.
@@ -92,7 +97,7 @@ impl InitLoraWeights {
     ) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let (o, k, r) = shape;
         let Randomness { seed, stream } = random;
-        if self.moves_base() && r > o.min(k) {
+        if (self.moves_base() || self == Self::Loftq) && r > o.min(k) {
             return Err(Error::Config(format!("rank {r} is more than a weight of {o} x {k} has")));
         }
         Ok(match self {
@@ -100,14 +105,14 @@ impl InitLoraWeights {
             Self::Gaussian => (gaussian(r * k, 1.0 / r as f32, seed, stream), vec![0.0; o * r]),
             Self::Random => (kaiming(r, k, seed, stream), kaiming(o, r, seed, stream + 1)),
             Self::Orthogonal => orthogonal(o, k, r, seed, stream)?,
-            Self::Pissa(iterations) => {
+            Self::Pissa(_) | Self::Loftq => {
                 let w = weight()?;
-                let svd = match iterations {
-                    None => linalg::svd(o, k, &w)?.truncate(r),
-                    Some(iterations) => {
+                let svd = match self {
+                    Self::Pissa(Some(iterations)) => {
                         let how = Randomized { iterations, seed, ..Randomized::rank(r) };
                         linalg::svd_randomized(o, k, &w, how)?
                     }
+                    _ => linalg::svd(o, k, &w)?.truncate(r),
                 };
                 let root = |s: &f32| (s / scaling).max(0.0).sqrt();
                 let rows = svd.vt.chunks_exact(k).zip(&svd.s);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights};
-use lowrank_engine::{Device, Site};
+use lowrank_engine::{Device, Format, Site, SiteKind};
 use lowrank_models::files::Form;
 use lowrank_models::{Base, Model, Tokenizer};
 use lowrank_train::{Encode, Message};
@@ -174,6 +174,14 @@ impl BaseWeights for Session {
         }
         let name = self.tensor_name(&format!("{path}.weight"));
         self.base.tensors.read_rows(&name, rows, out).map_err(base_error)
+    }
+
+    fn quantised(&self, site: &Site) -> Option<Format> {
+        let format = self.base.tensors.form().quantize?.format();
+        let stored = self.base.tensors.format(&self.tensor_name(&format!("{}.weight", site.path)))?;
+        let dense = matches!(stored, Format::F32 | Format::F16 | Format::BF16);
+        let linear = matches!(site.kind, SiteKind::Linear | SiteKind::TransposedLinear);
+        (dense && linear && site.in_features.is_multiple_of(format.block_len())).then_some(format)
     }
 
     fn read_bias(&self, path: &str, out: &mut [f32]) -> Result<(), lowrank_adapters::Error> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
 
 use super::low_rank::LowRank;
-use super::{Place, Start, Variant, linear_only, whole_weight};
+use super::{Place, Start, Variant, linear_only, stored_weight, whole_weight};
 use crate::init::{InitLoraWeights, Randomness};
 use crate::target::Target;
 use crate::{Error, LoraConfig};
@@ -113,7 +113,18 @@ impl Lora {
     pub fn factors(&self, start: &Start<'_>) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let (site, random) = (&start.site, Randomness { seed: start.seed, stream: start.stream });
         let shape = (site.out_features, site.in_features, self.r);
-        self.init.factors(shape, self.scaling, random, || whole_weight(start.base, site))
+        self.init.factors(shape, self.scaling, random, || match self.init {
+            InitLoraWeights::Loftq if start.base.quantised(site).is_none() => {
+                let what = "loftq makes up for quantising, and this base is computed with as it is stored";
+                Err(Error::Config(format!("{}: {what} (--quantize nf4)", site.path)))
+            }
+            InitLoraWeights::Loftq => {
+                let (mut lost, used) = (stored_weight(start.base, site)?, whole_weight(start.base, site)?);
+                lost.iter_mut().zip(used).for_each(|(w, q)| *w -= q);
+                Ok(lost)
+            }
+            _ => whole_weight(start.base, site),
+        })
     }
 
     /// `s B A`.
@@ -195,5 +206,61 @@ impl super::Method for Method {
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
         let (a, b) = (shape("lora_A.weight")?, shape("lora_B.weight")?);
         (a.len() == 2 && b.len() == 2).then(|| (a[1], b[0]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lowrank_engine::{SiteKind, kernels};
+    use lowrank_kernels::Format;
+
+    use super::*;
+    use crate::variants::BaseWeights;
+    use crate::{AdapterSet, Targets};
+
+    struct Quantised(Vec<f32>);
+
+    impl BaseWeights for Quantised {
+        fn read_rows(&self, _: &str, rows: std::ops::Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+            out.copy_from_slice(&self.0[rows.start * 64..rows.end * 64]);
+            Ok(())
+        }
+
+        fn read_bias(&self, _: &str, _: &mut [f32]) -> Result<(), Error> {
+            unreachable!("there is none")
+        }
+
+        fn quantised(&self, _: &Site) -> Option<Format> {
+            Some(Format::NF4)
+        }
+    }
+
+    /// With LoftQ, quantised base and adapter are nearer to the dense weight; at full rank, they are it.
+    #[test]
+    fn loftq_makes_up_for_quantising() {
+        let (o, k) = (8, 64);
+        let mut w = vec![0.0; o * k];
+        kernels::normal(&mut w, 0.0, 1.0, 1, 2);
+        let base = Quantised(w.clone());
+        let site =
+            Site { path: "q".into(), kind: SiteKind::Linear, in_features: k, out_features: o, bias: false };
+        let used = whole_weight(&base, &site).unwrap();
+        let distance =
+            |a: &[f32]| a.iter().zip(&w).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        let mut errors = vec![distance(&used)];
+        for r in [1, 4, 8] {
+            let config = LoraConfig {
+                r,
+                init_lora_weights: "loftq".into(),
+                target_modules: Some(Targets::parse("q")),
+                ..LoraConfig::default()
+            };
+            let set = AdapterSet::new_on(config, std::slice::from_ref(&site), 0, &base).unwrap();
+            let mut sum = used.clone();
+            set.merge_rows(&base, "q.weight", 0..o, &mut sum).unwrap();
+            errors.push(distance(&sum));
+        }
+        assert!(errors.windows(2).all(|pair| pair[1] < 0.95 * pair[0]), "{errors:?}");
+        assert!(errors[3] < 1e-5 * errors[0], "{errors:?}");
     }
 }

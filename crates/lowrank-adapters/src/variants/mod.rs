@@ -19,6 +19,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_engine::{Adapter, ParamId, Params, Site, SiteKind};
+use lowrank_kernels::{Format, RowOrder, WeightRef, quantize_matrix};
 
 use crate::regime::Regime;
 use crate::target::Target;
@@ -186,6 +187,13 @@ pub trait BaseWeights: Sync {
         let _ = out;
         Err(Error::Config(format!("{path}: the bias of the base model is needed here")))
     }
+
+    /// The format that the weight of a layer is quantised to before it is computed with, where it is not computed
+    /// with as it is stored.
+    fn quantised(&self, site: &Site) -> Option<Format> {
+        let _ = site;
+        None
+    }
 }
 
 /// No base at hand.
@@ -219,11 +227,32 @@ pub struct Place<'a> {
     pub base: &'a dyn BaseWeights,
 }
 
-/// `W: [O,K]` of a layer, transposed back where it is stored transposed.
+/// `W: [O,K]` of a layer as it is computed with: transposed back where it is stored transposed, and with the error of
+/// quantising where it is quantised on the way.
 ///
 /// # Errors
 /// Where it cannot be read.
 pub fn whole_weight(base: &dyn BaseWeights, site: &Site) -> Result<Vec<f32>, Error> {
+    let w = stored_weight(base, site)?;
+    let Some(format) = base.quantised(site) else { return Ok(w) };
+    let (rows, cols) = (site.out_features, site.in_features);
+    let wrong = |what: String| Error::Config(format!("{}: {what}", site.path));
+    let bytes =
+        format.matrix_bytes(rows, cols).ok_or_else(|| wrong("its rows are no whole blocks".into()))?;
+    let mut quantised = vec![0; bytes];
+    let fill = |row: usize, out: &mut [f32]| out.copy_from_slice(&w[row * cols..][..cols]);
+    quantize_matrix(format, rows, cols, fill, &mut quantised).map_err(|e| wrong(e.to_string()))?;
+    let view = WeightRef { format, rows, cols, order: RowOrder::Plain, bytes: &quantised };
+    let mut again = vec![0.0; rows * cols];
+    again.chunks_exact_mut(cols).enumerate().for_each(|(row, out)| view.expand(row, 0..cols, out));
+    Ok(again)
+}
+
+/// `W: [O,K]` of a layer as its file has it, transposed back where it is stored transposed.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn stored_weight(base: &dyn BaseWeights, site: &Site) -> Result<Vec<f32>, Error> {
     let (k, o) = (site.in_features, site.out_features);
     let mut w = vec![0.0; o * k];
     if site.kind != SiteKind::TransposedLinear {

@@ -63,7 +63,7 @@ pub struct Flags {
     #[arg(long, help_heading = "Adapter")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     use_dora: bool,
-    /// How A and B start: true, gaussian, orthogonal, pissa, pissa_niter_N, olora or false [default: true]
+    /// How A and B start: true, gaussian, orthogonal, pissa, pissa_niter_N, olora, loftq or false [default: true]
     #[arg(long, value_name = "WORD", help_heading = "Adapter")]
     init_lora_weights: Option<String>,
     /// Another field of adapter_config.json, such as target_r=4; may be given several times
