@@ -208,11 +208,14 @@ impl Variant for Dora {
         vec![self.lora.a, self.lora.b, self.magnitude]
     }
 
-    /// `m = c`, so that training begins at the base model.
+    /// `m = c`, so that training begins where `A` and `B` do.
     fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
         self.lora.init(params, start)?;
-        let w = whole_weight(start.base, &start.site)?;
-        let norms = w.chunks_exact(start.site.in_features).map(|row| kernels::sum_squares(row).sqrt() as f32);
+        let mut w = whole_weight(start.base, &start.site)?;
+        let (k, o) = (start.site.in_features, start.site.out_features);
+        let straight = Site { kind: SiteKind::Linear, ..start.site.clone() };
+        self.lora.change(params).add_rows(&straight, 1.0, 0..o, &mut w);
+        let norms = w.chunks_exact(k).map(|row| kernels::sum_squares(row).sqrt() as f32);
         params.get_mut(self.magnitude).value = norms.collect();
         Ok(())
     }
