@@ -32,6 +32,7 @@ mod merging;
 mod options;
 mod session;
 mod shape_plan;
+mod task;
 
 pub use error::{Error, Result};
 pub use finetune::{Prepared, finetune, finetune_with, prepare};

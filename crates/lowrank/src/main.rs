@@ -23,8 +23,10 @@ enum Command {
     Train(Box<commands::train::Args>),
     /// Continue a text, or chat.
     Generate(commands::generate::Args),
-    /// Loss, perplexity, token accuracy and exact match on data.
+    /// Loss and the metrics of the task on data.
     Eval(commands::eval::Args),
+    /// Labels or values for data, one JSON line each.
+    Predict(commands::predict::Args),
     /// Write base and adapter as one model.
     Merge(commands::merge::Args),
     /// Memory and work of a training run, before it starts.
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Predict(args) => commands::predict::run(&args),
         Command::Merge(args) => commands::merge::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::{LoraConfig, OneOrMany, Targets};
+use lowrank_adapters::{CLASSIFIERS, LoraConfig, OneOrMany, Targets};
 use lowrank_models::Model;
 use lowrank_models::files::{Form, Precision, Quantize};
-use lowrank_train::{DataFormat, DataOptions, LrScheduler, Template};
+use lowrank_models::heads::Reads;
+use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -21,6 +22,9 @@ pub struct TrainOptions {
     pub data: PathBuf,
     pub out: PathBuf,
     pub eval_data: Option<PathBuf>,
+    pub task: Task,
+    /// Names of the classes, in the order of their scores; `None`: those of the data.
+    pub labels: Option<Vec<String>>,
     pub quantize: Option<Quantize>,
     pub precision: Precision,
     pub stream_base: bool,
@@ -35,6 +39,8 @@ pub struct TrainOptions {
     pub rank_pattern: Map<String, Value>,
     pub alpha_pattern: Map<String, Value>,
     pub use_rslora: bool,
+    /// Layers trained whole, beside those that the task's head needs.
+    pub modules_to_save: Vec<String>,
     pub init_adapter: Option<PathBuf>,
 
     pub learning_rate: f64,
@@ -57,6 +63,8 @@ pub struct TrainOptions {
     pub prompt_column: Option<String>,
     pub completion_column: Option<String>,
     pub text_column: Option<String>,
+    pub pair_column: Option<String>,
+    pub label_column: Option<String>,
     pub prompt_template: Option<String>,
     pub skip_bad_lines: bool,
 
@@ -76,6 +84,8 @@ impl Default for TrainOptions {
             data: PathBuf::new(),
             out: PathBuf::new(),
             eval_data: None,
+            task: Task::Lm,
+            labels: None,
             quantize: None,
             precision: Precision::F32,
             stream_base: false,
@@ -88,6 +98,7 @@ impl Default for TrainOptions {
             rank_pattern: Map::new(),
             alpha_pattern: Map::new(),
             use_rslora: false,
+            modules_to_save: Vec::new(),
             init_adapter: None,
             learning_rate: 2e-4,
             lr_scheduler: LrScheduler::Linear,
@@ -108,6 +119,8 @@ impl Default for TrainOptions {
             prompt_column: None,
             completion_column: None,
             text_column: None,
+            pair_column: None,
+            label_column: None,
             prompt_template: None,
             skip_bad_lines: false,
             eval_steps: 0,
@@ -178,8 +191,8 @@ impl TrainOptions {
     /// The adapter's configuration on `model`.
     pub fn lora(&self, model: &dyn Model) -> LoraConfig {
         let defaults = || Targets::Names(model.default_targets().iter().map(ToString::to_string).collect());
-        LoraConfig {
-            task_type: Some("CAUSAL_LM".to_owned()),
+        let mut config = LoraConfig {
+            task_type: self.task.peft_type().map(str::to_owned),
             base_model_name_or_path: Some(self.model.clone()),
             r: self.r,
             lora_alpha: self.lora_alpha,
@@ -195,6 +208,36 @@ impl TrainOptions {
             alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
             ..LoraConfig::default()
+        };
+        let mut whole = self.modules_to_save.clone();
+        if matches!(config.task_type.as_deref(), Some("SEQ_CLS" | "TOKEN_CLS")) {
+            // PEFT names both wherever it classifies.
+            whole.extend(
+                CLASSIFIERS.map(str::to_owned).into_iter().filter(|c| !self.modules_to_save.contains(c)),
+            );
+        }
+        config.modules_to_save = (!whole.is_empty()).then_some(whole);
+        for path in model.fresh() {
+            // Numbers that no file holds are lost if they are not saved.
+            if !config.saves(path) {
+                config.modules_to_save.get_or_insert_default().push(path.clone());
+            }
+        }
+        config
+    }
+
+    /// Which columns of the data are what, with nothing known of a model.
+    pub(crate) fn column_options(&self) -> DataOptions {
+        DataOptions {
+            format: self.data_format,
+            prompt_column: self.prompt_column.clone(),
+            completion_column: self.completion_column.clone(),
+            text_column: self.text_column.clone(),
+            pair_column: self.pair_column.clone(),
+            label_column: self.label_column.clone(),
+            skip_bad_lines: self.skip_bad_lines,
+            task: self.task,
+            ..DataOptions::default()
         }
     }
 
@@ -205,13 +248,10 @@ impl TrainOptions {
     pub fn data_options(&self, model: &dyn Model) -> Result<DataOptions> {
         let prompt_template = self.prompt_template.as_deref().map(Template::parse).transpose()?;
         Ok(DataOptions {
-            format: self.data_format,
-            prompt_column: self.prompt_column.clone(),
-            completion_column: self.completion_column.clone(),
-            text_column: self.text_column.clone(),
             prompt_template,
             max_seq_len: Some(self.max_seq_len.min(model.position_limit().unwrap_or(usize::MAX))),
-            skip_bad_lines: self.skip_bad_lines,
+            reads_last: model.head_layout().reads == Reads::Last,
+            ..self.column_options()
         })
     }
 

@@ -6,6 +6,8 @@ pub mod generate;
 pub mod inspect;
 pub mod merge;
 pub mod plan;
+pub mod predict;
+pub mod scored;
 pub mod train;
 
 use lowrank::{Error, Result};

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lowrank::train::Task;
 use lowrank::{Error, Result, Session, TrainOptions, finetune};
 use serde::Serialize;
 
@@ -34,6 +35,9 @@ pub struct Flags {
     /// Held-out data
     #[arg(long, value_name = "FILE")]
     eval_data: Option<PathBuf>,
+    /// lm, classification, pair-classification, regression, token-classification, mlm or embedding [default: lm]
+    #[arg(long)]
+    task: Option<Task>,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -55,6 +59,10 @@ pub struct Flags {
     #[arg(long, help_heading = "Adapter")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     use_rslora: bool,
+    /// Layers trained whole beside the adapter (the head of the task is anyway), by the end of their path
+    #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    modules_to_save: Vec<String>,
     /// Start from this adapter (its configuration holds)
     #[arg(long, value_name = "DIR", help_heading = "Adapter")]
     init_adapter: Option<PathBuf>,
@@ -104,7 +112,8 @@ pub struct Flags {
     /// Most examples of one prompt that a shuffle keeps together [default: 4]
     #[arg(long, help_heading = "Data")]
     prompt_group: Option<usize>,
-    /// jsonl, csv or tsv, where the name does not tell
+    /// jsonl, csv, tsv, conll or glue:TASK (cola, sst2, mrpc, rte, qnli, qqp, mnli, stsb), where the name and the
+    /// columns do not tell
     #[arg(long, help_heading = "Data")]
     data_format: Option<String>,
     /// Column or key of the prompt [default: prompt]
@@ -113,9 +122,18 @@ pub struct Flags {
     /// Column or key of the completion [default: completion]
     #[arg(long, help_heading = "Data")]
     completion_column: Option<String>,
-    /// Column or key of a text without prompt
+    /// Column or key of a text without prompt, or of the (first) text that a label is for
     #[arg(long, help_heading = "Data")]
     text_column: Option<String>,
+    /// Column or key of a pair's second text [default: the usual names]
+    #[arg(long, help_heading = "Data")]
+    pair_column: Option<String>,
+    /// Column or key of the label [default: the usual names]
+    #[arg(long, help_heading = "Data")]
+    label_column: Option<String>,
+    /// The classes, in the order of their scores [default: those of the data]
+    #[arg(long, value_delimiter = ',', help_heading = "Data")]
+    labels: Option<Vec<String>>,
     /// What a prompt is made of, e.g. "{prompt}\n"
     #[arg(long, help_heading = "Data")]
     prompt_template: Option<String>,
@@ -188,12 +206,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
 
     let summary = super::on_threads(options.threads, || {
-        finetune(&Session::open_as(&options.model, options.form())?, &options, &stop)
+        finetune(&Session::for_run(&options)?, &options, &stop)
     })?;
     let out = options.out.display();
     if summary.interrupted {
         eprintln!("stopped after step {}; lowrank train ... --resume goes on from there", summary.steps);
         return Ok(ExitCode::from(130));
+    }
+    for (name, value) in &summary.eval_metrics {
+        eprintln!("held-out {} {value:.4}", name.replace('_', " "));
     }
     let loss = summary.last_loss.map(|l| format!(", loss {l:.4}")).unwrap_or_default();
     let eval = summary.eval_loss.map(|l| format!(", held-out loss {l:.4}")).unwrap_or_default();
