@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use lowrank_adapters::{AdapterSet, BaseWeights};
+use lowrank_adapters::{AdapterSet, BaseWeights, read_task};
 use lowrank_engine::{Device, Site};
 use lowrank_models::files::Form;
 use lowrank_models::{Base, Head, Model, Texts, Tokenizer};
@@ -156,7 +156,15 @@ impl Session {
     /// Where the folder holds no adapter for this model.
     pub fn adapter(&self, dir: Option<&Path>) -> Result<AdapterSet> {
         Ok(match dir {
-            Some(dir) => AdapterSet::load(dir, self.sites())?,
+            Some(dir) => {
+                if let (Task::Lm, Some(task)) = (self.task.task, read_task(dir)?) {
+                    let (dir, task) = (dir.display(), task["task"].as_str().unwrap_or_default().to_owned());
+                    return Err(Error::Usage(format!(
+                        "{dir} was trained for --task {task}: eval and predict use it, this is for language models"
+                    )));
+                }
+                AdapterSet::load(dir, self.sites())?
+            }
             None => AdapterSet::none(),
         })
     }
