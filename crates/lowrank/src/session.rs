@@ -112,7 +112,11 @@ impl Session {
     /// # Errors
     /// As [`Session::open_as`].
     pub fn open_to_plan(model: &str, form: Form) -> Result<Self> {
-        Self::over(Base::open_to_plan(model)?, Form { shapes_only: true, ..form }, |_| Ok(TaskSpec::default()))
+        Self::over(
+            Base::open_to_plan(model)?,
+            Form { shapes_only: true, ..form },
+            |_| Ok(TaskSpec::default()),
+        )
     }
 
     fn check_quantised(&self) -> Result<()> {

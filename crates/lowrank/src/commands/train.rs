@@ -205,9 +205,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
     .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
 
-    let summary = super::on_threads(options.threads, || {
-        finetune(&Session::for_run(&options)?, &options, &stop)
-    })?;
+    let summary =
+        super::on_threads(options.threads, || finetune(&Session::for_run(&options)?, &options, &stop))?;
     let out = options.out.display();
     if summary.interrupted {
         eprintln!("stopped after step {}; lowrank train ... --resume goes on from there", summary.steps);
