@@ -96,8 +96,9 @@ fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &
         return Ok(TaskSpec { task: kind, labels: Vec::new() });
     }
     let set = AdapterSet::load_alone(dir)?;
+    // The layers before the scores are as wide as the model.
     let head = set.layers.iter().filter(|layer| config.saves(&layer.site.path));
-    let outputs = head.map(|layer| layer.site.out_features).last().ok_or_else(|| {
+    let outputs = head.map(|layer| layer.site.out_features).min().ok_or_else(|| {
         Error::Usage(format!("{}: holds no classification head (modules_to_save)", dir.display()))
     })?;
     if outputs == 1 && kind == Task::Classification {
