@@ -41,6 +41,7 @@ pub use generation::{Generated, Limits, TextGenerator, check_sampling};
 pub use lowrank_adapters as adapters;
 pub use lowrank_engine as engine;
 pub use lowrank_models as models;
+pub use lowrank_tools as tools;
 pub use lowrank_train as train;
 pub use merging::{MergeTarget, Verified, merge, verify_merge};
 pub use options::TrainOptions;
