@@ -34,6 +34,22 @@ enum Command {
     Plan(Box<commands::plan::Args>),
     /// What is in a model or an adapter.
     Inspect(commands::inspect::Args),
+    /// Adapters between formats: PEFT, loralib, GGUF, MLX, kohya, diffusers.
+    Convert(commands::convert::Args),
+    /// Several adapters with weights as one.
+    Compose(commands::compose::Args),
+    /// An adapter out of a full fine-tune and its base.
+    Extract(commands::extract::Args),
+    /// Other ranks for an adapter.
+    Resize(commands::resize::Args),
+    /// Small entries and layers of an adapter away.
+    Prune(commands::prune::Args),
+    /// Another number type for an adapter.
+    Dtype(commands::dtype::Args),
+    /// Other module names for an adapter.
+    Rename(commands::rename::Args),
+    /// What differs between two adapters.
+    Diff(commands::diff::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +61,14 @@ fn main() -> ExitCode {
         Command::Merge(args) => commands::merge::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Convert(args) => commands::convert::run(&args),
+        Command::Compose(args) => commands::compose::run(&args),
+        Command::Extract(args) => commands::extract::run(&args),
+        Command::Resize(args) => commands::resize::run(&args),
+        Command::Prune(args) => commands::prune::run(&args),
+        Command::Dtype(args) => commands::dtype::run(&args),
+        Command::Rename(args) => commands::rename::run(&args),
+        Command::Diff(args) => commands::diff::run(&args),
     };
     match result {
         Ok(code) => code,

@@ -83,7 +83,12 @@ impl FileFormat {
             return Err(unknown());
         }
         if path.extension().is_some_and(|e| e == "gguf") {
-            return Ok(Self::Gguf);
+            let file = lowrank_models::files::Gguf::open(path)?;
+            // A model has the same ending.
+            return match file.string("general.type")? {
+                Some("adapter") => Ok(Self::Gguf),
+                _ => Err(unknown()),
+            };
         }
         let tensors = lowrank_models::Tensors::open(path)?;
         let any = |end: &str| tensors.names().any(|name| name.ends_with(end));

@@ -1,13 +1,22 @@
 //! One command per file.
 
 pub mod base;
+pub mod compose;
+pub mod convert;
+pub mod diff;
+pub mod dtype;
 pub mod eval;
+pub mod extract;
+pub mod files;
 pub mod generate;
 pub mod inspect;
 pub mod merge;
 pub mod plan;
 pub mod predict;
 pub mod scored;
+pub mod prune;
+pub mod rename;
+pub mod resize;
 pub mod train;
 
 use lowrank::{Error, Result};
