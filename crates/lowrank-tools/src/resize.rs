@@ -136,7 +136,8 @@ pub fn lora_to_dtype(lora: &mut Lora, dtype: Format) -> Result<f32> {
     let mut largest = 0.0f32;
     for (path, pair) in &mut lora.pairs {
         for tensor in [&mut pair.a, &mut pair.b] {
-            let mut one = Named::from([(path.clone(), std::mem::replace(tensor, crate::Tensor::scalar(0.0)))]);
+            let mut one =
+                Named::from([(path.clone(), std::mem::replace(tensor, crate::Tensor::scalar(0.0)))]);
             let change = to_dtype(&mut one, dtype)?;
             largest = largest.max(change);
             *tensor = one.remove(path).expect("just put there");

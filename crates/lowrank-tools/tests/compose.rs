@@ -137,7 +137,9 @@ fn what_does_not_fit_is_named() {
     assert!(refused(&[], &linear).contains("at least one"));
     assert!(refused(&[(&x, f64::NAN)], &linear).contains("NaN"));
     assert!(refused(&[(&x, 1.0), (&x, 1.0)], &settings(Combination::Ties, None)).contains("density"));
-    assert!(refused(&[(&x, 1.0), (&x, 1.0)], &settings(Combination::Ties, Some(1.5))).contains("density is 1.5"));
+    assert!(
+        refused(&[(&x, 1.0), (&x, 1.0)], &settings(Combination::Ties, Some(1.5))).contains("density is 1.5")
+    );
     let mut whole = x.clone();
     whole.saved.insert("head.weight".into(), Tensor::new(vec![1], vec![0.0]));
     assert!(refused(&[(&whole, 1.0), (&whole, 1.0)], &linear).contains("head.weight"));

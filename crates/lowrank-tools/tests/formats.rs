@@ -26,7 +26,8 @@ fn pair(path: &str, o: usize, k: usize, r: usize, alpha: f64) -> Pair {
 fn llama(ranks: [usize; 2], alpha: f64) -> Lora {
     let mut lora = Lora::default();
     for (layer, r) in ranks.into_iter().enumerate() {
-        for (name, o, k) in [("self_attn.q_proj", 8, 8), ("self_attn.k_proj", 4, 8), ("mlp.down_proj", 8, 12)] {
+        for (name, o, k) in [("self_attn.q_proj", 8, 8), ("self_attn.k_proj", 4, 8), ("mlp.down_proj", 8, 12)]
+        {
             let path = format!("model.layers.{layer}.{name}");
             lora.pairs.insert(path.clone(), pair(&path, o, k, r, alpha));
         }
@@ -84,7 +85,10 @@ fn peft_keeps_ranks_alphas_and_what_is_trained_whole() {
     assert!((root.pairs["model.layers.0.mlp.down_proj"].scaling() - 4.0 / 2f64.sqrt()).abs() < 1e-12);
     write(&root, dir.path(), FileFormat::Peft, &Options::default()).unwrap();
     let again = json_of(&dir.path().join("adapter_config.json"));
-    assert_eq!((&again["lora_alpha"], &again["alpha_pattern"]), (&config["lora_alpha"], &config["alpha_pattern"]));
+    assert_eq!(
+        (&again["lora_alpha"], &again["alpha_pattern"]),
+        (&config["lora_alpha"], &config["alpha_pattern"])
+    );
 }
 
 #[test]
@@ -252,10 +256,14 @@ fn kohya_files_of_other_kinds_are_refused_by_name() {
         "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight",
     ] {
         let error = refused(name);
-        assert!(error.contains(name) || error.contains("unet.mid_block.attentions.0.proj_in"), "{name}: {error}");
+        assert!(
+            error.contains(name) || error.contains("unet.mid_block.attentions.0.proj_in"),
+            "{name}: {error}"
+        );
     }
     // A language model's adapter is no part of a pipeline.
-    let error = write(&llama([1, 1], 1.0), &path, FileFormat::Kohya, &Options::default()).unwrap_err().to_string();
+    let error =
+        write(&llama([1, 1], 1.0), &path, FileFormat::Kohya, &Options::default()).unwrap_err().to_string();
     assert!(error.contains("--component") && error.contains("model.layers.0"), "{error}");
 }
 
@@ -319,7 +327,9 @@ fn the_papers_checkpoint_becomes_a_peft_folder_and_comes_back() {
         return;
     }
     let options = Options { alpha: Some(16.0), ..Options::default() };
-    assert!(read(&file, FileFormat::Loralib, &Options::default()).unwrap_err().to_string().contains("--alpha"));
+    assert!(
+        read(&file, FileFormat::Loralib, &Options::default()).unwrap_err().to_string().contains("--alpha")
+    );
     let lora = read(&file, FileFormat::detect(&file).unwrap(), &options).unwrap();
     assert_eq!((lora.pairs.len(), lora.saved.len()), (24, 4));
     let dir = tempfile::tempdir().unwrap();
@@ -337,7 +347,8 @@ fn the_papers_checkpoint_becomes_a_peft_folder_and_comes_back() {
     let delta = peft.pairs[module].delta();
     for (i, j) in [(0, 0), (17, 700), (767, 767), (400, 3)] {
         // loralib: W + (lora_B @ lora_A) * lora_alpha / r.
-        let want: f64 = (0..8).map(|k| f64::from(b.data[i * 8 + k]) * f64::from(a.data[k * 768 + j])).sum::<f64>() * 2.0;
+        let want: f64 =
+            (0..8).map(|k| f64::from(b.data[i * 8 + k]) * f64::from(a.data[k * 768 + j])).sum::<f64>() * 2.0;
         assert!((f64::from(delta[i * 768 + j]) - want).abs() < 1e-6, "{i},{j}");
     }
     let back = dir.path().join("back.bin");
@@ -351,7 +362,8 @@ fn merged_linear_becomes_a_plain_pair_of_twice_the_rank_and_comes_back() {
     let (r, k, part) = (2, 5, 4);
     let module = "transformer.h.0.attn.c_attn";
     let (a, b) = (random(&[2 * r, k], 1), random(&[2 * part, r], 2));
-    let tensors = Named::from([(format!("{module}.lora_A"), a.clone()), (format!("{module}.lora_B"), b.clone())]);
+    let tensors =
+        Named::from([(format!("{module}.lora_A"), a.clone()), (format!("{module}.lora_B"), b.clone())]);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("gpt2.pt");
     let bytes: Vec<Vec<u8>> = tensors.values().map(Tensor::bytes).collect();
@@ -468,7 +480,8 @@ fn any_llama(one_rank: bool) -> impl Strategy<Value = Lora> {
         let mut lora = Lora::default();
         for (layer, name, r, dtype) in modules {
             let name = ["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj"][name];
-            let (o, k) = [(8, 7), (4, 7), (9, 7), (7, 9)][["q", "k", "u", "d"].iter().position(|c| name.contains(&format!(".{c}"))).unwrap()];
+            let (o, k) = [(8, 7), (4, 7), (9, 7), (7, 9)]
+                [["q", "k", "u", "d"].iter().position(|c| name.contains(&format!(".{c}"))).unwrap()];
             let path = format!("model.layers.{layer}.{name}");
             let r = if one_rank { rank } else { r };
             let mut new = pair(&path, o, k, r, f64::from(alpha) / 2.0);

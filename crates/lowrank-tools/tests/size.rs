@@ -60,9 +60,12 @@ fn extracting_what_was_merged_gives_it_back() {
     }
     base.insert("layers.2.q.weight".into(), random(&[5, 6], 10));
     let (_dir, base, tuned) = merged(&lora, &base);
-    for (rule, exact) in
-        [(Rule::Fixed(4), false), (Rule::Fixed(4), true), (Rule::Energy(0.9999999), false), (Rule::Ratio(50.0), false)]
-    {
+    for (rule, exact) in [
+        (Rule::Fixed(4), false),
+        (Rule::Fixed(4), true),
+        (Rule::Energy(0.9999999), false),
+        (Rule::Ratio(50.0), false),
+    ] {
         let how = Extract { exact, ..how(rule) };
         let found = extract(&base, &tuned, &how, &|_| true, &|_| false).unwrap();
         assert_eq!(found.lora.pairs.len(), 2, "a layer that did not change is left out");
@@ -135,7 +138,9 @@ fn resizing_follows_the_rule() {
     let (negative, _) = resize(&known(-0.5), Rule::Fixed(4), 64).unwrap();
     close("negative", &negative.pairs["m"].delta(), &known(-0.5).pairs["m"].delta(), 1e-6);
     assert_eq!(resize(&lora, Rule::Fixed(4), 3).unwrap().0.pairs["m"].rank(), 3);
-    for wrong in [Rule::Fixed(0), Rule::Energy(0.0), Rule::Energy(1.5), Rule::Frobenius(f64::NAN), Rule::Ratio(0.5)] {
+    for wrong in
+        [Rule::Fixed(0), Rule::Energy(0.0), Rule::Energy(1.5), Rule::Frobenius(f64::NAN), Rule::Ratio(0.5)]
+    {
         assert!(resize(&lora, wrong, 64).is_err(), "{wrong:?}");
     }
 }
@@ -166,7 +171,10 @@ fn differences_are_those_of_the_products() {
     assert_eq!((found[1].path.as_str(), found[1].ranks), ("only", (1, 0)));
     assert!((found[1].distance - found[1].norms.0).abs() < 1e-6);
     let same = diff(&x, &x).unwrap();
-    assert!(same.iter().all(|d| d.distance == 0.0 && (d.cosine - 1.0).abs() < 1e-6 && (d.overlap - 1.0).abs() < 1e-5));
+    assert!(
+        same.iter()
+            .all(|d| d.distance == 0.0 && (d.cosine - 1.0).abs() < 1e-6 && (d.overlap - 1.0).abs() < 1e-5)
+    );
 }
 
 #[test]
@@ -189,7 +197,8 @@ fn pruning_takes_small_things_away() {
 
 #[test]
 fn number_types_round_and_refuse() {
-    let mut tensors = Named::from([("x".to_owned(), Tensor::new(vec![3], vec![1.0, 1.0 + 1.0 / 4096.0, -3.0]))]);
+    let mut tensors =
+        Named::from([("x".to_owned(), Tensor::new(vec![3], vec![1.0, 1.0 + 1.0 / 4096.0, -3.0]))]);
     let error = to_dtype(&mut tensors, Format::F16).unwrap();
     assert_eq!((error, tensors["x"].dtype), (1.0 / 4096.0, Format::F16));
     assert_eq!(tensors["x"].data, [1.0, 1.0, -3.0]);
@@ -212,6 +221,11 @@ fn renaming_reaches_the_configuration() {
     assert_eq!(config["target_modules"], json!(["layers.0.q"]));
     assert_eq!(config["rank_pattern"], json!({"model\\.layers\\.0\\.q": 3}));
     let both = Regex::new("lora_[AB]").unwrap();
-    assert!(rename(&mut config, &mut tensors.clone(), &both, "x").unwrap_err().to_string().contains("two tensors"));
+    assert!(
+        rename(&mut config, &mut tensors.clone(), &both, "x")
+            .unwrap_err()
+            .to_string()
+            .contains("two tensors")
+    );
     assert!(rename(&mut config, &mut tensors, &Regex::new("none").unwrap(), "x").is_err());
 }

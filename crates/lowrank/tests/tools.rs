@@ -36,8 +36,27 @@ fn train(dir: &Path, name: &str, seed: &str) {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let (model, data, out) = (text(&dir.join("base")), text(&dir.join("train.jsonl")), text(&dir.join(name)));
     lowrank_ok(&[
-        "train", "--model", &model, "--data", &data, "--out", &out, "--r", "2", "--lora-alpha", "16", "--seed", seed,
-        "--target-modules", "q_proj,v_proj", "--batch-size", "4", "--learning-rate", "0.02", "--max-steps", "4",
+        "train",
+        "--model",
+        &model,
+        "--data",
+        &data,
+        "--out",
+        &out,
+        "--r",
+        "2",
+        "--lora-alpha",
+        "16",
+        "--seed",
+        seed,
+        "--target-modules",
+        "q_proj,v_proj",
+        "--batch-size",
+        "4",
+        "--learning-rate",
+        "0.02",
+        "--max-steps",
+        "4",
     ]);
 }
 
@@ -68,7 +87,8 @@ fn the_tour_runs() {
     let tour = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/tools.md")).unwrap();
     let run = |line: &str| {
         let args = words(line);
-        let ran = Command::new(env!("CARGO_BIN_EXE_lowrank")).args(&args[1..]).current_dir(dir).output().unwrap();
+        let ran =
+            Command::new(env!("CARGO_BIN_EXE_lowrank")).args(&args[1..]).current_dir(dir).output().unwrap();
         let out = String::from_utf8(ran.stdout).unwrap();
         assert!(ran.status.success(), "{line}\n{}", String::from_utf8_lossy(&ran.stderr));
         out
@@ -96,7 +116,9 @@ fn the_tour_runs() {
     assert!(chart.contains('█') && chart.contains("self_attn.q_proj"), "{chart}");
     assert!(fs::read_to_string(dir.join("poems.html")).unwrap().contains("<svg"));
     // Every adapter of the tour attaches to the base.
-    for name in ["both", "without-letters", "ties", "dare", "small", "again", "part", "one", "most", "norm", "half"] {
+    for name in
+        ["both", "without-letters", "ties", "dare", "small", "again", "part", "one", "most", "norm", "half"]
+    {
         run(&format!("lowrank generate --model base --adapter {name} --prompt red --max-new-tokens 3"));
     }
     // Nothing is overwritten unasked.
@@ -121,7 +143,8 @@ fn roberta_base(dir: &Path) {
     let (mut header, mut end) = (Map::new(), 0);
     let mut tensor = |name: &str, shape: &[usize]| {
         let bytes = 4 * shape.iter().product::<usize>();
-        header.insert(name.into(), json!({"dtype": "F32", "shape": shape, "data_offsets": [end, end + bytes]}));
+        header
+            .insert(name.into(), json!({"dtype": "F32", "shape": shape, "data_offsets": [end, end + bytes]}));
         end += bytes;
     };
     for (name, rows) in [("word", 50265), ("position", 514), ("token_type", 1)] {
@@ -130,7 +153,9 @@ fn roberta_base(dir: &Path) {
     let mut names = vec![("roberta.embeddings.LayerNorm".to_owned(), vec![768])];
     for i in 0..12 {
         let at = |name: &str| format!("roberta.encoder.layer.{i}.{name}");
-        for name in ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"] {
+        for name in
+            ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
+        {
             names.push((at(name), vec![768, 768]));
         }
         names.push((at("attention.output.LayerNorm"), vec![768]));

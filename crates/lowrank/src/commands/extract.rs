@@ -61,13 +61,8 @@ fn work(args: &Args) -> Result<ExitCode> {
         .collect();
     let how = Extract { rule, max_rank: args.max_rank, exact: args.exact, seed: args.seed };
     let transposed = |path: &str| wanted.get(path) == Some(&SiteKind::TransposedLinear);
-    let mut found = extract(
-        &session.base.tensors,
-        &tuned.tensors,
-        &how,
-        &|path| wanted.contains_key(path),
-        &transposed,
-    )?;
+    let mut found =
+        extract(&session.base.tensors, &tuned.tensors, &how, &|path| wanted.contains_key(path), &transposed)?;
     let config = &mut found.lora.config;
     config.insert("base_model_name_or_path".into(), json!(args.model));
     config.insert("task_type".into(), json!("CAUSAL_LM"));

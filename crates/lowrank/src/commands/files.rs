@@ -131,7 +131,9 @@ impl RankRule {
             .or(self.frobenius.map(tools::Rule::Frobenius))
             .or(self.cumulative.map(tools::Rule::Cumulative))
             .or(self.ratio.map(tools::Rule::Ratio))
-            .ok_or_else(|| Error::Usage("give --rank, --energy, --frobenius, --cumulative or --ratio".into()))?;
+            .ok_or_else(|| {
+                Error::Usage("give --rank, --energy, --frobenius, --cumulative or --ratio".into())
+            })?;
         rule.check()?;
         Ok(rule)
     }

@@ -83,7 +83,8 @@ fn spectrum(args: &Args) -> Result<ExitCode> {
                 })
             })
             .collect();
-        let summary = json!({ "format": format.name(), "sites": rows.len(), "parameters": lora.parameters() });
+        let summary =
+            json!({ "format": format.name(), "sites": rows.len(), "parameters": lora.parameters() });
         println!("{}", json!({ "summary": summary, "rows": rows }));
         return Ok(ExitCode::SUCCESS);
     }

@@ -39,9 +39,7 @@ fn work(args: &Args) -> Result<ExitCode> {
     let (lora, _) = read(&args.adapter, None, &args.hints)?;
     let (smaller, report) = resize(&lora, rule, args.max_rank)?;
     write_peft(&smaller, &args.output)?;
-    let row = |r: &lowrank::tools::resize::Resized| {
-        json!({ "layer": r.path, "rank before": r.ranks.0, "rank": r.ranks.1, "energy kept": format!("{:.4}", r.energy) })
-    };
+    let row = |r: &lowrank::tools::resize::Resized| json!({ "layer": r.path, "rank before": r.ranks.0, "rank": r.ranks.1, "energy kept": format!("{:.4}", r.energy) });
     table(&report.iter().map(row).collect::<Vec<_>>());
     println!("\n{} parameters, {} before", smaller.parameters(), lora.parameters());
     Ok(ExitCode::SUCCESS)
