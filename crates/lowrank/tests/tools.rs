@@ -195,5 +195,5 @@ fn the_papers_checkpoint_attaches_to_roberta_base() {
     let has = |name: &str| set.params.iter().any(|(_, param)| param.name == name);
     assert!(has("classifier.dense.weight") && has("classifier.out_proj.bias"), "the classifier comes along");
     let query = set.layers.iter().find(|l| l.site.path.ends_with("layer.0.attention.self.query")).unwrap();
-    assert_eq!((query.variant.rank(), query.variant.scaling()), (8, 2.0));
+    assert_eq!((query.variant.rank(), query.variant.scaling()), (Some(8), Some(2.0)));
 }
