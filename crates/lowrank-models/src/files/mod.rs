@@ -207,7 +207,7 @@ impl Base {
         let wrong = |field: &str, what: &str| Error::field(&self.source, field, what);
         let architecture = match &self.kind {
             Kind::Gguf(gguf) => gguf.architecture()?.to_owned(),
-            Kind::Folder => {
+            _ => {
                 let kind = self.config.get("model_type").and_then(Value::as_str).unwrap_or_default();
                 let found = gguf::architecture_of(kind).map(str::to_owned);
                 found.ok_or_else(|| wrong("model_type", &format!("{kind} has no form in GGUF here")))?
