@@ -63,7 +63,7 @@ fn extracting_what_was_merged_gives_it_back() {
     for (rule, exact) in [
         (Rule::Fixed(4), false),
         (Rule::Fixed(4), true),
-        (Rule::Energy(0.9999999), false),
+        (Rule::Energy(0.9999), false),
         (Rule::Ratio(50.0), false),
     ] {
         let how = Extract { exact, ..how(rule) };
@@ -75,7 +75,7 @@ fn extracting_what_was_merged_gives_it_back() {
             assert_eq!(have.rank(), 4, "{rule:?} {path}");
             close(&format!("{rule:?} {path}"), &have.delta(), &want.delta(), 1e-5);
         }
-        assert!(found.taken.iter().all(|t| t.rank == 4 && t.energy > 0.999999), "{:?}", found.taken);
+        assert!(found.taken.iter().all(|t| t.rank == 4 && t.energy > 0.9999), "{:?}", found.taken);
     }
     let one = extract(&base, &tuned, &how(Rule::Fixed(2)), &|p| p.contains("0"), &|_| false).unwrap();
     assert_eq!(one.left, ["layers.1.q.weight"]);
