@@ -41,7 +41,7 @@ fn bar(share: f64, width: usize) -> String {
     // Left-aligned eighths: full blocks, then a part.
     const PARTS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
     let mut bar = "█".repeat(eighths / 8);
-    if eighths % 8 > 0 {
+    if !eighths.is_multiple_of(8) {
         bar.push(PARTS[eighths % 8]);
     }
     bar
