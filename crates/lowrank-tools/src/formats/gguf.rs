@@ -134,9 +134,9 @@ pub fn read(path: &Path, options: &Options) -> Result<Lora> {
             let gguf = name.strip_suffix(&format!(".lora_{end}"))?;
             Some((gguf, to_hf(&architecture, gguf).strip_suffix(".weight")?.to_owned(), end))
         });
-        let Some((gguf, module, end)) =
-            found.filter(|(gguf, module, _)| from_hf(&architecture, &format!("{module}.weight")).as_deref() == Some(*gguf))
-        else {
+        let Some((gguf, module, end)) = found.filter(|(gguf, module, _)| {
+            from_hf(&architecture, &format!("{module}.weight")).as_deref() == Some(*gguf)
+        }) else {
             unknown.push(name.to_owned());
             continue;
         };
