@@ -24,8 +24,8 @@ mod trainer;
 pub use batches::{BatchOptions, Batches, Step};
 pub use checkpoint::RunState;
 pub use data::{
-    DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Message, Target, Template,
-    Texts,
+    DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Message, PromptGroup, Target,
+    Template, Texts,
 };
 pub use error::Error;
 pub use evaluate::{Evaluation, evaluate};

@@ -67,7 +67,10 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let schedule = Schedule {
         scheduler: options.lr_scheduler,
         peak: options.learning_rate,
-        warmup_steps: options.warmup_steps,
+        warmup_steps: match options.warmup_steps {
+            0 => (options.warmup_ratio * total_steps as f64).ceil() as u64,
+            steps => steps,
+        },
         total_steps,
     };
 

@@ -33,6 +33,7 @@ mod options;
 mod session;
 mod shape_plan;
 mod task;
+mod texts;
 
 pub use error::{Error, Result};
 pub use finetune::{Prepared, finetune, finetune_with, prepare};
@@ -47,3 +48,4 @@ pub use merging::{MergeTarget, Verified, merge, verify_merge};
 pub use options::TrainOptions;
 pub use session::{Encoder, Session};
 pub use shape_plan::{Need, ShapePlan, plan_shapes};
+pub use texts::{TextOptions, continue_texts, read_texts, segments, write_texts};

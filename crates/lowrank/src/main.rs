@@ -23,7 +23,7 @@ enum Command {
     Train(Box<commands::train::Args>),
     /// Continue a text, or chat.
     Generate(commands::generate::Args),
-    /// Loss and the metrics of the task on data.
+    /// Loss and the metrics of the task on data; or scores of generated texts.
     Eval(commands::eval::Args),
     /// Labels or values for data, one JSON line each.
     Predict(commands::predict::Args),

@@ -41,11 +41,15 @@ pub struct TrainOptions {
     pub use_rslora: bool,
     /// Layers trained whole, beside those that the task's head needs.
     pub modules_to_save: Vec<String>,
+    /// Parts of fused layers that get an adapter, of rank `r` each (queries and values of `c_attn`: true, false, true).
+    pub enable_lora: Vec<bool>,
     pub init_adapter: Option<PathBuf>,
 
     pub learning_rate: f64,
     pub lr_scheduler: LrScheduler,
     pub warmup_steps: u64,
+    /// Share of all steps until the peak, where `warmup_steps` is 0.
+    pub warmup_ratio: f64,
     pub weight_decay: f64,
     pub max_grad_norm: f64,
     pub batch_size: usize,
@@ -99,10 +103,12 @@ impl Default for TrainOptions {
             alpha_pattern: Map::new(),
             use_rslora: false,
             modules_to_save: Vec::new(),
+            enable_lora: Vec::new(),
             init_adapter: None,
             learning_rate: 2e-4,
             lr_scheduler: LrScheduler::Linear,
             warmup_steps: 0,
+            warmup_ratio: 0.0,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             batch_size: 8,
@@ -172,6 +178,9 @@ impl TrainOptions {
         if !(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0) {
             return wrong("--max-grad-norm must be a number from 0 (0 does not clip)");
         }
+        if !(0.0..=1.0).contains(&self.warmup_ratio) {
+            return wrong("--warmup-ratio must be from 0 to 1");
+        }
         if self.threads == Some(0) {
             return wrong("--threads must be at least 1");
         }
@@ -191,11 +200,18 @@ impl TrainOptions {
     /// The adapter's configuration on `model`.
     pub fn lora(&self, model: &dyn Model) -> LoraConfig {
         let defaults = || Targets::Names(model.default_targets().iter().map(ToString::to_string).collect());
+        // Parts of a fused layer are stored as one adapter of all their ranks; the scaling stays that of a part.
+        let parts = self.enable_lora.iter().filter(|on| **on).count().max(1);
+        let share = if self.use_rslora { (parts as f64).sqrt() } else { parts as f64 };
+        let mut other = LoraConfig::default().other;
+        if !self.enable_lora.is_empty() {
+            other.insert("enable_lora".to_owned(), self.enable_lora.clone().into());
+        }
         let mut config = LoraConfig {
             task_type: self.task.peft_type().map(str::to_owned),
             base_model_name_or_path: Some(self.model.clone()),
-            r: self.r,
-            lora_alpha: self.lora_alpha,
+            r: self.r * parts,
+            lora_alpha: self.lora_alpha * share,
             lora_dropout: self.lora_dropout,
             target_modules: Some(match &self.target_modules {
                 Some(Targets::Pattern(text)) => Targets::parse(text),
@@ -207,6 +223,7 @@ impl TrainOptions {
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
+            other,
             ..LoraConfig::default()
         };
         let mut whole = self.modules_to_save.clone();
@@ -246,13 +263,21 @@ impl TrainOptions {
     /// # Errors
     /// Where the prompt template is wrong.
     pub fn data_options(&self, model: &dyn Model) -> Result<DataOptions> {
-        let prompt_template = self.prompt_template.as_deref().map(Template::parse).transpose()?;
+        let limit = model.position_limit().unwrap_or(usize::MAX);
         Ok(DataOptions {
-            prompt_template,
-            max_seq_len: Some(self.max_seq_len.min(model.position_limit().unwrap_or(usize::MAX))),
+            max_seq_len: Some(self.max_seq_len.min(limit)),
             reads_last: model.head_layout().reads == Reads::Last,
-            ..self.column_options()
+            ..self.read_options()?
         })
+    }
+
+    /// How to read the data as text, whatever the model.
+    ///
+    /// # Errors
+    /// Where the prompt template is wrong.
+    pub fn read_options(&self) -> Result<DataOptions> {
+        let prompt_template = self.prompt_template.as_deref().map(Template::parse).transpose()?;
+        Ok(DataOptions { prompt_template, ..self.column_options() })
     }
 
     /// What must not change when a run is resumed: everything that changes its numbers.

@@ -185,6 +185,36 @@ impl Session {
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 
+    /// The tokens that end a generated text.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer.
+    pub fn ends(&self) -> Result<Vec<u32>> {
+        let mut ends = self.base.generation.eos.clone();
+        ends.extend(self.tokenizer()?.eos());
+        ends.sort_unstable();
+        ends.dedup();
+        Ok(ends)
+    }
+
+    /// The tokens of a text to continue. Something must predict the first token of an empty one: what begins a
+    /// text, or what ended the one before.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer, or the text is empty and no such token is named.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        let mut tokens = tokenizer.encode(text)?;
+        if tokens.is_empty() {
+            tokens.extend(tokenizer.bos().or(tokenizer.eos()));
+        }
+        if tokens.is_empty() {
+            let what = "the prompt is empty, and the model names no token that begins a text";
+            return Err(Error::Usage(what.into()));
+        }
+        Ok(tokens)
+    }
+
     /// What the data readers need.
     ///
     /// # Errors

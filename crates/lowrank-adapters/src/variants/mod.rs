@@ -1,8 +1,10 @@
 //! What a variant of LoRA is. Each is one file here; the trainer, the merger and the file formats know only the
 //! two traits: a [`Method`] is what `adapter_config.json` asks for, a [`Variant`] is what it puts at one site.
 
+pub mod embedding;
 pub mod lora;
 pub mod low_rank;
+pub mod merged_linear;
 pub mod saved;
 
 use std::ops::Range;
@@ -14,7 +16,7 @@ use crate::target::Target;
 use crate::{Error, LoraConfig};
 
 /// All methods. Of those with one `peft_type`, the first that claims a configuration takes it.
-static METHODS: [&dyn Method; 1] = [&lora::Method];
+static METHODS: [&dyn Method; 2] = [&merged_linear::Method, &lora::Method];
 
 /// A kind of adapter, as `adapter_config.json` names it: decides what is put at the sites.
 pub trait Method: Sync {

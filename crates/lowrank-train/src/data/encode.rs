@@ -1,5 +1,7 @@
 //! Rows to tokens.
 
+use std::borrow::Cow;
+
 use super::fields::{Fields, Roles, Row};
 use super::{DataOptions, Encode, EncodeError, Example};
 
@@ -18,13 +20,8 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     let roles = fields.roles(options)?;
     let (mut tokens, mut loss_mask, mut prompt_len) = match roles {
         Roles::Pair { prompt, completion } => {
-            let prompt = match &options.prompt_template {
-                Some(template) => {
-                    &template.fill(|name| fields.text(if name == "prompt" { prompt } else { name }))?
-                }
-                None => fields.text(prompt)?,
-            };
-            pair(prompt, fields.text(completion)?, encoder).map_err(|e| e.to_string())?
+            let (prompt, completion) = pair_texts(&fields, options, prompt, completion)?;
+            pair(&prompt, completion, encoder).map_err(|e| e.to_string())?
         }
         Roles::Text(name) => {
             let mut tokens = encoder.encode(fields.text(name)?).map_err(|e| e.to_string())?;
@@ -68,6 +65,22 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     tokens.shrink_to_fit();
     loss_mask.shrink_to_fit();
     Ok(Encoded::Kept { example: Example { tokens, loss_mask, prompt_len, ..Example::default() }, truncated })
+}
+
+/// The prompt as the model sees it, and the completion.
+pub(super) fn pair_texts<'a>(
+    fields: &'a Fields<'_>,
+    options: &DataOptions,
+    prompt: &str,
+    completion: &str,
+) -> Result<(Cow<'a, str>, &'a str), String> {
+    let prompt = match &options.prompt_template {
+        Some(template) => {
+            template.fill(|name| fields.text(if name == "prompt" { prompt } else { name }))?.into()
+        }
+        None => fields.text(prompt)?.into(),
+    };
+    Ok((prompt, fields.text(completion)?))
 }
 
 fn pair(

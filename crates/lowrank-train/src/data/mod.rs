@@ -6,6 +6,7 @@
 //! | CoNLL (`.conll`) | a word and its tag a line, for `token-classification` |
 //! | `glue:TASK` | the columns of that GLUE file; recognised by its header |
 //! | CSV (`.csv`), TSV (`.tsv`) | the columns `prompt` and `completion`, or `text`, or those that [`DataOptions`] names |
+//! | E2E, WebNLG, DART | the original files, known by how they begin: the input in one line and a text for it |
 //!
 //! A prompt and a completion become `encode(prompt) + encode(completion) + eos`, with loss on the
 //! completion and eos. A text becomes `encode(text) + eos`, with loss on every token but the first,
@@ -17,8 +18,10 @@ mod conll;
 mod encode;
 mod fields;
 mod glue;
+mod groups;
 mod jsonl;
 mod labelled;
+mod nlg;
 mod table;
 mod template;
 #[cfg(test)]
@@ -41,6 +44,7 @@ use crate::task::Task;
 use encode::Encoded;
 use fields::Row;
 pub use glue::Glue;
+pub use groups::{PromptGroup, read_groups};
 pub use template::Template;
 
 /// Why a text or a conversation has no tokens.
@@ -81,7 +85,7 @@ pub trait Encode: Sync {
 pub struct ExampleId {
     /// The data file as it was named.
     pub file: Arc<str>,
-    /// Its line, from 1.
+    /// Its line, from 1; in a JSON file of WebNLG or DART the number of its entry.
     pub line: u64,
 }
 
@@ -155,6 +159,12 @@ pub enum DataFormat {
     Conll,
     /// A file of the GLUE benchmark: tab-separated, its columns known.
     Glue(Glue),
+    /// E2E NLG challenge: CSV of meaning representations and texts.
+    E2e,
+    /// WebNLG 2017 challenge: JSON of triples and texts.
+    Webnlg,
+    /// DART: JSON of triples and texts.
+    Dart,
 }
 
 impl DataFormat {
@@ -181,11 +191,14 @@ impl std::str::FromStr for DataFormat {
             "jsonl" | "ndjson" | "json" => Ok(Self::Jsonl),
             "csv" => Ok(Self::Csv),
             "tsv" | "tab" => Ok(Self::Tsv),
+            "e2e" => Ok(Self::E2e),
+            "webnlg" => Ok(Self::Webnlg),
+            "dart" => Ok(Self::Dart),
             "conll" => Ok(Self::Conll),
             _ => match name.strip_prefix("glue:") {
                 Some(task) => Ok(Self::Glue(Glue::parse(task)?)),
                 None => Err(Error::Options(format!(
-                    "no data format {name:?}: choose jsonl, csv, tsv, conll, or glue:TASK"
+                    "no data format {name:?}: choose jsonl, csv, tsv, e2e, webnlg, dart, conll, or glue:TASK"
                 ))),
             },
         }
@@ -198,6 +211,9 @@ impl fmt::Display for DataFormat {
             Self::Jsonl => f.write_str("jsonl"),
             Self::Csv => f.write_str("csv"),
             Self::Tsv => f.write_str("tsv"),
+            Self::E2e => f.write_str("e2e"),
+            Self::Webnlg => f.write_str("webnlg"),
+            Self::Dart => f.write_str("dart"),
             Self::Conll => f.write_str("conll"),
             Self::Glue(glue) => write!(f, "glue:{}", glue.name()),
         }
@@ -263,9 +279,12 @@ impl DataOptions {
     fn resolved(&self, path: &Path) -> Result<Self, Error> {
         let format = match self.format {
             Some(format) => format,
-            None => DataFormat::of(path)?,
+            None => self.detected(path)?,
         };
         let mut options = Self { format: Some(format), ..self.clone() };
+        if let DataFormat::E2e | DataFormat::Webnlg | DataFormat::Dart = format {
+            return nlg::options(&options);
+        }
         if format == DataFormat::Tsv && self.task != Task::Lm && self.text_column.is_none() {
             let mut line = Vec::new();
             open(path)?.take(1 << 16).read_until(b'\n', &mut line).map_err(Error::io(path))?;
@@ -274,6 +293,18 @@ impl DataOptions {
             options.format = Some(Glue::detect(&columns).map_or(format, DataFormat::Glue));
         }
         Ok(options)
+    }
+
+    /// The format that a file begins as, or that its name tells. Columns that are named are those of a table.
+    fn detected(&self, path: &Path) -> Result<DataFormat, Error> {
+        let named = [&self.prompt_column, &self.completion_column, &self.text_column];
+        if self.task == Task::Lm
+            && named.iter().all(|name| name.is_none())
+            && let Some(format) = nlg::detect(&mut open(path)?, path)?
+        {
+            return Ok(format);
+        }
+        DataFormat::of(path)
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -441,6 +472,9 @@ fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
         Some(DataFormat::Csv) => Box::new(table::Rows::new(path, input, b',', options)?),
         Some(DataFormat::Tsv | DataFormat::Glue(_)) => {
             Box::new(table::Rows::new(path, input, b'\t', options)?)
+        }
+        Some(format @ (DataFormat::E2e | DataFormat::Webnlg | DataFormat::Dart)) => {
+            nlg::rows(path, input, format)?
         }
         Some(DataFormat::Conll) => Box::new(conll::Sentences::new(path, input)),
         Some(DataFormat::Jsonl) | None => Box::new(jsonl::Lines::new(path, input)?),

@@ -282,7 +282,7 @@ fn bad_files() {
     case("a.json", "[\n {\"text\":\"a\"}\n]").fails(0, &["one JSON list", "jq"]);
     case("a.jsonl", b"\xff\xfe{\0").fails(0, &["UTF-16", "iconv"]);
     case("a.parquet", "x").fails(0, &["tells no format", "--data-format"]);
-    case("a.csv", "mr,ref\na,b\n").fails(0, &["neither", "\"mr\", \"ref\"", "--prompt-column"]);
+    case("a.csv", "source,ref\na,b\n").fails(0, &["neither", "\"source\", \"ref\"", "--prompt-column"]);
     let named = |prompt: &str, content: &str| {
         case("a.csv", content).with(|o| {
             o.prompt_column = Some(prompt.into());

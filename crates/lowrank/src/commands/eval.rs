@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use lowrank::Result;
-use lowrank::train::evaluate;
+use lowrank::train::{Task, evaluate};
 
 /// What to score.
 #[derive(clap::Args)]
@@ -13,6 +13,8 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    texts: super::eval_texts::Flags,
 }
 
 /// Evaluates.
@@ -21,6 +23,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn work(args: &Args) -> Result<ExitCode> {
+    if args.texts.wanted() {
+        let options = args.input.options(Task::Lm).read_options()?;
+        let batch = args.input.batch_size;
+        return args.texts.run(&args.input.data, &options, batch, args.json, || args.input.open());
+    }
     let session = args.input.session()?;
     let data = args.input.read(&session, false)?;
     let stepper = args.input.stepper(&session)?;

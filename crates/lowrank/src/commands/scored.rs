@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use lowrank::adapters::AdapterSet;
 use lowrank::train::{DataFormat, Dataset, StepOptions, Stepper, Task};
 use lowrank::{Result, Session, TrainOptions};
 
@@ -16,22 +17,22 @@ pub struct Flags {
     /// Adapter folder
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Data: .jsonl, .csv, .tsv or .conll
+    /// Data: .jsonl, .csv, .tsv, .conll, or the files of E2E, WebNLG and DART
     #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    pub data: PathBuf,
     /// What the adapter was trained for [default: what its folder says; else lm]
     #[arg(long)]
     task: Option<Task>,
     /// The classes in the order of their scores, for an adapter whose folder does not name them
     #[arg(long, value_delimiter = ',')]
     labels: Option<Vec<String>>,
-    /// Examples scored at once
+    /// Examples scored (or prompts continued) at once
     #[arg(long, default_value_t = 8)]
     pub batch_size: usize,
     /// Longer examples lose their tail
     #[arg(long, default_value_t = 1024)]
     max_seq_len: usize,
-    /// jsonl, csv, tsv, conll or glue:TASK, where the name and the columns do not tell
+    /// jsonl, csv, tsv, e2e, webnlg, dart, conll or glue:TASK, where the name and the columns do not tell
     #[arg(long)]
     data_format: Option<DataFormat>,
     /// Column or key of the prompt [default: prompt]
@@ -72,10 +73,17 @@ impl Flags {
         )
     }
 
-    /// The data, for the session's task; reports on them.
-    pub fn read(&self, session: &Session, unlabelled: bool) -> Result<Dataset> {
-        let options = TrainOptions {
-            task: session.task.task,
+    /// Model and adapter.
+    pub fn open(&self) -> Result<(Session, AdapterSet)> {
+        let session = self.session()?;
+        let adapters = session.adapter(self.adapter.as_deref())?;
+        Ok((session, adapters))
+    }
+
+    /// What the flags say of the data.
+    pub fn options(&self, task: Task) -> TrainOptions {
+        TrainOptions {
+            task,
             max_seq_len: self.max_seq_len,
             data_format: self.data_format,
             prompt_column: self.prompt_column.clone(),
@@ -86,7 +94,12 @@ impl Flags {
             prompt_template: self.prompt_template.clone(),
             skip_bad_lines: self.skip_bad_lines,
             ..TrainOptions::default()
-        };
+        }
+    }
+
+    /// The data, for the session's task; reports on them.
+    pub fn read(&self, session: &Session, unlabelled: bool) -> Result<Dataset> {
+        let options = self.options(session.task.task);
         let data = session.read_data(&self.data, &options, unlabelled)?;
         eprintln!("{}", data.report);
         for warning in data.report.warnings() {

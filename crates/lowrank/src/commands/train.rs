@@ -63,6 +63,10 @@ pub struct Flags {
     #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     modules_to_save: Vec<String>,
+    /// Parts of fused layers with an adapter of rank r each, e.g. true,false,true for queries and values of c_attn
+    #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    enable_lora: Vec<bool>,
     /// Start from this adapter (its configuration holds)
     #[arg(long, value_name = "DIR", help_heading = "Adapter")]
     init_adapter: Option<PathBuf>,
@@ -76,6 +80,9 @@ pub struct Flags {
     /// Steps until the peak [default: 0]
     #[arg(long, help_heading = "Optimiser")]
     warmup_steps: Option<u64>,
+    /// The same as a share of all steps [default: 0]
+    #[arg(long, help_heading = "Optimiser", conflicts_with = "warmup_steps")]
+    warmup_ratio: Option<f64>,
     /// Decoupled weight decay [default: 0]
     #[arg(long, help_heading = "Optimiser")]
     weight_decay: Option<f64>,
