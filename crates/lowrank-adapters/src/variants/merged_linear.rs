@@ -133,7 +133,7 @@ impl super::Method for Method {
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
         config.check_lora()?;
         let marked = enabled(config)?.iter().filter(|on| **on).count();
-        if config.r % marked != 0 {
+        if !config.r.is_multiple_of(marked) {
             return Err(Error::Config(format!(
                 "r is {}, which cannot be shared by the {marked} parts that {FIELD} marks",
                 config.r
@@ -153,7 +153,7 @@ impl super::Method for Method {
         let marked = enable.iter().filter(|on| **on).count();
         let plan = |target: &Target| {
             let site = &sites[target.site];
-            if !site.out_features.is_multiple_of(enable.len()) || target.r % marked != 0 {
+            if !site.out_features.is_multiple_of(enable.len()) || !target.r.is_multiple_of(marked) {
                 return Err(Error::Config(format!(
                     "{}: {} outputs and rank {} cannot be cut into the {} parts of {FIELD}, {marked} of them marked",
                     site.path,
