@@ -9,7 +9,7 @@ use lowrank_engine::{Site, SiteKind};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
-use crate::variants::{BaseWeights, NoBase, method};
+use crate::variants::{BaseWeights, NoBase, embedding, method};
 use crate::{AdapterSet, Error, LoraConfig};
 
 /// PEFT puts this before the module path.
@@ -89,6 +89,8 @@ impl AdapterSet {
             Ok(())
         })?;
         set.task = read_task(dir)?;
+        // PEFT adds the base's own table where an embedding is adapted.
+        tensors.retain(|name, _| !name.ends_with(".base_layer.weight"));
         if let Some(name) = tensors.keys().next() {
             let more = tensors.len() - 1;
             let what = format!("tensor {name} (and {more} more) belongs to no adapted layer of it");
@@ -131,8 +133,11 @@ impl AdapterSet {
                     format!("the tensors of {module} do not fit together; there may be {wanted}"),
                 )
             })?;
-            let bias = false;
-            Ok(Site { path: module, kind: SiteKind::Linear, in_features, out_features, bias })
+            let kind = match shape(embedding::SUFFIXES[0]) {
+                Some(_) => SiteKind::Embedding,
+                None => SiteKind::Linear,
+            };
+            Ok(Site { path: module, kind, in_features, out_features, bias: false })
         };
         let mut sites = modules.into_iter().map(site).collect::<Result<Vec<_>, Error>>()?;
         let saved = |(name, (shape, _)): (&String, &(Vec<usize>, Vec<f32>))| {

@@ -5,7 +5,7 @@ use lowrank_engine::{AdamW, Device, DropoutKey, Grads, Record, Scope, Tape};
 use lowrank_models::{Model, TokenBatch};
 
 use crate::objective::{self, Scores};
-use crate::{Error, PackedBatch};
+use crate::{Error, Example, Masking, PackedBatch, TaskSpec, pack};
 
 /// What a step needs to know besides its batches.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,8 @@ pub struct Stepper<'m> {
     grads: Grads,
     device: Device,
     options: StepOptions,
+    task: TaskSpec,
+    masking: Option<Masking>,
 }
 
 impl<'m> Stepper<'m> {
@@ -46,7 +48,24 @@ impl<'m> Stepper<'m> {
     pub fn new(model: &'m dyn Model, adapters: AdapterSet, device: Device, options: StepOptions) -> Self {
         let optimizer = AdamW::new(&adapters.params, options.weight_decay);
         let grads = Grads::zeros(&adapters.params);
-        Self { model, adapters, optimizer, grads, device, options }
+        let (task, masking) = (TaskSpec::default(), None);
+        Self { model, adapters, optimizer, grads, device, options, task, masking }
+    }
+
+    /// The same for another task than the next token; `masking` is for masked language models.
+    pub fn for_task(self, task: TaskSpec, masking: Option<Masking>) -> Self {
+        Self { task, masking, ..self }
+    }
+
+    /// What it is trained for.
+    pub fn task(&self) -> &TaskSpec {
+        &self.task
+    }
+
+    /// Lays out a batch; where tokens are to be hidden, `pass` says which.
+    pub fn pack(&self, examples: &[&Example], share_prefix: bool, pass: u64) -> PackedBatch {
+        let examples = Masking::apply(self.masking.as_ref(), examples, pass);
+        pack(&examples.iter().map(|example| &**example).collect::<Vec<_>>(), share_prefix)
     }
 
     /// The device it runs on.

@@ -13,6 +13,9 @@ pub enum Error {
     /// Data or training.
     #[error(transparent)]
     Train(#[from] lowrank_train::Error),
+    /// An adapter's file.
+    #[error(transparent)]
+    Tools(#[from] lowrank_tools::Error),
     /// Options that make no sense.
     #[error("{0}")]
     Usage(String),

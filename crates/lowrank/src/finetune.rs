@@ -45,13 +45,12 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
             "the session was opened with another --quantize, --precision or --stream-base".into(),
         ));
     }
-    let encoder = session.encoder()?;
-    let data_options = options.data_options(&*session.model)?;
-    let train = lowrank_train::data::read(&options.data, &data_options, &encoder)?;
-    let eval = match &options.eval_data {
-        Some(path) => Some(lowrank_train::data::read(path, &data_options, &encoder)?),
-        None => None,
-    };
+    if session.task.task != options.task {
+        let (have, want) = (session.task.task.name(), options.task.name());
+        return Err(Error::Usage(format!("the session was opened for --task {have}, not {want}")));
+    }
+    let train = session.read_data(&options.data, options, false)?;
+    let eval = options.eval_data.as_ref().map(|path| session.read_data(path, options, false)).transpose()?;
     let share_prefix = !options.no_share_prefix;
     let batches = Batches::new(
         &train.examples,
@@ -68,7 +67,10 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let schedule = Schedule {
         scheduler: options.lr_scheduler,
         peak: options.learning_rate,
-        warmup_steps: options.warmup_steps,
+        warmup_steps: match options.warmup_steps {
+            0 => (options.warmup_ratio * total_steps as f64).ceil() as u64,
+            steps => steps,
+        },
         total_steps,
     };
 
@@ -89,7 +91,9 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         options.apply(&mut adapters);
         (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint })
     };
-    let mut stepper = Stepper::new(&*session.model, adapters, device, step_options);
+    let mut stepper = Stepper::new(&*session.model, adapters, device, step_options)
+        .for_task(session.task.clone(), session.masking(options.seed)?);
+    stepper.adapters.task = session.task.to_json();
     if let Some(optimizer) = optimizer {
         stepper.optimizer = optimizer;
     }
@@ -202,7 +206,7 @@ fn remove_run(out: &Path) -> Result<()> {
     if checkpoints.exists() {
         fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
     }
-    for name in [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE] {
+    for name in [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE, lowrank_adapters::TASK_FILE] {
         let path = out.join(name);
         if path.exists() {
             fs::remove_file(&path).map_err(Error::io(&path))?;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
 
+use super::embedding::{self, EmbeddingLora};
 use super::low_rank::LowRank;
 use super::{Place, Start, Variant, linear_only, stored_weight, whole_weight};
 use crate::init::{InitLoraWeights, Randomness};
@@ -193,18 +194,23 @@ impl super::Method for Method {
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
         let plan = |target: &Target| {
-            let lora = Lora::plan(config, target, &sites[target.site], params)?;
+            let site = &sites[target.site];
+            if site.kind == SiteKind::Embedding {
+                return Ok(EmbeddingLora::plan(config, target, site, params));
+            }
+            let lora = Lora::plan(config, target, site, params)?;
             Ok(Arc::new(lora) as Arc<dyn Variant>)
         };
         targets.iter().map(plan).collect()
     }
 
     fn suffixes(&self) -> &'static [&'static str] {
-        &["lora_A.weight", "lora_B.weight"]
+        &["lora_A.weight", "lora_B.weight", embedding::SUFFIXES[0], embedding::SUFFIXES[1]]
     }
 
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
-        let (a, b) = (shape("lora_A.weight")?, shape("lora_B.weight")?);
+        let pair = |[a, b]: [&str; 2]| Some((shape(a)?, shape(b)?));
+        let (a, b) = pair(["lora_A.weight", "lora_B.weight"]).or_else(|| pair(embedding::SUFFIXES))?;
         (a.len() == 2 && b.len() == 2).then(|| (a[1], b[0]))
     }
 }

@@ -3,12 +3,14 @@
 
 pub mod adalora;
 pub mod dora;
+pub mod embedding;
 pub mod ia3;
 pub mod loha;
 pub mod lokr;
 pub mod lora;
 pub mod low_rank;
 mod lycoris;
+pub mod merged_linear;
 pub mod mixture;
 pub mod residual;
 pub mod saved;
@@ -26,7 +28,8 @@ use crate::target::Target;
 use crate::{AdaptedSite, AdapterSet, Error, LoraConfig};
 
 /// All methods. Of those with one `peft_type`, the first that claims a configuration takes it.
-static METHODS: [&dyn Method; 8] = [
+static METHODS: [&dyn Method; 9] = [
+    &merged_linear::Method,
     &residual::Method,
     &dora::Method,
     &lora::Method,

@@ -1,11 +1,24 @@
 //! One command per file.
 
 pub mod base;
+pub mod compose;
+pub mod convert;
+pub mod decoding;
+pub mod diff;
+pub mod dtype;
 pub mod eval;
+pub mod eval_texts;
+pub mod extract;
+pub mod files;
 pub mod generate;
 pub mod inspect;
 pub mod merge;
 pub mod plan;
+pub mod predict;
+pub mod prune;
+pub mod rename;
+pub mod resize;
+pub mod scored;
 pub mod train;
 
 use std::path::PathBuf;
