@@ -62,6 +62,11 @@ CASES = {
         "store": torch.bfloat16,
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": "all-linear"},
     },
+    "llama_embedding": {
+        "config": LLAMA | {"tie_word_embeddings": False, "intermediate_size": 48},
+        "store": torch.bfloat16,
+        "lora": {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "v_proj"]},
+    },
     "llama_bias": {
         "config": LLAMA | {"attention_bias": True, "mlp_bias": True},
         "store": torch.float16,
@@ -275,7 +280,7 @@ def train(model, batch):
 
 def trainable(model):
     """The adapter's parameters by the names they have in adapter_model.safetensors."""
-    return {n.replace(".default.", "."): p for n, p in model.named_parameters() if p.requires_grad}
+    return {n.replace(".default.", ".").removesuffix(".default"): p for n, p in model.named_parameters() if p.requires_grad}
 
 
 def write_case(root, case, spec):

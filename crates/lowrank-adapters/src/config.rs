@@ -1,5 +1,6 @@
 //! The configuration of a LoRA adapter, in PEFT's words (`adapter_config.json`).
 
+use lowrank_engine::Site;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -84,10 +85,10 @@ pub struct LoraConfig {
     #[serde(default)]
     pub use_rslora: bool,
     /// Ranks that differ, by module name or regular expression.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub rank_pattern: Map<String, Value>,
     /// Alphas that differ, likewise.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub alpha_pattern: Map<String, Value>,
     /// Only these layers.
     #[serde(default)]
@@ -113,6 +114,10 @@ pub struct LoraConfig {
     /// Everything else.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Map<String, Value>, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 fn none() -> String {
@@ -159,8 +164,7 @@ impl Default for LoraConfig {
 }
 
 /// Switches of PEFT that change what the adapter computes and that Lowrank does not have.
-const UNSUPPORTED: [&str; 8] = [
-    "use_dora",
+const UNSUPPORTED: [&str; 7] = [
     "use_qalora",
     "use_bdlora",
     "lora_bias",
@@ -205,6 +209,28 @@ impl LoraConfig {
             ));
         }
         Ok(())
+    }
+
+    /// Fills the fields of its method that were not said, for a run of `total_steps` steps on `sites`.
+    ///
+    /// # Errors
+    /// Where there is no such method.
+    pub fn configure(&mut self, sites: &[Site], total_steps: u64) -> Result<(), Error> {
+        method(self)?.configure(self, sites, total_steps);
+        Ok(())
+    }
+
+    /// Sets a field of its method where it was not said.
+    pub(crate) fn default_to(&mut self, field: &str, value: impl Into<Value>) {
+        self.other.entry(field).or_insert_with(|| value.into());
+    }
+
+    /// The fields that a method adds, from `other`.
+    pub(crate) fn words<T: serde::de::DeserializeOwned>(&self) -> Result<T, Error> {
+        // PEFT writes null for what was not said.
+        let said = self.other.iter().filter(|(_, value)| !value.is_null());
+        let said: Map<String, Value> = said.map(|(key, value)| (key.clone(), value.clone())).collect();
+        T::deserialize(Value::Object(said)).map_err(|e| Error::Config(e.to_string()))
     }
 
     /// Whether one of the other fields is there and is not null, false or empty.

@@ -5,11 +5,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
-use lowrank_engine::{ParamId, Site, SiteKind};
+use lowrank_engine::{Site, SiteKind};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
-use crate::variants::method;
+use crate::variants::{BaseWeights, NoBase, embedding, method};
 use crate::{AdapterSet, Error, LoraConfig};
 
 /// PEFT puts this before the module path.
@@ -20,6 +20,17 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 /// What the adapter is for: the task and its labels. Only Lowrank reads it.
 pub const TASK_FILE: &str = "task.json";
+
+/// See [`AdapterSet::training_state`].
+#[derive(Default)]
+pub struct TrainingState {
+    /// The configuration it was trained with, where the folder has another.
+    pub config: Option<Value>,
+    /// Then also all parameters by name.
+    pub numbers: Vec<(String, Vec<f32>)>,
+    /// The numbers of its regime.
+    pub regime: Vec<(String, Vec<f32>)>,
+}
 
 /// The name in the file of a parameter: those that belong to no module carry theirs whole.
 fn file_name(name: &str) -> String {
@@ -46,6 +57,15 @@ impl AdapterSet {
     /// # Errors
     /// Names the file, and the tensor or site that is wrong, missing or left over.
     pub fn load(dir: &Path, sites: &[Site]) -> Result<Self, Error> {
+        Self::load_on(dir, sites, &NoBase)
+    }
+
+    /// The same, where a part of the adapter may follow from its base: PEFT's files of a PiSSA or an OLoRA that was
+    /// not converted.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::load`].
+    pub fn load_on(dir: &Path, sites: &[Site], base: &dyn BaseWeights) -> Result<Self, Error> {
         let config = LoraConfig::load(dir)?;
         let path = dir.join(TENSORS_FILE);
         let mut tensors = read_tensors(&path)?;
@@ -53,9 +73,10 @@ impl AdapterSet {
             Error::NoTarget { .. } => Error::mismatch(&path, e.to_string()),
             other => other,
         })?;
-        let ids: Vec<ParamId> = set.params.iter().map(|(id, _)| id).collect();
-        for id in ids {
-            let param = set.params.get_mut(id);
+        set.each_param(|param| {
+            if !param.saved {
+                return Ok(());
+            }
             let name = file_name(&param.name);
             let (shape, value) = tensors
                 .remove(&name)
@@ -65,12 +86,18 @@ impl AdapterSet {
                 return Err(Error::mismatch(&path, what));
             }
             param.value = value;
-        }
+            Ok(())
+        })?;
         set.task = read_task(dir)?;
+        // PEFT adds the base's own table where an embedding is adapted.
+        tensors.retain(|name, _| !name.ends_with(".base_layer.weight"));
         if let Some(name) = tensors.keys().next() {
             let more = tensors.len() - 1;
             let what = format!("tensor {name} (and {more} more) belongs to no adapted layer of it");
             return Err(Error::mismatch(&path, what));
+        }
+        for (layer, start) in set.layers.iter().zip(set.starts(0, base)) {
+            layer.variant.complete(&mut set.params, &start)?;
         }
         Ok(set)
     }
@@ -94,7 +121,11 @@ impl AdapterSet {
         };
         let modules: BTreeSet<String> = tensors.keys().filter_map(|name| module(name)).collect();
         let site = |module: String| {
-            let shape = |end: &str| tensors.get(&format!("{PREFIX}{module}.{end}")).map(|(s, _)| s.clone());
+            let name = |end: &str| match end.starts_with("base_model.") {
+                true => end.to_owned(),
+                false => format!("{PREFIX}{module}.{end}"),
+            };
+            let shape = |end: &str| tensors.get(&name(end)).map(|(shape, _)| shape.clone());
             let (in_features, out_features) = method.features(&shape).ok_or_else(|| {
                 let wanted = method.suffixes().join(", ");
                 Error::file(
@@ -102,8 +133,11 @@ impl AdapterSet {
                     format!("the tensors of {module} do not fit together; there may be {wanted}"),
                 )
             })?;
-            let bias = false;
-            Ok(Site { path: module, kind: SiteKind::Linear, in_features, out_features, bias })
+            let kind = match shape(embedding::SUFFIXES[0]) {
+                Some(_) => SiteKind::Embedding,
+                None => SiteKind::Linear,
+            };
+            Ok(Site { path: module, kind, in_features, out_features, bias: false })
         };
         let mut sites = modules.into_iter().map(site).collect::<Result<Vec<_>, Error>>()?;
         let saved = |(name, (shape, _)): (&String, &(Vec<usize>, Vec<f32>))| {
@@ -117,14 +151,63 @@ impl AdapterSet {
         Self::load(dir, &sites)
     }
 
+    /// What a run must keep to go on that [`AdapterSet::save`] does not: the configuration and the parameters
+    /// where the folder holds another form of the adapter, and the numbers of its regime.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::save`].
+    pub fn training_state(&self) -> Result<TrainingState, Error> {
+        let mut state = TrainingState::default();
+        if method(&self.config)?.export(self)?.is_some() {
+            state.config = Some(self.config.to_json());
+            state.numbers = self.params.iter().map(|(_, p)| (p.name.clone(), p.value.clone())).collect();
+        }
+        state.regime = self.regime.as_ref().map(|r| r.state()).unwrap_or_default();
+        Ok(state)
+    }
+
+    /// The adapter in `dir` as it was trained.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::load`], or where `state` is another adapter's.
+    pub fn resume(dir: &Path, sites: &[Site], state: TrainingState) -> Result<Self, Error> {
+        let mut set = match state.config {
+            None => Self::load(dir, sites)?,
+            Some(config) => {
+                let wrong = |what: String| Error::file(dir, format!("its training state: {what}"));
+                let config = serde_json::from_value(config).map_err(|e| wrong(e.to_string()))?;
+                let mut set = Self::planned(config, sites)?;
+                let mut numbers: BTreeMap<String, Vec<f32>> = state.numbers.into_iter().collect();
+                set.each_param(|param| match numbers.remove(&param.name) {
+                    Some(value) if value.len() == param.rows * param.cols => {
+                        param.value = value;
+                        Ok(())
+                    }
+                    _ => Err(wrong(format!("{} is missing or has another size", param.name))),
+                })?;
+                set
+            }
+        };
+        for (name, value) in state.regime {
+            if let Some(regime) = &mut set.regime {
+                regime.restore(&name, value);
+            }
+        }
+        Ok(set)
+    }
+
     /// Writes the adapter folder, each file whole or not at all.
     ///
     /// # Errors
     /// Where the folder cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), Error> {
+        if let Some(exported) = method(&self.config)?.export(self)? {
+            return exported.save(dir);
+        }
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let bytes = |value: &[f32]| value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let values: Vec<_> = self.params.iter().map(|(_, p)| (p, bytes(&p.value))).collect();
+        let values: Vec<_> =
+            self.params.iter().filter(|(_, p)| p.saved).map(|(_, p)| (p, bytes(&p.value))).collect();
         let tensors = values.iter().map(|(p, bytes)| {
             let view = TensorView::new(Dtype::F32, p.shape.clone(), bytes).expect("sizes agree");
             (file_name(&p.name), view)

@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{ActiveAdapters, Params, Site, SiteId, SiteKind};
+use lowrank_engine::{ActiveAdapters, Param, ParamId, Params, Site, SiteId, SiteKind};
 use serde_json::Value;
 
+use crate::regime::Regime;
 use crate::target::targets;
 use crate::variants::saved::Saved;
 use crate::variants::{BaseWeights, Method, NoBase, Place, Start, Variant, method};
@@ -35,6 +36,8 @@ pub struct AdapterSet {
     pub active: ActiveAdapters,
     /// What the adapter is for, beside what PEFT's configuration can say: `task.json` of its folder.
     pub task: Option<Value>,
+    /// What training does beside following the gradient.
+    pub regime: Option<Box<dyn Regime>>,
 }
 
 impl AdapterSet {
@@ -62,11 +65,38 @@ impl AdapterSet {
         base: &dyn BaseWeights,
     ) -> Result<Self, Error> {
         let mut set = Self::planned(config, sites)?;
-        for (index, layer) in set.layers.iter().enumerate() {
-            let stream = init::STREAM + index as u64 * init::STREAMS_PER_SITE;
-            layer.variant.init(&mut set.params, &Start { site: &layer.site, seed, stream, base })?;
+        for (layer, start) in set.layers.iter().zip(set.starts(seed, base)) {
+            layer.variant.init(&mut set.params, &start)?;
         }
         Ok(set)
+    }
+
+    /// What the variant of each site may look at when it starts.
+    pub(crate) fn starts<'a>(&self, seed: u64, base: &'a dyn BaseWeights) -> Vec<Start<'a>> {
+        let start = |(index, layer): (usize, &AdaptedSite)| {
+            let stream = init::STREAM + index as u64 * init::STREAMS_PER_SITE;
+            Start { site: layer.site.clone(), seed, stream, base }
+        };
+        self.layers.iter().enumerate().map(start).collect()
+    }
+
+    /// LoRA+ (Hayou et al. 2024): `B` and vectors learn `ratio` times as fast as `A`.
+    pub fn set_loraplus_lr_ratio(&mut self, ratio: f64) {
+        self.change_params(|p| {
+            if p.name.contains("lora_B") || p.shape.len() == 1 {
+                p.lr_ratio = ratio;
+            }
+        });
+    }
+
+    /// LoRA-FA (Zhang et al. 2023): `A` stays as it starts.
+    pub fn freeze_a(&mut self) {
+        self.change_params(|p| p.trained &= !p.name.contains("lora_A"));
+    }
+
+    fn change_params(&mut self, change: impl Fn(&mut Param)) {
+        let ids: Vec<ParamId> = self.params.iter().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| change(self.params.get_mut(id)));
     }
 
     /// The same without numbers, to plan with or to fill from a file.
@@ -86,6 +116,7 @@ impl AdapterSet {
             set.config.fan_in_fan_out |= site.kind == SiteKind::TransposedLinear;
             set.layers.push(AdaptedSite { id, site, variant });
         }
+        set.regime = method.regime(&set.config, &set.layers)?;
         set.config.check_saved(sites)?;
         for (index, site) in sites.iter().enumerate().filter(|(_, site)| set.config.saves(&site.path)) {
             let variant: Arc<dyn Variant> = Arc::new(Saved::plan(site, &mut set.params)?);
@@ -93,6 +124,31 @@ impl AdapterSet {
             set.layers.push(AdaptedSite { id: SiteId(index), site: site.clone(), variant });
         }
         Ok(set)
+    }
+
+    /// The same sites with another configuration; parameters that are the same keep their numbers, `fill` gives
+    /// the others theirs.
+    pub(crate) fn rebuilt(&self, config: LoraConfig, fill: impl Fn(&mut Param)) -> Result<Self, Error> {
+        let sites: Vec<Site> = self.layers.iter().map(|layer| layer.site.clone()).collect();
+        let mut set = Self::planned(config, &sites)?;
+        set.task = self.task.clone();
+        set.each_param(|param| {
+            match self.params.find(&param.name).filter(|same| same.shape == param.shape) {
+                Some(same) => param.value = same.value.clone(),
+                None => fill(param),
+            }
+            Ok(())
+        })?;
+        Ok(set)
+    }
+
+    /// Calls `change` on every parameter.
+    pub(crate) fn each_param(
+        &mut self,
+        mut change: impl FnMut(&mut Param) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let ids: Vec<ParamId> = self.params.iter().map(|(id, _)| id).collect();
+        ids.into_iter().try_for_each(|id| change(self.params.get_mut(id)))
     }
 
     /// The adapter at a module path.

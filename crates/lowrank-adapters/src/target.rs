@@ -7,6 +7,7 @@ use lowrank_engine::{Site, SiteKind};
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use crate::variants::method;
 use crate::{Error, LoraConfig, Targets};
 
 /// A site that gets an adapter.
@@ -33,6 +34,7 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
     let include = Matcher::new(wanted)?;
     let exclude = config.exclude_modules.as_ref().map(Matcher::new).transpose()?;
     let layers = LayerFilter::new(config)?;
+    let (rank, alpha) = method(config)?.rank_and_alpha(config)?;
     let ranks = patterns(&config.rank_pattern)?;
     let alphas = patterns(&config.alpha_pattern)?;
 
@@ -49,13 +51,13 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
                     site.path
                 ))
             })? as usize,
-            None => config.r,
+            None => rank,
         };
         let alpha = match first_match(&alphas, &site.path) {
             Some(value) => value
                 .as_f64()
                 .ok_or_else(|| Error::Config(format!("alpha_pattern gives {value} for {}", site.path)))?,
-            None => config.lora_alpha,
+            None => alpha,
         };
         found.push(Target { site: index, r, alpha });
     }
@@ -74,6 +76,15 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
         }
     }
     Ok(found)
+}
+
+/// Which of `sites` the `wanted` modules are.
+///
+/// # Errors
+/// Where a pattern is no regular expression.
+pub(crate) fn matching(wanted: &Targets, sites: &[Site]) -> Result<Vec<bool>, Error> {
+    let matcher = Matcher::new(wanted)?;
+    Ok(sites.iter().map(|site| matcher.matches(site)).collect())
 }
 
 /// The last parts of the paths, each once.

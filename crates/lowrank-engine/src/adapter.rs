@@ -70,7 +70,7 @@ impl Accumulator {
     }
 }
 
-/// An adapter at a linear site: it computes the site in place of its base, which it may call and never changes.
+/// An adapter at a site. At a linear layer it computes the site in place of its base, which it may call and never changes.
 pub trait Adapter: Send + Sync {
     /// `y = beta y + adapted(x)` for `x: [N,K]`, `y: [N,O]`; the base's bias is part of what is adapted, and with
     /// `beta` 0, `y` is only written. Returns what the backward pass needs.
@@ -89,6 +89,27 @@ pub trait Adapter: Send + Sync {
         saved: Vec<Tensor>,
         dx: Option<&mut Accumulator>,
     );
+
+    /// At an embedding: `y[i] += scale adapter(ids[i])` for `y: [N,D]`, which holds the base's rows. Returns what the
+    /// backward pass needs. An adapter that is never attached to an embedding leaves this as it is.
+    fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
+        let _ = (scope, ids, scale, y);
+        unreachable!("this adapter is for linear layers")
+    }
+
+    /// Given `dy: [N,D]`, accumulates the gradients of the adapter's parameters at an embedding.
+    fn embed_backward(
+        &self,
+        scope: &Scope<'_>,
+        grads: &mut Grads,
+        ids: &[u32],
+        scale: f32,
+        dy: &Tensor,
+        saved: Vec<Tensor>,
+    ) {
+        let _ = (scope, grads, ids, scale, dy, saved);
+        unreachable!("this adapter is for linear layers")
+    }
 
     /// `y += weight (adapted(x) - base(x))`: the adapter as one of several. Without gradient.
     fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {

@@ -1,5 +1,7 @@
 //! Keys and values of the tokens seen so far, for generation.
 
+use std::ops::Range;
+
 use crate::device::Device;
 use crate::tensor::Tensor;
 
@@ -37,6 +39,16 @@ impl KvCache {
             }
         }
         self.rows = rows;
+    }
+
+    /// Copies the rows `from` of every layer to those from `to` on.
+    pub fn copy_rows(&mut self, from: Range<usize>, to: usize) {
+        for (keys, values) in &mut self.layers {
+            for buffer in [keys, values] {
+                let d = buffer.cols();
+                buffer.data_mut().copy_within(from.start * d..from.end * d, to * d);
+            }
+        }
     }
 
     /// Stores the keys and values of the pass's rows and returns the whole buffers of the layer.

@@ -24,6 +24,8 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// Whether training changes it. What it does not change has neither gradient nor moments.
     pub trained: bool,
+    /// Whether it is in the adapter's file.
+    pub saved: bool,
     /// Its learning rate as a multiple of the run's.
     pub lr_ratio: f64,
     /// Row-major numbers; empty while only planning.
@@ -48,7 +50,7 @@ impl Params {
     pub fn push(&mut self, name: String, rows: usize, cols: usize, value: Vec<f32>) -> ParamId {
         assert!(value.is_empty() || value.len() == rows * cols, "{name}: {rows} x {cols}");
         let shape = vec![rows, cols];
-        self.list.push(Param { name, rows, cols, shape, trained: true, lr_ratio: 1.0, value });
+        self.list.push(Param { name, rows, cols, shape, trained: true, saved: true, lr_ratio: 1.0, value });
         self.version = next_version();
         ParamId(self.list.len() - 1)
     }
@@ -75,6 +77,11 @@ impl Params {
     /// computed from parameters of the same version still holds.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The parameter of this name.
+    pub fn find(&self, name: &str) -> Option<&Param> {
+        self.list.iter().find(|p| p.name == name)
     }
 
     /// A view for products.

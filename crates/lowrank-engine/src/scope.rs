@@ -43,7 +43,7 @@ impl<'m> Scope<'m> {
         let ((m, k), (kb, n)) = (a.shape(), b.shape());
         assert_eq!(k, kb, "inner sizes of a product");
         assert_eq!((m, n), (c.rows, c.cols), "result of a product");
-        let strided = |x: Mat<'_>| if x.transposed { (1, x.cols) } else { (x.cols, 1) };
+        let strided = |x: Mat<'_>| if x.transposed { (1, x.stride) } else { (x.stride, 1) };
         let ((ars, acs), (brs, bcs)) = (strided(a), strided(b));
         self.device.run(2 * m * n * k, || {
             kernels::gemm(

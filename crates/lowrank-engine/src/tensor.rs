@@ -54,7 +54,7 @@ impl Tensor {
 
     /// A view for products.
     pub fn mat(&self) -> Mat<'_> {
-        Mat { data: self.data(), rows: self.rows, cols: self.cols, transposed: false }
+        Mat::new(self.data(), self.rows, self.cols)
     }
 
     /// A view for products, to write.
@@ -70,13 +70,21 @@ pub struct Mat<'a> {
     pub(crate) data: &'a [f32],
     pub(crate) rows: usize,
     pub(crate) cols: usize,
+    /// Numbers from one row to the next.
+    pub(crate) stride: usize,
     pub(crate) transposed: bool,
 }
 
 impl<'a> Mat<'a> {
     /// A row-major matrix over a slice (empty on the Plan device).
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        Self { data, rows, cols, transposed: false }
+        Self { data, rows, cols, stride: cols, transposed: false }
+    }
+
+    /// The first `rows` rows and `cols` columns of a matrix that is not transposed.
+    pub fn corner(self, rows: usize, cols: usize) -> Self {
+        assert!(!self.transposed && rows <= self.rows && cols <= self.cols, "a corner of a matrix");
+        Self { rows, cols, ..self }
     }
 
     /// The transposed view.

@@ -8,6 +8,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod columns;
 mod cross_entropy;
 mod elementwise;
 mod embedding;
@@ -31,6 +32,7 @@ pub use attention::{
     AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment, attention,
     attention_backward, disentangled_attention, disentangled_attention_backward,
 };
+pub use columns::{scale_columns, scale_columns_backward};
 pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};
 pub use elementwise::{add, add_bias, bias_backward, copy, scale, sum_squares};
 pub use embedding::embedding;

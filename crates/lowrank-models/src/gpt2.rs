@@ -105,7 +105,7 @@ pub struct Gpt2 {
 /// Query, key and value.
 enum Qkv {
     Fused(Linear),
-    Apart([Linear; 3]),
+    Apart(Box<[Linear; 3]>),
 }
 
 struct Layer {
@@ -138,11 +138,11 @@ impl Gpt2 {
             let at = |name: &str| format!("transformer.h.{i}.{name}");
             let norm_1 = l.layer_norm(&at("ln_1"), d, eps)?;
             let qkv = if c.is_gpt3() {
-                Qkv::Apart([
+                Qkv::Apart(Box::new([
                     l.conv1d(&at("attn.q_proj"), d, d)?,
                     l.conv1d(&at("attn.k_proj"), d, d)?,
                     l.conv1d(&at("attn.v_proj"), d, d)?,
-                ])
+                ]))
             } else {
                 Qkv::Fused(l.conv1d(&at("attn.c_attn"), d, 3 * d)?)
             };

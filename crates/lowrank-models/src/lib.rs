@@ -22,12 +22,14 @@ mod phi3;
 mod rope;
 
 pub mod chat;
+pub mod decode;
 pub mod files;
 pub mod heads;
 pub mod hub;
 pub mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
+pub use decode::{Decoded, Decoder, Decoding, EarlyStopping};
 pub use error::{Error, Result};
 pub use files::{Base, GenerationConfig, Tensors};
 pub use generate::{Generator, Sampling};

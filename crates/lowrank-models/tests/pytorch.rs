@@ -218,7 +218,7 @@ fn bombs_do_not_go_off() {
     let with = |pickle: &[u8]| stored(pickle, &[0; 24]);
     // Each tuple holds the one before twice: two to the power of 20000 values if anyone unfolded them.
     let doubled = [b"\x80\x02K\x01q\0".to_vec(), b"h\0h\0\x86q\0".repeat(20_000), b".".to_vec()].concat();
-    let nested = [b"\x80\x02".to_vec(), b"]".repeat(1), b"\x85".repeat(300_000), b".".to_vec()].concat();
+    let nested = [b"\x80\x02".to_vec(), b"]".to_vec(), b"\x85".repeat(300_000), b".".to_vec()].concat();
     let own = b"\x80\x02}q\0X\x01\0\0\0ah\0s.".to_vec();
     let marks = [b"\x80\x02".to_vec(), b"(".repeat(300_000), b".".to_vec()].concat();
     let cycle = [b"\x80\x02}q\0".to_vec(), text("model"), b"h\0s.".to_vec()].concat();

@@ -25,7 +25,8 @@ pub struct Run {
 impl Run {
     pub(crate) fn new(name: &str, options: Table) -> Self {
         // Keys are sorted and numbers written one way, so that 8 and 8.0 where both mean alpha are one run.
-        let mut keys: Vec<String> = options.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect();
+        let mut keys: Vec<String> =
+            options.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect();
         keys.sort_unstable();
         let hash = crc32c::crc32c(keys.join("\n").as_bytes());
         // The name is no part of it: whatever a section calls them, the same options are one run.
@@ -48,9 +49,9 @@ impl Run {
             return Ok(None);
         }
         let text = fs::read(&path).map_err(Error::io(&path))?;
-        serde_json::from_slice(&text).map(Some).map_err(|e| {
-            Error::file(&path, format!("{e}; remove the file to have the run done again"))
-        })
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| Error::file(&path, format!("{e}; remove the file to have the run done again")))
     }
 }
 

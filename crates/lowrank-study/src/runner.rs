@@ -192,7 +192,8 @@ impl Job<'_> {
 fn size_of_saved(dir: &Path) -> Result<(u64, u64)> {
     let path = dir.join(lowrank_adapters::TENSORS_FILE);
     let bytes = fs::read(&path).map_err(Error::io(&path))?;
-    let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&path, e.to_string()))?;
+    let file =
+        safetensors::SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&path, e.to_string()))?;
     let numbers = file.tensors().iter().map(|(_, t)| t.shape().iter().product::<usize>() as u64).sum();
     Ok((numbers, bytes.len() as u64))
 }

@@ -39,7 +39,11 @@ pub fn single_report(runs: &[SingleRun]) -> Report {
     for run in runs {
         if !run.samples.is_empty() {
             let samples = run.samples.iter().map(|s| (s.prompt.clone(), s.completion.clone())).collect();
-            sections.push(Section { title: format!("Samples of {}", run.name), samples, ..Section::default() });
+            sections.push(Section {
+                title: format!("Samples of {}", run.name),
+                samples,
+                ..Section::default()
+            });
         }
     }
     Report {
@@ -51,7 +55,10 @@ pub fn single_report(runs: &[SingleRun]) -> Report {
 
 fn overview(runs: &[SingleRun]) -> Section {
     let mut columns = vec!["run".to_owned()];
-    columns.extend(["steps", "first loss", "last loss", "held-out loss", "tokens/s", "time", "peak memory"].map(Into::into));
+    columns.extend(
+        ["steps", "first loss", "last loss", "held-out loss", "tokens/s", "time", "peak memory"]
+            .map(Into::into),
+    );
     let rows = runs.iter().map(|run| {
         let steps = &run.log.steps;
         let loss = |x: Option<f64>| x.map_or_else(Cell::none, |x| Cell::number(x, format!("{x:.4}")));
@@ -123,7 +130,8 @@ fn training(runs: &[SingleRun]) -> Section {
         curve("learning-rate", "Learning rate.", "rate", &|log| steps(log, &|s| s.learning_rate)),
         curve("speed", "Speed.", "tokens/s", &|log| smooth(&steps(log, &|s| s.tokens_per_s))),
         curve("memory", "Peak resident memory so far.", "MB", &|log| {
-            let known = log.steps.iter().filter_map(|s| Some((s.step as f64, s.peak_rss_bytes? as f64 / 1e6)));
+            let known =
+                log.steps.iter().filter_map(|s| Some((s.step as f64, s.peak_rss_bytes? as f64 / 1e6)));
             known.collect()
         }),
     ];
@@ -132,7 +140,8 @@ fn training(runs: &[SingleRun]) -> Section {
             log.evaluations.iter().map(|&(step, loss)| (step as f64, loss)).collect()
         }));
     }
-    let text = vec!["Loss and speed are running means, so that single batches do not hide the course.".into()];
+    let text =
+        vec!["Loss and speed are running means, so that single batches do not hide the course.".into()];
     Section { title: "Training".into(), text, figures, ..Section::default() }
 }
 
@@ -173,12 +182,8 @@ fn spectrum(run: &SingleRun, index: usize) -> Section {
     let rows = run.spectra.iter().map(|(path, values)| {
         let (norm, largest) = (norm(values), values.first().copied().unwrap_or_default());
         // exp of the entropy of the squared singular values' shares: how many directions carry the change.
-        let entropy: f64 = values
-            .iter()
-            .map(|s| (s / norm).powi(2))
-            .filter(|p| *p > 0.0)
-            .map(|p| -p * p.ln())
-            .sum();
+        let entropy: f64 =
+            values.iter().map(|s| (s / norm).powi(2)).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
         let rank = if norm > 0.0 { entropy.exp() } else { 0.0 };
         vec![
             Cell::text(path),

@@ -158,7 +158,9 @@ impl Spec {
         }
         for key in ["out", "seed", "resume", "force", "log-json"] {
             if self.key(key).is_some() {
-                return wrong(&format!("[train] has {key}, which the study decides (seeds are `seeds` on top)"));
+                return wrong(&format!(
+                    "[train] has {key}, which the study decides (seeds are `seeds` on top)"
+                ));
             }
         }
         if self.seeds.is_empty() {
@@ -229,7 +231,12 @@ pub fn plan(spec: &Spec, sites: &[Site]) -> Result<Vec<Run>> {
             for &r in &ranks.r {
                 for &seed in &spec.seeds {
                     let modules = (!choice.is_empty()).then_some(&choice[..]);
-                    runs.add(&format!("r={r} {}", choice.join(" ")), &lora(r, modules), seed, Role::Rank(i, r));
+                    runs.add(
+                        &format!("r={r} {}", choice.join(" ")),
+                        &lora(r, modules),
+                        seed,
+                        Role::Rank(i, r),
+                    );
                 }
             }
         }

@@ -44,7 +44,11 @@ impl Factors {
             match (view.dtype(), view.shape()) {
                 (Dtype::F32, &[rows, cols]) => {
                     let numbers = view.data().chunks_exact(4);
-                    Ok((rows, cols, numbers.map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect()))
+                    Ok((
+                        rows,
+                        cols,
+                        numbers.map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect(),
+                    ))
                 }
                 _ => Err(Error::file(&path, format!("{name} is no F32 matrix"))),
             }
@@ -125,7 +129,14 @@ pub fn phi(a: &[f32], b: &[f32], inputs: usize, rows: usize, cols: usize) -> Res
 ///
 /// # Errors
 /// As [`phi`].
-pub fn phi_gaussian(m: usize, n: usize, inputs: usize, rows: usize, cols: usize, seed: u64) -> Result<Vec<Vec<f64>>> {
+pub fn phi_gaussian(
+    m: usize,
+    n: usize,
+    inputs: usize,
+    rows: usize,
+    cols: usize,
+    seed: u64,
+) -> Result<Vec<Vec<f64>>> {
     let random = |rows: usize, stream: u64| {
         let mut x = vec![0.0; rows * inputs];
         kernels::normal(&mut x, 0.0, 1.0, seed, stream);

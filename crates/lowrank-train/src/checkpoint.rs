@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::{AdapterSet, write_atomic};
+use lowrank_adapters::{AdapterSet, TrainingState, write_atomic};
 use lowrank_engine::{AdamW, Site};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -67,7 +67,7 @@ pub fn save(
     let former = target.with_extension("old");
     remove(&fresh)?;
     adapters.save(&fresh)?;
-    write_atomic(&fresh.join(OPTIMIZER_FILE), &optimizer_bytes(adapters, optimizer))?;
+    write_atomic(&fresh.join(OPTIMIZER_FILE), &optimizer_bytes(adapters, optimizer)?)?;
     let state = serde_json::to_vec_pretty(state).expect("plain data");
     write_atomic(&fresh.join(STATE_FILE), &state)?;
     remove(&former)?;
@@ -85,7 +85,13 @@ fn remove(dir: &Path) -> Result<(), Error> {
     }
 }
 
-fn optimizer_bytes(adapters: &AdapterSet, optimizer: &AdamW) -> Vec<u8> {
+/// What the names of an adapter's own numbers begin with in the optimiser's file, and of its regime's.
+const VALUE: &str = "value.";
+const REGIME: &str = "regime.";
+/// The key of the file's metadata with the configuration the adapter was trained with.
+const CONFIG: &str = "adapter_config";
+
+fn optimizer_bytes(adapters: &AdapterSet, optimizer: &AdamW) -> Result<Vec<u8>, Error> {
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for (moments, what) in [(&optimizer.m, "exp_avg"), (&optimizer.v, "exp_avg_sq")] {
         for ((_, p), values) in adapters.params.iter().zip(moments).filter(|((_, p), _)| p.trained) {
@@ -93,37 +99,76 @@ fn optimizer_bytes(adapters: &AdapterSet, optimizer: &AdamW) -> Vec<u8> {
             tensors.push((format!("{}.{what}", p.name), vec![p.rows, p.cols], bytes));
         }
     }
+    let state = adapters.training_state()?;
+    for (prefix, list) in [(VALUE, &state.numbers), (REGIME, &state.regime)] {
+        for (name, values) in list {
+            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            tensors.push((format!("{prefix}{name}"), vec![values.len()], bytes));
+        }
+    }
     let views = tensors.iter().map(|(name, shape, bytes)| {
         (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("sizes agree"))
     });
-    let metadata = HashMap::from([("step".to_owned(), optimizer.step.to_string())]);
-    safetensors::serialize(views, Some(metadata)).expect("names are distinct")
+    let mut metadata = HashMap::from([("step".to_owned(), optimizer.step.to_string())]);
+    metadata.extend(state.config.map(|config| (CONFIG.to_owned(), config.to_string())));
+    Ok(safetensors::serialize(views, Some(metadata)).expect("names are distinct"))
 }
 
-/// Reads the last whole checkpoint of a run.
+/// What the optimiser's file keeps of the adapter.
+fn training_state(path: &Path, bytes: &[u8], file: &SafeTensors<'_>) -> Result<TrainingState, Error> {
+    let wrong = |what: String| Error::Checkpoint { path: path.to_owned(), what };
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(e.to_string()))?;
+    let config = header.metadata().as_ref().and_then(|m| m.get(CONFIG));
+    let config = config.map(|c| serde_json::from_str(c)).transpose().map_err(|e| wrong(e.to_string()))?;
+    let with = |prefix: &str| {
+        let named =
+            file.iter().filter_map(|(name, view)| Some((name.strip_prefix(prefix)?.to_owned(), view)));
+        named.map(|(name, view)| (name, floats(view.data()))).collect()
+    };
+    Ok(TrainingState { config, numbers: with(VALUE), regime: with(REGIME) })
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
+}
+
+/// Reads the last whole checkpoint of a run; `prepare` says what of the adapter is trained.
 ///
 /// # Errors
 /// Where there is none, or a file of it is wrong.
-pub fn load(run: &Path, sites: &[Site], weight_decay: f64) -> Result<(AdapterSet, AdamW, RunState), Error> {
+pub fn load(
+    run: &Path,
+    sites: &[Site],
+    weight_decay: f64,
+    prepare: impl FnOnce(&mut AdapterSet),
+) -> Result<(AdapterSet, AdamW, RunState), Error> {
     let last = checkpoint_dir(run, "last");
     let found =
         [&last, &last.with_extension("old")].into_iter().find(|d| d.join(STATE_FILE).exists()).cloned();
     let dir = found.ok_or_else(|| Error::NoCheckpoint { run: run.to_owned() })?;
-    let adapters = AdapterSet::load(&dir, sites)?;
+    let optimizer_path = dir.join(OPTIMIZER_FILE);
+    let bytes = fs::read(&optimizer_path).map_err(Error::io(&optimizer_path))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::Checkpoint { path: optimizer_path.clone(), what: e.to_string() })?;
+    let mut adapters = AdapterSet::resume(&dir, sites, training_state(&optimizer_path, &bytes, &file)?)?;
+    prepare(&mut adapters);
     let path = dir.join(STATE_FILE);
     let text = fs::read(&path).map_err(Error::io(&path))?;
     let state: RunState = serde_json::from_slice(&text)
         .map_err(|e| Error::Checkpoint { path: path.clone(), what: e.to_string() })?;
     let mut optimizer = AdamW::new(&adapters.params, weight_decay);
     optimizer.step = state.step;
-    read_moments(&dir.join(OPTIMIZER_FILE), &adapters, &mut optimizer)?;
+    read_moments(&optimizer_path, &file, &adapters, &mut optimizer)?;
     Ok((adapters, optimizer, state))
 }
 
-fn read_moments(path: &Path, adapters: &AdapterSet, optimizer: &mut AdamW) -> Result<(), Error> {
+fn read_moments(
+    path: &Path,
+    file: &SafeTensors<'_>,
+    adapters: &AdapterSet,
+    optimizer: &mut AdamW,
+) -> Result<(), Error> {
     let wrong = |what: String| Error::Checkpoint { path: path.to_owned(), what };
-    let bytes = fs::read(path).map_err(Error::io(path))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
     let AdamW { m, v, .. } = optimizer;
     for (moments, what) in [(m, "exp_avg"), (v, "exp_avg_sq")] {
         for ((_, p), values) in adapters.params.iter().zip(moments).filter(|((_, p), _)| p.trained) {
@@ -132,9 +177,7 @@ fn read_moments(path: &Path, adapters: &AdapterSet, optimizer: &mut AdamW) -> Re
             if view.dtype() != Dtype::F32 || view.shape() != [p.rows, p.cols] {
                 return Err(wrong(format!("{name} is {:?} {:?}", view.dtype(), view.shape())));
             }
-            for (value, bytes) in values.iter_mut().zip(view.data().chunks_exact(4)) {
-                *value = f32::from_le_bytes(bytes.try_into().expect("four bytes"));
-            }
+            *values = floats(view.data());
         }
     }
     Ok(())

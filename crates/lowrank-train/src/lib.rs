@@ -10,23 +10,29 @@ pub mod data;
 mod error;
 mod evaluate;
 pub mod log;
+pub mod masking;
 pub mod memory;
+pub mod metrics;
 pub mod nlg;
 mod objective;
 pub mod pack;
 pub mod schedule;
 mod step;
+pub mod task;
 mod trainer;
 
 pub use batches::{BatchOptions, Batches, Step};
 pub use checkpoint::RunState;
 pub use data::{
-    DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Message, Target, Template,
+    DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Message, PromptGroup, Target,
+    Template, Texts,
 };
 pub use error::Error;
 pub use evaluate::{Evaluation, evaluate};
+pub use masking::Masking;
 pub use objective::Scores;
 pub use pack::{PackedBatch, pack};
 pub use schedule::{LrScheduler, Schedule};
 pub use step::{Outcome, StepOptions, Stepper};
+pub use task::{Task, TaskSpec};
 pub use trainer::{LoopOptions, RunData, Summary, run};

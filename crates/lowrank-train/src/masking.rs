@@ -58,9 +58,15 @@ impl Masking {
     }
 
     /// All of a batch.
-    pub(crate) fn apply<'a>(this: Option<&Self>, examples: &[&'a Example], pass: u64) -> Vec<Cow<'a, Example>> {
+    pub(crate) fn apply<'a>(
+        this: Option<&Self>,
+        examples: &[&'a Example],
+        pass: u64,
+    ) -> Vec<Cow<'a, Example>> {
         let one = |(place, &example): (usize, &&'a Example)| match this {
-            Some(masking) if example.target == Target::Masked => Cow::Owned(masking.hide(example, pass, place)),
+            Some(masking) if example.target == Target::Masked => {
+                Cow::Owned(masking.hide(example, pass, place))
+            }
             _ => Cow::Borrowed(example),
         };
         examples.iter().enumerate().map(one).collect()
@@ -91,7 +97,12 @@ mod tests {
         }
         assert_eq!(hidden, masking.hide(&example, 3, 1));
         assert_ne!(hidden, masking.hide(&example, 4, 1));
-        let short = Example { tokens: vec![1, 2], loss_mask: vec![false, true], target: Target::Masked, ..Example::default() };
+        let short = Example {
+            tokens: vec![1, 2],
+            loss_mask: vec![false, true],
+            target: Target::Masked,
+            ..Example::default()
+        };
         let Target::Classes(labels) = masking.hide(&short, 0, 0).target else { panic!("labels") };
         assert_eq!(labels, [Label { row: 1, target: 2 }]);
     }

@@ -97,7 +97,8 @@ pub fn entities(tags: &[&str]) -> Vec<Entity> {
 /// Precision, recall and F1 of entities over sentences.
 pub fn entity_scores(predicted: &[Vec<Entity>], gold: &[Vec<Entity>]) -> (f64, f64, f64) {
     let total = |of: &[Vec<Entity>]| of.iter().map(Vec::len).sum::<usize>() as f64;
-    let hits: usize = predicted.iter().zip(gold).map(|(p, g)| p.iter().filter(|e| g.contains(e)).count()).sum();
+    let hits: usize =
+        predicted.iter().zip(gold).map(|(p, g)| p.iter().filter(|e| g.contains(e)).count()).sum();
     let share = |of: f64| if of == 0.0 { 0.0 } else { hits as f64 / of };
     let (precision, recall) = (share(total(predicted)), share(total(gold)));
     let f1 = if hits == 0 { 0.0 } else { 2.0 * precision * recall / (precision + recall) };

@@ -1,6 +1,6 @@
 //! What a head is trained for: between a packed batch and the tape.
 
-use lowrank_engine::{Grads, Label, Tape, Tensor, Var};
+use lowrank_engine::{Grads, Label, Tape, Var, kernels};
 use lowrank_models::{ClassHead, Head};
 
 use crate::PackedBatch;
@@ -75,7 +75,6 @@ fn cross_entropy<'m>(tape: &mut Tape<'m>, logits: &Var<'m>, targets: &[u32], sca
     let mut gradient = device.alloc(n, c);
     let records = tape.records();
     device.run(0, || {
-        use lowrank_kernels as kernels;
         if !records {
             scores.outputs = logits.tensor.data().to_vec();
             let mut best = vec![0; n];
@@ -137,25 +136,25 @@ fn contrast<'m>(tape: &mut Tape<'m>, h: &Var<'m>, batch: &PackedBatch, scale: f3
     scope.gemm(1.0, a.tensor.mat(), p.tensor.mat().t(), 0.0, cosines.mat_mut());
     let mut logits = device.alloc(n, n);
     device.run(0, || {
-        lowrank_kernels::copy(logits.data_mut(), cosines.data());
-        lowrank_kernels::scale(logits.data_mut(), SIMILARITY_SCALE);
+        kernels::copy(logits.data_mut(), cosines.data());
+        kernels::scale(logits.data_mut(), SIMILARITY_SCALE);
     });
     let targets: Vec<u32> = (0..n as u32).collect();
     let mut losses = vec![0.0; n];
     if !tape.records() {
         let mut best = vec![0; n];
         device.run(0, || {
-            lowrank_kernels::argmax(logits.data(), n, &mut best);
-            lowrank_kernels::cross_entropy(logits.data_mut(), &targets, n, scale, &mut losses, false, None);
+            kernels::argmax(logits.data(), n, &mut best);
+            kernels::cross_entropy(logits.data_mut(), &targets, n, scale, &mut losses, false, None);
         });
         let hits = best.iter().zip(&targets).map(|(a, b)| a == b).collect();
         return Scores { losses, hits, outputs: cosines.data().to_vec() };
     }
     device.run(0, || {
-        lowrank_kernels::cross_entropy(logits.data_mut(), &targets, n, scale, &mut losses, true, None);
+        kernels::cross_entropy(logits.data_mut(), &targets, n, scale, &mut losses, true, None);
     });
     let d = a.tensor.cols();
-    let (mut da, mut dp): (Tensor, Tensor) = (device.alloc(n, d), device.alloc(n, d));
+    let (mut da, mut dp) = (device.alloc(n, d), device.alloc(n, d));
     scope.gemm(SIMILARITY_SCALE, logits.mat(), p.tensor.mat(), 0.0, da.mat_mut());
     scope.gemm(SIMILARITY_SCALE, logits.mat().t(), a.tensor.mat(), 0.0, dp.mat_mut());
     tape.seed(&a, da);

@@ -5,7 +5,7 @@ use lowrank_engine::{AdamW, Device, DropoutKey, Grads, Record, Scope, Tape};
 use lowrank_models::{Model, TokenBatch};
 
 use crate::objective::{self, Scores};
-use crate::{Error, PackedBatch};
+use crate::{Error, Example, Masking, PackedBatch, TaskSpec, pack};
 
 /// What a step needs to know besides its batches.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub struct StepOptions {
 /// What a step came to.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
-    /// Mean loss over the labelled tokens, in nats.
+    /// Mean loss over the labelled tokens, in nats, and the adapter's penalty where it has one.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -39,6 +39,8 @@ pub struct Stepper<'m> {
     grads: Grads,
     device: Device,
     options: StepOptions,
+    task: TaskSpec,
+    masking: Option<Masking>,
 }
 
 impl<'m> Stepper<'m> {
@@ -46,7 +48,24 @@ impl<'m> Stepper<'m> {
     pub fn new(model: &'m dyn Model, adapters: AdapterSet, device: Device, options: StepOptions) -> Self {
         let optimizer = AdamW::new(&adapters.params, options.weight_decay);
         let grads = Grads::zeros(&adapters.params);
-        Self { model, adapters, optimizer, grads, device, options }
+        let (task, masking) = (TaskSpec::default(), None);
+        Self { model, adapters, optimizer, grads, device, options, task, masking }
+    }
+
+    /// The same for another task than the next token; `masking` is for masked language models.
+    pub fn for_task(self, task: TaskSpec, masking: Option<Masking>) -> Self {
+        Self { task, masking, ..self }
+    }
+
+    /// What it is trained for.
+    pub fn task(&self) -> &TaskSpec {
+        &self.task
+    }
+
+    /// Lays out a batch; where tokens are to be hidden, `pass` says which.
+    pub fn pack(&self, examples: &[&Example], share_prefix: bool, pass: u64) -> PackedBatch {
+        let examples = Masking::apply(self.masking.as_ref(), examples, pass);
+        pack(&examples.iter().map(|example| &**example).collect::<Vec<_>>(), share_prefix)
     }
 
     /// The device it runs on.
@@ -73,7 +92,11 @@ impl<'m> Stepper<'m> {
             let scores = self.accumulate(batch, 1.0 / labels.max(1) as f32, pass);
             loss += scores.losses.iter().map(|l| f64::from(*l)).sum::<f64>();
         }
-        let outcome = Outcome { loss: loss / labels.max(1) as f64, grad_norm: self.grads.norm() };
+        let penalty = match &self.adapters.regime {
+            Some(regime) => regime.penalty(&self.adapters.params, &mut self.grads),
+            None => 0.0,
+        };
+        let outcome = Outcome { loss: penalty + loss / labels.max(1) as f64, grad_norm: self.grads.norm() };
         if !outcome.loss.is_finite() || !outcome.grad_norm.is_finite() {
             let examples = micro_batches.iter().flat_map(|b| &b.ids).map(ToString::to_string).collect();
             return Err(Error::NotFinite {
@@ -101,6 +124,9 @@ impl<'m> Stepper<'m> {
             }
         }
         self.optimizer.update(&mut self.adapters.params, &self.grads, lr);
+        if let Some(regime) = &mut self.adapters.regime {
+            regime.after_step(self.optimizer.step, &mut self.adapters.params, &self.grads);
+        }
         Ok(outcome)
     }
 

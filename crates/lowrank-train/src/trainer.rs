@@ -8,7 +8,7 @@ use crate::checkpoint::{self, RunState};
 use crate::evaluate::evaluate;
 use crate::log::{RunLog, StepRecord};
 use crate::step::Stepper;
-use crate::{Batches, Error, Example, PackedBatch, Schedule, memory, pack};
+use crate::{Batches, Error, Example, PackedBatch, Schedule, memory};
 
 /// How long a run goes on and what it does on the way.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,8 @@ pub struct Summary {
     pub last_loss: Option<f64>,
     /// The last held-out loss.
     pub eval_loss: Option<f64>,
+    /// The last held-out metrics of the task.
+    pub eval_metrics: Vec<(&'static str, f64)>,
     /// The lowest held-out loss and its step.
     pub best: Option<(u64, f64)>,
     /// Seconds in training steps.
@@ -88,9 +90,10 @@ pub fn run(
         let micro: Vec<PackedBatch> = step
             .micro_batches
             .iter()
-            .map(|batch| {
+            .enumerate()
+            .map(|(i, batch)| {
                 let examples: Vec<&Example> = batch.iter().map(|&i| &data.train[i]).collect();
-                pack(&examples, options.share_prefix)
+                stepper.pack(&examples, options.share_prefix, (step.step << 16) | i as u64)
             })
             .collect();
         let learning_rate = options.schedule.at(step.step);
@@ -153,6 +156,7 @@ fn run_evaluation(
     let result = evaluate(stepper, examples, options.eval_batch_size, options.share_prefix);
     log.eval(&result.record(state.step, state.epoch))?;
     summary.eval_loss = Some(result.loss);
+    summary.eval_metrics = result.metrics.into_iter().collect();
     if state.best.is_none_or(|(_, best)| result.loss < best) {
         state.best = Some((state.step, result.loss));
         summary.best = state.best;

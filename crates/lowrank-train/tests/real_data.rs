@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_train::data::{DataOptions, Encode, EncodeError, Message, Template, read};
+use lowrank_train::data::{
+    DataFormat, DataOptions, Encode, EncodeError, Glue, Message, Template, Texts, labels, read,
+};
+use lowrank_train::{Target, Task};
 
 /// Every word a token: its length.
 struct Words;
@@ -16,8 +19,19 @@ impl Encode for Words {
         Err("no template".into())
     }
 
-    fn eos(&self) -> u32 {
-        0
+    fn eos(&self) -> Option<u32> {
+        Some(0)
+    }
+
+    fn texts(&self, first: &str, second: Option<&str>, _: Option<usize>) -> Result<Texts, EncodeError> {
+        let text = [first, second.unwrap_or_default()].join(" ");
+        let ids = self.encode(&text)?;
+        let types = vec![0; ids.len()];
+        Ok(Texts { special: vec![false; ids.len()], types, ids, ..Texts::default() })
+    }
+
+    fn words(&self, words: &[&str], max: Option<usize>) -> Result<Texts, EncodeError> {
+        self.texts(&words.join(" "), None, max)
     }
 }
 
@@ -55,4 +69,24 @@ fn sst2_with_its_loose_quotes() {
     let data = read(&path, &options, &Words).unwrap();
     let lines = std::fs::read_to_string(&path).unwrap().lines().count();
     assert_eq!(data.examples.len(), lines - 1);
+}
+
+/// The columns are known by the header, or by the first row where there is none.
+#[test]
+fn glue_files_are_recognised() {
+    let options = DataOptions { task: Task::Classification, ..DataOptions::default() };
+    for (name, glue, positive) in
+        [("glue/sst2/dev.tsv", Glue::Sst2, 3_741), ("glue/cola/train.tsv", Glue::Cola, 5_088)]
+    {
+        let Some(path) = file(name) else { return };
+        let options = DataOptions { labels: labels(&path, &options).unwrap(), ..options.clone() };
+        assert_eq!(options.labels, ["0", "1"]);
+        let data = read(&path, &options, &Words).unwrap();
+        let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+        assert_eq!(data.examples.len(), lines - usize::from(glue == Glue::Sst2));
+        let is_positive = |target: &Target| matches!(target, Target::Classes(l) if l[0].target == 1);
+        assert_eq!(data.examples.iter().filter(|e| is_positive(&e.target)).count(), positive);
+        let format = Some(DataFormat::Glue(glue));
+        assert_eq!(read(&path, &DataOptions { format, ..options }, &Words).unwrap().examples, data.examples);
+    }
 }

@@ -34,6 +34,13 @@ pub(crate) fn write(
     row("target_modules", targets);
     row("adapted layers", adapters.layers.len().to_string());
     row("trainable parameters", adapters.params.count().to_string());
+    if let Some(task) = &adapters.task {
+        row("task", options.task.name().to_owned());
+        if let Some(labels) = task.get("labels") {
+            row("labels", labels.to_string().replace('|', "\\|"));
+        }
+        row("modules_to_save", format!("{:?}", config.modules_to_save.as_deref().unwrap_or_default()));
+    }
     card.push_str("\n## Training\n\n| | |\n|---|---|\n");
     let mut row =
         |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("writes to a string");
@@ -56,6 +63,9 @@ pub(crate) fn write(
     };
     row("training loss, last steps", summary.last_loss.map(|l| format!("{l:.4}")));
     row("held-out loss", summary.eval_loss.map(|l| format!("{l:.4}")));
+    for (name, value) in &summary.eval_metrics {
+        row(&format!("held-out {}", name.replace('_', " ")), Some(format!("{value:.4}")));
+    }
     row("best held-out loss", summary.best.map(|(step, l)| format!("{l:.4} at step {step}")));
     if summary.train_s > 0.0 {
         row("speed", Some(format!("{:.0} tokens/s", summary.tokens as f64 / summary.train_s)));

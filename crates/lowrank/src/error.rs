@@ -16,6 +16,9 @@ pub enum Error {
     /// A study or a report.
     #[error(transparent)]
     Study(#[from] lowrank_study::Error),
+    /// An adapter's file.
+    #[error(transparent)]
+    Tools(#[from] lowrank_tools::Error),
     /// Options that make no sense.
     #[error("{0}")]
     Usage(String),

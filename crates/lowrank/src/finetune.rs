@@ -48,13 +48,12 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
             "the session was opened with another --quantize, --precision or --stream-base".into(),
         ));
     }
-    let encoder = session.encoder()?;
-    let data_options = options.data_options(&*session.model)?;
-    let train = lowrank_train::data::read(&options.data, &data_options, &encoder)?;
-    let eval = match &options.eval_data {
-        Some(path) => Some(lowrank_train::data::read(path, &data_options, &encoder)?),
-        None => None,
-    };
+    if session.task.task != options.task {
+        let (have, want) = (session.task.task.name(), options.task.name());
+        return Err(Error::Usage(format!("the session was opened for --task {have}, not {want}")));
+    }
+    let train = session.read_data(&options.data, options, false)?;
+    let eval = options.eval_data.as_ref().map(|path| session.read_data(path, options, false)).transpose()?;
     let share_prefix = !options.no_share_prefix;
     let batches = Batches::new(
         &train.examples,
@@ -71,7 +70,10 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let schedule = Schedule {
         scheduler: options.lr_scheduler,
         peak: options.learning_rate,
-        warmup_steps: options.warmup_steps,
+        warmup_steps: match options.warmup_steps {
+            0 => (options.warmup_ratio * total_steps as f64).ceil() as u64,
+            steps => steps,
+        },
         total_steps,
     };
 
@@ -84,14 +86,17 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let fingerprint = options.fingerprint();
     let (adapters, optimizer, state) = if options.resume {
         let (adapters, optimizer, state) =
-            checkpoint::load(&options.out, session.sites(), options.weight_decay)?;
+            checkpoint::load(&options.out, session.sites(), options.weight_decay, |set| options.apply(set))?;
         state.check(&fingerprint, &options.out)?;
         (adapters, Some(optimizer), state)
     } else {
-        let adapters = start(session, options, device.is_plan())?;
+        let mut adapters = start(session, options, total_steps, device.is_plan())?;
+        options.apply(&mut adapters);
         (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint })
     };
-    let mut stepper = Stepper::new(&*session.model, adapters, device, step_options);
+    let mut stepper = Stepper::new(&*session.model, adapters, device, step_options)
+        .for_task(session.task.clone(), session.masking(options.seed)?);
+    stepper.adapters.task = session.task.to_json();
     if let Some(optimizer) = optimizer {
         stepper.optimizer = optimizer;
     }
@@ -107,15 +112,20 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
 }
 
 /// The adapter that training starts from.
-fn start(session: &Session, options: &TrainOptions, plan: bool) -> Result<AdapterSet> {
+fn start(session: &Session, options: &TrainOptions, total_steps: u64, plan: bool) -> Result<AdapterSet> {
     Ok(match &options.init_adapter {
         Some(dir) => {
-            let mut set = AdapterSet::load(dir, session.sites())?;
+            let mut set = AdapterSet::load_on(dir, session.sites(), session)?;
             set.config.base_model_name_or_path = Some(options.model.clone());
             set
         }
-        None if plan => AdapterSet::planned(options.lora(&*session.model), session.sites())?,
-        None => AdapterSet::new_on(options.lora(&*session.model), session.sites(), options.seed, session)?,
+        None => {
+            let config = options.lora(&*session.model, total_steps)?;
+            match plan {
+                true => AdapterSet::planned(config, session.sites())?,
+                false => AdapterSet::new_on(config, session.sites(), options.seed, session)?,
+            }
+        }
     })
 }
 
@@ -200,7 +210,9 @@ fn remove_run(out: &Path) -> Result<()> {
     if checkpoints.exists() {
         fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
     }
-    for name in [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE, LOG_FILE] {
+    for name in
+        [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE, lowrank_adapters::TASK_FILE, LOG_FILE]
+    {
         let path = out.join(name);
         if path.exists() {
             fs::remove_file(&path).map_err(Error::io(&path))?;

@@ -1,7 +1,7 @@
 //! What a run will need, from the Plan device: the same step, with shapes only.
 
 use lowrank_engine::{Device, Params};
-use lowrank_train::{Example, PackedBatch, pack};
+use lowrank_train::{Example, PackedBatch};
 use serde::Serialize;
 
 use crate::finetune::prepare;
@@ -58,7 +58,7 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
             .iter()
             .map(|batch| {
                 let examples: Vec<&Example> = batch.iter().map(|&i| &prepared.train.examples[i]).collect();
-                pack(&examples, share)
+                prepared.stepper.pack(&examples, share, 0)
             })
             .collect();
         tokens += micro.iter().map(|b| b.real_tokens).sum::<usize>();

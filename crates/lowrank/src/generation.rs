@@ -68,8 +68,7 @@ impl<'m> TextGenerator<'m> {
     /// # Errors
     /// Where the model has no tokenizer.
     pub fn new(session: &'m Session, device: &'m Device, adapters: &'m AdapterSet) -> Result<Self> {
-        let mut ends = session.base.generation.eos.clone();
-        ends.extend(session.tokenizer()?.eos());
+        let ends = session.ends()?;
         let generator = Generator::new(&*session.model, device, &adapters.params, &adapters.active)?;
         Ok(Self { session, generator, ends, stop: Arc::default() })
     }
@@ -84,18 +83,7 @@ impl<'m> TextGenerator<'m> {
     /// # Errors
     /// Where the tokenizer refuses, or the text is empty and no token begins one.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let tokenizer = self.session.tokenizer()?;
-        let mut tokens = tokenizer.encode(text)?;
-        if tokens.is_empty() {
-            // Something must predict the first token: what begins a text, or what ended the one before.
-            tokens.extend(tokenizer.bos().or(tokenizer.eos()));
-        }
-        if tokens.is_empty() {
-            return Err(Error::Usage(
-                "the prompt is empty, and the model names no token that begins a text".into(),
-            ));
-        }
-        Ok(tokens)
+        self.session.prompt(text)
     }
 
     /// Tokens so far.

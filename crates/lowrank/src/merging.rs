@@ -1,9 +1,11 @@
 //! Merging: base and adapter written as one model, and checked.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use lowrank_adapters::AdapterSet;
-use lowrank_engine::{ActiveAdapters, Device, Format, Params};
+use lowrank_engine::{ActiveAdapters, Device, Format, Params, RowOrder, WeightRef, kernels};
 use lowrank_models::Generator;
 use lowrank_models::files;
 
@@ -27,7 +29,7 @@ impl MergeTarget {
     pub fn choose(session: &Session, out: &Path, dtype: Option<&str>) -> Result<Self> {
         let gguf = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
         let allowed: &[Format] = match gguf {
-            true => &[Format::F32, Format::F16, Format::BF16, Format::Q8_0],
+            true => &[Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_0, Format::Q4_1],
             false => &[Format::F32, Format::F16, Format::BF16],
         };
         let format = match dtype {
@@ -42,12 +44,79 @@ impl MergeTarget {
     }
 }
 
-/// Writes `W0 + scaling * B A` for every adapted layer, computed in f32, and everything else as it is.
+/// What rounding to the format of the merged model costs one adapted layer.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// Module path.
+    pub path: String,
+    /// Norm of the difference between the merged weight and what is stored, over the norm of the merged weight.
+    pub relative_error: f64,
+}
+
+/// Writes the merged weight of every adapted layer, computed in f32, and everything else as it is. Where the format
+/// is not f32, says what it costs each of these layers.
 ///
 /// # Errors
 /// Where the adapter cannot be merged (it is on a head that shares its weight with the embedding), or
 /// the model cannot be written in that form.
-pub fn merge(session: &Session, adapters: &AdapterSet, out: &Path, target: MergeTarget) -> Result<()> {
+pub fn merge(session: &Session, adapters: &AdapterSet, out: &Path, target: MergeTarget) -> Result<Vec<Loss>> {
+    let format = match target {
+        MergeTarget::Folder(format) | MergeTarget::Gguf(format) => format,
+    };
+    // Squared norms of the error and of the weight, by layer.
+    let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    write(session, adapters, out, target, &mut |name, rows, numbers| {
+        adapters.merge_rows(session, name, rows.clone(), numbers)?;
+        let path = name.strip_suffix(".weight").filter(|path| adapters.layer(path).is_some());
+        let (Some(path), true) = (path, format != Format::F32) else { return Ok(()) };
+        if let Some((error, square)) = rounding(format, numbers, rows.len()) {
+            let sum = sums.entry(path.to_owned()).or_default();
+            *sum = (sum.0 + error, sum.1 + square);
+        }
+        Ok(())
+    })?;
+    let loss = |(path, (error, square)): (String, (f64, f64))| {
+        let relative_error = if square > 0.0 { (error / square).sqrt() } else { 0.0 };
+        Loss { path, relative_error }
+    };
+    Ok(sums.into_iter().map(loss).collect())
+}
+
+/// The reverse of [`merge`]: `session` is a merged model, from which the adapter is taken out again.
+///
+/// # Errors
+/// As [`merge`], and where the merged weight alone does not say what the base was (DoRA, layers trained whole).
+pub fn unmerge(session: &Session, adapters: &AdapterSet, out: &Path, target: MergeTarget) -> Result<()> {
+    write(session, adapters, out, target, &mut |name, rows, numbers| {
+        adapters.unmerge_rows(session, name, rows, numbers)
+    })
+}
+
+/// Squared norms of what `format` loses of rows of a weight, and of the rows.
+fn rounding(format: Format, numbers: &[f32], rows: usize) -> Option<(f64, f64)> {
+    let cols = numbers.len().checked_div(rows)?;
+    let mut bytes = Vec::new();
+    numbers.chunks_exact(cols).try_for_each(|row| kernels::quantize(format, row, &mut bytes)).ok()?;
+    let view = WeightRef { format, rows, cols, order: RowOrder::Plain, bytes: &bytes };
+    let (mut row, mut error) = (vec![0.0; cols], 0.0);
+    for (i, want) in numbers.chunks_exact(cols).enumerate() {
+        view.expand(i, 0..cols, &mut row);
+        row.iter_mut().zip(want).for_each(|(x, want)| *x -= want);
+        error += kernels::sum_squares(&row);
+    }
+    Some((error, kernels::sum_squares(numbers)))
+}
+
+type Change<'a> = dyn FnMut(&str, Range<usize>, &mut [f32]) -> Result<(), lowrank_adapters::Error> + 'a;
+
+/// Writes the model with `change` made to the rows of every tensor.
+fn write(
+    session: &Session,
+    adapters: &AdapterSet,
+    out: &Path,
+    target: MergeTarget,
+    change: &mut Change<'_>,
+) -> Result<()> {
     let tensors = &session.base.tensors;
     for layer in &adapters.layers {
         let name = format!("{}.weight", layer.site.path);
@@ -57,9 +126,9 @@ pub fn merge(session: &Session, adapters: &AdapterSet, out: &Path, target: Merge
             )));
         }
     }
-    let mut fill = |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| {
+    let mut fill = |name: &str, rows: Range<usize>, out: &mut [f32]| {
         tensors.read_rows(name, rows.clone(), out)?;
-        adapters.merge_rows(session, name, rows, out).map_err(|e| lowrank_models::Error::Source(e.into()))
+        change(name, rows, out).map_err(|e| lowrank_models::Error::Source(e.into()))
     };
     match target {
         MergeTarget::Folder(format) => files::save_folder(&session.base, out, format, &mut fill)?,

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::{LoraConfig, OneOrMany, Targets};
+use lowrank_adapters::{AdapterSet, CLASSIFIERS, LoraConfig, OneOrMany, Targets};
 use lowrank_models::Model;
 use lowrank_models::files::{Form, Precision, Quantize};
-use lowrank_train::{DataFormat, DataOptions, LrScheduler, Template};
+use lowrank_models::heads::Reads;
+use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -21,6 +22,9 @@ pub struct TrainOptions {
     pub data: PathBuf,
     pub out: PathBuf,
     pub eval_data: Option<PathBuf>,
+    pub task: Task,
+    /// Names of the classes, in the order of their scores; `None`: those of the data.
+    pub labels: Option<Vec<String>>,
     pub quantize: Option<Quantize>,
     pub precision: Precision,
     pub stream_base: bool,
@@ -35,11 +39,28 @@ pub struct TrainOptions {
     pub rank_pattern: Map<String, Value>,
     pub alpha_pattern: Map<String, Value>,
     pub use_rslora: bool,
+    /// PEFT's name of the method: LORA, IA3, VERA, LOHA, LOKR, ADALORA.
+    pub peft_type: String,
+    pub use_dora: bool,
+    /// true, false, or a word of PEFT's.
+    pub init_lora_weights: Value,
+    /// Other fields of `adapter_config.json`, such as `target_r` of AdaLoRA.
+    pub peft_options: Map<String, Value>,
+    /// LoRA+: B learns so many times as fast as A.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// LoRA-FA: A is not trained.
+    pub lora_fa: bool,
+    /// Layers trained whole, beside those that the task's head needs.
+    pub modules_to_save: Vec<String>,
+    /// Parts of fused layers that get an adapter, of rank `r` each (queries and values of `c_attn`: true, false, true).
+    pub enable_lora: Vec<bool>,
     pub init_adapter: Option<PathBuf>,
 
     pub learning_rate: f64,
     pub lr_scheduler: LrScheduler,
     pub warmup_steps: u64,
+    /// Share of all steps until the peak, where `warmup_steps` is 0.
+    pub warmup_ratio: f64,
     pub weight_decay: f64,
     pub max_grad_norm: f64,
     pub batch_size: usize,
@@ -57,6 +78,8 @@ pub struct TrainOptions {
     pub prompt_column: Option<String>,
     pub completion_column: Option<String>,
     pub text_column: Option<String>,
+    pub pair_column: Option<String>,
+    pub label_column: Option<String>,
     pub prompt_template: Option<String>,
     pub skip_bad_lines: bool,
 
@@ -76,6 +99,8 @@ impl Default for TrainOptions {
             data: PathBuf::new(),
             out: PathBuf::new(),
             eval_data: None,
+            task: Task::Lm,
+            labels: None,
             quantize: None,
             precision: Precision::F32,
             stream_base: false,
@@ -88,10 +113,19 @@ impl Default for TrainOptions {
             rank_pattern: Map::new(),
             alpha_pattern: Map::new(),
             use_rslora: false,
+            peft_type: "LORA".to_owned(),
+            use_dora: false,
+            init_lora_weights: Value::Bool(true),
+            peft_options: Map::new(),
+            loraplus_lr_ratio: None,
+            lora_fa: false,
+            modules_to_save: Vec::new(),
+            enable_lora: Vec::new(),
             init_adapter: None,
             learning_rate: 2e-4,
             lr_scheduler: LrScheduler::Linear,
             warmup_steps: 0,
+            warmup_ratio: 0.0,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             batch_size: 8,
@@ -108,6 +142,8 @@ impl Default for TrainOptions {
             prompt_column: None,
             completion_column: None,
             text_column: None,
+            pair_column: None,
+            label_column: None,
             prompt_template: None,
             skip_bad_lines: false,
             eval_steps: 0,
@@ -159,6 +195,12 @@ impl TrainOptions {
         if !(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0) {
             return wrong("--max-grad-norm must be a number from 0 (0 does not clip)");
         }
+        if self.loraplus_lr_ratio.is_some_and(|ratio| !(ratio.is_finite() && ratio > 0.0)) {
+            return wrong("--loraplus-lr-ratio must be more than 0");
+        }
+        if !(0.0..=1.0).contains(&self.warmup_ratio) {
+            return wrong("--warmup-ratio must be from 0 to 1");
+        }
         if self.threads == Some(0) {
             return wrong("--threads must be at least 1");
         }
@@ -175,26 +217,87 @@ impl TrainOptions {
         }
     }
 
-    /// The adapter's configuration on `model`.
-    pub fn lora(&self, model: &dyn Model) -> LoraConfig {
+    /// The adapter's configuration on `model`, for a run of `total_steps` steps.
+    ///
+    /// # Errors
+    /// Where there is no such method.
+    pub fn lora(&self, model: &dyn Model, total_steps: u64) -> Result<LoraConfig> {
         let defaults = || Targets::Names(model.default_targets().iter().map(ToString::to_string).collect());
-        LoraConfig {
-            task_type: Some("CAUSAL_LM".to_owned()),
+        // Parts of a fused layer are stored as one adapter of all their ranks; the scaling stays that of a part.
+        let parts = self.enable_lora.iter().filter(|on| **on).count().max(1);
+        let share = if self.use_rslora { (parts as f64).sqrt() } else { parts as f64 };
+        let mut other = self.peft_options.clone();
+        if !self.enable_lora.is_empty() {
+            other.insert("enable_lora".to_owned(), self.enable_lora.clone().into());
+        }
+        let mut config = LoraConfig {
+            task_type: self.task.peft_type().map(str::to_owned),
             base_model_name_or_path: Some(self.model.clone()),
-            r: self.r,
-            lora_alpha: self.lora_alpha,
+            r: self.r * parts,
+            lora_alpha: self.lora_alpha * share,
             lora_dropout: self.lora_dropout,
-            target_modules: Some(match &self.target_modules {
-                Some(Targets::Pattern(text)) => Targets::parse(text),
-                Some(names) => names.clone(),
-                None => defaults(),
+            target_modules: self.target_modules.as_ref().map(|targets| match targets {
+                Targets::Pattern(text) => Targets::parse(text),
+                names => names.clone(),
             }),
             exclude_modules: self.exclude_modules.clone(),
             layers_to_transform: self.layers_to_transform.clone(),
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
+            peft_type: self.peft_type.to_uppercase(),
+            init_lora_weights: match self.init_lora_weights.as_str() {
+                Some("true") => Value::Bool(true),
+                Some("false") => Value::Bool(false),
+                _ => self.init_lora_weights.clone(),
+            },
+            other,
             ..LoraConfig::default()
+        };
+        if self.use_dora {
+            config.other.insert("use_dora".into(), Value::Bool(true));
+        }
+        let mut whole = self.modules_to_save.clone();
+        if matches!(config.task_type.as_deref(), Some("SEQ_CLS" | "TOKEN_CLS")) {
+            // PEFT names both wherever it classifies.
+            whole.extend(
+                CLASSIFIERS.map(str::to_owned).into_iter().filter(|c| !self.modules_to_save.contains(c)),
+            );
+        }
+        config.modules_to_save = (!whole.is_empty()).then_some(whole);
+        for path in model.fresh() {
+            // Numbers that no file holds are lost if they are not saved.
+            if !config.saves(path) {
+                config.modules_to_save.get_or_insert_default().push(path.clone());
+            }
+        }
+        config.configure(model.sites(), total_steps)?;
+        config.target_modules.get_or_insert_with(defaults);
+        Ok(config)
+    }
+
+    /// What of the adapter is trained and how fast.
+    pub(crate) fn apply(&self, adapters: &mut AdapterSet) {
+        if let Some(ratio) = self.loraplus_lr_ratio {
+            adapters.set_loraplus_lr_ratio(ratio);
+        }
+        if self.lora_fa {
+            adapters.freeze_a();
+        }
+    }
+
+    /// Which columns of the data are what, with nothing known of a model.
+    pub(crate) fn column_options(&self) -> DataOptions {
+        DataOptions {
+            format: self.data_format,
+            prompt_column: self.prompt_column.clone(),
+            completion_column: self.completion_column.clone(),
+            text_column: self.text_column.clone(),
+            pair_column: self.pair_column.clone(),
+            label_column: self.label_column.clone(),
+            skip_bad_lines: self.skip_bad_lines,
+            task: self.task,
+            ..DataOptions::default()
         }
     }
 
@@ -203,16 +306,21 @@ impl TrainOptions {
     /// # Errors
     /// Where the prompt template is wrong.
     pub fn data_options(&self, model: &dyn Model) -> Result<DataOptions> {
-        let prompt_template = self.prompt_template.as_deref().map(Template::parse).transpose()?;
+        let limit = model.position_limit().unwrap_or(usize::MAX);
         Ok(DataOptions {
-            format: self.data_format,
-            prompt_column: self.prompt_column.clone(),
-            completion_column: self.completion_column.clone(),
-            text_column: self.text_column.clone(),
-            prompt_template,
-            max_seq_len: Some(self.max_seq_len.min(model.position_limit().unwrap_or(usize::MAX))),
-            skip_bad_lines: self.skip_bad_lines,
+            max_seq_len: Some(self.max_seq_len.min(limit)),
+            reads_last: model.head_layout().reads == Reads::Last,
+            ..self.read_options()?
         })
+    }
+
+    /// How to read the data as text, whatever the model.
+    ///
+    /// # Errors
+    /// Where the prompt template is wrong.
+    pub fn read_options(&self) -> Result<DataOptions> {
+        let prompt_template = self.prompt_template.as_deref().map(Template::parse).transpose()?;
+        Ok(DataOptions { prompt_template, ..self.column_options() })
     }
 
     /// What must not change when a run is resumed: everything that changes its numbers.

@@ -1,23 +1,26 @@
 //! A loaded base model with what belongs to it.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use lowrank_adapters::{AdapterSet, BaseWeights};
-use lowrank_engine::{Device, Site};
+use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, read_task};
+use lowrank_engine::{Device, Format, Site, SiteKind};
 use lowrank_models::files::Form;
-use lowrank_models::{Base, Model, Tokenizer};
-use lowrank_train::{Encode, Message};
+use lowrank_models::{Base, Head, Model, Texts, Tokenizer};
+use lowrank_train::{DataOptions, Dataset, Encode, Masking, Message, Task, TaskSpec};
 
-use crate::{Error, Result};
+use crate::options::TrainOptions;
+use crate::{Error, Result, task};
 
 /// A base model, its tokenizer and its chat template. Weights are mapped, not read.
 pub struct Session {
     /// The files.
     pub base: Base,
-    /// The model over them.
+    /// The model over them, with the head that the task needs.
     pub model: Box<dyn Model>,
+    /// What it is for.
+    pub task: TaskSpec,
     tokenizer: OnceLock<Tokenizer>,
 }
 
@@ -36,13 +39,57 @@ impl Session {
     /// # Errors
     /// As [`Session::open`], and where the base has no dense linear layer that could be quantised.
     pub fn open_as(model: &str, form: Form) -> Result<Self> {
-        Self::over(Base::open(model)?, form)
+        Self::over(Base::open(model)?, form, |_| Ok(TaskSpec::default()))
     }
 
-    fn over(mut base: Base, form: Form) -> Result<Self> {
+    /// The session that a run of training needs: with the head of its task, for the labels of its data.
+    ///
+    /// # Errors
+    /// As [`Session::open_as`], and where the labels or the task do not fit the data or the model.
+    pub fn for_run(options: &TrainOptions) -> Result<Self> {
+        Self::over(Base::open(&options.model)?, options.form(), |base| task::of_run(options, base))
+    }
+
+    /// The same for the plan of a run, which needs no weights.
+    ///
+    /// # Errors
+    /// As [`Session::for_run`].
+    pub fn for_plan(options: &TrainOptions) -> Result<Self> {
+        let form = Form { shapes_only: true, ..options.form() };
+        Self::over(Base::open_to_plan(&options.model)?, form, |base| task::of_run(options, base))
+    }
+
+    /// The session that the adapter in `dir` needs: with the head of the task that it was trained for. Without
+    /// adapter, the base's own head is for `task`. `labels` are for an adapter that does not name its own.
+    ///
+    /// # Errors
+    /// As [`Session::open_as`], and where task or labels are not those of the adapter.
+    pub fn for_adapter(
+        model: &str,
+        form: Form,
+        dir: Option<&Path>,
+        task: Option<Task>,
+        labels: Option<Vec<String>>,
+    ) -> Result<Self> {
+        let base = Base::open(model)?;
+        let session = Self::over(base, form, |base| task::of_adapter(dir, task, labels, base))?;
+        if let (None, Some(path)) = (dir, session.model.fresh().first()) {
+            let (source, task) = (session.base.source.display(), session.task.task.name());
+            return Err(Error::Usage(format!(
+                "{source} has no {path}, so no head for --task {task}: name an --adapter trained for it"
+            )));
+        }
+        Ok(session)
+    }
+
+    fn over(mut base: Base, form: Form, task: impl FnOnce(&Base) -> Result<TaskSpec>) -> Result<Self> {
         base.tensors.set_form(form);
-        let model = lowrank_models::load(&base.config, &base.tensors)?;
-        let session = Self { base, model, tokenizer: OnceLock::new() };
+        let task = task(&base)?;
+        let model = match task.task {
+            Task::Lm => lowrank_models::load(&base.config, &base.tensors)?,
+            _ => lowrank_models::load_for(&base.config, &base.tensors, task.head())?,
+        };
+        let session = Self { base, model, task, tokenizer: OnceLock::new() };
         session.check_quantised()?;
         if form.stream && session.base.tensors.converted() > 0 {
             return Err(Error::Usage(
@@ -65,7 +112,11 @@ impl Session {
     /// # Errors
     /// As [`Session::open_as`].
     pub fn open_to_plan(model: &str, form: Form) -> Result<Self> {
-        Self::over(Base::open_to_plan(model)?, Form { shapes_only: true, ..form })
+        Self::over(
+            Base::open_to_plan(model)?,
+            Form { shapes_only: true, ..form },
+            |_| Ok(TaskSpec::default()),
+        )
     }
 
     fn check_quantised(&self) -> Result<()> {
@@ -109,9 +160,35 @@ impl Session {
     /// Where the folder holds no adapter for this model.
     pub fn adapter(&self, dir: Option<&Path>) -> Result<AdapterSet> {
         Ok(match dir {
-            Some(dir) => AdapterSet::load(dir, self.sites())?,
+            Some(dir) => {
+                if let (Task::Lm, Some(task)) = (self.task.task, read_task(dir)?) {
+                    let (dir, task) = (dir.display(), task["task"].as_str().unwrap_or_default().to_owned());
+                    return Err(Error::Usage(format!(
+                        "{dir} was trained for --task {task}: eval and predict use it, this is for language models"
+                    )));
+                }
+                AdapterSet::load_on(dir, self.sites(), self)?
+            }
             None => AdapterSet::none(),
         })
+    }
+
+    /// Several adapters at once, each with its weight; one with weight 1 as it is.
+    ///
+    /// # Errors
+    /// As [`Session::adapter`].
+    pub fn adapters(&self, list: &[(PathBuf, f32)]) -> Result<AdapterSet> {
+        if let [] | [(_, 1.0)] = list {
+            return self.adapter(list.first().map(|(dir, _)| dir.as_path()));
+        }
+        let mut store = AdapterStore::default();
+        let mut parts = Vec::new();
+        for (number, (dir, weight)) in list.iter().enumerate() {
+            parts.push((number.to_string(), *weight));
+            store.insert(&parts[number].0, AdapterSet::load_on(dir, self.sites(), self)?);
+        }
+        let parts: Vec<(&str, f32)> = parts.iter().map(|(name, weight)| (name.as_str(), *weight)).collect();
+        Ok(store.mix(&parts)?)
     }
 
     /// The tokenizer, built when first asked for.
@@ -126,16 +203,78 @@ impl Session {
         Ok(self.tokenizer.get_or_init(|| tokenizer))
     }
 
+    /// The tokens that end a generated text.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer.
+    pub fn ends(&self) -> Result<Vec<u32>> {
+        let mut ends = self.base.generation.eos.clone();
+        ends.extend(self.tokenizer()?.eos());
+        ends.sort_unstable();
+        ends.dedup();
+        Ok(ends)
+    }
+
+    /// The tokens of a text to continue. Something must predict the first token of an empty one: what begins a
+    /// text, or what ended the one before.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer, or the text is empty and no such token is named.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        let mut tokens = tokenizer.encode(text)?;
+        if tokens.is_empty() {
+            tokens.extend(tokenizer.bos().or(tokenizer.eos()));
+        }
+        if tokens.is_empty() {
+            let what = "the prompt is empty, and the model names no token that begins a text";
+            return Err(Error::Usage(what.into()));
+        }
+        Ok(tokens)
+    }
+
     /// What the data readers need.
     ///
     /// # Errors
-    /// Where there is no tokenizer, or it has no token that ends a text.
+    /// Where there is no tokenizer.
     pub fn encoder(&self) -> Result<Encoder<'_>> {
+        Ok(Encoder { session: self, tokenizer: self.tokenizer()? })
+    }
+
+    /// Reads a data file for the session's task.
+    ///
+    /// # Errors
+    /// Where the model has no head for it, or the data are wrong.
+    pub fn read_data(&self, path: &Path, options: &TrainOptions, unlabelled: bool) -> Result<Dataset> {
+        if let Head::None = self.model.head() {
+            return Err(Error::Usage(format!(
+                "{}: an encoder has no language-model head: choose --task mlm, embedding or one of classification",
+                self.base.source.display()
+            )));
+        }
+        let options = DataOptions {
+            task: self.task.task,
+            labels: self.task.labels.clone(),
+            unlabelled,
+            ..options.data_options(&*self.model)?
+        };
+        Ok(lowrank_train::data::read(path, &options, &self.encoder()?)?)
+    }
+
+    /// How tokens are hidden, where that is the task.
+    ///
+    /// # Errors
+    /// Where the tokenizer has no token for it.
+    pub fn masking(&self, seed: u64) -> Result<Option<Masking>> {
+        if self.task.task != Task::Mlm {
+            return Ok(None);
+        }
         let tokenizer = self.tokenizer()?;
-        let eos = tokenizer.eos().ok_or_else(|| {
-            Error::Usage(format!("{}: the tokenizer names no eos_token", self.base.source.display()))
+        let token = ["[MASK]", "<mask>"].iter().find_map(|name| tokenizer.token_to_id(name));
+        let token = token.ok_or_else(|| {
+            Error::Usage(format!("{}: the tokenizer has no mask token", self.base.source.display()))
         })?;
-        Ok(Encoder { session: self, tokenizer, eos })
+        Ok(Some(Masking { token, vocab: self.model.vocab(), seed }))
     }
 }
 
@@ -158,6 +297,14 @@ impl BaseWeights for Session {
         self.base.tensors.read_rows(&name, rows, out).map_err(base_error)
     }
 
+    fn quantised(&self, site: &Site) -> Option<Format> {
+        let format = self.base.tensors.form().quantize?.format();
+        let stored = self.base.tensors.format(&self.tensor_name(&format!("{}.weight", site.path)))?;
+        let dense = matches!(stored, Format::F32 | Format::F16 | Format::BF16);
+        let linear = matches!(site.kind, SiteKind::Linear | SiteKind::TransposedLinear);
+        (dense && linear && site.in_features.is_multiple_of(format.block_len())).then_some(format)
+    }
+
     fn read_bias(&self, path: &str, out: &mut [f32]) -> Result<(), lowrank_adapters::Error> {
         match self.model.head_layer(path).and_then(|layer| layer.bias.as_ref()) {
             Some(bias) => out.copy_from_slice(bias),
@@ -178,7 +325,6 @@ fn base_error(error: lowrank_models::Error) -> lowrank_adapters::Error {
 pub struct Encoder<'a> {
     session: &'a Session,
     tokenizer: &'a Tokenizer,
-    eos: u32,
 }
 
 type Boxed = Box<dyn std::error::Error + Send + Sync>;
@@ -209,7 +355,15 @@ impl Encode for Encoder<'_> {
         Ok((tokens, mask))
     }
 
-    fn eos(&self) -> u32 {
-        self.eos
+    fn eos(&self) -> Option<u32> {
+        self.tokenizer.eos()
+    }
+
+    fn texts(&self, first: &str, second: Option<&str>, max: Option<usize>) -> Result<Texts, Boxed> {
+        Ok(self.tokenizer.encode_texts(first, second, max)?)
+    }
+
+    fn words(&self, words: &[&str], max: Option<usize>) -> Result<Texts, Boxed> {
+        Ok(self.tokenizer.encode_words(words, max)?)
     }
 }

@@ -95,6 +95,43 @@ fn the_same_run_gives_the_same_bits() {
     assert_eq!(tensors(&place.path("whole")), tensors(&place.path("again")));
 }
 
+/// Every variant from the command line: it trains, its parameters are those planned, and it merges.
+#[test]
+fn variants_train_and_merge() {
+    let place = Place::new();
+    let (model, data) = (&place.model, place.path("train.jsonl"));
+    let cases: [(&str, &[&str]); 9] = [
+        ("dora", &["--use-dora"]),
+        ("pissa", &["--init-lora-weights", "pissa"]),
+        ("plus", &["--loraplus-lr-ratio", "4", "--lora-fa"]),
+        ("ia3", &["--peft-type", "ia3"]),
+        ("vera", &["--peft-type", "vera"]),
+        ("loha", &["--peft-type", "loha"]),
+        ("lokr", &["--peft-type", "lokr", "--peft-option", "decompose_factor=4"]),
+        ("adalora", &["--peft-type", "adalora", "--peft-option", "target_r=2", "--peft-option", "tfinal=2"]),
+        ("olora", &["--init-lora-weights", "olora"]),
+    ];
+    for (name, more) in cases {
+        let ran = place.train(name, more);
+        assert_eq!(ran.code, 0, "{name}: {}", ran.err);
+        let mut plan = vec!["plan", "--model", model, "--data", &data, "--out", "x", "--r", "2", "--json"];
+        plan.extend(more);
+        let plan: Value = serde_json::from_str(&lowrank_ok(&plan).out).unwrap();
+        assert!(plan["trainable_parameters"].as_u64() > Some(0), "{name}");
+        let (adapter, out) = (place.path(name), place.path(&format!("{name}-merged")));
+        lowrank_ok(&["inspect", &adapter]);
+        let merge = ["merge", "--model", model, "--adapter", &adapter, "--out", &out, "--dtype", "f32"];
+        lowrank_ok(&[&merge[..], &["--tolerance", "1e-3"]].concat());
+    }
+    let (a, b) = (place.path("dora"), format!("{}:0.5", place.path("loha")));
+    let ask = ["generate", "--model", model, "--prompt", "red", "--max-new-tokens", "3"];
+    lowrank_ok(&[&ask[..], &["--adapter", &a, "--adapter", &b]].concat());
+    let refused = place.train("x", &["--peft-type", "adaption_prompt"]);
+    assert!(refused.code == 2 && refused.err.contains("LOKR"), "{}", refused.err);
+    let refused = place.train("x", &["--init-lora-weights", "magic"]);
+    assert!(refused.code == 2 && refused.err.contains("pissa_niter"), "{}", refused.err);
+}
+
 #[test]
 fn a_folder_with_a_run_is_not_overwritten() {
     let place = Place::new();

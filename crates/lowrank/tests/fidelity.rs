@@ -93,6 +93,7 @@ cases!(
     llama_mha,
     llama_gqa_tied,
     llama_bias,
+    llama_embedding,
     qwen2_bias,
     qwen3_qk_norm,
     mistral_window,
@@ -136,6 +137,7 @@ fn merged_models_equal_pefts() {
     for case in [
         "llama_mha",
         "llama_gqa_tied",
+        "llama_embedding",
         "qwen3_qk_norm",
         "gpt2_c_attn",
         "gpt2_all",

@@ -98,7 +98,9 @@ fn a_study_runs_goes_on_and_reports_what_failed() {
     assert!(well.1["eval"]["loss"].as_f64().unwrap() > 0.0 && well.1["parameters"].as_u64().unwrap() > 0);
 
     let html = fs::read_to_string(study.join("report.html")).unwrap();
-    for text in ["A tiny study", "Which matrices", "Which rank", "Subspaces", "Amplification", "Latency", "failed: "] {
+    for text in
+        ["A tiny study", "Which matrices", "Which rank", "Subspaces", "Amplification", "Latency", "failed: "]
+    {
         assert!(html.contains(text), "{text}");
     }
     assert!(fs::metadata(study.join("figures/loss.png")).unwrap().len() > 1000);
@@ -128,13 +130,17 @@ fn runs_are_reported_with_curves_spectra_and_samples() {
     let place = Place::new();
     let text = |path: PathBuf| path.to_str().unwrap().to_owned();
     let model = tiny_model(place.dir.path());
-    let (data, out, report) = (text(place.path("train.jsonl")), text(place.path("run")), text(place.path("report")));
-    let train = ["train", "--model", &model, "--data", &data, "--out", &out, "--max-steps", "4", "--threads", "1"];
+    let (data, out, report) =
+        (text(place.path("train.jsonl")), text(place.path("run")), text(place.path("report")));
+    let train =
+        ["train", "--model", &model, "--data", &data, "--out", &out, "--max-steps", "4", "--threads", "1"];
     lowrank_ok(&train);
     let more = ["--model", &model, "--prompt", "Hello", "--max-new-tokens", "3"];
     lowrank_ok(&[&["report", &out, "--out", &report][..], &more[..]].concat());
     let html = fs::read_to_string(place.path("report/report.html")).unwrap();
-    assert!(html.contains("Training loss.") && html.contains("effective rank") && html.contains("Samples of run"));
+    assert!(
+        html.contains("Training loss.") && html.contains("effective rank") && html.contains("Samples of run")
+    );
     let ran = lowrank(&["report", &text(place.path("study"))]);
     assert_eq!(ran.code, 2);
     assert!(ran.err.contains("log.jsonl"), "{}", ran.err);

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
 
+use super::embedding::{self, EmbeddingLora};
 use super::low_rank::LowRank;
-use super::{Place, Start, Variant, linear_only};
+use super::{Place, Start, Variant, linear_only, stored_weight, whole_weight};
+use crate::init::{InitLoraWeights, Randomness};
 use crate::target::Target;
-use crate::{Error, LoraConfig, init};
+use crate::{Error, LoraConfig};
 
 /// LoRA at one linear site: `A: [R,K]`, `B: [O,R]`.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct Lora {
     pub dropout: f32,
     /// Names this site's random numbers.
     pub stream: u64,
+    /// How `A` and `B` start.
+    pub init: InitLoraWeights,
 }
 
 impl Adapter for Lora {
@@ -99,6 +103,28 @@ impl Lora {
             scaling: config.scaling(r, target.alpha),
             dropout: config.lora_dropout,
             stream: target.site as u64,
+            init: InitLoraWeights::parse(config)?,
+        })
+    }
+
+    /// `A` and `B` as training starts.
+    ///
+    /// # Errors
+    /// Where the base's weight is needed and cannot be read.
+    pub fn factors(&self, start: &Start<'_>) -> Result<(Vec<f32>, Vec<f32>), Error> {
+        let (site, random) = (&start.site, Randomness { seed: start.seed, stream: start.stream });
+        let shape = (site.out_features, site.in_features, self.r);
+        self.init.factors(shape, self.scaling, random, || match self.init {
+            InitLoraWeights::Loftq if start.base.quantised(site).is_none() => {
+                let what = "loftq makes up for quantising, and this base is computed with as it is stored";
+                Err(Error::Config(format!("{}: {what} (--quantize nf4)", site.path)))
+            }
+            InitLoraWeights::Loftq => {
+                let (mut lost, used) = (stored_weight(start.base, site)?, whole_weight(start.base, site)?);
+                lost.iter_mut().zip(used).for_each(|(w, q)| *w -= q);
+                Ok(lost)
+            }
+            _ => whole_weight(start.base, site),
         })
     }
 
@@ -127,9 +153,9 @@ impl Variant for Lora {
     }
 
     fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
-        params.get_mut(self.a).value =
-            init::kaiming(self.r, start.site.in_features, start.seed, start.stream);
-        params.get_mut(self.b).value = vec![0.0; start.site.out_features * self.r];
+        let (a, b) = self.factors(start)?;
+        params.get_mut(self.a).value = a;
+        params.get_mut(self.b).value = b;
         Ok(())
     }
 
@@ -168,18 +194,79 @@ impl super::Method for Method {
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
         let plan = |target: &Target| {
-            let lora = Lora::plan(config, target, &sites[target.site], params)?;
+            let site = &sites[target.site];
+            if site.kind == SiteKind::Embedding {
+                return Ok(EmbeddingLora::plan(config, target, site, params));
+            }
+            let lora = Lora::plan(config, target, site, params)?;
             Ok(Arc::new(lora) as Arc<dyn Variant>)
         };
         targets.iter().map(plan).collect()
     }
 
     fn suffixes(&self) -> &'static [&'static str] {
-        &["lora_A.weight", "lora_B.weight"]
+        &["lora_A.weight", "lora_B.weight", embedding::SUFFIXES[0], embedding::SUFFIXES[1]]
     }
 
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
-        let (a, b) = (shape("lora_A.weight")?, shape("lora_B.weight")?);
+        let pair = |[a, b]: [&str; 2]| Some((shape(a)?, shape(b)?));
+        let (a, b) = pair(["lora_A.weight", "lora_B.weight"]).or_else(|| pair(embedding::SUFFIXES))?;
         (a.len() == 2 && b.len() == 2).then(|| (a[1], b[0]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lowrank_engine::{SiteKind, kernels};
+    use lowrank_kernels::Format;
+
+    use super::*;
+    use crate::variants::BaseWeights;
+    use crate::{AdapterSet, Targets};
+
+    struct Quantised(Vec<f32>);
+
+    impl BaseWeights for Quantised {
+        fn read_rows(&self, _: &str, rows: std::ops::Range<usize>, out: &mut [f32]) -> Result<(), Error> {
+            out.copy_from_slice(&self.0[rows.start * 64..rows.end * 64]);
+            Ok(())
+        }
+
+        fn read_bias(&self, _: &str, _: &mut [f32]) -> Result<(), Error> {
+            unreachable!("there is none")
+        }
+
+        fn quantised(&self, _: &Site) -> Option<Format> {
+            Some(Format::NF4)
+        }
+    }
+
+    /// With LoftQ, quantised base and adapter are nearer to the dense weight; at full rank, they are it.
+    #[test]
+    fn loftq_makes_up_for_quantising() {
+        let (o, k) = (8, 64);
+        let mut w = vec![0.0; o * k];
+        kernels::normal(&mut w, 0.0, 1.0, 1, 2);
+        let base = Quantised(w.clone());
+        let site =
+            Site { path: "q".into(), kind: SiteKind::Linear, in_features: k, out_features: o, bias: false };
+        let used = whole_weight(&base, &site).unwrap();
+        let distance =
+            |a: &[f32]| a.iter().zip(&w).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        let mut errors = vec![distance(&used)];
+        for r in [1, 4, 8] {
+            let config = LoraConfig {
+                r,
+                init_lora_weights: "loftq".into(),
+                target_modules: Some(Targets::parse("q")),
+                ..LoraConfig::default()
+            };
+            let set = AdapterSet::new_on(config, std::slice::from_ref(&site), 0, &base).unwrap();
+            let mut sum = used.clone();
+            set.merge_rows(&base, "q.weight", 0..o, &mut sum).unwrap();
+            errors.push(distance(&sum));
+        }
+        assert!(errors.windows(2).all(|pair| pair[1] < 0.95 * pair[0]), "{errors:?}");
+        assert!(errors[3] < 1e-5 * errors[0], "{errors:?}");
     }
 }

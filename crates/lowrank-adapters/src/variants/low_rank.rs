@@ -25,7 +25,7 @@ impl LowRank<'_> {
         let (a, b) = (MatRef::row_major(self.a, k), MatRef::row_major(self.b, r));
         // The stored matrix is `left right`, and the rows asked for are those of `left`.
         let (left, right, cols) = match site.kind {
-            SiteKind::TransposedLinear => (a.t(), b.t(), o),
+            SiteKind::TransposedLinear | SiteKind::Embedding => (a.t(), b.t(), o),
             _ => (b, a, k),
         };
         assert_eq!(w.len(), rows.len() * cols, "rows of {}", site.path);

@@ -1,20 +1,44 @@
 //! What a variant of LoRA is. Each is one file here; the trainer, the merger and the file formats know only the
 //! two traits: a [`Method`] is what `adapter_config.json` asks for, a [`Variant`] is what it puts at one site.
 
+pub mod adalora;
+pub mod dora;
+pub mod embedding;
+pub mod ia3;
+pub mod loha;
+pub mod lokr;
 pub mod lora;
 pub mod low_rank;
+mod lycoris;
+pub mod merged_linear;
+pub mod mixture;
+pub mod residual;
 pub mod saved;
+mod torch_random;
+pub mod vera;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_engine::{Adapter, ParamId, Params, Site, SiteKind};
+use lowrank_kernels::{Format, RowOrder, WeightRef, quantize_matrix};
 
+use crate::regime::Regime;
 use crate::target::Target;
-use crate::{Error, LoraConfig};
+use crate::{AdaptedSite, AdapterSet, Error, LoraConfig};
 
 /// All methods. Of those with one `peft_type`, the first that claims a configuration takes it.
-static METHODS: [&dyn Method; 1] = [&lora::Method];
+static METHODS: [&dyn Method; 9] = [
+    &merged_linear::Method,
+    &residual::Method,
+    &dora::Method,
+    &lora::Method,
+    &ia3::Method,
+    &vera::Method,
+    &loha::Method,
+    &lokr::Method,
+    &adalora::Method,
+];
 
 /// A kind of adapter, as `adapter_config.json` names it: decides what is put at the sites.
 pub trait Method: Sync {
@@ -30,6 +54,19 @@ pub trait Method: Sync {
     /// Fields of [`LoraConfig`] that its configuration does not have and that are not written.
     fn foreign_fields(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// The rank and alpha of targets that no pattern names.
+    ///
+    /// # Errors
+    /// Where its fields do not parse.
+    fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
+        Ok((config.r, config.lora_alpha))
+    }
+
+    /// Fills fields of its own that were not said from what was, for a run of `total_steps` steps on `sites`.
+    fn configure(&self, config: &mut LoraConfig, sites: &[Site], total_steps: u64) {
+        let _ = (config, sites, total_steps);
     }
 
     /// Checks its own fields.
@@ -50,10 +87,29 @@ pub trait Method: Sync {
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error>;
 
+    /// What its training does beside following the gradient.
+    ///
+    /// # Errors
+    /// Where its fields do not parse.
+    fn regime(&self, config: &LoraConfig, layers: &[AdaptedSite]) -> Result<Option<Box<dyn Regime>>, Error> {
+        let _ = (config, layers);
+        Ok(None)
+    }
+
+    /// What is written to the adapter folder in place of `set`, where it is not `set` as it is trained.
+    ///
+    /// # Errors
+    /// Where the form that is written cannot hold it.
+    fn export(&self, set: &AdapterSet) -> Result<Option<AdapterSet>, Error> {
+        let _ = set;
+        Ok(None)
+    }
+
     /// Endings of the names of a site's tensors in a file, after the module path and a dot.
     fn suffixes(&self) -> &'static [&'static str];
 
-    /// `(in_features, out_features)` of a site, from the shapes of its tensors by ending; 0 where they do not say.
+    /// `(in_features, out_features)` of a site, from the shapes of its tensors by ending (of tensors that all sites
+    /// share, by their name in the file); 0 where they do not say.
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)>;
 }
 
@@ -77,6 +133,15 @@ pub trait Variant: Adapter {
     /// # Errors
     /// Where the base's weight is needed and cannot be read.
     fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error>;
+
+    /// Gives the parameters that no file holds their numbers, after the others were read.
+    ///
+    /// # Errors
+    /// Where the base's weight is needed and cannot be read.
+    fn complete(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        let _ = (params, start);
+        Ok(())
+    }
 
     /// The Frobenius norm of what it adds to the weight, where that does not depend on the weight.
     fn delta_norm(&self, params: &Params) -> Option<f64> {
@@ -125,6 +190,13 @@ pub trait BaseWeights: Sync {
         let _ = out;
         Err(Error::Config(format!("{path}: the bias of the base model is needed here")))
     }
+
+    /// The format that the weight of a layer is quantised to before it is computed with, where it is not computed
+    /// with as it is stored.
+    fn quantised(&self, site: &Site) -> Option<Format> {
+        let _ = site;
+        None
+    }
 }
 
 /// No base at hand.
@@ -139,36 +211,13 @@ impl BaseWeights for NoBase {
 /// What a variant may look at when training starts.
 pub struct Start<'a> {
     /// The layer.
-    pub site: &'a Site,
+    pub site: Site,
     /// Random seed of the run.
     pub seed: u64,
     /// Random stream of this site's first parameter; the following ones are its too.
     pub stream: u64,
     /// The base model's weights.
     pub base: &'a dyn BaseWeights,
-}
-
-impl Start<'_> {
-    /// `W: [O,K]` of the layer, transposed back where it is stored transposed.
-    ///
-    /// # Errors
-    /// Where it cannot be read.
-    pub fn weight(&self) -> Result<Vec<f32>, Error> {
-        let (k, o) = (self.site.in_features, self.site.out_features);
-        let mut w = vec![0.0; o * k];
-        if self.site.kind != SiteKind::TransposedLinear {
-            self.base.read_rows(&self.site.path, 0..o, &mut w)?;
-            return Ok(w);
-        }
-        let mut stored = vec![0.0; o * k];
-        self.base.read_rows(&self.site.path, 0..k, &mut stored)?;
-        for (row, stored) in stored.chunks_exact(o).enumerate() {
-            for (column, value) in stored.iter().enumerate() {
-                w[column * k + row] = *value;
-            }
-        }
-        Ok(w)
-    }
 }
 
 /// Rows of a weight that is merged.
@@ -179,6 +228,48 @@ pub struct Place<'a> {
     pub rows: Range<usize>,
     /// The base model's weights (those of the merged model, where the adapter is taken out).
     pub base: &'a dyn BaseWeights,
+}
+
+/// `W: [O,K]` of a layer as it is computed with: transposed back where it is stored transposed, and with the error of
+/// quantising where it is quantised on the way.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn whole_weight(base: &dyn BaseWeights, site: &Site) -> Result<Vec<f32>, Error> {
+    let w = stored_weight(base, site)?;
+    let Some(format) = base.quantised(site) else { return Ok(w) };
+    let (rows, cols) = (site.out_features, site.in_features);
+    let wrong = |what: String| Error::Config(format!("{}: {what}", site.path));
+    let bytes =
+        format.matrix_bytes(rows, cols).ok_or_else(|| wrong("its rows are no whole blocks".into()))?;
+    let mut quantised = vec![0; bytes];
+    let fill = |row: usize, out: &mut [f32]| out.copy_from_slice(&w[row * cols..][..cols]);
+    quantize_matrix(format, rows, cols, fill, &mut quantised).map_err(|e| wrong(e.to_string()))?;
+    let view = WeightRef { format, rows, cols, order: RowOrder::Plain, bytes: &quantised };
+    let mut again = vec![0.0; rows * cols];
+    again.chunks_exact_mut(cols).enumerate().for_each(|(row, out)| view.expand(row, 0..cols, out));
+    Ok(again)
+}
+
+/// `W: [O,K]` of a layer as its file has it, transposed back where it is stored transposed.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn stored_weight(base: &dyn BaseWeights, site: &Site) -> Result<Vec<f32>, Error> {
+    let (k, o) = (site.in_features, site.out_features);
+    let mut w = vec![0.0; o * k];
+    if site.kind != SiteKind::TransposedLinear {
+        base.read_rows(&site.path, 0..o, &mut w)?;
+        return Ok(w);
+    }
+    let mut stored = vec![0.0; o * k];
+    base.read_rows(&site.path, 0..k, &mut stored)?;
+    for (row, stored) in stored.chunks_exact(o).enumerate() {
+        for (column, value) in stored.iter().enumerate() {
+            w[column * k + row] = *value;
+        }
+    }
+    Ok(w)
 }
 
 /// The method that `config` asks for.

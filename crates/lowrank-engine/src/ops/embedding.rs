@@ -1,9 +1,10 @@
-//! Embedding: rows of a frozen table.
+//! Embedding: rows of a frozen table, with its adapter.
 
 use lowrank_kernels as kernels;
 
 use crate::adapter::SiteId;
-use crate::tape::{Tape, Var};
+use crate::tape::{Backward, Node, Tape, Var, VarId};
+use crate::tensor::Tensor;
 use crate::weight::FrozenWeight;
 
 /// A frozen table `E: [V,D]`.
@@ -17,7 +18,7 @@ pub struct Embedding {
 }
 
 impl<'m> Tape<'m> {
-    /// `x[i] = scale * E[ids[i]]`, `[N,D]`.
+    /// `x[i] = scale * (E[ids[i]] + adapter(ids[i]))`, `[N,D]`.
     pub fn embedding(&mut self, table: &'m Embedding, ids: &[u32]) -> Var<'m> {
         let device = self.scope.device;
         let mut x = device.alloc(ids.len(), table.weight.cols());
@@ -27,6 +28,28 @@ impl<'m> Tape<'m> {
                 kernels::scale(x.data_mut(), table.scale);
             }
         });
-        Var::constant(x)
+        let Some(adapter) = self.adapters.get(table.site) else { return Var::constant(x) };
+        let saved = adapter.embed(&self.scope, ids, table.scale, &mut x);
+        let out = self.id(true);
+        if self.keeps(out) {
+            let out = out.expect("kept, so it has a number");
+            self.push(EmbeddingNode { table, ids: ids.to_vec(), saved, out });
+        }
+        Var { tensor: x, id: out, recipe: None }
+    }
+}
+
+struct EmbeddingNode<'m> {
+    table: &'m Embedding,
+    ids: Vec<u32>,
+    saved: Vec<Tensor>,
+    out: VarId,
+}
+
+impl<'m> Node<'m> for EmbeddingNode<'m> {
+    fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
+        let Some(dy) = back.take(self.out) else { return };
+        let adapter = back.adapters.get(self.table.site).expect("it was there in the forward pass");
+        adapter.embed_backward(&back.scope, back.grads, &self.ids, self.table.scale, &dy, self.saved);
     }
 }

@@ -209,6 +209,8 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
     let file_type = match format {
         Format::F32 => 0,
         Format::F16 => 1,
+        Format::Q4_0 => 2,
+        Format::Q4_1 => 3,
         Format::Q8_0 => 7,
         Format::BF16 => 32,
         other => return Err(Error::file(path, format!("writing GGUF as {} is not supported", other.name()))),

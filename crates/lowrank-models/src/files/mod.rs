@@ -20,7 +20,8 @@ pub use atomic::{AtomicFile, write_atomic};
 pub use config::GenerationConfig;
 pub use export::{Fill, save_folder, save_gguf};
 pub use form::{Form, Precision, Quantize};
-pub use gguf::{Gguf, GgufWriter, Strings, TensorPlan};
+pub use gguf::{Gguf, GgufWriter, Strings, TensorPlan, from_hf, permutes_rows, to_hf};
+pub use pytorch::{PytorchTensor, write_pytorch};
 pub use tensors::Tensors;
 
 pub(crate) use config::{read_limited, read_optional_object};
@@ -195,6 +196,26 @@ impl Base {
             Kind::Gguf(gguf) => Tokenizer::from_gguf(gguf),
             Kind::Config => Err(Error::file(&self.source, "is a configuration alone: it has no tokenizer")),
         }
+    }
+
+    /// What the model is called in GGUF files, and the rows of one attention head, which decide the order of the
+    /// rows of q and k there.
+    ///
+    /// # Errors
+    /// Where GGUF has no word for the model here.
+    pub fn gguf_layout(&self) -> Result<(String, usize)> {
+        let wrong = |field: &str, what: &str| Error::field(&self.source, field, what);
+        let architecture = match &self.kind {
+            Kind::Gguf(gguf) => gguf.architecture()?.to_owned(),
+            _ => {
+                let kind = self.config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+                let found = gguf::architecture_of(kind).map(str::to_owned);
+                found.ok_or_else(|| wrong("model_type", &format!("{kind} has no form in GGUF here")))?
+            }
+        };
+        let head_dim = gguf::head_dim(self.config_map()).and_then(|dim| usize::try_from(dim).ok());
+        let head_dim = head_dim.filter(|dim| *dim > 0 && dim % 2 == 0);
+        Ok((architecture, head_dim.ok_or_else(|| wrong("head_dim", "is missing or odd"))?))
     }
 
     /// The chat template.

@@ -175,7 +175,13 @@ fn font(size: u32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&INK)
 }
 
-fn lines<X>(root: &Area<'_>, labels: (&str, &str), x: X, y: Range<f64>, series: &[Series]) -> Result<(), String>
+fn lines<X>(
+    root: &Area<'_>,
+    labels: (&str, &str),
+    x: X,
+    y: Range<f64>,
+    series: &[Series],
+) -> Result<(), String>
 where
     X: AsRangedCoord<Value = f64>,
     X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -281,8 +287,13 @@ fn heatmap(root: &Area<'_>, x_label: &str, y_label: &str, values: &[Vec<f64>]) -
 
 /// 0 dark blue, 1 light yellow: also in shades of grey the larger number is the lighter one.
 fn heat(value: f64) -> RGBColor {
-    const STOPS: [(f64, f64, f64); 5] =
-        [(20.0, 24.0, 66.0), (42.0, 82.0, 138.0), (32.0, 144.0, 140.0), (122.0, 200.0, 92.0), (252.0, 230.0, 66.0)];
+    const STOPS: [(f64, f64, f64); 5] = [
+        (20.0, 24.0, 66.0),
+        (42.0, 82.0, 138.0),
+        (32.0, 144.0, 140.0),
+        (122.0, 200.0, 92.0),
+        (252.0, 230.0, 66.0),
+    ];
     let at = value.clamp(0.0, 1.0) * (STOPS.len() - 1) as f64;
     let i = (at as usize).min(STOPS.len() - 2);
     let (t, a, b) = (at - i as f64, STOPS[i], STOPS[i + 1]);

@@ -11,7 +11,8 @@ use crate::spec::{Latency, Role};
 
 pub(super) fn section(study: &Study<'_>, what: &Latency) -> Result<Section> {
     // Adapters as they are (not merged), each once: the first run of each method.
-    let mut subjects: Vec<(String, AdapterSet)> = vec![("base, or merged into it".into(), AdapterSet::none())];
+    let mut subjects: Vec<(String, AdapterSet)> =
+        vec![("base, or merged into it".into(), AdapterSet::none())];
     for (i, method) in study.spec.method.iter().enumerate() {
         if let Some((run, _)) = study.with(&Role::Method(i)).next() {
             let dir = run.dir(&study.spec.out).join("adapter");

@@ -119,4 +119,3 @@ pub(super) fn sweep(study: &Study<'_>, sweep: &Sweep) -> Section {
     let title = "Learning rates".into();
     Section { title, text, tables: vec![table], figures: vec![figure], ..Section::default() }
 }
-

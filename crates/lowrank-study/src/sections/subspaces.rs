@@ -38,7 +38,14 @@ pub(super) fn similarity(study: &Study<'_>, what: &Subspace) -> Result<Section> 
             let value = *map.last().and_then(|row| row.last()).expect("a rank is at least 1");
             Cell::number(value, format!("{value:.3}"))
         };
-        rows.push(vec![Cell::text(module), top(&ranks), corner(&ranks), top(&seeds), corner(&seeds), corner(&chance)]);
+        rows.push(vec![
+            Cell::text(module),
+            top(&ranks),
+            corner(&ranks),
+            top(&seeds),
+            corner(&seeds),
+            corner(&chance),
+        ]);
         let axis = |r: usize, seed: u64| format!("directions of r = {r}, seed {seed}");
         let map = |id: &str, title: String, x_label: String, y_label: String, values| Figure {
             id: format!("{id}-{name}"),
@@ -118,7 +125,8 @@ pub(super) fn amplification(study: &Study<'_>, what: &AmplificationSpec) -> Resu
             ]);
         }
     }
-    let columns = ["module", "r", "by delta W", "by W", "by random", "norm of W", "norm of delta W", "factor"];
+    let columns =
+        ["module", "r", "by delta W", "by W", "by random", "norm of W", "norm of delta W", "factor"];
     let table = Table {
         id: "amplification".into(),
         title: "||U^T W V^T|| with the top r directions of delta W, of W and of a random matrix.".into(),

@@ -1,13 +1,13 @@
 //! Rows to tokens.
 
+use std::borrow::Cow;
+
 use super::fields::{Fields, Roles, Row};
-use super::{DataOptions, Encode, EncodeError};
+use super::{DataOptions, Encode, EncodeError, Example};
 
 pub(super) enum Encoded {
     Kept {
-        tokens: Vec<u32>,
-        loss_mask: Vec<bool>,
-        prompt_len: usize,
+        example: Example,
         truncated: bool,
     },
     /// Cut so short that no token with loss is left.
@@ -20,17 +20,12 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     let roles = fields.roles(options)?;
     let (mut tokens, mut loss_mask, mut prompt_len) = match roles {
         Roles::Pair { prompt, completion } => {
-            let prompt = match &options.prompt_template {
-                Some(template) => {
-                    &template.fill(|name| fields.text(if name == "prompt" { prompt } else { name }))?
-                }
-                None => fields.text(prompt)?,
-            };
-            pair(prompt, fields.text(completion)?, encoder).map_err(|e| e.to_string())?
+            let (prompt, completion) = pair_texts(&fields, options, prompt, completion)?;
+            pair(&prompt, completion, encoder).map_err(|e| e.to_string())?
         }
         Roles::Text(name) => {
             let mut tokens = encoder.encode(fields.text(name)?).map_err(|e| e.to_string())?;
-            tokens.push(encoder.eos());
+            tokens.push(eos(encoder)?);
             let loss_mask = vec![true; tokens.len()];
             (tokens, loss_mask, 0)
         }
@@ -69,7 +64,23 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     let truncated = tokens.len() < full;
     tokens.shrink_to_fit();
     loss_mask.shrink_to_fit();
-    Ok(Encoded::Kept { tokens, loss_mask, prompt_len, truncated })
+    Ok(Encoded::Kept { example: Example { tokens, loss_mask, prompt_len, ..Example::default() }, truncated })
+}
+
+/// The prompt as the model sees it, and the completion.
+pub(super) fn pair_texts<'a>(
+    fields: &'a Fields<'_>,
+    options: &DataOptions,
+    prompt: &str,
+    completion: &str,
+) -> Result<(Cow<'a, str>, &'a str), String> {
+    let prompt = match &options.prompt_template {
+        Some(template) => {
+            template.fill(|name| fields.text(if name == "prompt" { prompt } else { name }))?.into()
+        }
+        None => fields.text(prompt)?.into(),
+    };
+    Ok((prompt, fields.text(completion)?))
 }
 
 fn pair(
@@ -80,8 +91,12 @@ fn pair(
     let mut tokens = encoder.encode(prompt)?;
     let prompt_len = tokens.len();
     tokens.extend(encoder.encode(completion)?);
-    tokens.push(encoder.eos());
+    tokens.push(eos(encoder)?);
     let mut loss_mask = vec![false; prompt_len];
     loss_mask.resize(tokens.len(), true);
     Ok((tokens, loss_mask, prompt_len))
+}
+
+fn eos(encoder: &dyn Encode) -> Result<u32, String> {
+    encoder.eos().ok_or_else(|| "the tokenizer names no eos_token, which ends every text".to_owned())
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::labelled::label_text;
 use super::{DataOptions, Message};
 
 /// One row as it was read, not yet looked into: that happens in parallel.
@@ -118,6 +119,44 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Whether there is such a field.
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Json(map) => map.contains_key(name),
+            Self::Table(names, _) => names.iter().any(|n| n == name),
+        }
+    }
+
+    /// A label: a name or a number.
+    pub fn label(&self, name: &str) -> Result<String, String> {
+        let text = match self {
+            Self::Json(map) if !matches!(map.get(name), None | Some(Value::String(_))) => {
+                let value = &map[name];
+                label_text(value).ok_or_else(|| format!("{name:?} is {}, expected a label", kind(value)))?
+            }
+            _ => self.text(name)?.trim().to_owned(),
+        };
+        if text.is_empty() { Err(format!("{name:?} is empty: the label is missing")) } else { Ok(text) }
+    }
+
+    /// A list of words or tags.
+    pub fn list(&self, name: &str) -> Result<Vec<String>, String> {
+        let Self::Json(map) = self else {
+            return Err("a table holds no lists of words: use JSONL or CoNLL's form".into());
+        };
+        match map.get(name) {
+            Some(Value::Array(list)) => list
+                .iter()
+                .map(|value| {
+                    label_text(value)
+                        .ok_or_else(|| format!("{name:?} holds {}, expected words or numbers", kind(value)))
+                })
+                .collect(),
+            Some(other) => Err(format!("{name:?} is {}, expected a list", kind(other))),
+            None => Err(format!("{name:?} is missing; {}", self.keys())),
+        }
+    }
+
     /// The turns of a conversation.
     pub fn messages(&self) -> Result<Vec<Message>, String> {
         let Self::Json(map) = self else {
@@ -186,7 +225,7 @@ pub(super) fn missing_column(name: &str, names: &[impl AsRef<str>]) -> String {
     format!("no column {name:?}: there is {}", list_names(names))
 }
 
-fn list_names(names: &[impl AsRef<str>]) -> String {
+pub(super) fn list_names(names: &[impl AsRef<str>]) -> String {
     const SHOWN: usize = 30;
     let mut out =
         names.iter().take(SHOWN).map(|n| format!("{:?}", n.as_ref())).collect::<Vec<_>>().join(", ");

@@ -3,35 +3,48 @@
 //! | format | what a line or row gives |
 //! |---|---|
 //! | JSONL (`.jsonl`, `.ndjson`, `.json`) | `{"prompt", "completion"}`, `{"messages": [{"role", "content"}, …]}` or `{"text"}`; other keys are ignored |
+//! | CoNLL (`.conll`) | a word and its tag a line, for `token-classification` |
+//! | `glue:TASK` | the columns of that GLUE file; recognised by its header |
 //! | CSV (`.csv`), TSV (`.tsv`) | the columns `prompt` and `completion`, or `text`, or those that [`DataOptions`] names |
+//! | E2E, WebNLG, DART | the original files, known by how they begin: the input in one line and a text for it |
 //!
 //! A prompt and a completion become `encode(prompt) + encode(completion) + eos`, with loss on the
 //! completion and eos. A text becomes `encode(text) + eos`, with loss on every token but the first,
 //! which nothing predicts. A conversation goes through the chat template, with loss on the
-//! assistant's turns. A TSV file has no quoting: a quote in it is a character like any other.
+//! assistant's turns. For the other tasks a row is a text (`text`, `sentence`, ...), or two, with a `label`; or words and
+//! tags. A TSV file has no quoting: a quote in it is a character like any other.
 
+mod conll;
 mod encode;
 mod fields;
+mod glue;
+mod groups;
 mod jsonl;
+mod labelled;
+mod nlg;
 mod table;
 mod template;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
 use lowrank_engine::Label;
-pub use lowrank_models::Message;
+pub use lowrank_models::{Message, Texts};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::task::Task;
 use encode::Encoded;
 use fields::Row;
+pub use glue::Glue;
+pub use groups::{PromptGroup, read_groups};
 pub use template::Template;
 
 /// Why a text or a conversation has no tokens.
@@ -51,8 +64,20 @@ pub trait Encode: Sync {
     /// Where there is no chat template, or it refuses these messages.
     fn encode_chat(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<bool>), EncodeError>;
 
-    /// The token that ends a text.
-    fn eos(&self) -> u32;
+    /// The token that ends a text, where there is one.
+    fn eos(&self) -> Option<u32>;
+
+    /// The tokens of a text or a pair as a classifier reads them, at most `max`.
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses it.
+    fn texts(&self, first: &str, second: Option<&str>, max: Option<usize>) -> Result<Texts, EncodeError>;
+
+    /// The same of a text that is split into words.
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses it.
+    fn words(&self, words: &[&str], max: Option<usize>) -> Result<Texts, EncodeError>;
 }
 
 /// Where an example came from.
@@ -60,7 +85,7 @@ pub trait Encode: Sync {
 pub struct ExampleId {
     /// The data file as it was named.
     pub file: Arc<str>,
-    /// Its line, from 1.
+    /// Its line, from 1; in a JSON file of WebNLG or DART the number of its entry.
     pub line: u64,
 }
 
@@ -122,7 +147,7 @@ impl Example {
 
 /// The format of a data file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String", into = "String")]
 pub enum DataFormat {
     /// One JSON object a line.
     Jsonl,
@@ -130,6 +155,16 @@ pub enum DataFormat {
     Csv,
     /// Tab-separated, a header line, no quoting.
     Tsv,
+    /// A word and its tag a line, a blank line after each sentence.
+    Conll,
+    /// A file of the GLUE benchmark: tab-separated, its columns known.
+    Glue(Glue),
+    /// E2E NLG challenge: CSV of meaning representations and texts.
+    E2e,
+    /// WebNLG 2017 challenge: JSON of triples and texts.
+    Webnlg,
+    /// DART: JSON of triples and texts.
+    Dart,
 }
 
 impl DataFormat {
@@ -141,9 +176,9 @@ impl DataFormat {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
         extension.parse().map_err(|_| Error::DataFile {
             path: path.into(),
-            reason:
-                "its name tells no format: use .jsonl, .csv or .tsv, or name the format with --data-format"
-                    .into(),
+            reason: "its name tells no format: use .jsonl, .csv, .tsv or .conll, or name the format with \
+                     --data-format"
+                .into(),
         })
     }
 }
@@ -156,8 +191,46 @@ impl std::str::FromStr for DataFormat {
             "jsonl" | "ndjson" | "json" => Ok(Self::Jsonl),
             "csv" => Ok(Self::Csv),
             "tsv" | "tab" => Ok(Self::Tsv),
-            _ => Err(Error::Options(format!("no data format {name:?}: choose jsonl, csv or tsv"))),
+            "e2e" => Ok(Self::E2e),
+            "webnlg" => Ok(Self::Webnlg),
+            "dart" => Ok(Self::Dart),
+            "conll" => Ok(Self::Conll),
+            _ => match name.strip_prefix("glue:") {
+                Some(task) => Ok(Self::Glue(Glue::parse(task)?)),
+                None => Err(Error::Options(format!(
+                    "no data format {name:?}: choose jsonl, csv, tsv, e2e, webnlg, dart, conll, or glue:TASK"
+                ))),
+            },
         }
+    }
+}
+
+impl fmt::Display for DataFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Jsonl => f.write_str("jsonl"),
+            Self::Csv => f.write_str("csv"),
+            Self::Tsv => f.write_str("tsv"),
+            Self::E2e => f.write_str("e2e"),
+            Self::Webnlg => f.write_str("webnlg"),
+            Self::Dart => f.write_str("dart"),
+            Self::Conll => f.write_str("conll"),
+            Self::Glue(glue) => write!(f, "glue:{}", glue.name()),
+        }
+    }
+}
+
+impl TryFrom<String> for DataFormat {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self, Error> {
+        name.parse()
+    }
+}
+
+impl From<DataFormat> for String {
+    fn from(format: DataFormat) -> Self {
+        format.to_string()
     }
 }
 
@@ -178,10 +251,81 @@ pub struct DataOptions {
     pub max_seq_len: Option<usize>,
     /// Count and report bad lines instead of stopping at the first.
     pub skip_bad_lines: bool,
+    /// What the examples are for. The fields above that speak of prompts are for language models, those below for
+    /// the other tasks.
+    pub task: Task,
+    /// Names of the classes, in their order.
+    pub labels: Vec<String>,
+    /// The column (or JSON key) of a pair's second text.
+    pub pair_column: Option<String>,
+    /// The column (or JSON key) of the label.
+    pub label_column: Option<String>,
+    /// Whether a text's last token speaks for it, not the first.
+    pub reads_last: bool,
+    /// Labels may be missing: the examples are for prediction.
+    pub unlabelled: bool,
 }
 
 impl DataOptions {
+    /// The task of GLUE that the file is of.
+    pub(crate) fn glue(&self) -> Option<Glue> {
+        match self.format {
+            Some(DataFormat::Glue(glue)) => Some(glue),
+            _ => None,
+        }
+    }
+
+    /// The same with the format known.
+    fn resolved(&self, path: &Path) -> Result<Self, Error> {
+        let format = match self.format {
+            Some(format) => format,
+            None => self.detected(path)?,
+        };
+        let mut options = Self { format: Some(format), ..self.clone() };
+        if let DataFormat::E2e | DataFormat::Webnlg | DataFormat::Dart = format {
+            return nlg::options(&options);
+        }
+        if format == DataFormat::Tsv && self.task != Task::Lm && self.text_column.is_none() {
+            let mut line = Vec::new();
+            open(path)?.take(1 << 16).read_until(b'\n', &mut line).map_err(Error::io(path))?;
+            let line = String::from_utf8_lossy(&line);
+            let columns: Vec<String> = line.trim_end().split('\t').map(|c| c.trim().to_owned()).collect();
+            options.format = Some(Glue::detect(&columns).map_or(format, DataFormat::Glue));
+        }
+        Ok(options)
+    }
+
+    /// The format that a file begins as, or that its name tells. Columns that are named are those of a table.
+    fn detected(&self, path: &Path) -> Result<DataFormat, Error> {
+        let named = [&self.prompt_column, &self.completion_column, &self.text_column];
+        if self.task == Task::Lm
+            && named.iter().all(|name| name.is_none())
+            && let Some(format) = nlg::detect(&mut open(path)?, path)?
+        {
+            return Ok(format);
+        }
+        DataFormat::of(path)
+    }
+
     fn check(&self) -> Result<(), Error> {
+        if self.task == Task::Lm {
+            if let Some(DataFormat::Glue(_) | DataFormat::Conll) = self.format {
+                let what = "holds labels, not texts to continue: choose another --task";
+                return Err(Error::Options(format!(
+                    "--data-format {} {what}",
+                    self.format.expect("is there")
+                )));
+            }
+        } else if self.prompt_column.is_some()
+            || self.completion_column.is_some()
+            || self.prompt_template.is_some()
+        {
+            return Err(Error::Options(format!(
+                "--task {} reads texts: name them with --text-column and --pair-column in place of \
+                 --prompt-column, --completion-column and --prompt-template",
+                self.task.name()
+            )));
+        }
         let pair = self.prompt_column.is_some() || self.completion_column.is_some();
         if self.text_column.is_some() && (pair || self.prompt_template.is_some()) {
             return Err(Error::Options(
@@ -277,17 +421,9 @@ const CHUNK_BYTES: usize = 8 << 20;
 /// A file that cannot be read, whose format is unknown, that lacks a column, or that holds no
 /// example; a bad line, unless [`DataOptions::skip_bad_lines`]; options that contradict each other.
 pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<Dataset, Error> {
+    let options = &options.resolved(path)?;
     options.check()?;
-    let format = match options.format {
-        Some(format) => format,
-        None => DataFormat::of(path)?,
-    };
-    let input = open(path)?;
-    let mut rows: Box<dyn Iterator<Item = Result<Row, Error>>> = match format {
-        DataFormat::Jsonl => Box::new(jsonl::Lines::new(path, input)?),
-        DataFormat::Csv => Box::new(table::Rows::new(path, input, b',', options)?),
-        DataFormat::Tsv => Box::new(table::Rows::new(path, input, b'\t', options)?),
-    };
+    let mut rows = rows(path, options)?;
     let file: Arc<str> = path.display().to_string().into();
     let mut data = Dataset { examples: Vec::new(), report: DataReport::default() };
     loop {
@@ -306,7 +442,8 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
         if chunk.is_empty() {
             break;
         }
-        let encoded: Vec<_> = chunk.par_iter().map(|row| encode::encode(row, options, encoder)).collect();
+        let encode = if options.task == Task::Lm { encode::encode } else { labelled::encode };
+        let encoded: Vec<_> = chunk.par_iter().map(|row| encode(row, options, encoder)).collect();
         for (row, encoded) in chunk.iter().zip(encoded) {
             data.add(path, &file, row.line, encoded, options.skip_bad_lines)?;
         }
@@ -327,6 +464,67 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
     Ok(data)
 }
 
+type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
+
+fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
+    let input = open(path)?;
+    Ok(match options.format {
+        Some(DataFormat::Csv) => Box::new(table::Rows::new(path, input, b',', options)?),
+        Some(DataFormat::Tsv | DataFormat::Glue(_)) => {
+            Box::new(table::Rows::new(path, input, b'\t', options)?)
+        }
+        Some(format @ (DataFormat::E2e | DataFormat::Webnlg | DataFormat::Dart)) => {
+            nlg::rows(path, input, format)?
+        }
+        Some(DataFormat::Conll) => Box::new(conll::Sentences::new(path, input)),
+        Some(DataFormat::Jsonl) | None => Box::new(jsonl::Lines::new(path, input)?),
+    })
+}
+
+/// The names of the classes in a data file: in GLUE's order, numbers by value, else by the alphabet. Lines that make
+/// no example are passed over.
+///
+/// # Errors
+/// A file that cannot be read or lacks a column, or in which there are no two classes.
+pub fn labels(path: &Path, options: &DataOptions) -> Result<Vec<String>, Error> {
+    let options = &options.resolved(path)?;
+    options.check()?;
+    let mut found = BTreeSet::new();
+    let mut first_bad = None;
+    for row in rows(path, options)? {
+        let row = row?;
+        match labelled::labels(&row, options) {
+            Ok(labels) => found.extend(labels),
+            Err(reason) => first_bad = first_bad.or(Some((row.line, reason))),
+        }
+        if options.task != Task::TokenClassification && found.len() > MOST_LABELS {
+            let reason = format!(
+                "has more than {MOST_LABELS} different labels: --task regression is for numbers, and \
+                 --label-column names the column of the labels"
+            );
+            return Err(Error::DataFile { path: path.into(), reason });
+        }
+    }
+    if let (true, Some((line, reason))) = (found.is_empty(), first_bad) {
+        return Err(Error::Line { path: path.into(), line, reason });
+    }
+    let fixed = options.glue().map(|glue| glue.layout().labels).unwrap_or_default();
+    if !fixed.is_empty() && found.iter().all(|label| fixed.contains(&label.as_str())) {
+        return Ok(fixed.iter().map(ToString::to_string).collect());
+    }
+    if found.len() < 2 {
+        let reason = match found.first() {
+            Some(only) => format!("has one label only, {only:?}: there is nothing to tell apart"),
+            None => "has no labels".to_owned(),
+        };
+        return Err(Error::DataFile { path: path.into(), reason });
+    }
+    Ok(labelled::ordered(found))
+}
+
+/// More classes than any head was made for, and what a column of numbers or texts soon has.
+const MOST_LABELS: usize = 10_000;
+
 impl Dataset {
     fn add(
         &mut self,
@@ -338,14 +536,14 @@ impl Dataset {
     ) -> Result<(), Error> {
         let report = &mut self.report;
         match encoded {
-            Ok(Encoded::Kept { tokens, loss_mask, prompt_len, truncated }) => {
+            Ok(Encoded::Kept { mut example, truncated }) => {
                 report.examples += 1;
-                report.tokens += tokens.len();
-                report.labels += loss_mask.iter().filter(|&&m| m).count();
-                report.longest = report.longest.max(tokens.len());
+                report.tokens += example.tokens.len();
+                report.labels += example.labels();
+                report.longest = report.longest.max(example.tokens.len());
                 report.truncated += usize::from(truncated);
-                let id = ExampleId { file: file.clone(), line };
-                self.examples.push(Example { tokens, loss_mask, prompt_len, id, ..Example::default() });
+                example.id = ExampleId { file: file.clone(), line };
+                self.examples.push(example);
             }
             Ok(Encoded::Dropped) => report.dropped += 1,
             Err(reason) if skip_bad_lines => {

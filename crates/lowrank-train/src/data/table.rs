@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use super::DataOptions;
 use super::fields::{Raw, Roles, Row, missing_column, not_utf8};
+use super::labelled::Columns;
 use crate::Error;
+use crate::task::Task;
 
 pub(super) struct Rows {
     path: PathBuf,
@@ -18,6 +20,8 @@ pub(super) struct Rows {
     behind: Rc<RefCell<Behind>>,
     names: Arc<[String]>,
     quoting: bool,
+    /// The first row, where there was no header.
+    first: Option<csv::ByteRecord>,
 }
 
 impl Rows {
@@ -45,8 +49,14 @@ impl Rows {
         if names.is_empty() {
             return Err(bad("it holds no example: the file is empty".into()));
         }
+        let headless = options.glue().and_then(|glue| glue.layout().headless);
+        let headless = headless.filter(|columns| !names.iter().any(|name| columns.contains(&name.as_str())));
+        let (names, first) = match headless {
+            Some(columns) => (columns.iter().map(ToString::to_string).collect(), Some(header)),
+            None => (names, None),
+        };
         check_header(&names, options).map_err(bad)?;
-        Ok(Self { path: path.into(), reader, behind, names: names.into(), quoting })
+        Ok(Self { path: path.into(), reader, behind, names: names.into(), quoting, first })
     }
 
     fn row(&self, record: csv::ByteRecord) -> Row {
@@ -123,6 +133,9 @@ impl Iterator for Rows {
     type Item = Result<Row, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(first) = self.first.take() {
+            return Some(Ok(self.row(first)));
+        }
         let mut record = csv::ByteRecord::new();
         match self.reader.read_byte_record(&mut record) {
             Ok(true) => Some(Ok(self.row(record))),
@@ -134,6 +147,16 @@ impl Iterator for Rows {
 
 /// Every column that will be read exists, once.
 fn check_header(names: &[String], options: &DataOptions) -> Result<(), String> {
+    let unique = |name: &str| match names.iter().filter(|n| *n == name).count() {
+        0 => Err(missing_column(name, names)),
+        1 => Ok(()),
+        n => Err(format!("{n} columns are called {name:?}: rename all but one")),
+    };
+    if options.task != Task::Lm {
+        let columns = Columns::find(options, &|name| names.iter().any(|n| n == name))
+            .map_err(|reason| format!("{reason}; the columns are {names:?}"))?;
+        return columns.names().try_for_each(unique);
+    }
     let roles = Roles::find(options, false, |name| names.iter().any(|n| n == name)).map_err(|reason| {
         let hint = "name them with --prompt-column and --completion-column, or with --text-column";
         format!("{reason} among the columns {names:?}: {hint}")
@@ -152,14 +175,7 @@ fn check_header(names: &[String], options: &DataOptions) -> Result<(), String> {
             }
         }
     }
-    for name in wanted {
-        match names.iter().filter(|n| *n == name).count() {
-            0 => return Err(missing_column(name, names)),
-            1 => {}
-            n => return Err(format!("{n} columns are called {name:?}: rename all but one")),
-        }
-    }
-    Ok(())
+    wanted.into_iter().try_for_each(unique)
 }
 
 fn csv_error(path: &Path, error: csv::Error) -> Error {

@@ -29,8 +29,28 @@ impl Encode for Bytes {
         Ok((tokens, mask))
     }
 
-    fn eos(&self) -> u32 {
-        0
+    fn eos(&self) -> Option<u32> {
+        Some(0)
+    }
+
+    fn texts(&self, first: &str, second: Option<&str>, max: Option<usize>) -> Result<Texts, EncodeError> {
+        let mut ids = bytes(first);
+        let mut types = vec![0; ids.len()];
+        ids.extend(bytes(second.unwrap_or_default()));
+        types.resize(ids.len(), 1);
+        let truncated = max.is_some_and(|max| max < ids.len());
+        ids.truncate(max.unwrap_or(usize::MAX));
+        types.truncate(ids.len());
+        let special = vec![false; ids.len()];
+        Ok(Texts { ids, types, special, words: Vec::new(), truncated })
+    }
+
+    fn words(&self, words: &[&str], _: Option<usize>) -> Result<Texts, EncodeError> {
+        let mut texts = self.texts(&words.concat(), None, None)?;
+        for (i, word) in (0..).zip(words) {
+            texts.words.resize(texts.words.len() + word.len(), Some(i));
+        }
+        Ok(texts)
     }
 }
 
@@ -262,7 +282,7 @@ fn bad_files() {
     case("a.json", "[\n {\"text\":\"a\"}\n]").fails(0, &["one JSON list", "jq"]);
     case("a.jsonl", b"\xff\xfe{\0").fails(0, &["UTF-16", "iconv"]);
     case("a.parquet", "x").fails(0, &["tells no format", "--data-format"]);
-    case("a.csv", "mr,ref\na,b\n").fails(0, &["neither", "\"mr\", \"ref\"", "--prompt-column"]);
+    case("a.csv", "source,ref\na,b\n").fails(0, &["neither", "\"source\", \"ref\"", "--prompt-column"]);
     let named = |prompt: &str, content: &str| {
         case("a.csv", content).with(|o| {
             o.prompt_column = Some(prompt.into());

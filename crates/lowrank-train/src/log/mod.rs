@@ -8,6 +8,8 @@ pub use json::JsonLog;
 pub use progress::{Progress, Report};
 pub use tensorboard::TensorBoard;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -40,26 +42,32 @@ pub struct StepRecord {
 }
 
 /// One evaluation on held-out data.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRecord {
     /// Optimiser steps done.
     pub step: u64,
     /// Epochs done, as a fraction.
     pub epoch: f64,
-    /// Mean loss over all labelled tokens, in nats.
+    /// Mean loss over all targets.
     #[serde(deserialize_with = "null_is_nan")]
     pub eval_loss: f64,
-    /// `exp(eval_loss)`.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub eval_perplexity: f64,
-    /// Share of labelled tokens that are the most likely one, where it was computed.
-    pub eval_token_accuracy: Option<f64>,
-    /// Labelled tokens.
+    /// Targets.
     pub eval_labels: u64,
     /// Examples.
     pub eval_examples: u64,
     /// Wall time in seconds.
     pub eval_s: f64,
+    /// The metrics of the task ([`crate::Evaluation`]), each with `eval_` before its name.
+    #[serde(flatten)]
+    pub metrics: BTreeMap<String, Option<f64>>,
+}
+
+impl EvalRecord {
+    /// The metrics by their plain names.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&str, f64)> {
+        let plain = |name: &'_ str| name.len() - name.trim_start_matches("eval_").len();
+        self.metrics.iter().map(move |(name, value)| (&name[plain(name)..], value.unwrap_or(f64::NAN)))
+    }
 }
 
 fn null_is_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
@@ -110,9 +118,9 @@ impl RunLog {
             json.write(record)?;
         }
         if let Some(board) = &mut self.tensorboard {
-            let mut scalars =
-                vec![("eval/loss", record.eval_loss), ("eval/perplexity", record.eval_perplexity)];
-            scalars.extend(record.eval_token_accuracy.map(|share| ("eval/token_accuracy", share)));
+            let names: Vec<(String, f64)> = record.named().map(|(n, v)| (format!("eval/{n}"), v)).collect();
+            let mut scalars = vec![("eval/loss", record.eval_loss)];
+            scalars.extend(names.iter().map(|(name, value)| (name.as_str(), *value)));
             board.scalars(record.step, &scalars)?;
         }
         Ok(())

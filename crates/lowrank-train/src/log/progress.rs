@@ -88,13 +88,11 @@ impl Progress {
         if let Output::Call(listener) = &mut self.output {
             return listener(Report::Eval(record));
         }
-        let accuracy = record
-            .eval_token_accuracy
-            .map_or(String::new(), |share| format!("  token accuracy {:.1} %", 100.0 * share));
-        self.message(&format!(
-            "eval at step {}: loss {:.4}  perplexity {:.2}{accuracy}",
-            record.step, record.eval_loss, record.eval_perplexity
-        ));
+        let mut line = format!("eval at step {}: loss {:.4}", record.step, record.eval_loss);
+        for (name, value) in record.named() {
+            line.push_str(&format!("  {} {value:.4}", name.replace('_', " ")));
+        }
+        self.message(&line);
     }
 
     /// Says something that stays on the screen.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lowrank::models::{Message, Sampling};
-use lowrank::{Error, Limits, Result, Session, TextGenerator, check_sampling};
+use lowrank::{Error, Limits, Result, Session, TextGenerator, TextOptions, check_sampling, continue_texts};
 
 /// What to continue and how.
 #[derive(clap::Args)]
@@ -16,9 +16,9 @@ pub struct Args {
     model: String,
     #[command(flatten)]
     base: super::base::Flags,
-    /// Adapter folder
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    /// Adapter folder, with its weight after a colon where it is not 1; may be given several times
+    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::weighted)]
+    adapter: Vec<(PathBuf, f32)>,
     /// The text to continue [default: standard input]
     #[arg(long)]
     prompt: Option<String>,
@@ -52,6 +52,8 @@ pub struct Args {
     /// Text that ends the answer; may be given several times
     #[arg(long)]
     stop: Vec<String>,
+    #[command(flatten)]
+    search: super::decoding::Flags,
     /// Random seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -65,6 +67,14 @@ pub struct Args {
 
 impl Args {
     fn sampling(&self) -> Result<Sampling> {
+        let sampled = self.temperature > 0.0 || self.repetition_penalty != 1.0;
+        if self.search.is_search() && (sampled || self.chat) {
+            return Err(Error::Usage(
+                "--num-beams and --no-repeat-ngram-size search for the likeliest text: drop --temperature, \
+                 --repetition-penalty and --chat"
+                    .into(),
+            ));
+        }
         let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
@@ -97,7 +107,7 @@ fn work(args: &Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let limits = Limits { max_new_tokens: args.max_new_tokens, stop: args.stop.clone() };
     let session = Session::open_as(&args.model, args.base.form())?;
-    let adapters = session.adapter(args.adapter.as_deref())?;
+    let adapters = session.adapters(&args.adapter)?;
     let device = session.device();
     let mut generator = TextGenerator::new(&session, &device, &adapters)?;
     if args.chat {
@@ -107,6 +117,16 @@ fn work(args: &Args) -> Result<ExitCode> {
         Some(text) => text,
         None => io::read_to_string(io::stdin()).map_err(|e| Error::Usage(format!("standard input: {e}")))?,
     };
+    if args.search.is_search() {
+        let how = TextOptions {
+            decoding: args.search.decoding(args.max_new_tokens)?,
+            batch_size: 1,
+            stop: args.stop.clone(),
+        };
+        show(&continue_texts(&session, &adapters, &[&prompt], &how, |_| {})?[0]);
+        println!();
+        return Ok(ExitCode::SUCCESS);
+    }
     let tokens = generator.prompt(&prompt)?;
     let made = generator.generate(&tokens, &sampling, &limits, show)?;
     println!();

@@ -4,22 +4,38 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lowrank::adapters::{self, AdapterSet, LoraConfig};
+use lowrank::models::files::write_atomic;
+use lowrank::tools::{FileFormat, compare, report};
 use lowrank::{Result, Session};
 use serde_json::{Value, json};
+
+use super::files::{Hints, read, table};
 
 /// What to look into.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A base model (folder, GGUF file, hub id) or an adapter folder
+    /// A base model (folder, GGUF file, hub id) or an adapter in any format
     path: String,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Of an adapter: the singular values of each layer, as a chart
+    #[arg(long)]
+    spectrum: bool,
+    /// Of an adapter: the same as a page for the browser
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    #[command(flatten)]
+    hints: Hints,
 }
 
 /// Inspects.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let path = Path::new(&args.path);
+    let known = |format| !matches!(format, FileFormat::Peft);
+    if args.spectrum || args.html.is_some() || (path.exists() && FileFormat::detect(path).is_ok_and(known)) {
+        return spectrum(args);
+    }
     let (rows, summary) = match path.join(adapters::CONFIG_FILE).exists() {
         true => adapter(path)?,
         false => model(&args.path)?,
@@ -36,24 +52,49 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+/// Norms, effective ranks and singular values of an adapter in any format.
+fn spectrum(args: &Args) -> Result<ExitCode> {
+    let (lora, format) = read(Path::new(&args.path), None, &args.hints)?;
+    let spectra = compare::spectra(&lora)?;
+    if let Some(file) = &args.html {
+        let facts = [
+            ("format", format.name().to_owned()),
+            ("layers", spectra.len().to_string()),
+            ("parameters", lora.parameters().to_string()),
+        ];
+        let facts = facts.map(|(name, value)| (name.to_owned(), value));
+        write_atomic(file, report::html(&args.path, &facts, &spectra).as_bytes())?;
+        println!("wrote {}", file.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.json {
+        let rows: Vec<Value> = spectra
+            .iter()
+            .map(|s| {
+                json!({
+                    "layer": s.path,
+                    "shape": [s.shape.0, s.shape.1],
+                    "r": s.rank,
+                    "scaling": s.scaling,
+                    "norm of delta": s.norm,
+                    "effective_rank": s.effective_rank,
+                    "rank_99": s.rank_99,
+                    "singular_values": s.singular_values,
+                })
+            })
+            .collect();
+        let summary =
+            json!({ "format": format.name(), "sites": rows.len(), "parameters": lora.parameters() });
+        println!("{}", json!({ "summary": summary, "rows": rows }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    print!("{}", report::text(&spectra));
+    println!("\n{} layers, {} parameters, {}", spectra.len(), lora.parameters(), format.name());
+    Ok(ExitCode::SUCCESS)
 }
 
-/// Prints objects that share their keys as aligned columns.
-fn table(rows: &[Value]) {
-    let Some(Value::Object(first)) = rows.first() else { return };
-    let lines: Vec<Vec<String>> = std::iter::once(first.keys().cloned().collect())
-        .chain(
-            rows.iter().map(|row| row.as_object().into_iter().flat_map(|r| r.values().map(text)).collect()),
-        )
-        .collect();
-    let width = |c: usize| lines.iter().map(|l| l[c].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..first.len()).map(width).collect();
-    for line in lines {
-        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
-        println!("{}", cells.join("  ").trim_end());
-    }
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn norm(values: &[f32]) -> f64 {

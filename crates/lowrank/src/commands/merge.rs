@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lowrank::{Error, MergeTarget, Result, Session, merge, verify_merge};
+use lowrank::{Error, Loss, MergeTarget, Result, Session, merge, unmerge, verify_merge};
 
 /// What to merge and where to.
 #[derive(clap::Args)]
@@ -11,13 +11,16 @@ pub struct Args {
     /// Base model: Hugging Face folder, GGUF file or hub id
     #[arg(long)]
     model: String,
-    /// Adapter folder
-    #[arg(long, value_name = "DIR")]
-    adapter: PathBuf,
+    /// Adapter folder, with its weight after a colon where it is not 1; may be given several times
+    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::weighted, required = true)]
+    adapter: Vec<(PathBuf, f32)>,
+    /// --model is a merged model: take the adapter out of it
+    #[arg(long)]
+    unmerge: bool,
     /// Where to: a folder (safetensors), or a file that ends in .gguf
     #[arg(long)]
     out: PathBuf,
-    /// f32, f16, bf16 or (GGUF) q8_0 [default: the base's if it is one of these; else f16]
+    /// f32, f16, bf16 or (GGUF) q8_0, q4_0, q4_1 [default: the base's if it is one of these; else f16]
     #[arg(long)]
     dtype: Option<String>,
     /// Text on which merged and unmerged are compared
@@ -44,9 +47,23 @@ fn work(args: &Args) -> Result<ExitCode> {
         return Err(Error::Usage(format!("{} exists; --force replaces it", args.out.display())));
     }
     let session = Session::open(&args.model)?;
-    let adapters = session.adapter(Some(&args.adapter))?;
+    let adapters = session.adapters(&args.adapter)?;
     let target = MergeTarget::choose(&session, &args.out, args.dtype.as_deref())?;
-    merge(&session, &adapters, &args.out, target)?;
+    if args.unmerge {
+        unmerge(&session, &adapters, &args.out, target)?;
+        println!("took the adapter out of {} layers into {}", adapters.layers.len(), args.out.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let losses = merge(&session, &adapters, &args.out, target)?;
+    for Loss { path, relative_error } in &losses {
+        println!("{path:<48} relative error {relative_error:.2e}");
+    }
+    if let Some(worst) = losses.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error)) {
+        println!(
+            "rounding the merged weights costs at most {:.2e} of their norm ({})",
+            worst.relative_error, worst.path
+        );
+    }
 
     let merged = Session::open(&args.out.to_string_lossy())?;
     let tokens = session.tokenizer()?.encode(&args.probe)?;

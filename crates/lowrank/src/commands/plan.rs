@@ -20,9 +20,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if options.data.as_os_str().is_empty() {
         return by_shape(args, &options);
     }
-    let plan = super::on_threads(options.threads, || {
-        forecast(&Session::open_to_plan(&options.model, options.form())?, &options)
-    })?;
+    let plan = super::on_threads(options.threads, || forecast(&Session::for_plan(&options)?, &options))?;
     if args.json {
         println!("{}", serde_json::to_string(&plan).expect("plain numbers"));
         return Ok(ExitCode::SUCCESS);

@@ -64,8 +64,8 @@ fn read(dir: &Path) -> Result<SingleRun> {
     let mut config = Vec::new();
     let path = dir.join(lowrank::adapters::CONFIG_FILE);
     if let Ok(text) = std::fs::read(&path) {
-        let all: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text)
-            .map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
+        let all: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&text).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
         let told = all.into_iter().filter(|(_, value)| !value.is_null() && *value != serde_json::json!({}));
         config.extend(told.map(|(key, value)| {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -79,14 +79,17 @@ fn read(dir: &Path) -> Result<SingleRun> {
             spectra.push((module.module.clone(), module.delta()?.s.iter().map(|s| f64::from(*s)).collect()));
         }
     }
-    let name = dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let name =
+        dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
     Ok(SingleRun { name, log: RunLog::read(&log)?, config, spectra, samples: Vec::new() })
 }
 
 /// Says where the report is.
 pub fn say_written(written: &Written) {
     if written.no_fonts {
-        eprintln!("no font was found on this machine: the PNG figures have no letters (the HTML and SVG have)");
+        eprintln!(
+            "no font was found on this machine: the PNG figures have no letters (the HTML and SVG have)"
+        );
     }
     eprintln!("report written to {}", written.html.display());
 }

@@ -25,8 +25,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let text =
         fs::read_to_string(&args.spec).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
-    let spec =
-        Spec::parse(&text).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
+    let spec = Spec::parse(&text).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
     let session = Session::open(spec.model())?;
     let runs = lowrank_study::plan(&spec, session.sites())?;
     let mut outcome = Outcome::Complete;

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lowrank::train::Task;
 use lowrank::{Error, Result, Session, TrainOptions, finetune};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 /// Flags win over the file.
 #[derive(clap::Args)]
@@ -34,6 +36,9 @@ pub struct Flags {
     /// Held-out data
     #[arg(long, value_name = "FILE")]
     eval_data: Option<PathBuf>,
+    /// lm, classification, pair-classification, regression, token-classification, mlm or embedding [default: lm]
+    #[arg(long)]
+    task: Option<Task>,
 
     #[command(flatten)]
     #[serde(flatten)]
@@ -55,6 +60,35 @@ pub struct Flags {
     #[arg(long, help_heading = "Adapter")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     use_rslora: bool,
+    /// Method: lora, ia3, vera, loha, lokr or adalora [default: lora]
+    #[arg(long, help_heading = "Adapter")]
+    peft_type: Option<String>,
+    /// Magnitude and direction apart (DoRA)
+    #[arg(long, help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    use_dora: bool,
+    /// How A and B start: true, gaussian, orthogonal, pissa, pissa_niter_N, olora, loftq or false [default: true]
+    #[arg(long, value_name = "WORD", help_heading = "Adapter")]
+    init_lora_weights: Option<String>,
+    /// Another field of adapter_config.json, such as target_r=4; may be given several times
+    #[arg(long = "peft-option", value_name = "FIELD=VALUE", value_parser = field, help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_map")]
+    peft_options: Vec<(String, Value)>,
+    /// LoRA+: B learns so many times as fast as A [default: 1]
+    #[arg(long, value_name = "RATIO", help_heading = "Adapter")]
+    loraplus_lr_ratio: Option<f64>,
+    /// LoRA-FA: A is not trained
+    #[arg(long, help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    lora_fa: bool,
+    /// Layers trained whole beside the adapter (the head of the task is anyway), by the end of their path
+    #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    modules_to_save: Vec<String>,
+    /// Parts of fused layers with an adapter of rank r each, e.g. true,false,true for queries and values of c_attn
+    #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    enable_lora: Vec<bool>,
     /// Start from this adapter (its configuration holds)
     #[arg(long, value_name = "DIR", help_heading = "Adapter")]
     init_adapter: Option<PathBuf>,
@@ -68,6 +102,9 @@ pub struct Flags {
     /// Steps until the peak [default: 0]
     #[arg(long, help_heading = "Optimiser")]
     warmup_steps: Option<u64>,
+    /// The same as a share of all steps [default: 0]
+    #[arg(long, help_heading = "Optimiser", conflicts_with = "warmup_steps")]
+    warmup_ratio: Option<f64>,
     /// Decoupled weight decay [default: 0]
     #[arg(long, help_heading = "Optimiser")]
     weight_decay: Option<f64>,
@@ -104,7 +141,8 @@ pub struct Flags {
     /// Most examples of one prompt that a shuffle keeps together [default: 4]
     #[arg(long, help_heading = "Data")]
     prompt_group: Option<usize>,
-    /// jsonl, csv or tsv, where the name does not tell
+    /// jsonl, csv, tsv, conll or glue:TASK (cola, sst2, mrpc, rte, qnli, qqp, mnli, stsb), where the name and the
+    /// columns do not tell
     #[arg(long, help_heading = "Data")]
     data_format: Option<String>,
     /// Column or key of the prompt [default: prompt]
@@ -113,9 +151,18 @@ pub struct Flags {
     /// Column or key of the completion [default: completion]
     #[arg(long, help_heading = "Data")]
     completion_column: Option<String>,
-    /// Column or key of a text without prompt
+    /// Column or key of a text without prompt, or of the (first) text that a label is for
     #[arg(long, help_heading = "Data")]
     text_column: Option<String>,
+    /// Column or key of a pair's second text [default: the usual names]
+    #[arg(long, help_heading = "Data")]
+    pair_column: Option<String>,
+    /// Column or key of the label [default: the usual names]
+    #[arg(long, help_heading = "Data")]
+    label_column: Option<String>,
+    /// The classes, in the order of their scores [default: those of the data]
+    #[arg(long, value_delimiter = ',', help_heading = "Data")]
+    labels: Option<Vec<String>>,
     /// What a prompt is made of, e.g. "{prompt}\n"
     #[arg(long, help_heading = "Data")]
     prompt_template: Option<String>,
@@ -153,6 +200,17 @@ pub struct Flags {
     tensorboard: Option<PathBuf>,
 }
 
+/// `field=value`, the value as JSON where it is JSON, else as text.
+fn field(text: &str) -> std::result::Result<(String, Value), String> {
+    let (field, value) = text.split_once('=').ok_or("FIELD=VALUE is expected")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((field.trim().to_owned(), value))
+}
+
+fn as_map<S: Serializer>(fields: &[(String, Value)], to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.collect_map(fields.iter().map(|(field, value)| (field, value)))
+}
+
 impl Args {
     /// The options that the file and the flags make.
     pub fn options(&self) -> Result<TrainOptions> {
@@ -187,13 +245,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
     .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
 
-    let summary = super::on_threads(options.threads, || {
-        finetune(&Session::open_as(&options.model, options.form())?, &options, &stop)
-    })?;
+    let summary =
+        super::on_threads(options.threads, || finetune(&Session::for_run(&options)?, &options, &stop))?;
     let out = options.out.display();
     if summary.interrupted {
         eprintln!("stopped after step {}; lowrank train ... --resume goes on from there", summary.steps);
         return Ok(ExitCode::from(130));
+    }
+    for (name, value) in &summary.eval_metrics {
+        eprintln!("held-out {} {value:.4}", name.replace('_', " "));
     }
     let loss = summary.last_loss.map(|l| format!(", loss {l:.4}")).unwrap_or_default();
     let eval = summary.eval_loss.map(|l| format!(", held-out loss {l:.4}")).unwrap_or_default();

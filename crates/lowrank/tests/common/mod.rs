@@ -41,7 +41,16 @@ pub struct Expected(Vec<u8>);
 
 impl Expected {
     pub fn open(dir: &Path) -> Self {
-        Self(std::fs::read(dir.join("expected.safetensors")).unwrap())
+        Self::file(&dir.join("expected.safetensors"))
+    }
+
+    /// Any safetensors file.
+    pub fn file(path: &Path) -> Self {
+        Self(std::fs::read(path).unwrap())
+    }
+
+    pub fn shape(&self, name: &str) -> Vec<usize> {
+        SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap().shape().to_vec()
     }
 
     pub fn names(&self) -> Vec<String> {

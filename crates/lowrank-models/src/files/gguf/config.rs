@@ -255,7 +255,7 @@ fn kind_of(scaling: &Map<String, Value>) -> Option<&str> {
     scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str)
 }
 
-fn head_dim(config: &Map<String, Value>) -> Option<u64> {
+pub(crate) fn head_dim(config: &Map<String, Value>) -> Option<u64> {
     let number = |name: &str| config.get(name).and_then(Value::as_u64);
     match number("head_dim") {
         Some(dim) => Some(dim),
@@ -281,6 +281,11 @@ pub(crate) fn generation(gguf: &Gguf) -> Result<GenerationConfig> {
     Ok(GenerationConfig { bos: id("bos")?, eos, pad: id("padding")?, ..GenerationConfig::default() })
 }
 
+/// GGUF's word for a `model_type`.
+pub(crate) fn architecture_of(model_type: &str) -> Option<&'static str> {
+    FAMILIES.into_iter().find(|(_, kind, _)| *kind == model_type).map(|(architecture, ..)| architecture)
+}
+
 /// Writes the metadata that describes the model of a `config.json`; returns its GGUF architecture.
 pub(crate) fn metadata_of(
     path: &Path,
@@ -290,9 +295,7 @@ pub(crate) fn metadata_of(
     let wrong = |field: &str, what: &str| Error::field(path, field, what);
     let text = |name: &str| config.get(name).and_then(Value::as_str);
     let model_type = text("model_type").ok_or_else(|| wrong("model_type", "is missing"))?;
-    let (architecture, ..) = FAMILIES
-        .into_iter()
-        .find(|(_, kind, _)| *kind == model_type)
+    let architecture = architecture_of(model_type)
         .ok_or_else(|| wrong("model_type", &format!("{model_type} cannot be written as GGUF yet")))?;
     let number = |name: &str| -> Result<u32> {
         let value = config.get(name).and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());

@@ -76,7 +76,7 @@ pub(super) fn write(
         return Err(wrong("sliding_window_pattern"));
     }
     let usual = |(layer, kind): (usize, &Value)| {
-        let sliding = (layer as u64 + 1) % pattern != 0;
+        let sliding = !(layer as u64 + 1).is_multiple_of(pattern);
         kind.as_str() == Some(if sliding { "sliding_attention" } else { "full_attention" })
     };
     let types = config.get("layer_types").and_then(Value::as_array);

@@ -20,8 +20,9 @@ pub use reader::Strings;
 use reader::{Cursor, Kind};
 pub use writer::{GgufWriter, TensorPlan};
 
-pub(crate) use config::{factors_of, generation, hf_config, metadata_of};
-pub(crate) use names::{added, from_hf, permutes_rows, to_hf};
+pub(crate) use config::{architecture_of, factors_of, generation, head_dim, hf_config, metadata_of};
+pub(crate) use names::added;
+pub use names::{from_hf, permutes_rows, to_hf};
 
 use super::tensors::{Entry, MappedFile, Tensors};
 use crate::error::shown;
@@ -223,6 +224,28 @@ impl Gguf {
         let size = kind.size().ok_or_else(wrong)?;
         let values = self.file.map[meta.value.clone()].chunks_exact(size);
         values.map(|bytes| kind.float(bytes).ok_or_else(wrong)).collect::<Result<_>>().map(Some)
+    }
+
+    /// The tensors under the file's own names, rows in the file's order, to read one by one.
+    ///
+    /// # Errors
+    /// Where a name appears twice.
+    pub fn tensors(&self) -> Result<Tensors> {
+        let mut tensors = Tensors::default();
+        let file = tensors.add_file(self.file.clone());
+        for info in &self.tensors {
+            let shape = info.dims.iter().rev().copied().collect();
+            let (name, bytes) = (info.name.clone(), info.bytes.clone());
+            tensors.add(Entry {
+                name,
+                file,
+                format: Ok(info.format),
+                shape,
+                order: RowOrder::Plain,
+                bytes,
+            })?;
+        }
+        Ok(tensors)
     }
 
     /// Adds the file's tensors under their Hugging Face names. `architecture` is

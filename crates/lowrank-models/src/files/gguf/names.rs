@@ -30,7 +30,7 @@ const GEMMA_BLOCK: [(&str, &str); 3] = [
 pub(crate) const ROPE_FACTORS: (&str, &str) = ("rope_freqs.weight", "rope_freqs");
 
 /// The Hugging Face name of a GGUF tensor; a name we do not know stays as it is.
-pub(crate) fn to_hf(architecture: &str, name: &str) -> String {
+pub fn to_hf(architecture: &str, name: &str) -> String {
     if name == ROPE_FACTORS.0 {
         return ROPE_FACTORS.1.into();
     }
@@ -39,7 +39,7 @@ pub(crate) fn to_hf(architecture: &str, name: &str) -> String {
 }
 
 /// The GGUF name of a Hugging Face tensor, `None` for one GGUF has no name for.
-pub(crate) fn from_hf(architecture: &str, name: &str) -> Option<String> {
+pub fn from_hf(architecture: &str, name: &str) -> Option<String> {
     if name == ROPE_FACTORS.1 {
         return Some(ROPE_FACTORS.0.into());
     }
@@ -71,7 +71,7 @@ fn renamed(
 
 /// Whether llama.cpp keeps the rows of this tensor (Hugging Face name) in the interleaved rope order:
 /// q and k of the architecture `llama` only, weights and biases.
-pub(crate) fn permutes_rows(architecture: &str, name: &str) -> bool {
+pub fn permutes_rows(architecture: &str, name: &str) -> bool {
     let part = name.rsplit_once('.').map_or(name, |(part, _)| part);
     architecture == "llama" && (part.ends_with(".self_attn.q_proj") || part.ends_with(".self_attn.k_proj"))
 }

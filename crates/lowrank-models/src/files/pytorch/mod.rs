@@ -4,6 +4,9 @@
 //! `NAME/data/KEY`; before, it was a row of pickles followed by the storages. Both are read in place.
 
 mod pickle;
+mod write;
+
+pub use write::{PytorchTensor, write_pytorch};
 
 use std::collections::HashMap;
 use std::io::Cursor;

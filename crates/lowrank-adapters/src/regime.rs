@@ -1,0 +1,31 @@
+//! What training with an adapter does beside following the gradient.
+
+use lowrank_engine::{Grads, Params};
+
+/// A method's part in each training step: a penalty before, and changes of the parameters after. One for a whole set,
+/// since a budget is shared by all sites.
+pub trait Regime: Send + Sync {
+    /// Adds the gradient of the method's penalty to `grads` and returns the penalty.
+    fn penalty(&self, params: &Params, grads: &mut Grads) -> f64 {
+        let _ = (params, grads);
+        0.0
+    }
+
+    /// After optimiser step number `step` (from 1), with the gradients it followed.
+    fn after_step(&mut self, step: u64, params: &mut Params, grads: &Grads);
+
+    /// Its own numbers, by name: what a checkpoint must keep.
+    fn state(&self) -> Vec<(String, Vec<f32>)>;
+
+    /// Puts one of them back.
+    fn restore(&mut self, name: &str, value: Vec<f32>);
+
+    /// A copy.
+    fn clone_box(&self) -> Box<dyn Regime>;
+}
+
+impl Clone for Box<dyn Regime> {
+    fn clone(&self) -> Self {
+        self.clone_box()
+    }
+}

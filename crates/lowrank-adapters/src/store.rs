@@ -1,0 +1,114 @@
+//! Several adapters on one loaded base.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use lowrank_engine::{Params, Site, SiteId};
+
+use crate::variants::mixture::{Mixture, Part};
+use crate::variants::{BaseWeights, Variant};
+use crate::{AdaptedSite, AdapterSet, Error};
+
+/// Adapters by name, for one base model. The base is never touched and no number is copied: switching, mixing and
+/// changing weights make a new list of sites, in microseconds.
+///
+/// ```
+/// use lowrank_adapters::{AdapterSet, AdapterStore, LoraConfig, Targets};
+/// use lowrank_engine::{Site, SiteKind};
+///
+/// # fn main() -> Result<(), lowrank_adapters::Error> {
+/// let (path, kind) = ("layers.0.q_proj".to_owned(), SiteKind::Linear);
+/// let sites = [Site { path, kind, in_features: 8, out_features: 8, bias: false }];
+/// let config = LoraConfig { target_modules: Some(Targets::parse("q_proj")), ..LoraConfig::default() };
+/// let mut store = AdapterStore::default();
+/// store.insert("poems", AdapterSet::new(config.clone(), &sites, 1)?);
+/// store.insert("code", AdapterSet::new(config, &sites, 2)?);
+///
+/// let poems = store.select("poems")?; // one of them: pass it to a generator
+/// let both = store.mix(&[("poems", 0.7), ("code", 0.3)])?; // and to the next one, both
+/// assert_eq!((poems.layers.len(), both.layers.len()), (1, 1));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct AdapterStore {
+    adapters: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    set: Arc<AdapterSet>,
+    params: Arc<Params>,
+}
+
+impl AdapterStore {
+    /// Reads the adapter folder `dir` for a base with these `sites` and keeps it as `name`, in place of what was
+    /// there.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::load_on`].
+    pub fn load(
+        &mut self,
+        name: &str,
+        dir: &Path,
+        sites: &[Site],
+        base: &dyn BaseWeights,
+    ) -> Result<(), Error> {
+        self.insert(name, AdapterSet::load_on(dir, sites, base)?);
+        Ok(())
+    }
+
+    /// Keeps `set` as `name`, in place of what was there.
+    pub fn insert(&mut self, name: &str, mut set: AdapterSet) {
+        let params = Arc::new(std::mem::take(&mut set.params));
+        self.adapters.insert(name.to_owned(), Entry { set: Arc::new(set), params });
+    }
+
+    /// Forgets an adapter; what is in use goes on. Whether there was one.
+    pub fn remove(&mut self, name: &str) -> bool {
+        self.adapters.remove(name).is_some()
+    }
+
+    /// The names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.adapters.keys().map(String::as_str)
+    }
+
+    /// One adapter as it is.
+    ///
+    /// # Errors
+    /// Where there is none of this name (lists those there are).
+    pub fn select(&self, name: &str) -> Result<AdapterSet, Error> {
+        self.mix(&[(name, 1.0)])
+    }
+
+    /// Several adapters at once, each with its weight: what each changes of the base's output is multiplied by the
+    /// weight and added up. No adapter at all is the base alone.
+    ///
+    /// # Errors
+    /// As [`AdapterStore::select`], and where a weight is no finite number.
+    pub fn mix(&self, adapters: &[(&str, f32)]) -> Result<AdapterSet, Error> {
+        let mut by_site: BTreeMap<usize, (Site, Vec<Part>)> = BTreeMap::new();
+        for &(name, weight) in adapters {
+            if !weight.is_finite() {
+                return Err(Error::Config(format!("the weight of adapter {name:?} is {weight}")));
+            }
+            let Entry { set, params } = self.adapters.get(name).ok_or_else(|| {
+                let known: Vec<&str> = self.names().collect();
+                Error::Config(format!("there is no adapter {name:?}; loaded are {}", known.join(", ")))
+            })?;
+            for layer in &set.layers {
+                let part = Part { variant: layer.variant.clone(), params: params.clone(), weight };
+                by_site.entry(layer.id.0).or_insert_with(|| (layer.site.clone(), Vec::new())).1.push(part);
+            }
+        }
+        let mut mixed = AdapterSet::none();
+        for (id, (site, parts)) in by_site {
+            let (id, variant): (_, Arc<dyn Variant>) = (SiteId(id), Arc::new(Mixture { parts }));
+            mixed.active.attach(id, variant.clone());
+            mixed.layers.push(AdaptedSite { id, site, variant });
+        }
+        Ok(mixed)
+    }
+}

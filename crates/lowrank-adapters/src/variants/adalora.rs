@@ -1,0 +1,509 @@
+//! AdaLoRA (Zhang et al. 2023): the change in SVD form, `y = W0 x + b + s / r0 B (E * (A x))`, with a penalty that keeps
+//! `A` and `B` near orthogonal, and a budget of ranks that falls on the way and goes to the sites that need it
+//! ([`Budget`]).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor, kernels};
+use lowrank_kernels::{MatMut, MatRef};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::low_rank::LowRank;
+use super::{Place, Start, Variant, linear_only};
+use crate::regime::Regime;
+use crate::target::Target;
+use crate::{AdaptedSite, AdapterSet, Error, LoraConfig};
+
+/// AdaLoRA at one linear site.
+#[derive(Debug)]
+pub struct AdaLora {
+    /// `A: [R,K]`, right singular vectors.
+    pub a: ParamId,
+    /// `B: [O,R]`, left singular vectors.
+    pub b: ParamId,
+    /// `E: [R,1]`, singular values, zero at the start.
+    pub e: ParamId,
+    /// `R` as it is now: 0 where the budget left nothing.
+    pub r: usize,
+    /// `alpha / (r0 + 1e-5)` with the rank `r0` that training started from.
+    pub scaling: f32,
+    /// Probability of zeroing a number of the input.
+    pub dropout: f32,
+    /// Names this site's random numbers.
+    pub stream: u64,
+}
+
+impl AdaLora {
+    /// `t = A x` and `E * t`.
+    fn project(&self, scope: &Scope<'_>, x: &Tensor) -> (Tensor, Tensor) {
+        let (mut t, mut scaled) = (scope.alloc(x.rows(), self.r), scope.alloc(x.rows(), self.r));
+        scope.gemm(1.0, x.mat(), scope.param(self.a).t(), 0.0, t.mat_mut());
+        let e = &scope.params.get(self.e).value;
+        scope.device.run(0, || kernels::scale_columns(scaled.data_mut(), t.data(), e, x.rows(), 0.0));
+        (t, scaled)
+    }
+
+    /// `E * A`, so that the change is a product of two matrices.
+    fn scaled_a(&self, params: &Params) -> Vec<f32> {
+        let (a, e) = (params.get(self.a), &params.get(self.e).value);
+        a.value.chunks_exact(a.cols).zip(e).flat_map(|(row, e)| row.iter().map(move |x| e * x)).collect()
+    }
+
+    fn add_rows(&self, params: &Params, at: &Place<'_>, factor: f32, w: &mut [f32]) {
+        if self.r == 0 {
+            return;
+        }
+        let (a, b) = (self.scaled_a(params), &params.get(self.b).value);
+        let change = LowRank { a: &a, b, r: self.r, scaling: self.scaling };
+        change.add_rows(at.site, factor, at.rows.clone(), w);
+    }
+}
+
+impl Adapter for AdaLora {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
+        base.forward(scope, x, y, beta);
+        if self.r == 0 {
+            return Vec::new();
+        }
+        let x = scope.dropout(x, self.dropout, self.stream);
+        let (t, scaled) = self.project(scope, &x);
+        scope.gemm(self.scaling, scaled.mat(), scope.param(self.b).t(), 1.0, y.mat_mut());
+        vec![t, scaled]
+    }
+
+    /// LoRA's, with `E` between: `dE += sum_n ds t`, `dt = E ds`.
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        grads: &mut Grads,
+        x: &Tensor,
+        dy: &Tensor,
+        saved: Vec<Tensor>,
+        dx: Option<&mut Accumulator>,
+    ) {
+        if self.r == 0 {
+            return dx.map_or((), |dx| base.backward(scope, dy, dx));
+        }
+        let (n, x) = (dy.rows(), scope.dropout(x, self.dropout, self.stream));
+        let (t, scaled) = (&saved[0], &saved[1]);
+        let (mut ds, mut dt) = (scope.alloc(n, self.r), scope.alloc(n, self.r));
+        scope.gemm(self.scaling, dy.mat(), scope.param(self.b), 0.0, ds.mat_mut());
+        scope.gemm(self.scaling, dy.mat().t(), scaled.mat(), 1.0, grads.mat_mut(self.b));
+        let e = &scope.params.get(self.e).value;
+        scope.device.run(0, || {
+            kernels::scale_columns_backward(grads.get_mut(self.e), ds.data(), t.data(), n);
+            kernels::scale_columns(dt.data_mut(), ds.data(), e, n, 0.0);
+        });
+        scope.gemm(1.0, dt.mat().t(), x.mat(), 1.0, grads.mat_mut(self.a));
+        let Some(dx) = dx else { return };
+        base.backward(scope, dy, dx);
+        if scope.drops(self.dropout) {
+            let mut dropped = scope.alloc(n, x.cols());
+            scope.gemm(1.0, dt.mat(), scope.param(self.a), 0.0, dropped.mat_mut());
+            scope.dropout_backward(&mut dx.tensor, &dropped, self.dropout, self.stream, true);
+        } else {
+            scope.gemm(1.0, dt.mat(), scope.param(self.a), 1.0, dx.tensor.mat_mut());
+        }
+    }
+
+    fn add(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
+        if self.r == 0 {
+            return;
+        }
+        let (_, scaled) = self.project(scope, x);
+        scope.gemm(weight * self.scaling, scaled.mat(), scope.param(self.b).t(), 1.0, y.mat_mut());
+    }
+}
+
+impl Variant for AdaLora {
+    fn rank(&self) -> Option<usize> {
+        Some(self.r)
+    }
+
+    fn scaling(&self) -> Option<f32> {
+        Some(self.scaling)
+    }
+
+    fn params(&self) -> Vec<ParamId> {
+        vec![self.a, self.b, self.e]
+    }
+
+    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        for (id, stream) in [(self.a, start.stream), (self.b, start.stream + 1)] {
+            let param = params.get_mut(id);
+            param.value = vec![0.0; param.rows * param.cols];
+            kernels::normal(&mut param.value, 0.0, 0.02, start.seed, stream);
+        }
+        params.get_mut(self.e).value = vec![0.0; self.r];
+        Ok(())
+    }
+
+    fn delta_norm(&self, params: &Params) -> Option<f64> {
+        let (a, b) = (self.scaled_a(params), &params.get(self.b).value);
+        Some(LowRank { a: &a, b, r: self.r, scaling: self.scaling }.norm())
+    }
+
+    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.add_rows(params, at, 1.0, w);
+        Ok(())
+    }
+
+    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.add_rows(params, at, -1.0, w);
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+struct Words {
+    target_r: usize,
+    init_r: usize,
+    tinit: u64,
+    tfinal: u64,
+    #[serde(rename = "deltaT")]
+    delta_t: u64,
+    beta1: f32,
+    beta2: f32,
+    orth_reg_weight: f64,
+    total_step: Option<u64>,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self {
+            target_r: 8,
+            init_r: 12,
+            tinit: 0,
+            tfinal: 0,
+            delta_t: 1,
+            beta1: 0.85,
+            beta2: 0.85,
+            orth_reg_weight: 0.5,
+            total_step: None,
+        }
+    }
+}
+
+/// The three parameters of a site and the name of its `E`.
+#[derive(Clone)]
+struct Triplet {
+    name: String,
+    a: ParamId,
+    b: ParamId,
+    e: ParamId,
+    r: usize,
+}
+
+/// The budget of ranks. Importance of a number is the product of two running means, of `|p dp|` and of how much that
+/// varies; that of a rank is its `E`'s plus the means of its row of `A` and column of `B`. From step `tinit` to
+/// `total_step - tfinal` the budget falls from all ranks to `target_r` for each site, as a cube; every `deltaT` steps
+/// the `E` of ranks beyond it become zero.
+#[derive(Clone)]
+struct Budget {
+    words: Words,
+    sites: Vec<Triplet>,
+    /// Running means of `|p dp|` and of its deviation, by parameter.
+    sensitivity: BTreeMap<usize, (Vec<f32>, Vec<f32>)>,
+    /// Which ranks are kept, by site, once any were dropped.
+    kept: Option<Vec<Vec<bool>>>,
+}
+
+impl Budget {
+    fn new(words: Words, sites: Vec<Triplet>) -> Self {
+        Self { words, sites, sensitivity: BTreeMap::new(), kept: None }
+    }
+
+    fn ids(&self) -> impl Iterator<Item = ParamId> + '_ {
+        self.sites.iter().flat_map(|s| [s.a, s.b, s.e])
+    }
+
+    /// The budget at `step`, and whether it is applied.
+    fn at(&self, step: u64) -> (usize, bool) {
+        let Words { tinit, tfinal, delta_t, target_r, .. } = self.words;
+        let total = self.words.total_step.unwrap_or(0);
+        let all: usize = self.sites.iter().map(|s| s.r).sum();
+        let target = target_r * self.sites.len();
+        if step <= tinit {
+            return (all, false);
+        }
+        if step > total.saturating_sub(tfinal) {
+            return (target, true);
+        }
+        let left = 1.0 - (step - tinit) as f64 / (total - tfinal - tinit) as f64;
+        let budget = (all as f64 - target as f64) * left.powi(3) + target as f64;
+        (budget as usize, step.is_multiple_of(delta_t.max(1)))
+    }
+
+    fn update_sensitivity(&mut self, params: &Params, grads: &Grads) {
+        let (b1, b2) = (self.words.beta1, self.words.beta2);
+        let ids: Vec<ParamId> = self.ids().collect();
+        for (i, id) in ids.into_iter().enumerate() {
+            let (value, grad) = (&params.get(id).value, grads.get(id));
+            let zeros = || (vec![0.0; value.len()], vec![0.0; value.len()]);
+            let (mean, deviation) = self.sensitivity.entry(i).or_insert_with(zeros);
+            for (((p, g), mean), deviation) in value.iter().zip(grad).zip(mean).zip(deviation) {
+                let now = (p * g).abs();
+                *mean = b1 * *mean + (1.0 - b1) * now;
+                *deviation = b2 * *deviation + (1.0 - b2) * (now - *mean).abs();
+            }
+        }
+    }
+
+    /// The importance of each rank of site `i`.
+    fn importance(&self, i: usize) -> Vec<f32> {
+        let scores = |part: usize| -> Vec<f32> {
+            let known = self.sensitivity.get(&(3 * i + part));
+            known.map(|(m, d)| m.iter().zip(d).map(|(m, d)| m * d).collect()).unwrap_or_default()
+        };
+        let (r, a, b, mut e) = (self.sites[i].r, scores(0), scores(1), scores(2));
+        e.resize(r, 0.0);
+        let (k, o) = (a.len() / r.max(1), b.len() / r.max(1));
+        for (rank, e) in e.iter_mut().enumerate() {
+            let row: f32 = a[rank * k..(rank + 1) * k].iter().sum();
+            let column: f32 = b.iter().skip(rank).step_by(r).sum();
+            *e += row / k.max(1) as f32 + column / o.max(1) as f32;
+        }
+        e
+    }
+
+    /// Keeps the `budget` most important ranks.
+    fn allocate(&mut self, budget: usize, params: &mut Params) {
+        let scores: Vec<Vec<f32>> = (0..self.sites.len()).map(|i| self.importance(i)).collect();
+        let mut all: Vec<f32> = scores.concat();
+        all.sort_unstable_by(f32::total_cmp);
+        // PEFT's kthvalue: the largest score that is dropped.
+        let dropped = all.len().saturating_sub(budget);
+        let Some(&threshold) = dropped.checked_sub(1).and_then(|last| all.get(last)) else { return };
+        self.kept = Some(scores.iter().map(|s| s.iter().map(|score| *score > threshold).collect()).collect());
+        self.mask(params);
+    }
+
+    fn mask(&self, params: &mut Params) {
+        for (site, kept) in self.sites.iter().zip(self.kept.iter().flatten()) {
+            let e = &mut params.get_mut(site.e).value;
+            e.iter_mut().zip(kept).filter(|(_, kept)| !**kept).for_each(|(e, _)| *e = 0.0);
+        }
+    }
+}
+
+impl Regime for Budget {
+    /// `orth_reg_weight` times the mean of `||A A^T - I||` and `||B^T B - I||` over all sites.
+    fn penalty(&self, params: &Params, grads: &mut Grads) -> f64 {
+        let factor = self.words.orth_reg_weight / (2 * self.sites.len()).max(1) as f64;
+        let mut total = 0.0;
+        for site in &self.sites {
+            for (id, rows) in [(site.a, true), (site.b, false)] {
+                let p = params.get(id);
+                if p.value.is_empty() || site.r == 0 {
+                    continue;
+                }
+                let r = site.r;
+                let m = MatRef::row_major(&p.value, p.cols);
+                let (left, right, inner) = if rows { (m, m.t(), p.cols) } else { (m.t(), m, p.rows) };
+                let mut gram = vec![0.0; r * r];
+                kernels::gemm(r, r, inner, 1.0, left, right, 0.0, MatMut::row_major(&mut gram, r));
+                (0..r).for_each(|i| gram[i * r + i] -= 1.0);
+                let norm = kernels::sum_squares(&gram).sqrt();
+                total += norm;
+                // The gradient of ||G|| with symmetric G = A A^T - I is 2 G A / ||G||.
+                let scale = (2.0 * factor / norm.max(f64::MIN_POSITIVE)) as f32;
+                let (gram, cols) = (MatRef::row_major(&gram, r), p.cols);
+                let grad = MatMut::row_major(grads.get_mut(id), cols);
+                if rows {
+                    kernels::gemm(r, cols, r, scale, gram, m, 1.0, grad);
+                } else {
+                    kernels::gemm(p.rows, r, r, scale, m, gram, 1.0, grad);
+                }
+            }
+        }
+        factor * total
+    }
+
+    fn after_step(&mut self, step: u64, params: &mut Params, grads: &Grads) {
+        let last = self.words.total_step.unwrap_or(0).saturating_sub(self.words.tfinal);
+        if step < last {
+            self.update_sensitivity(params, grads);
+        }
+        let (budget, apply) = self.at(step);
+        if step > last {
+            self.mask(params);
+        } else if apply || step == last {
+            self.allocate(budget, params);
+        }
+        if step == last {
+            self.sensitivity.clear();
+        }
+    }
+
+    fn state(&self) -> Vec<(String, Vec<f32>)> {
+        let mut state = Vec::new();
+        for (i, (mean, deviation)) in &self.sensitivity {
+            state.push((format!("sensitivity.{i}"), mean.clone()));
+            state.push((format!("deviation.{i}"), deviation.clone()));
+        }
+        for (site, kept) in self.sites.iter().zip(self.kept.iter().flatten()) {
+            let kept = kept.iter().map(|kept| f32::from(u8::from(*kept))).collect();
+            state.push((format!("{KEPT}{}", site.name), kept));
+        }
+        state
+    }
+
+    fn restore(&mut self, name: &str, value: Vec<f32>) {
+        let number = |prefix: &str| name.strip_prefix(prefix).and_then(|i| i.parse::<usize>().ok());
+        if let Some(i) = number("sensitivity.") {
+            self.sensitivity.entry(i).or_default().0 = value;
+        } else if let Some(i) = number("deviation.") {
+            self.sensitivity.entry(i).or_default().1 = value;
+        } else if let Some(at) =
+            name.strip_prefix(KEPT).and_then(|name| self.sites.iter().position(|s| s.name == name))
+        {
+            let kept = self.kept.get_or_insert_with(|| self.sites.iter().map(|s| vec![true; s.r]).collect());
+            kept[at] = value.iter().map(|kept| *kept != 0.0).collect();
+        }
+    }
+
+    fn clone_box(&self) -> Box<dyn Regime> {
+        Box::new(self.clone())
+    }
+}
+
+/// What the names of kept ranks begin with, among a regime's numbers.
+const KEPT: &str = "kept.";
+
+/// `peft_type` ADALORA.
+pub struct Method;
+
+impl super::Method for Method {
+    fn peft_type(&self) -> &'static str {
+        "ADALORA"
+    }
+
+    fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
+        Ok((config.words::<Words>()?.init_r, config.lora_alpha))
+    }
+
+    fn configure(&self, config: &mut LoraConfig, _: &[Site], total_steps: u64) {
+        config.default_to("total_step", total_steps);
+    }
+
+    fn check(&self, config: &LoraConfig) -> Result<(), Error> {
+        let words: Words = config.words()?;
+        let wrong = |what: &str| Err(Error::Config(what.into()));
+        if words.init_r == 0 || words.target_r > words.init_r {
+            return wrong("init_r must be at least 1 and not less than target_r");
+        }
+        if !(0.0..1.0).contains(&words.beta1) || !(0.0..1.0).contains(&words.beta2) {
+            return wrong("beta1 and beta2 must be at least 0 and less than 1");
+        }
+        if !(words.orth_reg_weight >= 0.0 && words.orth_reg_weight.is_finite()) {
+            return wrong("orth_reg_weight must be a number from 0");
+        }
+        let Some(total) = words.total_step.filter(|total| *total > 0) else {
+            return wrong("total_step is missing: AdaLoRA's budget needs the number of steps");
+        };
+        if words.tinit.saturating_add(words.tfinal) >= total {
+            return wrong(
+                "tinit + tfinal must be less than total_step, or no steps are left to lower the budget",
+            );
+        }
+        config.check_lora()
+    }
+
+    fn attach(
+        &self,
+        config: &LoraConfig,
+        targets: &[Target],
+        sites: &[Site],
+        params: &mut Params,
+    ) -> Result<Vec<Arc<dyn Variant>>, Error> {
+        let words: Words = config.words()?;
+        let alpha = if config.lora_alpha > 0.0 { config.lora_alpha } else { words.init_r as f64 };
+        let scaling = (alpha / (words.init_r as f64 + 1e-5)) as f32;
+        let plan = |target: &Target| {
+            let site = &sites[target.site];
+            linear_only(site)?;
+            let (k, o, path) = (site.in_features, site.out_features, &site.path);
+            // A finished run names the ranks that are left.
+            let r = match config.rank_pattern.get(&format!("{path}.lora_E")) {
+                None => words.init_r,
+                Some(Value::Array(kept)) => kept.iter().filter(|kept| **kept == Value::Bool(true)).count(),
+                Some(other) => {
+                    let what = format!("rank_pattern gives {other} for {path}: true and false are expected");
+                    return Err(Error::Config(what));
+                }
+            };
+            Ok(Arc::new(AdaLora {
+                a: params.push(format!("{path}.lora_A"), r, k, Vec::new()),
+                b: params.push(format!("{path}.lora_B"), o, r, Vec::new()),
+                e: params.push(format!("{path}.lora_E"), r, 1, Vec::new()),
+                r,
+                scaling,
+                dropout: config.lora_dropout,
+                stream: target.site as u64,
+            }) as Arc<dyn Variant>)
+        };
+        targets.iter().map(plan).collect()
+    }
+
+    fn regime(&self, config: &LoraConfig, layers: &[AdaptedSite]) -> Result<Option<Box<dyn Regime>>, Error> {
+        let triplet = |layer: &AdaptedSite| {
+            let [a, b, e] = layer.variant.params()[..] else { unreachable!("A, B and E") };
+            let r = layer.variant.rank().unwrap_or(0);
+            Triplet { name: format!("{}.lora_E", layer.site.path), a, b, e, r }
+        };
+        let sites = layers.iter().map(triplet).collect();
+        Ok(Some(Box::new(Budget::new(config.words()?, sites))))
+    }
+
+    /// Without the ranks that the budget left out, which `rank_pattern` then names, as PEFT saves it.
+    fn export(&self, set: &AdapterSet) -> Result<Option<AdapterSet>, Error> {
+        let state = set.regime.as_ref().map(|r| r.state()).unwrap_or_default();
+        let kept: BTreeMap<&str, Vec<bool>> = state
+            .iter()
+            .filter_map(|(name, kept)| {
+                Some((name.strip_prefix(KEPT)?, kept.iter().map(|k| *k != 0.0).collect()))
+            })
+            .collect();
+        if kept.is_empty() {
+            return Ok(None);
+        }
+        let mut config = set.config.clone();
+        config.rank_pattern = kept.iter().map(|(name, kept)| ((*name).to_owned(), json!(kept))).collect();
+        set.rebuilt(config, |param| {
+            let (path, which) = param.name.rsplit_once('.').expect("a path and a name");
+            let all = vec![true; set.layer(path).and_then(|l| l.variant.rank()).unwrap_or(0)];
+            let kept = kept.get(format!("{path}.lora_E").as_str()).unwrap_or(&all);
+            let old = set.params.find(&param.name).expect("the same tensors");
+            let numbers = old.value.chunks_exact(old.cols.max(1));
+            param.value = match which {
+                "lora_B" => {
+                    numbers.flat_map(|row| row.iter().zip(kept).filter(|x| *x.1).map(|x| *x.0)).collect()
+                }
+                _ => numbers.zip(kept).filter(|x| *x.1).flat_map(|x| x.0).copied().collect(),
+            };
+        })
+        .map(Some)
+    }
+
+    fn suffixes(&self) -> &'static [&'static str] {
+        &["lora_A", "lora_B", "lora_E"]
+    }
+
+    fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
+        match (&shape("lora_A")?[..], &shape("lora_B")?[..]) {
+            (&[_, k], &[o, _]) => Some((k, o)),
+            _ => None,
+        }
+    }
+}

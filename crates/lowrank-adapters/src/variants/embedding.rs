@@ -1,0 +1,140 @@
+//! LoRA on an embedding (loralib's and PEFT's `Embedding`): `y_i = E[id_i] + s B A[:, id_i]`, with `A: [R,V]` and
+//! `B: [D,R]`. `A` starts as zeros, `B` normal, and there is no dropout: both as there.
+
+use std::sync::Arc;
+
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor, kernels};
+
+use super::low_rank::LowRank;
+use super::{Place, Start, Variant};
+use crate::target::Target;
+use crate::{Error, LoraConfig};
+
+/// Endings of its tensors' names.
+pub const SUFFIXES: [&str; 2] = ["lora_embedding_A", "lora_embedding_B"];
+
+/// LoRA on the rows of a table.
+#[derive(Clone, Debug)]
+pub struct EmbeddingLora {
+    /// `A: [R,V]`.
+    pub a: ParamId,
+    /// `B: [D,R]`.
+    pub b: ParamId,
+    r: usize,
+    scaling: f32,
+}
+
+impl EmbeddingLora {
+    /// LoRA at `target`, an embedding, its parameters added to `params`.
+    pub fn plan(config: &LoraConfig, target: &Target, site: &Site, params: &mut Params) -> Arc<dyn Variant> {
+        let (r, v, d) = (target.r, site.in_features, site.out_features);
+        let [a, b] = SUFFIXES.map(|suffix| format!("{}.{suffix}", site.path));
+        Arc::new(Self {
+            a: params.push(a, r, v, Vec::new()),
+            b: params.push(b, d, r, Vec::new()),
+            r,
+            scaling: config.scaling(r, target.alpha),
+        })
+    }
+
+    fn change<'a>(&self, params: &'a Params) -> LowRank<'a> {
+        LowRank {
+            a: &params.get(self.a).value,
+            b: &params.get(self.b).value,
+            r: self.r,
+            scaling: self.scaling,
+        }
+    }
+}
+
+impl Adapter for EmbeddingLora {
+    fn forward(&self, _: &Scope<'_>, _: &Linear, _: &Tensor, _: &mut Tensor, _: f32) -> Vec<Tensor> {
+        unreachable!("an embedding is no linear layer")
+    }
+
+    fn backward(
+        &self,
+        _: &Scope<'_>,
+        _: &Linear,
+        _: &mut Grads,
+        _: &Tensor,
+        _: &Tensor,
+        _: Vec<Tensor>,
+        _: Option<&mut Accumulator>,
+    ) {
+        unreachable!("an embedding is no linear layer")
+    }
+
+    fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
+        let mut u = scope.alloc(ids.len(), self.r);
+        let a = &scope.params.get(self.a).value;
+        scope.device.run(0, || {
+            let v = a.len() / self.r;
+            for (row, id) in u.data_mut().chunks_exact_mut(self.r).zip(ids) {
+                row.iter_mut().enumerate().for_each(|(j, u)| *u = a[j * v + *id as usize]);
+            }
+        });
+        scope.gemm(scale * self.scaling, u.mat(), scope.param(self.b).t(), 1.0, y.mat_mut());
+        vec![u]
+    }
+
+    /// With `u_i = A[:, id_i]`: `dB += s dy^T u`, `dA[:, id_i] += s B^T dy_i`.
+    fn embed_backward(
+        &self,
+        scope: &Scope<'_>,
+        grads: &mut Grads,
+        ids: &[u32],
+        scale: f32,
+        dy: &Tensor,
+        saved: Vec<Tensor>,
+    ) {
+        let s = scale * self.scaling;
+        scope.gemm(s, dy.mat().t(), saved[0].mat(), 1.0, grads.mat_mut(self.b));
+        let mut du = scope.alloc(ids.len(), self.r);
+        scope.gemm(s, dy.mat(), scope.param(self.b), 0.0, du.mat_mut());
+        scope.device.run(0, || {
+            let da = grads.get_mut(self.a);
+            let v = da.len() / self.r;
+            for (row, id) in du.data().chunks_exact(self.r).zip(ids) {
+                row.iter().enumerate().for_each(|(j, du)| da[j * v + *id as usize] += du);
+            }
+        });
+    }
+}
+
+impl Variant for EmbeddingLora {
+    fn rank(&self) -> Option<usize> {
+        Some(self.r)
+    }
+
+    fn scaling(&self) -> Option<f32> {
+        Some(self.scaling)
+    }
+
+    fn params(&self) -> Vec<ParamId> {
+        vec![self.a, self.b]
+    }
+
+    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        let (v, d) = (start.site.in_features, start.site.out_features);
+        params.get_mut(self.a).value = vec![0.0; self.r * v];
+        params.get_mut(self.b).value = vec![0.0; d * self.r];
+        kernels::normal(&mut params.get_mut(self.b).value, 0.0, 1.0, start.seed, start.stream);
+        Ok(())
+    }
+
+    fn delta_norm(&self, params: &Params) -> Option<f64> {
+        Some(self.change(params).norm())
+    }
+
+    /// Where the output layer shares the table, merging changes it too, as in PEFT.
+    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.change(params).add_rows(at.site, 1.0, at.rows.clone(), w);
+        Ok(())
+    }
+
+    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.change(params).add_rows(at.site, -1.0, at.rows.clone(), w);
+        Ok(())
+    }
+}

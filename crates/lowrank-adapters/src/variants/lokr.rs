@@ -1,0 +1,373 @@
+//! LoKr (Yeh et al. 2024): a Kronecker product, `y = W0 x + b + s (W1 kron W2) x`, each factor whole or of low rank.
+//!
+//! With `O = L P` and `K = M Q`, `W1: [L,M]`, `W2: [P,Q]`, and `x` seen as a matrix `X: [M,Q]`, the change is
+//! `W1 X W2^T: [L,P]`: two small products for each token, and the big matrix is never formed.
+
+use std::sync::Arc;
+
+use lowrank_engine::{
+    Accumulator, Adapter, Grads, Linear, Mat, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
+};
+use lowrank_kernels::{MatMut, MatRef};
+use serde::Deserialize;
+
+use super::lycoris::{self, OutputDropout};
+use super::{Place, Start, Variant, linear_only};
+use crate::target::Target;
+use crate::{Error, LoraConfig, init};
+
+/// A factor of the Kronecker product.
+#[derive(Clone, Copy, Debug)]
+enum Factor {
+    /// The matrix itself.
+    Whole(ParamId),
+    /// `a b` with so many columns of `a`.
+    Product(ParamId, ParamId),
+}
+
+impl Factor {
+    fn params(self) -> Vec<ParamId> {
+        match self {
+            Self::Whole(w) => vec![w],
+            Self::Product(a, b) => vec![a, b],
+        }
+    }
+
+    /// The matrix, where it is stored or computed into `scratch`.
+    fn matrix<'a>(self, params: &'a Params, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        match self {
+            Self::Whole(w) => &params.get(w).value,
+            Self::Product(a, b) => {
+                let (a, b) = (params.get(a), params.get(b));
+                if a.value.is_empty() {
+                    return &[];
+                }
+                scratch.resize(a.rows * b.cols, 0.0);
+                let (left, right) =
+                    (MatRef::row_major(&a.value, a.cols), MatRef::row_major(&b.value, b.cols));
+                let out = MatMut::row_major(scratch, b.cols);
+                kernels::gemm(a.rows, b.cols, a.cols, 1.0, left, right, 0.0, out);
+                scratch
+            }
+        }
+    }
+
+    /// Accumulates the gradient of the matrix, `dw`, into that of what it is made of.
+    fn backward(self, scope: &Scope<'_>, grads: &mut Grads, dw: &Tensor) {
+        match self {
+            Self::Whole(w) => {
+                scope.device.run(0, || kernels::add(grads.get_mut(w), dw.data()));
+            }
+            Self::Product(a, b) => {
+                scope.gemm(1.0, dw.mat(), scope.param(b).t(), 1.0, grads.mat_mut(a));
+                scope.gemm(1.0, scope.param(a).t(), dw.mat(), 1.0, grads.mat_mut(b));
+            }
+        }
+    }
+}
+
+/// LoKr at one linear site.
+#[derive(Debug)]
+pub struct Lokr {
+    w1: Factor,
+    w2: Factor,
+    /// `L, P, M, Q`.
+    sizes: [usize; 4],
+    r: usize,
+    scaling: f32,
+    dropout: OutputDropout,
+    /// PEFT's `init_weights`: `"lycoris"` zeroes the second factor, `true` the first.
+    lycoris: bool,
+}
+
+/// `[A,B,C]` to `[B,A,C]`.
+fn swap(out: &mut [f32], x: &[f32], a: usize, b: usize, c: usize) {
+    for (i, x) in x.chunks_exact(b * c).enumerate() {
+        for (j, x) in x.chunks_exact(c).enumerate() {
+            out[(j * a + i) * c..][..c].copy_from_slice(x);
+        }
+    }
+}
+
+impl Lokr {
+    /// `X W2^T` of all tokens with the axis that `W1` sums first: `[M, N P]`.
+    fn inner(&self, scope: &Scope<'_>, x: &Tensor, w2: &[f32]) -> Tensor {
+        let [_, p, m, q] = self.sizes;
+        let n = x.rows();
+        let mut t = scope.alloc(n * m, p);
+        scope.gemm(1.0, x.reshape(n * m, q).mat(), Mat::new(w2, p, q).t(), 0.0, t.mat_mut());
+        let mut swapped = scope.alloc(m, n * p);
+        scope.device.run(0, || swap(swapped.data_mut(), t.data(), n, m, p));
+        swapped
+    }
+
+    /// Adds `factor (W1 kron W2)` to rows of a weight as it is stored.
+    fn add_rows(&self, params: &Params, at: &Place<'_>, factor: f32, w: &mut [f32]) {
+        let (mut s1, mut s2) = (Vec::new(), Vec::new());
+        let (w1, w2) = (self.w1.matrix(params, &mut s1), self.w2.matrix(params, &mut s2));
+        let [_, p, m, q] = self.sizes;
+        let transposed = at.site.kind == SiteKind::TransposedLinear;
+        let cols = if transposed { at.site.out_features } else { at.site.in_features };
+        for (row, w) in at.rows.clone().zip(w.chunks_exact_mut(cols)) {
+            for (col, w) in w.iter_mut().enumerate() {
+                let (o, k) = if transposed { (col, row) } else { (row, col) };
+                *w += factor * self.scaling * w1[o / p * m + k / q] * w2[o % p * q + k % q];
+            }
+        }
+    }
+}
+
+impl Adapter for Lokr {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
+        base.forward(scope, x, y, beta);
+        self.add(scope, base, x, y, 1.0);
+        Vec::new()
+    }
+
+    /// With `T = X W2^T` and `dY: [L,P]`: `dW1 += s dY T^T`, `dT = s W1^T dY`, `dW2 += dT^T X`, `dX += dT W2`.
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        grads: &mut Grads,
+        x: &Tensor,
+        dy: &Tensor,
+        _: Vec<Tensor>,
+        dx: Option<&mut Accumulator>,
+    ) {
+        let ([l, p, m, q], n) = (self.sizes, x.rows());
+        let (mut s1, mut s2) = (Vec::new(), Vec::new());
+        let w1 = self.w1.matrix(scope.params, &mut s1);
+        let w2 = self.w2.matrix(scope.params, &mut s2);
+        let t = self.inner(scope, x, w2);
+        let dropped = self.dropout.factors(scope, l * p);
+        let mut dz = scope.alloc(l, n * p);
+        scope.device.run(0, || match &dropped {
+            None => swap(dz.data_mut(), dy.data(), n, l, p),
+            Some(factors) => {
+                let mut kept = vec![0.0; n * l * p];
+                kernels::scale_columns(&mut kept, dy.data(), factors, n, 0.0);
+                swap(dz.data_mut(), &kept, n, l, p);
+            }
+        });
+        let (mut dw1, mut dw2) = (scope.alloc(l, m), scope.alloc(p, q));
+        scope.gemm(self.scaling, dz.mat(), t.mat().t(), 0.0, dw1.mat_mut());
+        self.w1.backward(scope, grads, &dw1);
+        let mut dt = scope.alloc(m, n * p);
+        scope.gemm(self.scaling, Mat::new(w1, l, m).t(), dz.mat(), 0.0, dt.mat_mut());
+        let mut straight = scope.alloc(n * m, p);
+        scope.device.run(0, || swap(straight.data_mut(), dt.data(), m, n, p));
+        scope.gemm(1.0, straight.mat().t(), x.reshape(n * m, q).mat(), 0.0, dw2.mat_mut());
+        self.w2.backward(scope, grads, &dw2);
+        let Some(dx) = dx else { return };
+        base.backward(scope, dy, dx);
+        let flat = lowrank_engine::MatMut::new(dx.tensor.data_mut(), n * m, q);
+        scope.gemm(1.0, straight.mat(), Mat::new(w2, p, q), 1.0, flat);
+    }
+
+    fn add(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
+        let ([l, p, m, _], n) = (self.sizes, x.rows());
+        let (mut s1, mut s2) = (Vec::new(), Vec::new());
+        let w1 = self.w1.matrix(scope.params, &mut s1);
+        let t = self.inner(scope, x, self.w2.matrix(scope.params, &mut s2));
+        let (mut z, mut straight) = (scope.alloc(l, n * p), scope.alloc(n, l * p));
+        scope.gemm(weight * self.scaling, Mat::new(w1, l, m), t.mat(), 0.0, z.mat_mut());
+        let dropped = self.dropout.factors(scope, l * p);
+        scope.device.run(0, || {
+            swap(straight.data_mut(), z.data(), l, n, p);
+            match &dropped {
+                None => kernels::add(y.data_mut(), straight.data()),
+                Some(factors) => kernels::scale_columns(y.data_mut(), straight.data(), factors, n, 1.0),
+            }
+        });
+    }
+}
+
+impl Variant for Lokr {
+    fn rank(&self) -> Option<usize> {
+        Some(self.r)
+    }
+
+    fn scaling(&self) -> Option<f32> {
+        Some(self.scaling)
+    }
+
+    fn params(&self) -> Vec<ParamId> {
+        [self.w1.params(), self.w2.params()].concat()
+    }
+
+    /// One factor starts as zero (its first matrix or, LyCORIS's way, its last), the rest as Kaiming has it.
+    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        let zero = match self.lycoris {
+            true => self.w2.params().pop(),
+            false => self.w1.params().first().copied(),
+        };
+        for (i, id) in self.params().into_iter().enumerate() {
+            let param = params.get_mut(id);
+            param.value = match Some(id) == zero {
+                true => vec![0.0; param.rows * param.cols],
+                false => init::kaiming(param.rows, param.cols, start.seed, start.stream + i as u64),
+            };
+        }
+        Ok(())
+    }
+
+    /// `||W1 kron W2|| = ||W1|| ||W2||`.
+    fn delta_norm(&self, params: &Params) -> Option<f64> {
+        let (mut s1, mut s2) = (Vec::new(), Vec::new());
+        let squares = kernels::sum_squares(self.w1.matrix(params, &mut s1))
+            * kernels::sum_squares(self.w2.matrix(params, &mut s2));
+        Some(f64::from(self.scaling.abs()) * squares.sqrt())
+    }
+
+    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.add_rows(params, at, 1.0, w);
+        Ok(())
+    }
+
+    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.add_rows(params, at, -1.0, w);
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Words {
+    decompose_both: bool,
+    decompose_factor: i64,
+    init_weights: serde_json::Value,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self { decompose_both: false, decompose_factor: -1, init_weights: true.into() }
+    }
+}
+
+/// `dimension = m n` with `m <= n`: `factor` itself where it divides, else the `m` up to `factor` (-1: any) for
+/// which `m + n` stops falling.
+fn factorization(dimension: usize, factor: i64) -> (usize, usize) {
+    let limit = usize::try_from(factor).unwrap_or(dimension);
+    if limit > 0 && factor > 0 && dimension.is_multiple_of(limit) {
+        return (limit, dimension / limit);
+    }
+    let (mut m, mut n) = (1, dimension);
+    while m < n {
+        let Some(next) = (m + 1..=dimension).find(|next| dimension.is_multiple_of(*next)) else { break };
+        if next + dimension / next > 1 + dimension || next > limit {
+            break;
+        }
+        (m, n) = (next, dimension / next);
+    }
+    (m.min(n), m.max(n))
+}
+
+/// `peft_type` LOKR.
+pub struct Method;
+
+impl super::Method for Method {
+    fn peft_type(&self) -> &'static str {
+        "LOKR"
+    }
+
+    fn foreign_fields(&self) -> &'static [&'static str] {
+        lycoris::FOREIGN
+    }
+
+    fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
+        lycoris::rank_and_alpha(config)
+    }
+
+    fn configure(&self, config: &mut LoraConfig, _: &[Site], _: u64) {
+        lycoris::configure(config);
+    }
+
+    fn check(&self, config: &LoraConfig) -> Result<(), Error> {
+        let words: Words = config.words()?;
+        if words.decompose_factor == 0 || words.decompose_factor < -1 {
+            let what = format!("decompose_factor is {}; it is -1 or at least 1", words.decompose_factor);
+            return Err(Error::Config(what));
+        }
+        lycoris::check(config)
+    }
+
+    fn attach(
+        &self,
+        config: &LoraConfig,
+        targets: &[Target],
+        sites: &[Site],
+        params: &mut Params,
+    ) -> Result<Vec<Arc<dyn Variant>>, Error> {
+        let words: Words = config.words()?;
+        let plan = |target: &Target| {
+            let site = &sites[target.site];
+            linear_only(site)?;
+            let r = target.r;
+            let (m, q) = factorization(site.in_features, words.decompose_factor);
+            let (l, p) = factorization(site.out_features, words.decompose_factor);
+            let mut factor = |name: &str, whole: bool, rows: usize, cols: usize| {
+                let mut push = |end: &str, rows: usize, cols: usize| {
+                    params.push(format!("{}.{name}{end}", site.path), rows, cols, Vec::new())
+                };
+                match whole {
+                    true => Factor::Whole(push("", rows, cols)),
+                    false => Factor::Product(push("_a", rows, r), push("_b", r, cols)),
+                }
+            };
+            // r < max / 2, in whole numbers.
+            let small = |a: usize, b: usize| 2 * r < a.max(b);
+            let w1 = factor("lokr_w1", !(words.decompose_both && small(l, m)), l, m);
+            let w2 = factor("lokr_w2", !small(p, q), p, q);
+            let lokr = Lokr {
+                w1,
+                w2,
+                sizes: [l, p, m, q],
+                r,
+                scaling: (target.alpha / r as f64) as f32,
+                dropout: OutputDropout::new(config, false, target.site as u64)?,
+                lycoris: words.init_weights == "lycoris",
+            };
+            Ok(Arc::new(lokr) as Arc<dyn Variant>)
+        };
+        targets.iter().map(plan).collect()
+    }
+
+    fn suffixes(&self) -> &'static [&'static str] {
+        &["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"]
+    }
+
+    fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
+        let size = |name: &str| match shape(name) {
+            Some(whole) => <[usize; 2]>::try_from(whole).ok(),
+            None => {
+                let (a, b) = (shape(&format!("{name}_a"))?, shape(&format!("{name}_b"))?);
+                Some([*a.first()?, *b.get(1)?])
+            }
+        };
+        let ([l, m], [p, q]) = (size("lokr_w1")?, size("lokr_w2")?);
+        Some((m.checked_mul(q)?, l.checked_mul(p)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::factorization;
+
+    #[test]
+    fn factorises_as_lycoris() {
+        assert_eq!(factorization(256, -1), (16, 16));
+        assert_eq!(factorization(128, -1), (8, 16));
+        assert_eq!(factorization(127, -1), (1, 127));
+        assert_eq!(factorization(128, 4), (4, 32));
+        assert_eq!(factorization(576, 100), (24, 24));
+        assert_eq!(factorization(1536, 10), (8, 192));
+    }
+}

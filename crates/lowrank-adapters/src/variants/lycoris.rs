@@ -1,0 +1,93 @@
+//! What LoHa and LoKr share, as PEFT took them over from LyCORIS.
+
+use lowrank_engine::Scope;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{Error, LoraConfig};
+
+/// The fields that both have.
+#[derive(Deserialize)]
+#[serde(default)]
+pub(super) struct Words {
+    alpha: f64,
+    rank_dropout: f32,
+    module_dropout: f32,
+    rank_dropout_scale: bool,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self { alpha: 8.0, rank_dropout: 0.0, module_dropout: 0.0, rank_dropout_scale: false }
+    }
+}
+
+/// Fields of a LoRA that neither has.
+pub(super) const FOREIGN: &[&str] =
+    &["lora_alpha", "lora_dropout", "use_rslora", "bias", "fan_in_fan_out", "init_lora_weights"];
+
+pub(super) fn rank_and_alpha(config: &LoraConfig) -> Result<(usize, f64), Error> {
+    Ok((config.r, config.words::<Words>()?.alpha))
+}
+
+pub(super) fn configure(config: &mut LoraConfig) {
+    config.default_to("alpha", whole_or_not(config.lora_alpha));
+}
+
+/// A number as PEFT writes it: alpha is an integer there.
+fn whole_or_not(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { Value::from(x as i64) } else { Value::from(x) }
+}
+
+pub(super) fn check(config: &LoraConfig) -> Result<(), Error> {
+    let words: Words = config.words()?;
+    if config.r == 0 {
+        return Err(Error::Config("r must be at least 1".into()));
+    }
+    for (name, p) in [("rank_dropout", words.rank_dropout), ("module_dropout", words.module_dropout)] {
+        if !(0.0..1.0).contains(&p) {
+            return Err(Error::Config(format!("{name} is {p}; it must be at least 0 and less than 1")));
+        }
+    }
+    Ok(())
+}
+
+/// Dropout of the change's output features, in training.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OutputDropout {
+    /// Probability of dropping an output feature.
+    rank: f32,
+    /// Whether what stays is divided by the share that stays.
+    rescale: bool,
+    /// Probability of dropping the whole change.
+    module: f32,
+    stream: u64,
+}
+
+impl OutputDropout {
+    /// `always_rescale`: LoHa's choice; LoKr asks its configuration.
+    pub fn new(config: &LoraConfig, always_rescale: bool, stream: u64) -> Result<Self, Error> {
+        let words: Words = config.words()?;
+        let rescale = always_rescale || words.rank_dropout_scale;
+        Ok(Self { rank: words.rank_dropout, rescale, module: words.module_dropout, stream })
+    }
+
+    /// The factor of each of `o` output features in this pass, where anything may be dropped.
+    pub fn factors(&self, scope: &Scope<'_>, o: usize) -> Option<Vec<f32>> {
+        if !scope.drops(self.rank) && !scope.drops(self.module) {
+            return None;
+        }
+        let mut factors = vec![1.0; o];
+        let drop = |p: f32, len: usize, stream: u64| {
+            let mut ones = scope.alloc(1, len);
+            scope.device.run(0, || ones.data_mut().fill(1.0));
+            scope.dropout(&ones, p, stream).data().iter().map(|x| f32::from(*x != 0.0)).collect::<Vec<_>>()
+        };
+        let kept = drop(self.rank, o, 2 * self.stream);
+        let share = kept.iter().sum::<f32>() / o as f32;
+        let scale = if self.rescale && share > 0.0 { 1.0 / share } else { 1.0 };
+        let module = drop(self.module, 1, 2 * self.stream + 1).first().copied().unwrap_or(1.0);
+        factors.iter_mut().zip(&kept).for_each(|(f, kept)| *f = kept * scale * module);
+        Some(factors)
+    }
+}

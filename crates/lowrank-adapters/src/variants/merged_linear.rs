@@ -1,0 +1,178 @@
+//! LoRA on some parts of a fused layer (loralib's `MergedLinear`; Hu et al. 2021 adapt queries and values of GPT-2's
+//! `c_attn` so): the outputs are cut into equal parts, and every part that `enable_lora` marks has an `A` and a `B` of
+//! its own.
+//!
+//! With `G` marked parts of rank `R / G`, that is LoRA of rank `R` whose `B: [O,R]` is zero but for one block for each
+//! marked part, `B = [B_q 0; 0 0; 0 B_v]`. It is stored like that: a PEFT adapter of rank `R`. `A` and the blocks are
+//! loralib's `lora_A` and, one below the other, its `lora_B`; `alpha / R` is the scaling of each part.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
+use serde_json::Value;
+
+use super::lora::{self, Lora};
+use super::{Place, Start, Variant};
+use crate::target::Target;
+use crate::{Error, LoraConfig};
+
+/// The field of `adapter_config.json`: a list of true and false, one for each part.
+pub const FIELD: &str = "enable_lora";
+
+/// LoRA at some parts of a linear site.
+#[derive(Clone, Debug)]
+pub struct MergedLinear {
+    lora: Lora,
+    enable: Vec<bool>,
+}
+
+impl MergedLinear {
+    /// For each row of `B`, its columns that are trained (none in a part that is not marked).
+    fn trained(&self, out_features: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+        let part = out_features / self.enable.len();
+        let marked = self.enable.iter().filter(|on| **on).count();
+        let rank = self.lora.r / marked;
+        (0..out_features).map(move |row| {
+            let before = self.enable[..row / part].iter().filter(|on| **on).count();
+            if self.enable[row / part] { before * rank..(before + 1) * rank } else { 0..0 }
+        })
+    }
+}
+
+impl Adapter for MergedLinear {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
+        self.lora.forward(scope, base, x, y, beta)
+    }
+
+    /// LoRA's; the gradient of `B` outside the blocks is zero.
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        grads: &mut Grads,
+        x: &Tensor,
+        dy: &Tensor,
+        saved: Vec<Tensor>,
+        dx: Option<&mut Accumulator>,
+    ) {
+        self.lora.backward(scope, base, grads, x, dy, saved, dx);
+        scope.device.run(0, || {
+            let rows = grads.get_mut(self.lora.b).chunks_exact_mut(self.lora.r);
+            for (row, keep) in rows.zip(self.trained(dy.cols())) {
+                row[..keep.start].fill(0.0);
+                row[keep.end..].fill(0.0);
+            }
+        });
+    }
+
+    fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
+        self.lora.add(scope, base, x, y, weight);
+    }
+}
+
+impl Variant for MergedLinear {
+    fn rank(&self) -> Option<usize> {
+        self.lora.rank()
+    }
+
+    fn scaling(&self) -> Option<f32> {
+        self.lora.scaling()
+    }
+
+    fn params(&self) -> Vec<ParamId> {
+        self.lora.params()
+    }
+
+    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        self.lora.init(params, start)
+    }
+
+    fn delta_norm(&self, params: &Params) -> Option<f64> {
+        self.lora.delta_norm(params)
+    }
+
+    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.lora.merge(params, at, w)
+    }
+
+    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.lora.unmerge(params, at, w)
+    }
+}
+
+/// `peft_type` LORA with `enable_lora`.
+pub struct Method;
+
+/// The parts that `config` marks.
+fn enabled(config: &LoraConfig) -> Result<Vec<bool>, Error> {
+    let list = config.other.get(FIELD).and_then(Value::as_array);
+    let parts: Option<Vec<bool>> = list.and_then(|list| list.iter().map(Value::as_bool).collect());
+    let parts = parts.filter(|parts| parts.contains(&true));
+    parts.ok_or_else(|| {
+        Error::Config(format!("{FIELD} must be a list of true and false, one for each part, with a true"))
+    })
+}
+
+impl super::Method for Method {
+    fn peft_type(&self) -> &'static str {
+        "LORA"
+    }
+
+    fn claims(&self, config: &LoraConfig) -> bool {
+        config.says(FIELD)
+    }
+
+    fn check(&self, config: &LoraConfig) -> Result<(), Error> {
+        config.check_lora()?;
+        let marked = enabled(config)?.iter().filter(|on| **on).count();
+        if !config.r.is_multiple_of(marked) {
+            return Err(Error::Config(format!(
+                "r is {}, which cannot be shared by the {marked} parts that {FIELD} marks",
+                config.r
+            )));
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &self,
+        config: &LoraConfig,
+        targets: &[Target],
+        sites: &[Site],
+        params: &mut Params,
+    ) -> Result<Vec<Arc<dyn Variant>>, Error> {
+        let enable = enabled(config)?;
+        let marked = enable.iter().filter(|on| **on).count();
+        let plan = |target: &Target| {
+            let site = &sites[target.site];
+            if !site.out_features.is_multiple_of(enable.len()) || !target.r.is_multiple_of(marked) {
+                return Err(Error::Config(format!(
+                    "{}: {} outputs and rank {} cannot be cut into the {} parts of {FIELD}, {marked} of them marked",
+                    site.path,
+                    site.out_features,
+                    target.r,
+                    enable.len()
+                )));
+            }
+            let lora = Lora::plan(config, target, site, params)?;
+            Ok(Arc::new(MergedLinear { lora, enable: enable.clone() }) as Arc<dyn Variant>)
+        };
+        targets.iter().map(plan).collect()
+    }
+
+    fn suffixes(&self) -> &'static [&'static str] {
+        super::Method::suffixes(&lora::Method)
+    }
+
+    fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
+        super::Method::features(&lora::Method, shape)
+    }
+}

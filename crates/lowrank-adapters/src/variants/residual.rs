@@ -1,0 +1,203 @@
+//! LoRA whose start is a part of the base's weight: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024).
+//!
+//! These methods train `A` and `B` on the residual base `W0 - s B0 A0`. The base is never changed here: the start is
+//! taken out in the product, `y = W0 x + b + s (B A - B0 A0) x`, which is a LoRA of twice the rank with one half frozen.
+//! That is also what is written, as PEFT does when it converts such an adapter.
+
+use std::sync::Arc;
+
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
+use serde_json::{Map, Value};
+
+use super::lora::Lora;
+use super::{Place, Start, Variant};
+use crate::init::InitLoraWeights;
+use crate::target::Target;
+use crate::{AdapterSet, Error, LoraConfig};
+
+/// A LoRA and what it started from.
+#[derive(Debug)]
+pub struct Residual {
+    /// `A` and `B`.
+    pub lora: Lora,
+    /// `A0` and `B0` as a LoRA that is not trained, with the scaling's sign turned.
+    pub start: Lora,
+}
+
+impl Residual {
+    fn remember(&self, params: &mut Params, a: Vec<f32>, b: Vec<f32>) {
+        params.get_mut(self.start.a).value = a;
+        params.get_mut(self.start.b).value = b;
+    }
+}
+
+impl Adapter for Residual {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
+        let saved = self.lora.forward(scope, base, x, y, beta);
+        // In PEFT the start is part of the base, which sees the input before dropout.
+        self.start.add(scope, base, x, y, 1.0);
+        saved
+    }
+
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        grads: &mut Grads,
+        x: &Tensor,
+        dy: &Tensor,
+        saved: Vec<Tensor>,
+        mut dx: Option<&mut Accumulator>,
+    ) {
+        self.lora.backward(scope, base, grads, x, dy, saved, dx.as_deref_mut());
+        let Some(dx) = dx else { return };
+        let mut du = scope.alloc(dy.rows(), self.start.r);
+        scope.gemm(self.start.scaling, dy.mat(), scope.param(self.start.b), 0.0, du.mat_mut());
+        scope.gemm(1.0, du.mat(), scope.param(self.start.a), 1.0, dx.tensor.mat_mut());
+    }
+
+    fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
+        self.lora.add(scope, base, x, y, weight);
+        self.start.add(scope, base, x, y, weight);
+    }
+}
+
+impl Variant for Residual {
+    fn rank(&self) -> Option<usize> {
+        Some(self.lora.r)
+    }
+
+    fn scaling(&self) -> Option<f32> {
+        Some(self.lora.scaling)
+    }
+
+    fn params(&self) -> Vec<ParamId> {
+        vec![self.lora.a, self.lora.b]
+    }
+
+    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        let (a, b) = self.lora.factors(start)?;
+        self.remember(params, a.clone(), b.clone());
+        params.get_mut(self.lora.a).value = a;
+        params.get_mut(self.lora.b).value = b;
+        Ok(())
+    }
+
+    /// PEFT's file of such an adapter that was not converted holds `A` and `B` only.
+    fn complete(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        if !self.lora.init.is_exact() {
+            return Err(Error::Config(format!(
+                "{}: this adapter started from a random decomposition of its base; have PEFT convert it with \
+                 path_initial_model_for_weight_conversion",
+                start.site.path
+            )));
+        }
+        let (a, b) = self.lora.factors(start)?;
+        self.remember(params, a, b);
+        Ok(())
+    }
+
+    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.lora.merge(params, at, w)?;
+        self.start.merge(params, at, w)
+    }
+
+    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+        self.lora.unmerge(params, at, w)?;
+        self.start.unmerge(params, at, w)
+    }
+}
+
+/// `peft_type` LORA with a word of `init_lora_weights` that starts from the base's weight.
+pub struct Method;
+
+impl super::Method for Method {
+    fn peft_type(&self) -> &'static str {
+        "LORA"
+    }
+
+    fn claims(&self, config: &LoraConfig) -> bool {
+        InitLoraWeights::parse(config).is_ok_and(InitLoraWeights::moves_base)
+    }
+
+    fn check(&self, config: &LoraConfig) -> Result<(), Error> {
+        if config.says("use_dora") {
+            let word = &config.init_lora_weights;
+            return Err(Error::Config(format!("use_dora with init_lora_weights {word} is not supported")));
+        }
+        if config.use_rslora && !(config.rank_pattern.is_empty() && config.alpha_pattern.is_empty()) {
+            // Twice the rank is no constant factor of alpha / sqrt(r) for all sites then; PEFT refuses it too.
+            return Err(Error::Config(
+                "use_rslora with rank_pattern or alpha_pattern cannot start from the base's weight".into(),
+            ));
+        }
+        config.check_lora()
+    }
+
+    fn attach(
+        &self,
+        config: &LoraConfig,
+        targets: &[Target],
+        sites: &[Site],
+        params: &mut Params,
+    ) -> Result<Vec<Arc<dyn Variant>>, Error> {
+        let plan = |target: &Target| {
+            let (r, site) = (target.r, &sites[target.site]);
+            let lora = Lora::plan(config, target, site, params)?;
+            let mut frozen = |name: &str, rows: usize, cols: usize| {
+                let id = params.push(format!("{}.{name}.start", site.path), rows, cols, Vec::new());
+                let param = params.get_mut(id);
+                (param.trained, param.saved) = (false, false);
+                id
+            };
+            let (a, b) = (frozen("lora_A", r, site.in_features), frozen("lora_B", site.out_features, r));
+            let start = Lora { a, b, scaling: -lora.scaling, dropout: 0.0, ..lora.clone() };
+            Ok(Arc::new(Residual { lora, start }) as Arc<dyn Variant>)
+        };
+        targets.iter().map(plan).collect()
+    }
+
+    /// A plain LoRA: `B' = [B, B0]`, `A' = [A; -A0]`, twice the rank and so twice alpha (`sqrt(2)` times with rsLoRA).
+    fn export(&self, set: &AdapterSet) -> Result<Option<AdapterSet>, Error> {
+        let mut config = set.config.clone();
+        config.init_lora_weights = Value::Bool(true);
+        config.r *= 2;
+        let doubled = |map: &Map<String, Value>| -> Map<String, Value> {
+            let twice = |value: &Value| match value.as_u64() {
+                Some(whole) => (2 * whole).into(),
+                None => value.as_f64().map_or_else(|| value.clone(), |x| (2.0 * x).into()),
+            };
+            map.iter().map(|(key, value)| (key.clone(), twice(value))).collect()
+        };
+        config.rank_pattern = doubled(&config.rank_pattern);
+        config.alpha_pattern = doubled(&config.alpha_pattern);
+        config.lora_alpha *= if config.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        set.rebuilt(config, |param| {
+            let now = set.params.find(&param.name).expect("the same sites");
+            let name = param.name.trim_end_matches(".weight");
+            let start = set.params.find(&format!("{name}.start")).expect("the same sites");
+            param.value = if name.ends_with("lora_A") {
+                now.value.iter().copied().chain(start.value.iter().map(|x| -x)).collect()
+            } else {
+                let (now, start) = (now.value.chunks_exact(now.cols), start.value.chunks_exact(now.cols));
+                now.zip(start).flat_map(|(b, b0)| b.iter().chain(b0)).copied().collect()
+            };
+        })
+        .map(Some)
+    }
+
+    fn suffixes(&self) -> &'static [&'static str] {
+        super::lora::Method.suffixes()
+    }
+
+    fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
+        super::lora::Method.features(shape)
+    }
+}

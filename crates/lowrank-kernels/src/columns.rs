@@ -1,0 +1,85 @@
+//! Factors of columns: one number for each output (or input) feature.
+
+use crate::parallel::{SharedMut, for_rows};
+
+/// `y[i,j] = beta y[i,j] + factors[j] x[i,j]` for `x, y: [N,D]`, `factors: [D]`; with `beta` 0, `y` is only
+/// written. It is its own backward with respect to `x`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn scale_columns(y: &mut [f32], x: &[f32], factors: &[f32], n: usize, beta: f32) {
+    let d = factors.len();
+    assert_eq!(x.len(), n * d, "scale_columns: x has {} numbers, not {n} x {d}", x.len());
+    assert_eq!(y.len(), n * d, "scale_columns: y has {} numbers, not {n} x {d}", y.len());
+    let shared = SharedMut::new(y);
+    for_rows(n, d, |rows| {
+        let part = rows.start * d..rows.end * d;
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let y = unsafe { shared.part(part.clone()) };
+        for (y, x) in y.chunks_exact_mut(d.max(1)).zip(x[part].chunks_exact(d.max(1))) {
+            let numbers = y.iter_mut().zip(x).zip(factors);
+            if beta == 0.0 {
+                numbers.for_each(|((y, x), f)| *y = f * x);
+            } else {
+                numbers.for_each(|((y, x), f)| *y = beta * *y + f * x);
+            }
+        }
+    });
+}
+
+/// Backward of [`scale_columns`]: `dfactors[j] += sum_i dy[i,j] x[i,j]`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn scale_columns_backward(dfactors: &mut [f32], dy: &[f32], x: &[f32], n: usize) {
+    let d = dfactors.len();
+    assert_eq!(x.len(), n * d, "scale_columns_backward: x has {} numbers, not {n} x {d}", x.len());
+    assert_eq!(dy.len(), n * d, "scale_columns_backward: dy has {} numbers, not {n} x {d}", dy.len());
+    let shared = SharedMut::new(dfactors);
+    // Split over columns, so that every sum has one order.
+    for_rows(d.div_ceil(COLUMNS), n * COLUMNS, |blocks| {
+        for block in blocks {
+            let columns = block * COLUMNS..d.min((block + 1) * COLUMNS);
+            // SAFETY: blocks of columns are disjoint.
+            let out = unsafe { shared.part(columns.clone()) };
+            for (dy, x) in dy.chunks_exact(d).zip(x.chunks_exact(d)) {
+                for ((o, dy), x) in out.iter_mut().zip(&dy[columns.clone()]).zip(&x[columns.clone()]) {
+                    *o += dy * x;
+                }
+            }
+        }
+    });
+}
+
+/// Columns that a task sums at a time: whole cache lines.
+const COLUMNS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_and_sums() {
+        let numbers = |n: usize, salt: usize| -> Vec<f32> {
+            (0..n).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 50.0 - 1.0).collect()
+        };
+        for (n, d) in [(1, 1), (5, 3), (301, 257)] {
+            let (x, f, dy) = (numbers(n * d, 1), numbers(d, 2), numbers(n * d, 3));
+            let mut y = vec![f32::NAN; n * d];
+            scale_columns(&mut y, &x, &f, n, 0.0);
+            let mut z = dy.clone();
+            scale_columns(&mut z, &x, &f, n, 0.5);
+            let mut df = vec![1.0; d];
+            scale_columns_backward(&mut df, &dy, &x, n);
+            for j in 0..d {
+                for i in 0..n {
+                    let at = i * d + j;
+                    assert_eq!(y[at], f[j] * x[at]);
+                    assert!((z[at] - (0.5 * dy[at] + f[j] * x[at])).abs() < 1e-6);
+                }
+                let want: f64 = (0..n).map(|i| f64::from(dy[i * d + j]) * f64::from(x[i * d + j])).sum();
+                assert!((f64::from(df[j]) - 1.0 - want).abs() < 1e-4);
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! PEFT's adapter folder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use lowrank_models::files::write_atomic;
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+use super::{Halves, Options, pairs};
+use crate::lora::most_common;
+use crate::tensor::{self, Named};
+use crate::{Error, Kind, Lora, Pair, Result};
+
+/// PEFT puts this before the module path.
+const PREFIX: &str = "base_model.model.";
+/// The configuration's file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The tensors' file, and its older form.
+const TENSORS_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+
+/// Fields that make a LoRA more than pairs of matrices.
+const VARIANTS: [&str; 6] =
+    ["use_dora", "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens", "target_parameters"];
+
+/// The configuration and all tensors of an adapter folder of any kind, as they are.
+///
+/// # Errors
+/// Where a file is missing or damaged.
+pub fn read_raw(dir: &Path) -> Result<(Map<String, Value>, Named)> {
+    let path = dir.join(CONFIG_FILE);
+    let text = std::fs::read(&path).map_err(Error::io(&path))?;
+    let config = match serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))? {
+        Value::Object(config) => config,
+        _ => return Err(Error::file(&path, "is no JSON object")),
+    };
+    let file = TENSORS_FILES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
+    let file = file.ok_or_else(|| Error::file(dir, format!("has no {}", TENSORS_FILES.join(" or "))))?;
+    Ok((config, tensor::read(&file)?))
+}
+
+/// Writes an adapter folder of any kind.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write_raw(dir: &Path, config: &Map<String, Value>, tensors: &Named) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    tensor::write(&dir.join(TENSORS_FILES[0]), tensors, &[("format", "pt")])?;
+    let text = serde_json::to_string_pretty(config).expect("plain data") + "\n";
+    Ok(write_atomic(&dir.join(CONFIG_FILE), text.as_bytes())?)
+}
+
+/// Reads a LoRA adapter.
+///
+/// # Errors
+/// Where it is none (DoRA, IA3 and others have no pairs alone), or a tensor has no meaning.
+pub fn read(dir: &Path) -> Result<Lora> {
+    let (config, tensors) = read_raw(dir)?;
+    let path = dir.join(CONFIG_FILE);
+    let wrong = |field: &str, what: String| Error::file(&path, format!("{field}: {what}"));
+    let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or_default();
+    if kind != "LORA" {
+        return Err(wrong("peft_type", format!("is {kind:?}; this needs a LoRA adapter")));
+    }
+    for field in VARIANTS {
+        match config.get(field) {
+            None | Some(Value::Null | Value::Bool(false)) => {}
+            Some(Value::Array(list)) if list.is_empty() => {}
+            Some(value) => return Err(wrong(field, format!("is {value}; this needs a plain LoRA adapter"))),
+        }
+    }
+    let alpha = config.get("lora_alpha").and_then(Value::as_f64);
+    let alpha = alpha.ok_or_else(|| wrong("lora_alpha", "is missing or no number".into()))?;
+    let rslora = config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
+    let patterns = patterns(config.get("alpha_pattern")).map_err(|what| wrong("alpha_pattern", what))?;
+
+    let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
+    let mut embeddings = BTreeSet::new();
+    let mut saved = Named::new();
+    for (name, tensor) in tensors {
+        let name = name.strip_prefix(PREFIX).unwrap_or(&name).to_owned();
+        let end = |end: &str| name.strip_suffix(end).map(str::to_owned);
+        if let Some(module) = end(".lora_A.weight") {
+            halves.entry(module).or_default().a = Some(tensor);
+        } else if let Some(module) = end(".lora_B.weight") {
+            halves.entry(module).or_default().b = Some(tensor);
+        } else if let Some(module) = end(".lora_embedding_A") {
+            embeddings.insert(module.clone());
+            halves.entry(module).or_default().a = Some(tensor);
+        } else if let Some(module) = end(".lora_embedding_B") {
+            halves.entry(module).or_default().b = Some(tensor);
+        } else if name.contains(".lora_") {
+            return Err(Error::names(format!("{}: no part of a plain LoRA", dir.display()), vec![name]));
+        } else {
+            saved.insert(name, tensor);
+        }
+    }
+    let alpha_of = |module: &str, rank: usize| {
+        let own = patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, alpha)| *alpha);
+        let alpha = own.unwrap_or(alpha);
+        // A scaling of alpha / sqrt(r) is that of another alpha over r.
+        if rslora { alpha * (rank as f64).sqrt() } else { alpha }
+    };
+    let mut pairs = pairs(dir, halves, alpha_of)?;
+    for module in embeddings {
+        if let Some(pair) = pairs.get_mut(&module) {
+            pair.kind = Kind::Embedding;
+        }
+    }
+    Ok(Lora { pairs, saved, config })
+}
+
+fn patterns(value: Option<&Value>) -> Result<Vec<(Regex, f64)>, String> {
+    let Some(Value::Object(map)) = value else { return Ok(Vec::new()) };
+    let pattern = |(key, value): (&String, &Value)| {
+        let regex = Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| format!("{key:?}: {e}"))?;
+        let alpha = value.as_f64().filter(|a| a.is_finite());
+        Ok((regex, alpha.ok_or_else(|| format!("{key:?}: {value} is no number"))?))
+    };
+    map.iter().map(pattern).collect()
+}
+
+/// Writes a LoRA adapter. Rank and alpha of most pairs become `r` and `lora_alpha`, others go to the patterns.
+///
+/// # Errors
+/// Where it cannot be written, or belongs to several models of a pipeline.
+pub fn write(lora: &Lora, dir: &Path, options: &Options) -> Result<()> {
+    let lora = &super::sd_names::one_component(lora, options)?;
+    let mut config = lora.config.clone();
+    let rslora = config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
+    let alpha = |pair: &Pair| match rslora {
+        true => tidy(pair.alpha / (pair.rank() as f64).sqrt()),
+        false => tidy(pair.alpha),
+    };
+    let r = most_common(lora.pairs.values().map(Pair::rank)).unwrap_or(1);
+    let lora_alpha = most_common(lora.pairs.values().map(alpha)).unwrap_or(r as f64);
+    let (mut ranks, mut alphas) = (Map::new(), Map::new());
+    for (path, pair) in &lora.pairs {
+        if pair.rank() != r {
+            ranks.insert(regex::escape(path), json!(pair.rank()));
+        }
+        if alpha(pair) != lora_alpha {
+            alphas.insert(regex::escape(path), number(alpha(pair)));
+        }
+    }
+    let defaults = [
+        ("peft_type", json!("LORA")),
+        ("task_type", Value::Null),
+        ("base_model_name_or_path", Value::Null),
+        ("bias", json!("none")),
+        ("fan_in_fan_out", json!(false)),
+        ("inference_mode", json!(true)),
+        ("init_lora_weights", json!(true)),
+        ("lora_dropout", json!(0.0)),
+        ("use_rslora", json!(false)),
+    ];
+    for (field, value) in defaults {
+        config.entry(field).or_insert(value);
+    }
+    config.insert("r".into(), json!(r));
+    config.insert("lora_alpha".into(), number(lora_alpha));
+    config.insert("rank_pattern".into(), Value::Object(ranks));
+    config.insert("alpha_pattern".into(), Value::Object(alphas));
+    if config.get("target_modules").is_none_or(Value::is_null) {
+        config.insert("target_modules".into(), json!(target_modules(lora)));
+    }
+    if config.get("modules_to_save").is_none_or(Value::is_null) {
+        config.insert("modules_to_save".into(), modules_to_save(lora));
+    }
+    write_raw(dir, &config, &tensors(lora))
+}
+
+/// The tensors under PEFT's names.
+pub(crate) fn tensors(lora: &Lora) -> Named {
+    let mut tensors = Named::new();
+    for (path, pair) in &lora.pairs {
+        let (a, b) = match pair.kind {
+            Kind::Linear => ("lora_A.weight", "lora_B.weight"),
+            Kind::Embedding => ("lora_embedding_A", "lora_embedding_B"),
+        };
+        tensors.insert(format!("{PREFIX}{path}.{a}"), pair.a.clone());
+        tensors.insert(format!("{PREFIX}{path}.{b}"), pair.b.clone());
+    }
+    tensors.extend(lora.saved.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone())));
+    tensors
+}
+
+/// A division and a multiplication by a root leave the last bits wrong.
+pub(crate) fn tidy(value: f64) -> f64 {
+    let near = (value * 1e6).round() / 1e6;
+    if (value - near).abs() <= 1e-12 * value.abs() { near } else { value }
+}
+
+/// Whole numbers without a point, as PEFT writes them.
+pub(crate) fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
+}
+
+/// Names that match the adapted modules and, as far as the adapter can tell, no others: the part of the path
+/// behind the layer's number where all layers have it, else the whole path.
+pub(crate) fn target_modules(lora: &Lora) -> Vec<String> {
+    let split = |path: &str| {
+        let parts: Vec<&str> = path.split('.').collect();
+        let at = parts.iter().position(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))?;
+        let layer: usize = parts[at].parse().ok()?;
+        let rest = parts[at + 1..].join(".");
+        (!rest.is_empty()).then(|| (parts[..at].join("."), layer, rest))
+    };
+    let mut layers: BTreeMap<(String, String), BTreeSet<usize>> = BTreeMap::new();
+    for (before, layer, rest) in lora.pairs.keys().filter_map(|path| split(path)) {
+        layers.entry((before, rest)).or_default().insert(layer);
+    }
+    let last = layers.values().filter_map(|l| l.last()).max().copied().unwrap_or(0);
+    let stacks: BTreeSet<&String> = layers.keys().map(|(before, _)| before).collect();
+    let mut names = BTreeSet::new();
+    for path in lora.pairs.keys() {
+        let short = split(path).filter(|(before, _, rest)| {
+            stacks.len() == 1 && layers[&(before.clone(), rest.clone())].len() == last + 1
+        });
+        names.insert(short.map_or_else(|| path.clone(), |(_, _, rest)| rest));
+    }
+    names.into_iter().collect()
+}
+
+/// The modules whose tensors are kept whole: the first part of the path, or the path of a lone parameter.
+fn modules_to_save(lora: &Lora) -> Value {
+    let mut names: Vec<&str> = lora.saved.keys().filter_map(|name| name.split('.').next()).collect();
+    names.dedup();
+    if names.is_empty() { Value::Null } else { json!(names) }
+}

@@ -1,0 +1,162 @@
+//! Module names of Stable Diffusion: with dots as in diffusers, with underscores as in kohya's files.
+
+use super::Options;
+use crate::{Error, Lora, Result};
+
+/// The models of a pipeline, as diffusers calls them, and kohya's prefix for each. The first that fits is taken
+/// for writing; a pipeline with two text encoders numbers them.
+const MODELS: [(&str, &str); 4] = [
+    ("unet", "lora_unet_"),
+    ("text_encoder", "lora_te_"),
+    ("text_encoder", "lora_te1_"),
+    ("text_encoder_2", "lora_te2_"),
+];
+
+/// The parts of module paths that have underscores themselves; a part that is none of these has none.
+const PARTS: [&str; 31] = [
+    "down_blocks",
+    "up_blocks",
+    "mid_block",
+    "transformer_blocks",
+    "proj_in",
+    "proj_out",
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out",
+    "add_k_proj",
+    "add_v_proj",
+    "conv_in",
+    "conv_out",
+    "conv_shortcut",
+    "time_emb_proj",
+    "time_embedding",
+    "add_embedding",
+    "class_embedding",
+    "linear_1",
+    "linear_2",
+    "text_model",
+    "self_attn",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "out_proj",
+    "token_embedding",
+    "position_embedding",
+    "text_projection",
+    "final_layer_norm",
+];
+/// The parts without underscores.
+const PLAIN: [&str; 17] = [
+    "attentions",
+    "resnets",
+    "downsamplers",
+    "upsamplers",
+    "conv",
+    "conv1",
+    "conv2",
+    "attn1",
+    "attn2",
+    "ff",
+    "net",
+    "proj",
+    "encoder",
+    "layers",
+    "mlp",
+    "fc1",
+    "fc2",
+];
+
+/// Which model of a pipeline a path belongs to.
+pub fn component_of(module: &str) -> Option<&'static str> {
+    let (model, _) = module.split_once('.')?;
+    MODELS.iter().map(|(name, _)| *name).find(|name| *name == model)
+}
+
+/// kohya's name of a module, `None` where it belongs to no model of a pipeline. `two`: the pipeline has two text
+/// encoders.
+pub fn underscored(module: &str, two: bool) -> Option<String> {
+    let (model, rest) = module.split_once('.')?;
+    let prefix = match (model, two) {
+        ("text_encoder", true) => "lora_te1_",
+        _ => MODELS.iter().find(|(name, _)| *name == model)?.1,
+    };
+    Some(format!("{prefix}{}", rest.replace('.', "_")))
+}
+
+/// The module of kohya's name, `None` where its parts are none of Stable Diffusion's.
+pub fn dotted(name: &str) -> Option<String> {
+    let (model, rest) =
+        MODELS.iter().find_map(|(model, prefix)| Some((model, name.strip_prefix(prefix)?)))?;
+    let mut parts = vec![*model];
+    let mut left = rest;
+    while !left.is_empty() {
+        let part = next_part(left)?;
+        parts.push(part);
+        left = left[part.len()..].strip_prefix('_').unwrap_or(&left[part.len()..]);
+    }
+    (parts.len() > 1).then(|| parts.join("."))
+}
+
+/// The part a name begins with: the longest known one, or a number.
+fn next_part(name: &str) -> Option<&str> {
+    let ends =
+        |part: &str| name.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
+    if let Some(part) = PARTS.iter().chain(&PLAIN).filter(|part| ends(part)).max_by_key(|part| part.len()) {
+        return Some(&name[..part.len()]);
+    }
+    let digits = name.bytes().take_while(u8::is_ascii_digit).count();
+    (digits > 0 && ends(&name[..digits])).then(|| &name[..digits])
+}
+
+/// Paths with the model's name in front, by `--component` where they have none.
+///
+/// # Errors
+/// Names the modules that belong to no model of a pipeline.
+pub fn with_component(lora: &Lora, options: &Options) -> Result<Lora> {
+    let none: Vec<String> = lora.pairs.keys().filter(|m| component_of(m).is_none()).cloned().collect();
+    let model = match (&options.component, none.is_empty()) {
+        (_, true) => return Ok(lora.clone()),
+        (Some(model), _) => checked(model)?,
+        (None, _) => {
+            let why =
+                "these belong to no model of a diffusion pipeline; if it is one, name it with --component";
+            return Err(Error::names(why, none));
+        }
+    };
+    let pairs = lora.pairs.iter().map(|(module, pair)| {
+        let name = if component_of(module).is_some() { module.clone() } else { format!("{model}.{module}") };
+        (name, pair.clone())
+    });
+    Ok(Lora { pairs: pairs.collect(), ..lora.clone() })
+}
+
+/// Paths without the model's name, for formats of one model: the adapter of the only one, or of `--component`.
+///
+/// # Errors
+/// Where it holds adapters for several and none is named.
+pub fn one_component(lora: &Lora, options: &Options) -> Result<Lora> {
+    let mut models: Vec<&str> = lora.pairs.keys().filter_map(|m| component_of(m)).collect();
+    models.dedup();
+    let model = match (&options.component, &models[..]) {
+        (Some(model), _) => checked(model)?,
+        (None, []) => return Ok(lora.clone()),
+        (None, [one]) => *one,
+        (None, many) => {
+            let many = many.iter().map(|m| (*m).to_owned()).collect();
+            return Err(Error::names("holds adapters for several models; choose one with --component", many));
+        }
+    };
+    if models.is_empty() {
+        return Ok(lora.clone());
+    }
+    let strip = |module: &String| module.strip_prefix(model)?.strip_prefix('.').map(str::to_owned);
+    let pairs = lora.pairs.iter().filter_map(|(module, pair)| Some((strip(module)?, pair.clone())));
+    Ok(Lora { pairs: pairs.collect(), ..lora.clone() })
+}
+
+fn checked(model: &str) -> Result<&'static str> {
+    MODELS.iter().map(|(name, _)| *name).find(|name| *name == model).ok_or_else(|| {
+        Error::Usage(format!("--component {model:?}: one of unet, text_encoder, text_encoder_2"))
+    })
+}

@@ -1,0 +1,175 @@
+//! A LoRA adapter as a file holds it: pairs of matrices by module path, whatever the format.
+
+use std::collections::BTreeMap;
+
+use lowrank_adapters::linalg::{self, Svd};
+use lowrank_kernels as kernels;
+use serde_json::{Map, Value};
+
+use crate::tensor::{Named, Tensor};
+use crate::{Error, Result};
+
+/// What kind of layer a pair belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A linear or convolution layer: `A: [r, K...]`, `B: [O, r]` (`[O, r, 1, 1]` for a convolution).
+    Linear,
+    /// An embedding: `A: [r, V]`, `B: [D, r]`; the table gains `(B A)^T`.
+    Embedding,
+}
+
+/// One adapted layer: it gains `alpha / r * B A`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// `A`, first axis `r`.
+    pub a: Tensor,
+    /// `B`, second axis `r`.
+    pub b: Tensor,
+    /// `alpha`; with `r` from the shapes it gives the scaling `alpha / r`, whatever the file's own rule.
+    pub alpha: f64,
+    /// What layer it is.
+    pub kind: Kind,
+}
+
+/// A LoRA adapter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lora {
+    /// The pairs by module path, as the base model names its modules.
+    pub pairs: BTreeMap<String, Pair>,
+    /// Tensors trained whole (`modules_to_save`), by parameter path.
+    pub saved: Named,
+    /// `adapter_config.json` where the adapter came with one: fields that are no numbers of the pairs.
+    pub config: Map<String, Value>,
+}
+
+impl Pair {
+    /// A pair, checked: `b`'s second axis must be `a`'s first.
+    ///
+    /// # Errors
+    /// Names the module.
+    pub fn new(path: &str, a: Tensor, b: Tensor, alpha: f64, kind: Kind) -> Result<Self> {
+        let fits = a.shape.len() >= 2
+            && a.shape.len() == b.shape.len()
+            && a.shape[0] > 0
+            && b.shape[1] == a.shape[0]
+            && b.shape[2..].iter().all(|axis| *axis == 1);
+        if !fits || !alpha.is_finite() {
+            let why = format!(
+                "A {:?} and B {:?} with alpha {alpha} are no pair (A [r, K], B [O, r])",
+                a.shape, b.shape
+            );
+            return Err(Error::names(why, vec![path.to_owned()]));
+        }
+        Ok(Self { a, b, alpha, kind })
+    }
+
+    /// `r`.
+    pub fn rank(&self) -> usize {
+        self.a.shape[0]
+    }
+
+    /// `alpha / r`.
+    pub fn scaling(&self) -> f64 {
+        self.alpha / self.rank() as f64
+    }
+
+    /// `O`.
+    pub fn outputs(&self) -> usize {
+        self.b.shape[0]
+    }
+
+    /// `K`, for a convolution times the size of its kernel.
+    pub fn inputs(&self) -> usize {
+        self.a.cols()
+    }
+
+    /// `alpha / r * B A: [O, K]`.
+    pub fn delta(&self) -> Vec<f32> {
+        let (o, k, r) = (self.outputs(), self.inputs(), self.rank());
+        let mut out = vec![0.0; o * k];
+        if !out.is_empty() {
+            let (b, a) =
+                (kernels::MatRef::row_major(&self.b.data, r), kernels::MatRef::row_major(&self.a.data, k));
+            let out = kernels::MatMut::row_major(&mut out, k);
+            kernels::gemm(o, k, r, self.scaling() as f32, b, a, 0.0, out);
+        }
+        out
+    }
+
+    /// The singular values and vectors of `alpha / r * B A`, which is never formed.
+    ///
+    /// # Errors
+    /// Where a number is not finite.
+    pub fn svd(&self) -> Result<Svd> {
+        let (o, k, r) = (self.outputs(), self.inputs(), self.rank());
+        let mut svd = linalg::svd_of_product(o, k, r, &self.b.data, &self.a.data)?;
+        let scaling = self.scaling() as f32;
+        svd.s.iter_mut().for_each(|s| *s *= scaling.abs());
+        if scaling < 0.0 {
+            svd.u.iter_mut().for_each(|u| *u = -*u);
+        }
+        Ok(svd)
+    }
+
+    /// Another pair for the same layer with `B A = U diag(s) V^T`, scaling 1 (alpha is the rank): `B = U diag(s)`
+    /// and `A = V^T`, as PEFT's `svd` composition has it.
+    pub fn from_svd(&self, svd: &Svd) -> Self {
+        let r = svd.s.len();
+        let b = svd.u.iter().zip(svd.s.iter().cycle()).map(|(u, s)| u * s).collect();
+        self.replaced(r, svd.vt.clone(), b, r as f64)
+    }
+
+    /// Another pair for the same layer, of rank `r`.
+    pub fn replaced(&self, r: usize, a: Vec<f32>, b: Vec<f32>, alpha: f64) -> Self {
+        let with = |of: &Tensor, axis: usize, data: Vec<f32>| {
+            let mut shape = of.shape.clone();
+            shape[axis] = r;
+            Tensor { dtype: of.dtype, ..Tensor::new(shape, data) }
+        };
+        Self { a: with(&self.a, 0, a), b: with(&self.b, 1, b), alpha, kind: self.kind }
+    }
+}
+
+impl Lora {
+    /// Numbers in the pairs and the tensors trained whole.
+    pub fn parameters(&self) -> usize {
+        let pairs = self.pairs.values().map(|p| p.a.data.len() + p.b.data.len()).sum::<usize>();
+        pairs + self.saved.values().map(|t| t.data.len()).sum::<usize>()
+    }
+
+    /// All tensors, to look at or to change.
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.pairs.values_mut().flat_map(|p| [&mut p.a, &mut p.b]).chain(self.saved.values_mut())
+    }
+
+    /// Whether two adapters can stand on the same base: a layer in both has the same shape.
+    ///
+    /// # Errors
+    /// Names the layers that differ.
+    pub fn check_same_layers(&self, other: &Self) -> Result<()> {
+        let differ = |(path, pair): (&String, &Pair)| {
+            let same = other.pairs.get(path).is_none_or(|o| {
+                pair.kind == o.kind && pair.a.shape[1..] == o.a.shape[1..] && pair.outputs() == o.outputs()
+            });
+            (!same).then(|| path.clone())
+        };
+        let names: Vec<String> = self.pairs.iter().filter_map(differ).collect();
+        match names.is_empty() {
+            true => Ok(()),
+            false => Err(Error::names("adapters for different base models: layers of another shape", names)),
+        }
+    }
+}
+
+/// The element that occurs most often, the first of several.
+pub(crate) fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut counts: Vec<(T, usize)> = Vec::new();
+    for value in values {
+        match counts.iter_mut().find(|(v, _)| *v == value) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((value, 1)),
+        }
+    }
+    let most = counts.iter().map(|(_, count)| *count).max()?;
+    counts.into_iter().find(|(_, count)| *count == most).map(|(value, _)| value)
+}

@@ -1,0 +1,84 @@
+//! `lowrank compose`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank::tools::Lora;
+use lowrank::tools::compose::{Combination, Compose, compose};
+use lowrank::{Error, Result};
+
+use super::files::{Hints, Output, read, write_peft};
+
+/// What to combine and how.
+#[derive(clap::Args)]
+pub struct Args {
+    /// An adapter and its weight, as DIR=0.7 (1 without); once for each. Weights may be negative
+    #[arg(long, value_name = "DIR[=WEIGHT]", required = true)]
+    adapter: Vec<String>,
+    /// linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune; the last four also with _svd
+    #[arg(long, default_value = "svd", value_name = "COMBINATION")]
+    how: String,
+    /// Rank of the result, for those that decompose [default: the largest of the adapters']
+    #[arg(long)]
+    rank: Option<usize>,
+    /// Share of the entries that are kept, for those that drop some
+    #[arg(long)]
+    density: Option<f64>,
+    /// How ties elects a sign: total or frequency
+    #[arg(long, default_value = "total", value_name = "METHOD")]
+    majority_sign_method: String,
+    /// Seed of what dare drops
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads [default: all processors]
+    #[arg(long)]
+    threads: Option<usize>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    hints: Hints,
+}
+
+/// Combines.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    super::on_threads(args.threads, || work(args))
+}
+
+fn work(args: &Args) -> Result<ExitCode> {
+    args.output.check()?;
+    let by_frequency = match args.majority_sign_method.as_str() {
+        "total" => false,
+        "frequency" => true,
+        other => return Err(Error::Usage(format!("--majority-sign-method {other:?}: total or frequency"))),
+    };
+    let how = Compose {
+        combination: Combination::parse(&args.how)?,
+        rank: args.rank,
+        density: args.density,
+        by_frequency,
+        seed: args.seed,
+    };
+    let mut adapters: Vec<(Lora, f64)> = Vec::new();
+    for text in &args.adapter {
+        let (path, weight) = match text.rsplit_once('=') {
+            Some((path, weight)) => {
+                let wrong = || Error::Usage(format!("--adapter {text:?}: {weight:?} is no number"));
+                (PathBuf::from(path), weight.parse().map_err(|_| wrong())?)
+            }
+            None => (PathBuf::from(text), 1.0),
+        };
+        adapters.push((read(&path, None, &args.hints)?.0, weight));
+    }
+    let list: Vec<(&Lora, f64)> = adapters.iter().map(|(lora, weight)| (lora, *weight)).collect();
+    let result = compose(&list, &how)?;
+    write_peft(&result, &args.output)?;
+    let rank = result.pairs.values().map(|pair| pair.rank()).max().unwrap_or(0);
+    println!(
+        "composed {} adapters by {}: {} layers of rank up to {rank} in {}",
+        adapters.len(),
+        args.how,
+        result.pairs.len(),
+        args.output.out.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}

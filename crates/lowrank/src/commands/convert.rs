@@ -1,0 +1,49 @@
+//! `lowrank convert`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank::Result;
+use lowrank::tools::{FileFormat, formats, resize};
+
+use super::files::{Hints, Output, dtype, read};
+
+/// What to convert and to what.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The adapter: a folder or a file
+    adapter: PathBuf,
+    /// Its format: peft, loralib, gguf, mlx, kohya or diffusers [default: as it looks]
+    #[arg(long, value_name = "FORMAT")]
+    from: Option<String>,
+    /// The format wanted
+    #[arg(long, value_name = "FORMAT")]
+    to: String,
+    #[command(flatten)]
+    output: Output,
+    /// f32, f16 or bf16 [default: as they are]
+    #[arg(long)]
+    dtype: Option<String>,
+    #[command(flatten)]
+    hints: Hints,
+}
+
+/// Converts.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    args.output.check()?;
+    let to = FileFormat::parse(&args.to)?;
+    let (mut lora, from) = read(&args.adapter, args.from.as_deref(), &args.hints)?;
+    if let Some(name) = &args.dtype {
+        resize::lora_to_dtype(&mut lora, dtype(name)?)?;
+    }
+    formats::write(&lora, &args.output.out, to, &args.hints.options())?;
+    println!(
+        "converted {} layers ({} parameters) from {} to {}: {}",
+        lora.pairs.len(),
+        lora.parameters(),
+        from.name(),
+        to.name(),
+        args.output.out.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,53 @@
+//! Flags of greedy and beam search.
+
+use lowrank::models::{Decoding, EarlyStopping};
+use lowrank::{Error, Result};
+
+/// How to search, in transformers' words.
+#[derive(clap::Args)]
+pub struct Flags {
+    /// Texts followed at once; above 1 a beam search
+    #[arg(long, default_value_t = 1)]
+    num_beams: usize,
+    /// A beam's log-probability is divided by its length to this power
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    length_penalty: f32,
+    /// No run of so many tokens twice, prompt included; 0 for no such rule
+    #[arg(long, default_value_t = 0)]
+    no_repeat_ngram_size: usize,
+    /// false, true (stop at as many finished texts as beams) or never (before nothing can get better)
+    #[arg(long, default_value = "false")]
+    early_stopping: String,
+}
+
+impl Flags {
+    /// Whether they say anything but greedy decoding.
+    pub fn is_search(&self) -> bool {
+        self.num_beams > 1 || self.no_repeat_ngram_size > 0
+    }
+
+    /// What they say.
+    pub fn decoding(&self, max_new_tokens: usize) -> Result<Decoding> {
+        if self.num_beams == 0 {
+            return Err(Error::Usage("--num-beams must be at least 1".into()));
+        }
+        if !self.length_penalty.is_finite() {
+            return Err(Error::Usage("--length-penalty must be a number".into()));
+        }
+        let early_stopping = match self.early_stopping.as_str() {
+            "false" => EarlyStopping::Likely,
+            "true" => EarlyStopping::Always,
+            "never" => EarlyStopping::Never,
+            other => {
+                return Err(Error::Usage(format!("--early-stopping {other}: choose false, true or never")));
+            }
+        };
+        Ok(Decoding {
+            max_new_tokens,
+            num_beams: self.num_beams,
+            length_penalty: self.length_penalty,
+            early_stopping,
+            no_repeat_ngram_size: self.no_repeat_ngram_size,
+        })
+    }
+}

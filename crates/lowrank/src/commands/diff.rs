@@ -1,0 +1,54 @@
+//! `lowrank diff`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank::Result;
+use lowrank::tools::compare::diff;
+use serde_json::json;
+
+use super::files::{Hints, read, table};
+
+/// What to compare.
+#[derive(clap::Args)]
+pub struct Args {
+    /// An adapter
+    left: PathBuf,
+    /// Another one
+    right: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    hints: Hints,
+}
+
+/// Compares.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let (left, _) = read(&args.left, None, &args.hints)?;
+    let (right, _) = read(&args.right, None, &args.hints)?;
+    let rows: Vec<_> = diff(&left, &right)?
+        .into_iter()
+        .map(|d| {
+            let number = |x: f64| if args.json { json!(x) } else { json!(format!("{x:.4}")) };
+            json!({
+                "layer": d.path,
+                "rank left": d.ranks.0,
+                "rank right": d.ranks.1,
+                "norm left": number(d.norms.0),
+                "norm right": number(d.norms.1),
+                "distance": number(d.distance),
+                "cosine": number(d.cosine),
+                "overlap": number(d.overlap),
+            })
+        })
+        .collect();
+    let same = left.pairs == right.pairs && left.saved == right.saved;
+    if args.json {
+        println!("{}", json!({ "same": same, "rows": rows }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    table(&rows);
+    println!("\n{}", if same { "the same numbers" } else { "different" });
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,97 @@
+//! The part of `lowrank eval` that generates a text for every prompt and scores it against its references.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use lowrank::adapters::AdapterSet;
+use lowrank::train::DataOptions;
+use lowrank::train::data::read_groups;
+use lowrank::train::nlg::NlgMetric;
+use lowrank::{Error, Result, Session, TextOptions, continue_texts, read_texts, segments, write_texts};
+use serde_json::{Map, Value, json};
+
+/// What to generate and score.
+#[derive(clap::Args)]
+pub struct Flags {
+    /// Generate a text for every distinct prompt and score it: bleu, bleu-e2e, nist, meteor, rouge-l, cider
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", help_heading = "Generated texts")]
+    metrics: Vec<NlgMetric>,
+    /// Write the generated texts: one a line, or .jsonl
+    #[arg(long, value_name = "FILE", help_heading = "Generated texts")]
+    predictions: Option<PathBuf>,
+    /// Score the texts of this file, one a line or .jsonl, and generate none
+    #[arg(long, value_name = "FILE", requires = "metrics", conflicts_with = "predictions")]
+    #[arg(help_heading = "Generated texts")]
+    score: Option<PathBuf>,
+    /// Only the first so many distinct prompts
+    #[arg(long, value_name = "N", help_heading = "Generated texts")]
+    max_prompts: Option<usize>,
+    /// Tokens of a generated text at most
+    #[arg(long, default_value_t = 64, help_heading = "Generated texts")]
+    max_new_tokens: usize,
+    /// Text that ends a generated text; may be given several times
+    #[arg(long, help_heading = "Generated texts")]
+    stop: Vec<String>,
+    #[command(flatten)]
+    search: super::decoding::Flags,
+}
+
+impl Flags {
+    /// Whether texts are wanted, and not the loss.
+    pub fn wanted(&self) -> bool {
+        !self.metrics.is_empty() || self.predictions.is_some()
+    }
+
+    /// Generates (or reads) and scores; `open` gives model and adapter.
+    pub fn run(
+        &self,
+        data: &Path,
+        options: &DataOptions,
+        batch_size: usize,
+        json: bool,
+        open: impl FnOnce() -> Result<(Session, AdapterSet)>,
+    ) -> Result<ExitCode> {
+        let mut groups = read_groups(data, options)?;
+        groups.truncate(self.max_prompts.unwrap_or(usize::MAX));
+        if groups.is_empty() {
+            return Err(Error::Usage("--max-prompts must be at least 1".into()));
+        }
+        let references: usize = groups.iter().map(|g| g.references.len()).sum();
+        eprintln!("{} distinct prompts, {references} references", groups.len());
+        let started = Instant::now();
+        let texts = match &self.score {
+            Some(path) => read_texts(path)?,
+            None => {
+                let how = TextOptions {
+                    decoding: self.search.decoding(self.max_new_tokens)?,
+                    batch_size,
+                    stop: self.stop.clone(),
+                };
+                let (session, adapters) = open()?;
+                let prompts: Vec<&str> = groups.iter().map(|g| &g.prompt[..]).collect();
+                continue_texts(&session, &adapters, &prompts, &how, |done| {
+                    eprint!("\r{done} of {} texts", prompts.len());
+                })?
+            }
+        };
+        if self.score.is_none() {
+            eprintln!(" in {:.1} s", started.elapsed().as_secs_f64());
+        }
+        let pairs = segments(&groups, &texts)?;
+        if let Some(path) = &self.predictions {
+            write_texts(path, &groups, &texts)?;
+        }
+        let scores =
+            self.metrics.iter().map(|metric| (metric.name().to_owned(), json!(metric.score(&pairs))));
+        let scores: Map<String, Value> = scores.collect();
+        if json {
+            println!("{}", Value::Object(scores));
+        } else {
+            for (name, score) in &scores {
+                println!("{name:9} {:.4}", score.as_f64().unwrap_or(f64::NAN));
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,85 @@
+//! `lowrank extract`.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use lowrank::adapters::{LoraConfig, Targets, targets};
+use lowrank::engine::SiteKind;
+use lowrank::models::Base;
+use lowrank::tools::extract::{Extract, extract};
+use lowrank::{Result, Session};
+use serde_json::json;
+
+use super::files::{Output, RankRule, table, write_peft};
+
+/// What to compare and how much to keep.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The base model: folder, GGUF file or hub id
+    #[arg(long)]
+    model: String,
+    /// The fully fine-tuned model
+    #[arg(long, value_name = "MODEL")]
+    tuned: String,
+    #[command(flatten)]
+    rule: RankRule,
+    /// No rank above this
+    #[arg(long, default_value_t = 256, value_name = "R")]
+    max_rank: usize,
+    /// Modules to extract: names, a regular expression or all-linear
+    #[arg(long, default_value = "all-linear")]
+    target_modules: String,
+    /// All singular values of large layers too (slow), where random directions find the leading ones
+    #[arg(long)]
+    exact: bool,
+    /// Seed of the random directions
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Threads [default: all processors]
+    #[arg(long)]
+    threads: Option<usize>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Extracts.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    super::on_threads(args.threads, || work(args))
+}
+
+fn work(args: &Args) -> Result<ExitCode> {
+    args.output.check()?;
+    let rule = args.rule.rule()?;
+    let session = Session::open(&args.model)?;
+    let tuned = Base::open(&args.tuned)?;
+    let config =
+        LoraConfig { target_modules: Some(Targets::parse(&args.target_modules)), ..LoraConfig::default() };
+    let sites = session.sites();
+    let wanted: BTreeMap<&str, SiteKind> = targets(&config, sites)?
+        .into_iter()
+        .map(|target| (sites[target.site].path.as_str(), sites[target.site].kind))
+        .collect();
+    let how = Extract { rule, max_rank: args.max_rank, exact: args.exact, seed: args.seed };
+    let transposed = |path: &str| wanted.get(path) == Some(&SiteKind::TransposedLinear);
+    let mut found =
+        extract(&session.base.tensors, &tuned.tensors, &how, &|path| wanted.contains_key(path), &transposed)?;
+    let config = &mut found.lora.config;
+    config.insert("base_model_name_or_path".into(), json!(args.model));
+    config.insert("task_type".into(), json!("CAUSAL_LM"));
+    write_peft(&found.lora, &args.output)?;
+    let rows: Vec<_> = found
+        .taken
+        .iter()
+        .map(|t| json!({ "layer": t.path, "rank": t.rank, "norm": format!("{:.4}", t.norm), "energy kept": format!("{:.4}", t.energy) }))
+        .collect();
+    table(&rows);
+    println!("\nextracted {} layers into {}", found.taken.len(), args.output.out.display());
+    if !found.left.is_empty() {
+        println!(
+            "{} other tensors differ too and are not in the adapter: {}",
+            found.left.len(),
+            found.left.iter().take(5).cloned().collect::<Vec<_>>().join(", ")
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,140 @@
+//! What the commands on adapter files share: formats, where from and where to.
+
+use std::path::{Path, PathBuf};
+
+use lowrank::tools::{self, FileFormat, Lora, Options, formats};
+use lowrank::{Error, Result};
+use serde_json::Value;
+
+/// What a format does not say by itself.
+#[derive(clap::Args)]
+pub struct Hints {
+    /// alpha, for loralib checkpoints, which have none
+    #[arg(long)]
+    alpha: Option<f64>,
+    /// Adapted parts of a fused layer in loralib checkpoints [default: true,false,true, that is q and v]
+    #[arg(long, value_delimiter = ',', value_name = "BOOL,...")]
+    enable_lora: Vec<bool>,
+    /// Base model, for GGUF adapters: it decides the order of rows
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
+    /// Which model of a diffusion pipeline: unet, text_encoder or text_encoder_2
+    #[arg(long)]
+    component: Option<String>,
+}
+
+impl Hints {
+    /// The same for the library.
+    pub fn options(&self) -> Options {
+        Options {
+            alpha: self.alpha,
+            enable_lora: self.enable_lora.clone(),
+            base: self.base.clone(),
+            component: self.component.clone(),
+        }
+    }
+}
+
+/// Where a result goes.
+#[derive(clap::Args)]
+pub struct Output {
+    /// Where to: a folder, or a file where the format is one
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Replace what is at --out
+    #[arg(long)]
+    force: bool,
+}
+
+impl Output {
+    /// Refuses to overwrite.
+    pub fn check(&self) -> Result<()> {
+        if self.out.exists() && !self.force {
+            return Err(Error::Usage(format!("{} exists; --force replaces it", self.out.display())));
+        }
+        Ok(())
+    }
+}
+
+/// Reads an adapter in the format named, or in the one it seems to have.
+pub fn read(path: &Path, from: Option<&str>, hints: &Hints) -> Result<(Lora, FileFormat)> {
+    let format = match from {
+        Some(name) => FileFormat::parse(name)?,
+        None => FileFormat::detect(path)?,
+    };
+    Ok((formats::read(path, format, &hints.options())?, format))
+}
+
+/// Writes PEFT's folder.
+pub fn write_peft(lora: &Lora, output: &Output) -> Result<()> {
+    formats::write(lora, &output.out, FileFormat::Peft, &Options::default())?;
+    Ok(())
+}
+
+/// A number type of a plain tensor.
+pub fn dtype(name: &str) -> Result<lowrank::engine::Format> {
+    use lowrank::engine::Format::{BF16, F16, F32};
+    [F32, F16, BF16]
+        .into_iter()
+        .find(|f| f.name().eq_ignore_ascii_case(name))
+        .ok_or_else(|| Error::Usage(format!("the number type {name:?} is not possible: f32, f16 or bf16")))
+}
+
+/// A regular expression of the command line.
+pub fn regex(pattern: &str) -> Result<tools::Regex> {
+    tools::Regex::new(pattern).map_err(|e| Error::Usage(format!("{pattern:?} is no regular expression: {e}")))
+}
+
+/// Prints objects that share their keys as aligned columns.
+pub fn table(rows: &[Value]) {
+    let Some(Value::Object(first)) = rows.first() else { return };
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let lines: Vec<Vec<String>> = std::iter::once(first.keys().cloned().collect())
+        .chain(
+            rows.iter().map(|row| row.as_object().into_iter().flat_map(|r| r.values().map(text)).collect()),
+        )
+        .collect();
+    let width = |c: usize| lines.iter().map(|l| l[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..first.len()).map(width).collect();
+    for line in lines {
+        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+}
+
+/// The rule for ranks.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct RankRule {
+    /// This rank for every layer
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// The smallest rank with this share of the squares of the singular values (0.95)
+    #[arg(long, value_name = "SHARE")]
+    energy: Option<f64>,
+    /// The smallest rank with this share of the Frobenius norm (0.9)
+    #[arg(long, value_name = "SHARE")]
+    frobenius: Option<f64>,
+    /// The smallest rank with this share of the sum of the singular values
+    #[arg(long, value_name = "SHARE")]
+    cumulative: Option<f64>,
+    /// Singular values larger than the largest divided by this
+    #[arg(long, value_name = "X")]
+    ratio: Option<f64>,
+}
+
+impl RankRule {
+    /// The same for the library.
+    pub fn rule(&self) -> Result<tools::Rule> {
+        let rule = (self.rank.map(tools::Rule::Fixed))
+            .or(self.energy.map(tools::Rule::Energy))
+            .or(self.frobenius.map(tools::Rule::Frobenius))
+            .or(self.cumulative.map(tools::Rule::Cumulative))
+            .or(self.ratio.map(tools::Rule::Ratio))
+            .ok_or_else(|| {
+                Error::Usage("give --rank, --energy, --frobenius, --cumulative or --ratio".into())
+            })?;
+        rule.check()?;
+        Ok(rule)
+    }
+}

@@ -1,0 +1,47 @@
+//! `lowrank prune`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank::tools::resize::{Prune, prune};
+use lowrank::{Error, Result};
+
+use super::files::{Hints, Output, read, regex, write_peft};
+
+/// What to take away.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The adapter
+    adapter: PathBuf,
+    /// Share of the entries of each matrix that stay; the smallest others become zero
+    #[arg(long)]
+    density: Option<f64>,
+    /// Layers whose change has a norm below this share of the largest go
+    #[arg(long, value_name = "SHARE")]
+    min_norm: Option<f64>,
+    /// Layers whose path matches go
+    #[arg(long, value_name = "REGEX")]
+    drop: Option<String>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    hints: Hints,
+}
+
+/// Prunes.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    args.output.check()?;
+    let drop = args.drop.as_deref().map(regex).transpose()?;
+    if args.density.is_none() && args.min_norm.is_none() && drop.is_none() {
+        return Err(Error::Usage("nothing to prune: give --density, --min-norm or --drop".into()));
+    }
+    let (lora, _) = read(&args.adapter, None, &args.hints)?;
+    let how = Prune { density: args.density, min_norm: args.min_norm, drop };
+    let (left, gone) = prune(&lora, &how)?;
+    write_peft(&left, &args.output)?;
+    for path in &gone {
+        println!("dropped {path}");
+    }
+    println!("{} of {} layers left, {} parameters", left.pairs.len(), lora.pairs.len(), left.parameters());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,36 @@
+//! `lowrank rename`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank::Result;
+use lowrank::tools::formats::peft;
+use lowrank::tools::resize::rename;
+
+use super::files::{Output, regex};
+
+/// Which adapter, and what its modules are called.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The adapter: a folder of PEFT's, of any method
+    adapter: PathBuf,
+    /// Part of the tensors' names, a regular expression
+    #[arg(long, value_name = "REGEX")]
+    replace: String,
+    /// What stands there instead; $1 is the first group
+    #[arg(long, value_name = "TEXT")]
+    with: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Renames.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    args.output.check()?;
+    let from = regex(&args.replace)?;
+    let (mut config, mut tensors) = peft::read_raw(&args.adapter)?;
+    let changed = rename(&mut config, &mut tensors, &from, &args.with)?;
+    peft::write_raw(&args.output.out, &config, &tensors)?;
+    println!("renamed {changed} of {} tensors", tensors.len());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,46 @@
+//! `lowrank resize`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lowrank::Result;
+use lowrank::tools::resize::resize;
+use serde_json::json;
+
+use super::files::{Hints, Output, RankRule, read, table, write_peft};
+
+/// What to resize and how.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The adapter
+    adapter: PathBuf,
+    #[command(flatten)]
+    rule: RankRule,
+    /// No rank above this
+    #[arg(long, default_value_t = usize::MAX, value_name = "R", hide_default_value = true)]
+    max_rank: usize,
+    /// Threads [default: all processors]
+    #[arg(long)]
+    threads: Option<usize>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    hints: Hints,
+}
+
+/// Resizes.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    super::on_threads(args.threads, || work(args))
+}
+
+fn work(args: &Args) -> Result<ExitCode> {
+    args.output.check()?;
+    let rule = args.rule.rule()?;
+    let (lora, _) = read(&args.adapter, None, &args.hints)?;
+    let (smaller, report) = resize(&lora, rule, args.max_rank)?;
+    write_peft(&smaller, &args.output)?;
+    let row = |r: &lowrank::tools::resize::Resized| json!({ "layer": r.path, "rank before": r.ranks.0, "rank": r.ranks.1, "energy kept": format!("{:.4}", r.energy) });
+    table(&report.iter().map(row).collect::<Vec<_>>());
+    println!("\n{} parameters, {} before", smaller.parameters(), lora.parameters());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,137 @@
+//! Many texts at a time: continuing prompts by greedy or beam search, and scoring what came out.
+
+use std::fs;
+use std::path::Path;
+
+use lowrank_adapters::AdapterSet;
+use lowrank_models::{Decoder, Decoding};
+use lowrank_train::PromptGroup;
+use lowrank_train::nlg::Segment;
+use serde_json::{Value, json};
+
+use crate::{Error, Result, Session};
+
+/// How to continue many prompts.
+#[derive(Clone, Debug)]
+pub struct TextOptions {
+    /// The search.
+    pub decoding: Decoding,
+    /// Prompts followed at once.
+    pub batch_size: usize,
+    /// Texts that end an answer; they are not part of it.
+    pub stop: Vec<String>,
+}
+
+/// Continues every prompt; `progress` hears how many are done. White space around an answer is left out.
+///
+/// # Errors
+/// Where the model has no tokenizer or does not generate, or a prompt is longer than its positions reach.
+pub fn continue_texts(
+    session: &Session,
+    adapters: &AdapterSet,
+    prompts: &[&str],
+    options: &TextOptions,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<String>> {
+    let tokenizer = session.tokenizer()?;
+    let device = session.device();
+    let decoder = Decoder::new(&*session.model, &device, &adapters.params, &adapters.active)?;
+    let ends = session.ends()?;
+    let limit = session.model.position_limit().unwrap_or(usize::MAX);
+    let mut encoded = Vec::new();
+    for (i, prompt) in prompts.iter().enumerate() {
+        let tokens = session.prompt(prompt)?;
+        if tokens.len() > limit {
+            return Err(Error::Usage(format!(
+                "prompt {} has {} tokens; the model's positions end at {limit}",
+                i + 1,
+                tokens.len()
+            )));
+        }
+        encoded.push(tokens);
+    }
+    // Prompts of about one length end at about the same time.
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    order.sort_by_key(|i| encoded[*i].len());
+    let mut texts = vec![String::new(); prompts.len()];
+    let mut done = 0;
+    for chunk in order.chunks(options.batch_size.max(1)) {
+        let batch: Vec<&[u32]> = chunk.iter().map(|i| &encoded[*i][..]).collect();
+        for (i, decoded) in chunk.iter().zip(decoder.decode(&batch, &ends, &options.decoding)) {
+            let mut tokens = &decoded.tokens[..];
+            if let Some((last, rest)) = tokens.split_last()
+                && ends.contains(last)
+            {
+                tokens = rest;
+            }
+            let text = tokenizer.decode(tokens, true)?;
+            let cut =
+                options.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s.as_str())).min();
+            texts[*i] = text[..cut.unwrap_or(text.len())].trim().to_owned();
+        }
+        done += chunk.len();
+        progress(done);
+    }
+    Ok(texts)
+}
+
+/// Pairs every text with the references of its prompt.
+///
+/// # Errors
+/// Where there are more or fewer texts than prompts.
+pub fn segments(groups: &[PromptGroup], texts: &[String]) -> Result<Vec<Segment>> {
+    if groups.len() != texts.len() {
+        return Err(Error::Usage(format!(
+            "{} texts for {} distinct prompts: one each is needed, in the order of the data",
+            texts.len(),
+            groups.len()
+        )));
+    }
+    let pair = |(group, text): (&PromptGroup, &String)| Segment {
+        hypothesis: text.clone(),
+        references: group.references.clone(),
+    };
+    Ok(groups.iter().zip(texts).map(pair).collect())
+}
+
+/// Writes texts, one a line; where the name ends in `.jsonl`, objects `{"prompt", "prediction", "references"}`.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write_texts(path: &Path, groups: &[PromptGroup], texts: &[String]) -> Result<()> {
+    let mut out = String::new();
+    for (group, text) in groups.iter().zip(texts) {
+        if is_jsonl(path) {
+            let PromptGroup { prompt, references } = group;
+            out += &json!({"prompt": prompt, "prediction": text, "references": references}).to_string();
+        } else {
+            // A line is a text.
+            out += &text.split_whitespace().collect::<Vec<_>>().join(" ");
+        }
+        out.push('\n');
+    }
+    fs::write(path, out).map_err(Error::io(path))
+}
+
+/// Reads what [`write_texts`] writes; of an object only `prediction`.
+///
+/// # Errors
+/// Where the file cannot be read or a line holds no text.
+pub fn read_texts(path: &Path) -> Result<Vec<String>> {
+    let bad = |what: String| Error::Usage(format!("{}: {what}", path.display()));
+    let content = fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+    let lines = content.lines().enumerate();
+    if !is_jsonl(path) {
+        return Ok(lines.map(|(_, line)| line.trim().to_owned()).collect());
+    }
+    let text = |(i, line): (usize, &str)| {
+        let object: Value = serde_json::from_str(line).map_err(|e| bad(format!("line {}: {e}", i + 1)))?;
+        let text = object.get("prediction").and_then(Value::as_str);
+        text.map(str::to_owned).ok_or_else(|| bad(format!("line {}: no text \"prediction\"", i + 1)))
+    };
+    lines.map(text).collect()
+}
+
+fn is_jsonl(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"))
+}

@@ -1,0 +1,164 @@
+//! The same numbers as transformers + PEFT for every head of encoders and decoders, on tiny models.
+//! `tools/reference/heads_tiny.py` made the fixtures.
+
+mod common;
+
+use common::{Expected, close, fixture};
+use lowrank::Session;
+use lowrank::adapters::AdapterSet;
+use lowrank::engine::{Device, Label};
+use lowrank::models::files::Form;
+use lowrank::train::{Example, StepOptions, Stepper, Target, Task, pack};
+
+const PLAIN: StepOptions =
+    StepOptions { checkpoint_activations: false, weight_decay: 0.01, max_grad_norm: 0.0, seed: 0 };
+
+fn tokens(expected: &Expected, name: &str) -> Vec<u32> {
+    expected.ints(name).iter().map(|t| *t as u32).collect()
+}
+
+/// The example that the fixture's `i`th is for `task`, read by the first or the last token.
+fn example(expected: &Expected, i: usize, task: Task, reads_last: bool) -> Example {
+    let ids = tokens(expected, &format!("ids_{i}"));
+    let row = if reads_last { ids.len() as u32 - 1 } else { 0 };
+    let labels = |name: &str| expected.ints(name);
+    let name = format!("labels_{i}");
+    let types = format!("types_{i}");
+    let token_types = if expected.names().contains(&types) { tokens(expected, &types) } else { Vec::new() };
+    let (mut all, target) = (
+        ids.clone(),
+        match task {
+            Task::Regression => Target::Value { row, value: expected.floats(&name)[0] },
+            Task::Classification | Task::PairClassification => {
+                Target::Classes(vec![Label { row, target: labels(&name)[0] as u32 }])
+            }
+            Task::Embedding => Target::Pair(ids.len()),
+            _ => Target::Classes(
+                (0..)
+                    .zip(labels(&name))
+                    .filter(|(_, label)| *label >= 0)
+                    .map(|(row, label)| Label { row, target: label as u32 })
+                    .collect(),
+            ),
+        },
+    );
+    if task == Task::Embedding {
+        all.extend(tokens(expected, &format!("second_{i}")));
+    }
+    Example { tokens: all, token_types, target, ..Example::default() }
+}
+
+fn check(base: &str, case: &str, task: Option<Task>) {
+    let dir = fixture("heads").join(case);
+    let model = fixture("heads").join(base);
+    let expected = Expected::open(&dir);
+    let adapter = dir.join("adapter");
+    let session =
+        Session::for_adapter(model.to_str().unwrap(), Form::default(), Some(&adapter), task, None).unwrap();
+    let adapters = AdapterSet::load(&adapter, session.sites()).unwrap();
+    let decoder = !session.model.is_encoder();
+    let task = session.task.task;
+    let examples: Vec<Example> = (0..3).map(|i| example(&expected, i, task, decoder)).collect();
+    let batch = pack(&examples.iter().collect::<Vec<_>>(), true);
+
+    let stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), PLAIN)
+        .for_task(session.task.clone(), None);
+    let scores = stepper.score(&batch);
+    if !matches!(task, Task::Mlm | Task::Embedding) {
+        let want: Vec<f32> = (0..3).flat_map(|i| expected.floats(&format!("outputs_{i}"))).collect();
+        close(&format!("{case}: outputs"), &scores.outputs, &want, 1e-4);
+    }
+    for checkpoint_activations in [false, true] {
+        let options = StepOptions { checkpoint_activations, ..PLAIN };
+        let mut stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), options);
+        let outcome = stepper.gradients(std::slice::from_ref(&batch)).unwrap();
+        close(
+            &format!("{case}: grad norm"),
+            &[outcome.grad_norm as f32],
+            &expected.floats("grad_norm"),
+            1e-4,
+        );
+        let mut left: Vec<String> = expected.names().into_iter().filter(|n| n.starts_with("grad.")).collect();
+        for (id, param) in stepper.adapters.params.iter() {
+            let name = format!("grad.base_model.model.{}", param.name);
+            close(&format!("{case}: {name}"), stepper.grads().get(id), &expected.floats(&name), 1e-4);
+            left.retain(|n| *n != name);
+        }
+        assert!(left.is_empty(), "{case}: parameters that PEFT trains and we do not: {left:?}");
+    }
+
+    let mut stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), PLAIN);
+    for (step, want) in expected.floats("losses").iter().enumerate() {
+        let outcome = stepper.step(std::slice::from_ref(&batch), 3e-3).unwrap();
+        let difference = (outcome.loss as f32 - want).abs();
+        assert!(difference < 1e-3 * want.max(1.0), "{case}: step {step}: loss {} for {want}", outcome.loss);
+    }
+
+    // What is saved is what was loaded, under the names that PEFT gave.
+    let out = tempfile::tempdir().unwrap();
+    adapters.save(out.path()).unwrap();
+    let names = |dir: &std::path::Path| {
+        let bytes = std::fs::read(dir.join("adapter_model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut all: Vec<_> =
+            file.tensors().into_iter().map(|(n, t)| (n, t.shape().to_vec(), t.data().to_vec())).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(names(out.path()), names(&adapter), "{case}");
+}
+
+#[test]
+fn bert_pair() {
+    check("bert", "bert/pair", Some(Task::PairClassification));
+}
+
+#[test]
+fn bert_tokens() {
+    check("bert", "bert/token", None);
+}
+
+#[test]
+fn bert_masked() {
+    check("bert", "bert/mlm", Some(Task::Mlm));
+}
+
+#[test]
+fn bert_embedding() {
+    check("bert", "bert/embedding", None);
+}
+
+#[test]
+fn roberta_regression() {
+    check("roberta", "roberta/regression", Some(Task::Regression));
+}
+
+#[test]
+fn roberta_masked() {
+    check("roberta", "roberta/mlm", Some(Task::Mlm));
+}
+
+#[test]
+fn distilbert_classes() {
+    check("distilbert", "distilbert/classes", None);
+}
+
+#[test]
+fn distilbert_masked() {
+    check("distilbert", "distilbert/mlm", Some(Task::Mlm));
+}
+
+#[test]
+fn gpt2_classes() {
+    check("../gpt2_c_attn", "gpt2/classes", None);
+}
+
+#[test]
+fn llama_classes() {
+    check("../llama_gqa_tied", "llama/classes", Some(Task::Classification));
+}
+
+#[test]
+fn llama_tokens() {
+    check("../llama_gqa_tied", "llama/token", Some(Task::TokenClassification));
+}

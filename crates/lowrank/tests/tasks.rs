@@ -1,0 +1,263 @@
+//! Tasks other than language modelling from the command line, on a tiny BERT with a tokenizer of words.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{fixture, lowrank, lowrank_ok};
+use serde_json::{Value, json};
+
+const WORDS: [&str; 16] = [
+    "good", "fine", "great", "bad", "poor", "awful", "film", "plot", "the", "a", "was", "is", "very",
+    "actor", "and", "story",
+];
+
+/// The fixture's BERT with a tokenizer.
+fn model(dir: &Path) -> String {
+    let model = dir.join("model");
+    fs::create_dir_all(&model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(fixture("heads/bert").join(name), model.join(name)).unwrap();
+    }
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+    let mut vocab = serde_json::Map::new();
+    for word in special.iter().chain(&WORDS) {
+        vocab.insert((*word).into(), vocab.len().into());
+    }
+    let added: Vec<Value> = (0..)
+        .zip(special)
+        .map(|(id, content): (usize, _)| {
+            json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                   "rstrip": false, "normalized": false})
+        })
+        .collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": vocab},
+    });
+    fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    model.to_str().unwrap().to_owned()
+}
+
+struct Case {
+    dir: tempfile::TempDir,
+    model: String,
+}
+
+impl Case {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let model = model(dir.path());
+        Self { dir, model }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    fn train(&self, task: &str, data: &str, more: &[&str]) -> String {
+        let out = self.path("adapter");
+        let args = ["train", "--task", task, "--model", &self.model, "--data", data, "--out", &out];
+        let usual =
+            ["--learning-rate", "5e-3", "--epochs", "30", "--batch-size", "6", "--force", "--threads", "1"];
+        lowrank_ok(&[&args, &usual[..], more].concat());
+        out
+    }
+
+    fn eval(&self, adapter: &str, data: &str) -> Value {
+        let args = ["eval", "--model", &self.model, "--adapter", adapter, "--data", data, "--json"];
+        serde_json::from_str(&lowrank_ok(&args).out).unwrap()
+    }
+
+    fn refused(&self, args: &[&str], parts: &[&str]) {
+        let ran = lowrank(args);
+        assert_eq!(ran.code, 2, "{}", ran.err);
+        for part in parts {
+            assert!(ran.err.contains(part), "{part:?} in {}", ran.err);
+        }
+    }
+}
+
+/// GLUE's SST-2 form: a sentence and 1 where it is kind.
+fn sentences(rows: usize) -> String {
+    let mut text = "sentence\tlabel\n".to_owned();
+    for i in 0..rows {
+        let label = i % 2;
+        let word = WORDS[if label == 1 { i / 2 % 3 } else { 3 + i / 2 % 3 }];
+        let (thing, tail) = (WORDS[6 + i / 6 % 2], ["", " and very", " a story"][i % 3]);
+        text.push_str(&format!("the {thing} was {word}{tail} \t{label}\n"));
+    }
+    text
+}
+
+#[test]
+fn sentences_are_classified() {
+    let case = Case::new();
+    let data = case.write("train.tsv", &sentences(48));
+    let adapter = case.train("classification", &data, &["--eval-data", &data]);
+    let task: Value =
+        serde_json::from_slice(&fs::read(PathBuf::from(&adapter).join("task.json")).unwrap()).unwrap();
+    assert_eq!(task, json!({"task": "classification", "labels": ["0", "1"]}));
+    let path = PathBuf::from(&adapter).join("adapter_config.json");
+    let config: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert_eq!(config["modules_to_save"], json!(["classifier", "score"]));
+    assert_eq!(config["task_type"], "SEQ_CLS");
+
+    let result = case.eval(&adapter, &data);
+    assert_eq!(result["accuracy"], 1.0, "{result}");
+    assert_eq!(result["matthews_correlation"], 1.0, "{result}");
+    // The last checkpoint says what it is for, too.
+    let checkpoint = case.path("adapter/checkpoints/last");
+    assert_eq!(case.eval(&checkpoint, &data)["accuracy"], 1.0);
+
+    let texts =
+        case.write("texts.jsonl", "{\"text\": \"the film was awful\"}\n{\"text\": \"the plot was great\"}\n");
+    let args = ["predict", "--model", &case.model, "--adapter", &adapter, "--data", &texts];
+    let lines: Vec<Value> =
+        lowrank_ok(&args).out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!([&lines[0]["label"], &lines[1]["label"]], ["0", "1"]);
+    let sum = lines[0]["scores"]["0"].as_f64().unwrap() + lines[0]["scores"]["1"].as_f64().unwrap();
+    assert!((sum - 1.0).abs() < 1e-5);
+
+    // A run that goes on after its end has nothing left to do and keeps its head.
+    let out = case.path("adapter");
+    let again = ["train", "--task", "classification", "--model", &case.model, "--data", &data, "--out", &out];
+    let usual =
+        ["--learning-rate", "5e-3", "--epochs", "30", "--batch-size", "6", "--resume", "--threads", "1"];
+    lowrank_ok(&[&again[..], &usual[..]].concat());
+    assert_eq!(case.eval(&adapter, &data)["accuracy"], 1.0);
+
+    let inspected = lowrank_ok(&["inspect", &adapter]).out;
+    assert!(inspected.contains("classifier"), "{inspected}");
+    let plan = lowrank_ok(&[&["plan"], &again[1..]].concat());
+    assert!(plan.out.contains("trainable"), "{}", plan.out);
+}
+
+#[test]
+fn pairs_and_numbers_are_learned() {
+    let case = Case::new();
+    let mut pairs = String::new();
+    let mut scored = "text,text_pair,score\n".to_owned();
+    for i in 0..36 {
+        let (a, b) = (WORDS[i % 2], WORDS[i / 2 % 2]);
+        let label = if a == b { "same" } else { "other" };
+        pairs.push_str(&format!("{}\n", json!({"text": a, "text_pair": b, "label": label})));
+        scored.push_str(&format!("{a} film,{b} plot,{}\n", if a == b { 4.5 } else { 0.5 }));
+    }
+    let data = case.write("pairs.jsonl", &pairs);
+    let adapter =
+        case.train("pair-classification", &data, &["--target-modules", "all-linear", "--epochs", "60"]);
+    assert_eq!(case.eval(&adapter, &data)["accuracy"], 1.0);
+    let data = case.write("scored.csv", &scored);
+    let adapter = case.train("regression", &data, &["--target-modules", "all-linear", "--epochs", "60"]);
+    let result = case.eval(&adapter, &data);
+    assert!(result["pearson"].as_f64().unwrap() > 0.95, "{result}");
+}
+
+#[test]
+fn words_are_tagged() {
+    let case = Case::new();
+    let mut text = "-DOCSTART- -X- O O\n\n".to_owned();
+    for i in 0..30 {
+        let (name, thing) = (WORDS[i % 6], WORDS[6 + i % 2]);
+        text.push_str(&format!("the X O\n{name} X B-MOOD\n{thing} X O\nwas X O\nvery X O\n\n"));
+    }
+    let data = case.write("tags.conll", &text);
+    let adapter = case.train("token-classification", &data, &[]);
+    let result = case.eval(&adapter, &data);
+    assert_eq!((&result["f1"], &result["accuracy"]), (&json!(1.0), &json!(1.0)), "{result}");
+    let args = ["predict", "--model", &case.model, "--adapter", &adapter, "--data", &data];
+    let out = lowrank_ok(&args).out;
+    let first: Value = serde_json::from_str(out.lines().next().unwrap()).unwrap();
+    assert_eq!(first["tags"], json!(["O", "B-MOOD", "O", "O", "O"]));
+}
+
+#[test]
+fn hidden_words_and_partners_are_found() {
+    let case = Case::new();
+    let mut texts = String::new();
+    let mut pairs = String::new();
+    for i in 0..24 {
+        let word = WORDS[i % 6];
+        texts.push_str(&format!("{}\n", json!({"text": format!("the {word} film was {word} and {word}")})));
+        pairs.push_str(&format!("{}\n", json!({"anchor": word, "positive": WORDS[6 + i % 6]})));
+    }
+    let data = case.write("texts.jsonl", &texts);
+    let before = case.train("mlm", &data, &["--max-steps", "1", "--learning-rate", "0"]);
+    let loss = |result: &Value| result["loss"].as_f64().unwrap();
+    let base = loss(&case.eval(&before, &data));
+    let adapter = case.train("mlm", &data, &["--target-modules", "all-linear"]);
+    let trained = loss(&case.eval(&adapter, &data));
+    assert!(trained < 0.7 * base, "{base} -> {trained}");
+    let data = case.write("pairs.jsonl", &pairs);
+    let args = ["--batch-size", "6", "--no-shuffle", "--epochs", "60", "--target-modules", "all-linear"];
+    let adapter = case.train("embedding", &data, &args);
+    let args = [
+        "eval",
+        "--model",
+        &case.model,
+        "--adapter",
+        &adapter,
+        "--data",
+        &data,
+        "--batch-size",
+        "6",
+        "--json",
+    ];
+    let result: Value = serde_json::from_str(&lowrank_ok(&args).out).unwrap();
+    assert!(result["accuracy"].as_f64().unwrap() > 0.9, "{result}");
+}
+
+#[test]
+fn bad_labels_and_tasks_are_refused() {
+    let case = Case::new();
+    let data = case.write("train.tsv", &sentences(12));
+    let adapter = case.train("classification", &data, &["--max-steps", "1"]);
+    let other = case.write("other.tsv", "sentence\tlabel\nthe film was good\tyes\n");
+    let eval = |adapter: &str, data: &str, more: &[&str], parts: &[&str]| {
+        let args = ["eval", "--model", &case.model, "--adapter", adapter, "--data", data];
+        case.refused(&[&args, more].concat(), parts);
+    };
+    eval(&adapter, &other, &[], &["other.tsv:2", "\"yes\"", "\"0\", \"1\""]);
+    eval(&adapter, &data, &["--task", "regression"], &["trained for --task classification"]);
+    eval(&adapter, &data, &["--labels", "no,yes"], &["trained for the labels"]);
+    let empty = case.write("empty.tsv", "sentence\tlabel\nthe film was good\t\n");
+    eval(&adapter, &empty, &[], &["empty.tsv:2", "label is missing"]);
+    let none = case.write("none.csv", "text,number\nthe film,3\n");
+    eval(&adapter, &none, &[], &["--label-column"]);
+    let base = ["eval", "--model", &case.model, "--data", &data];
+    case.refused(&[&base[..], &["--task", "classification"]].concat(), &["no labels", "--adapter"]);
+    case.refused(
+        &[&base[..], &["--task", "classification", "--labels", "0,1"]].concat(),
+        &["has no classifier"],
+    );
+    case.refused(&[&base[..], &["--task", "sorting"]].concat(), &["sorting", "pair-classification"]);
+    case.refused(&base, &["no language-model head"]);
+
+    let out = case.path("new");
+    let train = |task: &str, data: &str, more: &[&str], parts: &[&str]| {
+        let args = ["train", "--task", task, "--model", &case.model, "--data", data, "--out", &out];
+        case.refused(&[&args, more].concat(), parts);
+    };
+    let words = case.write("words.tsv", "text\tscore\na film\t3.5\na plot\tmany\n");
+    train("regression", &words, &[], &["words.tsv:3", "\"many\" is no number"]);
+    let one = case.write("one.csv", "text,label\na film,good\na plot,good\n");
+    train("classification", &one, &[], &["one label only"]);
+    train("pair-classification", &one, &[], &["--pair-column"]);
+    train("classification", &data, &["--modules-to-save", "pooller"], &["modules_to_save", "pooller"]);
+    train("lm", &data, &["--text-column", "sentence"], &["no language-model head"]);
+    train("classification", &data, &["--prompt-column", "sentence"], &["--text-column"]);
+    let args = ["generate", "--model", &case.model, "--prompt", "the"];
+    case.refused(&args, &["cannot generate"]);
+    let merge = ["merge", "--model", &case.model, "--adapter", &adapter, "--out", &out];
+    case.refused(&merge, &["trained for --task classification"]);
+}
