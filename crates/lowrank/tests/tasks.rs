@@ -120,7 +120,7 @@ fn sentences_are_classified() {
     assert_eq!(case.eval(&checkpoint, &data)["accuracy"], 1.0);
 
     let texts =
-        case.write("texts.jsonl", "{\"text\": \"the film was awful\"}\n{\"text\": \"the plot was great\"}\n");
+        case.write("texts.jsonl", "{\"text\": \"the film was bad\"}\n{\"text\": \"the film was fine\"}\n");
     let args = ["predict", "--model", &case.model, "--adapter", &adapter, "--data", &texts];
     let lines: Vec<Value> =
         lowrank_ok(&args).out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -123,7 +123,7 @@ impl<'m> Decoder<'m> {
             assert!(!prompt.is_empty(), "something to continue");
             let rows = start..start + prompt.len();
             start = rows.end;
-            let most = how.max_new_tokens.min((limit + 1).saturating_sub(prompt.len())).max(1);
+            let most = how.max_new_tokens.min(limit.saturating_add(1).saturating_sub(prompt.len())).max(1);
             let search = Search::new(how, most, ends, prompt.len());
             jobs.push(Job { index, prompt, rows, search });
         }

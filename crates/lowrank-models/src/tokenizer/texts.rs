@@ -53,7 +53,9 @@ impl Tokenizer {
             }
             false => InputSequence::from(words),
         };
-        let piece = self.piece(words)?;
+        // The fast way of encoding does not say which word a token is of.
+        let input = EncodeInput::Single(words);
+        let piece = self.inner.encode(input, false).map_err(|e| Error::tokenizer(&self.path, e))?;
         self.assemble(piece, None, max)
     }
 

@@ -303,7 +303,7 @@ fn bad_files() {
 fn the_format_can_be_named() {
     let file = case("a.txt", "{\"text\":\"abc\"}").with(|o| o.format = Some(DataFormat::Jsonl));
     assert_eq!(file.shown(), [shown("", "abc$", "bc$", 1)]);
-    assert!("xls".parse::<DataFormat>().unwrap_err().to_string().contains("jsonl, csv or tsv"));
+    assert!("xls".parse::<DataFormat>().unwrap_err().to_string().contains("jsonl, csv, tsv"));
 }
 
 #[test]

@@ -85,18 +85,22 @@ pub fn regex(pattern: &str) -> Result<tools::Regex> {
     tools::Regex::new(pattern).map_err(|e| Error::Usage(format!("{pattern:?} is no regular expression: {e}")))
 }
 
-/// Prints objects that share their keys as aligned columns.
+/// Prints objects as aligned columns, one for each key that any of them has.
 pub fn table(rows: &[Value]) {
-    let Some(Value::Object(first)) = rows.first() else { return };
+    let mut keys: Vec<&String> = Vec::new();
+    for key in rows.iter().filter_map(Value::as_object).flat_map(|row| row.keys()) {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let lines: Vec<Vec<String>> = std::iter::once(first.keys().cloned().collect())
-        .chain(
-            rows.iter().map(|row| row.as_object().into_iter().flat_map(|r| r.values().map(text)).collect()),
-        )
-        .collect();
+    let cells =
+        |row: &Value| keys.iter().map(|key| row.get(key.as_str()).map_or_else(String::new, text)).collect();
+    let mut lines: Vec<Vec<String>> = vec![keys.iter().map(ToString::to_string).collect()];
+    lines.extend(rows.iter().map(cells));
     let width = |c: usize| lines.iter().map(|l| l[c].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..first.len()).map(width).collect();
-    for line in lines {
+    let widths: Vec<usize> = (0..keys.len()).map(width).collect();
+    for line in &lines {
         let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
         println!("{}", cells.join("  ").trim_end());
     }
