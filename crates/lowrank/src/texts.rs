@@ -120,16 +120,15 @@ pub fn write_texts(path: &Path, groups: &[PromptGroup], texts: &[String]) -> Res
 pub fn read_texts(path: &Path) -> Result<Vec<String>> {
     let bad = |what: String| Error::Usage(format!("{}: {what}", path.display()));
     let content = fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-    let lines = content.lines().enumerate();
     if !is_jsonl(path) {
-        return Ok(lines.map(|(_, line)| line.trim().to_owned()).collect());
+        return Ok(content.lines().map(|line| line.trim().to_owned()).collect());
     }
     let text = |(i, line): (usize, &str)| {
         let object: Value = serde_json::from_str(line).map_err(|e| bad(format!("line {}: {e}", i + 1)))?;
         let text = object.get("prediction").and_then(Value::as_str);
         text.map(str::to_owned).ok_or_else(|| bad(format!("line {}: no text \"prediction\"", i + 1)))
     };
-    lines.map(text).collect()
+    content.lines().enumerate().map(text).collect()
 }
 
 fn is_jsonl(path: &Path) -> bool {
