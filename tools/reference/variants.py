@@ -247,6 +247,7 @@ def write_case(root, case, spec):
     if spec.get("fresh"):
         out |= {f"change.{name}": change for name, change in changes(model)}
         config = json.loads(json.dumps(spec["config"].to_dict(), default=sorted))
+        config["base_model_name_or_path"] = spec["base"]
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     else:
         randomise(model, generator)
