@@ -175,7 +175,13 @@ try:
 except KeyboardInterrupt:
     print("interrupted", model.has_adapter)
 """
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert child.stdout.readline().strip() == "3"
         child.send_signal(signal.SIGINT)
