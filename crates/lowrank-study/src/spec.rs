@@ -384,6 +384,12 @@ mod tests {
     }
 
     #[test]
+    fn the_example_is_a_study() {
+        let spec = Spec::parse(include_str!("../../../examples/study/smollm2-e2e.toml")).unwrap();
+        assert!(spec.subspace.is_some() && spec.sweep.is_some());
+    }
+
+    #[test]
     fn wrong_keys_are_named() {
         for (text, want) in [
             (TEXT.replace("[ranks]", "[rank]"), "rank"),

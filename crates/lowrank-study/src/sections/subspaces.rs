@@ -30,7 +30,7 @@ pub(super) fn similarity(study: &Study<'_>, what: &Subspace) -> Result<Section> 
     for ((few, many), other) in few.iter().zip(&many).zip(&other) {
         let module = &few.module;
         let name = module.replace('.', "-");
-        let ranks = phi(&few.a, &many.a, few.inputs, small, large)?;
+        let ranks = phi(&few.a, &other.a, few.inputs, small, large)?;
         let seeds = phi(&many.a, &other.a, few.inputs, large, large)?;
         let chance = phi_gaussian(large, large, few.inputs, large, large, first)?;
         let top = |map: &[Vec<f64>]| Cell::number(map[0][0], format!("{:.3}", map[0][0]));
@@ -56,7 +56,7 @@ pub(super) fn similarity(study: &Study<'_>, what: &Subspace) -> Result<Section> 
         figures.push(map(
             "ranks",
             format!("{module}: rank {small} in rank {large}."),
-            axis(large, first),
+            axis(large, second),
             axis(small, first),
             ranks,
         ));
@@ -87,8 +87,8 @@ pub(super) fn similarity(study: &Study<'_>, what: &Subspace) -> Result<Section> 
          figures 3 and 4). There the top direction of rank 8 lies in rank 64 (phi > 0.5) and the others are mostly \
          noise; two seeds share more directions than chance."
             .into(),
-        "A starts random and small ranks move it little in short runs: what two seeds share is then little more than \
-         chance. The two ranks of one seed do not start from the same numbers."
+        "A starts random and short runs move it little: what is shared is then little more than chance. The two ranks \
+         are of different seeds, because of one seed the smaller A starts as the first rows of the larger."
             .into(),
     ];
     Ok(Section { title, text, tables: vec![table], figures, ..Section::default() })
