@@ -2,9 +2,9 @@
 
 use lowrank_adapters::linalg;
 use lowrank_engine::kernels;
+use lowrank_tools::Pair;
 
 use crate::error::Result;
-use crate::subspace::Factors;
 
 /// The numbers of table 7 for one module.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +32,9 @@ impl Amplification {
 ///
 /// # Errors
 /// Where a number is not finite.
-pub fn amplification(factors: &Factors, w: &[f32], seed: u64) -> Result<Amplification> {
-    let (outputs, inputs, r) = (factors.outputs, factors.inputs, factors.r);
-    let delta = factors.delta()?;
+pub fn amplification(pair: &Pair, w: &[f32], seed: u64) -> Result<Amplification> {
+    let (outputs, inputs, r) = (pair.outputs(), pair.inputs(), pair.rank());
+    let delta = pair.svd()?;
     let of_w = linalg::svd_randomized(outputs, inputs, w, linalg::Randomized::rank(r))?;
     let mut random = vec![0.0; r * (outputs + inputs)];
     kernels::normal(&mut random, 0.0, 1.0, seed, 0);
@@ -67,6 +67,8 @@ fn projected(svd: &linalg::Svd, w: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use lowrank_tools::{Kind, Tensor};
+
     use super::*;
 
     #[test]
@@ -79,8 +81,8 @@ mod tests {
         let along = |i: usize| {
             let mut unit = vec![0.0; 4];
             unit[i] = 1.0;
-            let module = String::new();
-            Factors { module, a: unit.clone(), b: unit, r: 1, inputs: 4, outputs: 4, scaling: 0.5 }
+            let part = |shape| Tensor { shape, data: unit.clone(), dtype: kernels::Format::F32 };
+            Pair::new("", part(vec![1, 4]), part(vec![4, 1]), 0.5, Kind::Linear).unwrap()
         };
         let second = amplification(&along(1), &w, 1).unwrap();
         assert!((second.by_delta - 2.0).abs() < 1e-5 && (second.by_w - 3.0).abs() < 1e-5, "{second:?}");

@@ -36,6 +36,9 @@ pub enum Error {
     /// An adapter could not be read.
     #[error(transparent)]
     Adapter(#[from] lowrank_adapters::Error),
+    /// An adapter's file could not be looked into.
+    #[error(transparent)]
+    Tools(#[from] lowrank_tools::Error),
 }
 
 impl Error {
@@ -50,6 +53,6 @@ impl Error {
 
     /// Whether the user's input is to blame.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Spec(_) | Self::File { .. } | Self::Model(_) | Self::Adapter(_))
+        matches!(self, Self::Spec(_) | Self::File { .. } | Self::Model(_) | Self::Adapter(_) | Self::Tools(_))
     }
 }

@@ -23,4 +23,4 @@ pub use runner::{Outcome, run_all};
 pub use sections::study_report;
 pub use single::{Sample, SingleRun, single_report};
 pub use spec::{Spec, plan};
-pub use subspace::{Factors, phi, phi_gaussian};
+pub use subspace::{pairs, phi, phi_gaussian};

@@ -1,5 +1,7 @@
 //! The report of single runs.
 
+use lowrank_tools::compare::Spectrum;
+
 use crate::report::{Cell, Figure, Plot, Report, Section, Series, Table};
 use crate::run::RunLog;
 
@@ -12,8 +14,8 @@ pub struct SingleRun {
     pub log: RunLog,
     /// Words and values of its configuration.
     pub config: Vec<(String, String)>,
-    /// For each adapted module its path and the singular values of what the adapter adds, largest first.
-    pub spectra: Vec<(String, Vec<f64>)>,
+    /// What the adapter adds to each module.
+    pub spectra: Vec<Spectrum>,
     /// Texts it generated.
     pub samples: Vec<Sample>,
 }
@@ -159,12 +161,11 @@ pub(crate) fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 
 fn spectrum(run: &SingleRun, index: usize) -> Section {
     // The strongest modules: a legend of hundreds says nothing.
-    let norm = |s: &[f64]| s.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let mut strongest: Vec<&(String, Vec<f64>)> = run.spectra.iter().collect();
-    strongest.sort_by(|a, b| norm(&b.1).total_cmp(&norm(&a.1)));
-    let series = strongest.iter().take(8).map(|(path, values)| Series {
-        name: path.trim_start_matches("model.layers.").to_owned(),
-        points: values.iter().enumerate().map(|(i, s)| (i as f64 + 1.0, *s)).collect(),
+    let mut strongest: Vec<&Spectrum> = run.spectra.iter().collect();
+    strongest.sort_by(|a, b| b.norm.total_cmp(&a.norm));
+    let series = strongest.iter().take(8).map(|s| Series {
+        name: s.path.trim_start_matches("model.layers.").to_owned(),
+        points: s.singular_values.iter().enumerate().map(|(i, s)| (i as f64 + 1.0, f64::from(*s))).collect(),
         marks: true,
     });
     let plot = Plot::Lines {
@@ -179,18 +180,14 @@ fn spectrum(run: &SingleRun, index: usize) -> Section {
         caption: "The eight modules with the largest change.".into(),
         plot,
     };
-    let rows = run.spectra.iter().map(|(path, values)| {
-        let (norm, largest) = (norm(values), values.first().copied().unwrap_or_default());
-        // exp of the entropy of the squared singular values' shares: how many directions carry the change.
-        let entropy: f64 =
-            values.iter().map(|s| (s / norm).powi(2)).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
-        let rank = if norm > 0.0 { entropy.exp() } else { 0.0 };
+    let rows = run.spectra.iter().map(|s| {
+        let largest = f64::from(s.singular_values.first().copied().unwrap_or_default());
         vec![
-            Cell::text(path),
-            Cell::number(norm, format!("{norm:.4}")),
+            Cell::text(&s.path),
+            Cell::number(s.norm, format!("{:.4}", s.norm)),
             Cell::number(largest, format!("{largest:.4}")),
-            Cell::number(rank, format!("{rank:.2}")),
-            Cell::count(values.len() as u64),
+            Cell::number(s.effective_rank, format!("{:.2}", s.effective_rank)),
+            Cell::count(s.rank as u64),
         ]
     });
     let table = Table {
@@ -227,7 +224,16 @@ mod tests {
             name: name.into(),
             log: RunLog { steps: (1..=30).map(step).collect(), evaluations: vec![(15, 1.0), (30, 0.5)] },
             config: vec![("r".into(), "8".into())],
-            spectra: vec![("model.layers.0.q_proj".into(), vec![2.0, 1.0, 0.0])],
+            spectra: vec![Spectrum {
+                path: "model.layers.0.q_proj".into(),
+                shape: (4, 4),
+                rank: 3,
+                scaling: 2.0,
+                singular_values: vec![2.0, 1.0, 0.0],
+                norm: 5f64.sqrt(),
+                effective_rank: 1.9,
+                rank_99: 2,
+            }],
             samples: vec![Sample { prompt: "<b>".into(), completion: "it & that".into() }],
         };
         let dir = tempfile::tempdir().unwrap();

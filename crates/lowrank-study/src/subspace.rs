@@ -1,91 +1,26 @@
 //! How much of one adapter's subspace lies in another's (Hu et al. 2021, section 7.2 and appendix G).
 
-use std::fs;
 use std::path::Path;
 
-use lowrank_adapters::{LoraConfig, TENSORS_FILE, linalg};
+use lowrank_adapters::linalg;
 use lowrank_engine::kernels;
-use safetensors::SafeTensors;
-use safetensors::tensor::Dtype;
+use lowrank_tools::{FileFormat, Options, Pair, formats};
 
 use crate::error::{Error, Result};
 
-/// The two matrices of one adapted module: what it adds is `scaling * B A`.
-#[derive(Clone, Debug)]
-pub struct Factors {
-    /// Module path.
-    pub module: String,
-    /// `A: [r, K]`.
-    pub a: Vec<f32>,
-    /// `B: [O, r]`.
-    pub b: Vec<f32>,
-    /// Rank.
-    pub r: usize,
-    /// Input features `K`.
-    pub inputs: usize,
-    /// Output features `O`.
-    pub outputs: usize,
-    /// `alpha / r`.
-    pub scaling: f32,
-}
-
-impl Factors {
-    /// The modules of the LoRA folder `dir` whose path is or ends with one of `modules` (all where there is none).
-    ///
-    /// # Errors
-    /// Where the folder holds no LoRA in f32, or no such module.
-    pub fn load(dir: &Path, modules: &[String]) -> Result<Vec<Self>> {
-        let config = LoraConfig::load(dir)?;
-        let path = dir.join(TENSORS_FILE);
-        let bytes = fs::read(&path).map_err(Error::io(&path))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&path, e.to_string()))?;
-        let matrix = |name: &str| -> Result<(usize, usize, Vec<f32>)> {
-            let view = file.tensor(name).map_err(|e| Error::file(&path, format!("{name}: {e}")))?;
-            match (view.dtype(), view.shape()) {
-                (Dtype::F32, &[rows, cols]) => {
-                    let numbers = view.data().chunks_exact(4);
-                    Ok((
-                        rows,
-                        cols,
-                        numbers.map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect(),
-                    ))
-                }
-                _ => Err(Error::file(&path, format!("{name} is no F32 matrix"))),
-            }
-        };
-        let mut found = Vec::new();
-        for name in file.names() {
-            let Some(stem) = name.strip_suffix(".lora_A.weight") else { continue };
-            let module = stem.strip_prefix("base_model.model.").unwrap_or(stem);
-            let wanted = |m: &String| module == m || module.ends_with(&format!(".{m}"));
-            if !modules.is_empty() && !modules.iter().any(wanted) {
-                continue;
-            }
-            let (r, inputs, a) = matrix(name)?;
-            let (outputs, b_rank, b) = matrix(&format!("{stem}.lora_B.weight"))?;
-            if b_rank != r || r == 0 {
-                return Err(Error::file(&path, format!("{module}: A has rank {r} and B {b_rank}")));
-            }
-            let scaling = config.scaling(r, config.lora_alpha);
-            found.push(Self { module: module.to_owned(), a, b, r, inputs, outputs, scaling });
-        }
-        if found.is_empty() {
-            let what = if modules.is_empty() { "any module".to_owned() } else { modules.join(", ") };
-            return Err(Error::file(&path, format!("it has no lora_A of {what}")));
-        }
-        found.sort_by(|a, b| natural(&a.module).cmp(&natural(&b.module)));
-        Ok(found)
+/// The adapted layers of the LoRA folder `dir` whose module path is or ends with one of `modules`.
+///
+/// # Errors
+/// Where the folder holds no LoRA, or no such module.
+pub fn pairs(dir: &Path, modules: &[String]) -> Result<Vec<(String, Pair)>> {
+    let lora = formats::read(dir, FileFormat::Peft, &Options::default())?;
+    let wanted = |path: &str| modules.iter().any(|m| path == m || path.ends_with(&format!(".{m}")));
+    let mut found: Vec<(String, Pair)> = lora.pairs.into_iter().filter(|(path, _)| wanted(path)).collect();
+    if found.is_empty() {
+        return Err(Error::file(dir, format!("it adapts no module {}", modules.join(", "))));
     }
-
-    /// The singular values and vectors of what the module adds.
-    ///
-    /// # Errors
-    /// Where a number is not finite.
-    pub fn delta(&self) -> Result<linalg::Svd> {
-        let mut svd = linalg::svd_of_product(self.outputs, self.inputs, self.r, &self.b, &self.a)?;
-        svd.s.iter_mut().for_each(|s| *s *= self.scaling.abs());
-        Ok(svd)
-    }
+    found.sort_by(|a, b| natural(&a.0).cmp(&natural(&b.0)));
+    Ok(found)
 }
 
 /// Sorts `layers.2` before `layers.10`.

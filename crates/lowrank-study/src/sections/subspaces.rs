@@ -5,12 +5,18 @@ use crate::amplification::amplification as amplify;
 use crate::error::{Error, Result};
 use crate::report::{Cell, Figure, Plot, Section, Table};
 use crate::spec::{AmplificationSpec, Role, Subspace};
-use crate::subspace::{Factors, phi, phi_gaussian};
+use crate::subspace::{pairs, phi, phi_gaussian};
+use lowrank_tools::Pair;
 
 /// The adapted modules of the run with this rank and seed, if it is done.
-fn factors(study: &Study<'_>, r: usize, seed: u64, modules: &[String]) -> Result<Option<Vec<Factors>>> {
+fn factors(
+    study: &Study<'_>,
+    r: usize,
+    seed: u64,
+    modules: &[String],
+) -> Result<Option<Vec<(String, Pair)>>> {
     match study.with(&Role::Adapter(r, seed)).next() {
-        Some((run, _)) => Factors::load(&run.dir(&study.spec.out).join("adapter"), modules).map(Some),
+        Some((run, _)) => pairs(&run.dir(&study.spec.out).join("adapter"), modules).map(Some),
         None => Ok(None),
     }
 }
@@ -27,12 +33,12 @@ pub(super) fn similarity(study: &Study<'_>, what: &Subspace) -> Result<Section> 
     };
     let mut figures = Vec::new();
     let mut rows = Vec::new();
-    for ((few, many), other) in few.iter().zip(&many).zip(&other) {
-        let module = &few.module;
+    for (((module, few), (_, many)), (_, other)) in few.iter().zip(&many).zip(&other) {
+        let inputs = few.inputs();
         let name = module.replace('.', "-");
-        let ranks = phi(&few.a, &other.a, few.inputs, small, large)?;
-        let seeds = phi(&many.a, &other.a, few.inputs, large, large)?;
-        let chance = phi_gaussian(large, large, few.inputs, large, large, first)?;
+        let ranks = phi(&few.a.data, &other.a.data, inputs, small, large)?;
+        let seeds = phi(&many.a.data, &other.a.data, inputs, large, large)?;
+        let chance = phi_gaussian(large, large, inputs, large, large, first)?;
         let top = |map: &[Vec<f64>]| Cell::number(map[0][0], format!("{:.3}", map[0][0]));
         let corner = |map: &[Vec<f64>]| {
             let value = *map.last().and_then(|row| row.last()).expect("a rank is at least 1");
@@ -99,22 +105,23 @@ pub(super) fn amplification(study: &Study<'_>, what: &AmplificationSpec) -> Resu
     let mut rows = Vec::new();
     for &r in &what.ranks {
         let Some(modules) = factors(study, r, seed, &what.modules)? else { continue };
-        for module in &modules {
-            let tensor = format!("{}.weight", module.module);
+        for (module, pair) in &modules {
+            let tensor = format!("{module}.weight");
             let shape = study.base.tensors.matrix_shape(&tensor);
-            if shape != Some((module.outputs, module.inputs)) {
+            if shape != Some((pair.outputs(), pair.inputs())) {
                 return Err(Error::Spec(format!(
                     "[amplification] {tensor} of the base is {shape:?}, the adapter takes {} x {} (weights that are \
                      stored transposed are not supported here)",
-                    module.outputs, module.inputs
+                    pair.outputs(),
+                    pair.inputs()
                 )));
             }
-            let mut w = vec![0.0; module.outputs * module.inputs];
-            study.base.tensors.read_rows(&tensor, 0..module.outputs, &mut w)?;
-            let a = amplify(module, &w, seed)?;
+            let mut w = vec![0.0; pair.outputs() * pair.inputs()];
+            study.base.tensors.read_rows(&tensor, 0..pair.outputs(), &mut w)?;
+            let a = amplify(pair, &w, seed)?;
             let number = |x: f64| Cell::number(x, format!("{x:.3}"));
             rows.push(vec![
-                Cell::text(&module.module),
+                Cell::text(module),
                 Cell::count(r as u64),
                 number(a.by_delta),
                 number(a.by_w),

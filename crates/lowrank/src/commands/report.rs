@@ -7,7 +7,8 @@ use lowrank::engine::Device;
 use lowrank::models::Sampling;
 use lowrank::{Error, LOG_FILE, Limits, Result, Session, TextGenerator};
 use lowrank_study::report::Written;
-use lowrank_study::{Factors, RunLog, Sample, SingleRun, single_report};
+use lowrank_study::{RunLog, Sample, SingleRun, single_report};
+use lowrank_tools::{FileFormat, Options, compare, formats};
 
 /// Which runs to report on.
 #[derive(clap::Args)]
@@ -72,13 +73,11 @@ fn read(dir: &Path) -> Result<SingleRun> {
             (key, text)
         }));
     }
-    // Only LoRA has factors to look at; other methods are reported without a spectrum.
-    let mut spectra = Vec::new();
-    if let Ok(modules) = Factors::load(dir, &[]) {
-        for module in modules {
-            spectra.push((module.module.clone(), module.delta()?.s.iter().map(|s| f64::from(*s)).collect()));
-        }
-    }
+    // Only LoRA has pairs to look at; other methods are reported without a spectrum.
+    let spectra = match formats::read(dir, FileFormat::Peft, &Options::default()) {
+        Ok(lora) => compare::spectra(&lora)?,
+        Err(_) => Vec::new(),
+    };
     let name =
         dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
     Ok(SingleRun { name, log: RunLog::read(&log)?, config, spectra, samples: Vec::new() })
