@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use lowrank::adapters::AdapterSet;
-use lowrank::engine::{DropoutKey, LmHead, Record, Scope, Segment, Tape, Tensor};
+use lowrank::engine::{DropoutKey, LmHead, Record, Scope, Segment, SiteKind, Tape, Tensor};
 use lowrank::models::{Message, Sampling, TokenBatch};
 use lowrank::train::log::{Progress, Report};
 use lowrank::train::{StepOptions, Stepper};
@@ -140,7 +140,7 @@ impl Engine {
 
     /// Module paths that can have an adapter, each with its input and output features.
     fn sites(&self) -> Vec<(String, usize, usize)> {
-        let sites = self.session.sites().iter();
+        let sites = self.session.sites().iter().filter(|s| s.kind != SiteKind::Norm);
         sites.map(|s| (s.path.clone(), s.in_features, s.out_features)).collect()
     }
 

@@ -1,15 +1,16 @@
 //! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
 use lowrank_engine::{Site, SiteKind};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde_json::Value;
 
-use crate::variants::{BaseWeights, NoBase, embedding, method};
+use crate::variants::{BaseWeights, NoBase, method};
 use crate::{AdapterSet, Error, LoraConfig};
 
 /// PEFT puts this before the module path.
@@ -133,11 +134,8 @@ impl AdapterSet {
                     format!("the tensors of {module} do not fit together; there may be {wanted}"),
                 )
             })?;
-            let kind = match shape(embedding::SUFFIXES[0]) {
-                Some(_) => SiteKind::Embedding,
-                None => SiteKind::Linear,
-            };
-            Ok(Site { path: module, kind, in_features, out_features, bias: false })
+            let (kind, bias) = method.kind(&shape);
+            Ok(Site { path: module, kind, in_features, out_features, bias })
         };
         let mut sites = modules.into_iter().map(site).collect::<Result<Vec<_>, Error>>()?;
         let saved = |(name, (shape, _)): (&String, &(Vec<usize>, Vec<f32>))| {
@@ -205,19 +203,13 @@ impl AdapterSet {
             return exported.save(dir);
         }
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        let bytes = |value: &[f32]| value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let values: Vec<_> =
-            self.params.iter().filter(|(_, p)| p.saved).map(|(_, p)| (p, bytes(&p.value))).collect();
-        let tensors = values.iter().map(|(p, bytes)| {
-            let view = TensorView::new(Dtype::F32, p.shape.clone(), bytes).expect("sizes agree");
-            (file_name(&p.name), view)
+        let tensors = self.params.iter().filter(|(_, p)| p.saved).map(|(_, p)| {
+            let numbers = Numbers { shape: p.shape.clone(), value: &p.value };
+            (file_name(&p.name), numbers)
         });
         // transformers refuses a file that does not say which framework's layout it has.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let path = dir.join(TENSORS_FILE);
-        let bytes =
-            safetensors::serialize(tensors, Some(metadata)).map_err(|e| Error::file(&path, e.to_string()))?;
-        write_atomic(&path, &bytes)?;
+        write_tensors(&dir.join(TENSORS_FILE), tensors, metadata)?;
         if let Some(task) = &self.task {
             let mut task = serde_json::to_vec_pretty(task).expect("plain data");
             task.push(b'\n');
@@ -274,16 +266,69 @@ fn halves(data: &[u8], expand: impl Fn(u16) -> f32) -> Vec<f32> {
     data.chunks_exact(2).map(|b| expand(u16::from_le_bytes([b[0], b[1]]))).collect()
 }
 
-/// Writes a file beside its place and moves it there: whatever happens, the old or the new one is
-/// there whole.
+/// A tensor to be written. Its bytes are made when its turn comes, so that a file of any size takes the memory of its
+/// largest tensor.
+pub struct Numbers<'a> {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// As many numbers.
+    pub value: &'a [f32],
+}
+
+impl View for Numbers<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        let (to, _) = bytes.as_chunks_mut::<4>();
+        to.iter_mut().zip(self.value).for_each(|(to, x)| *to = x.to_le_bytes());
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.value)
+    }
+}
+
+/// Writes a safetensors file, whole or not at all.
+///
+/// # Errors
+/// Where the folder cannot be written.
+pub fn write_tensors<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, Numbers<'a>)>,
+    metadata: HashMap<String, String>,
+) -> Result<(), Error> {
+    replace(path, |file| {
+        let written = safetensors::serialize_to_file(tensors, Some(metadata), file.path());
+        written.map_err(|e| Error::file(path, e.to_string()))
+    })
+}
+
+/// Writes a file, whole or not at all.
 ///
 /// # Errors
 /// Where the folder cannot be written.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    replace(path, |file| file.write_all(bytes).map_err(|e| Error::io(path, e)))
+}
+
+/// Writes a file beside its place and moves it there: whatever happens, the old or the new one is
+/// there whole.
+fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut tempfile::NamedTempFile) -> Result<(), Error>,
+) -> Result<(), Error> {
     let error = |e| Error::io(path, e);
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(error)?;
-    file.write_all(bytes).map_err(error)?;
+    write(&mut file)?;
     file.as_file().sync_all().map_err(error)?;
     file.persist(path).map_err(|e| error(e.error))?;
     // The rename itself must survive a power cut.

@@ -15,11 +15,13 @@ pub mod variants;
 
 pub use config::{LoraConfig, OneOrMany, Targets};
 pub use error::Error;
-pub use file::{CONFIG_FILE, TASK_FILE, TENSORS_FILE, TrainingState, read_task, write_atomic};
+pub use file::{
+    CONFIG_FILE, Numbers, TASK_FILE, TENSORS_FILE, TrainingState, read_task, write_atomic, write_tensors,
+};
 pub use regime::Regime;
 pub use set::{AdaptedSite, AdapterSet};
 pub use store::AdapterStore;
-pub use target::{Target, targets};
+pub use target::{Target, layer_count, targets};
 pub use variants::lora::Lora;
 pub use variants::saved::{CLASSIFIERS, Saved};
 pub use variants::{BaseWeights, Method, NoBase, Variant};

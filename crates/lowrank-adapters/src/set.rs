@@ -119,7 +119,7 @@ impl AdapterSet {
         set.regime = method.regime(&set.config, &set.layers)?;
         set.config.check_saved(sites)?;
         for (index, site) in sites.iter().enumerate().filter(|(_, site)| set.config.saves(&site.path)) {
-            let variant: Arc<dyn Variant> = Arc::new(Saved::plan(site, &mut set.params)?);
+            let variant: Arc<dyn Variant> = Saved::plan(site, &mut set.params);
             set.active.attach(SiteId(index), variant.clone());
             set.layers.push(AdaptedSite { id: SiteId(index), site: site.clone(), variant });
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use lowrank_engine::{Params, Site, SiteId};
+use lowrank_engine::{Params, Site, SiteId, SiteKind};
 
 use crate::variants::mixture::{Mixture, Part};
 use crate::variants::{BaseWeights, Variant};
@@ -105,6 +105,12 @@ impl AdapterStore {
         }
         let mut mixed = AdapterSet::none();
         for (id, (site, parts)) in by_site {
+            if site.kind == SiteKind::Norm && !matches!(&parts[..], [part] if part.weight == 1.0) {
+                return Err(Error::Config(format!(
+                    "{} was trained whole: a norm cannot be mixed with others or weighted",
+                    site.path
+                )));
+            }
             let (id, variant): (_, Arc<dyn Variant>) = (SiteId(id), Arc::new(Mixture { parts }));
             mixed.active.attach(id, variant.clone());
             mixed.layers.push(AdaptedSite { id, site, variant });

@@ -34,14 +34,19 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
     let include = Matcher::new(wanted)?;
     let exclude = config.exclude_modules.as_ref().map(Matcher::new).transpose()?;
     let layers = LayerFilter::new(config)?;
-    let (rank, alpha) = method(config)?.rank_and_alpha(config)?;
+    let method = method(config)?;
+    let (rank, alpha) = method.rank_and_alpha(config)?;
     let ranks = patterns(&config.rank_pattern)?;
     let alphas = patterns(&config.alpha_pattern)?;
 
-    let mut found = Vec::new();
+    let (mut found, mut passed_over) = (Vec::new(), false);
     for (index, site) in sites.iter().enumerate() {
         let excluded = exclude.as_ref().is_some_and(|e| e.matches(site)) || config.saves(&site.path);
         if excluded || !include.matches(site) || !layers.admits(&site.path) {
+            continue;
+        }
+        if !method.adapts(site) {
+            passed_over = true;
             continue;
         }
         let r = match first_match(&ranks, &site.path) {
@@ -61,6 +66,14 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
         };
         found.push(Target { site: index, r, alpha });
     }
+    if found.is_empty() && method.may_have_no_target() && config.modules_to_save.is_some() {
+        return Ok(found);
+    }
+    if found.is_empty() && passed_over && config.peft_type == "BITFIT" {
+        return Err(Error::Config(format!(
+            "BitFit trains biases, and no layer that target_modules {wanted} means has one"
+        )));
+    }
     if found.is_empty() {
         return Err(Error::NoTarget { target: wanted.to_string(), available: module_names(sites) });
     }
@@ -78,6 +91,13 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
     Ok(found)
 }
 
+/// How many numbered layers (blocks) a model with these `sites` has.
+pub fn layer_count(sites: &[Site]) -> usize {
+    let number = regex(LAYER, "a layer's number").expect("it is one");
+    let numbers = sites.iter().filter_map(|site| number.captures(&site.path)?[1].parse::<usize>().ok());
+    numbers.max().map_or(0, |last| last + 1)
+}
+
 /// Which of `sites` the `wanted` modules are.
 ///
 /// # Errors
@@ -87,10 +107,11 @@ pub(crate) fn matching(wanted: &Targets, sites: &[Site]) -> Result<Vec<bool>, Er
     Ok(sites.iter().map(|site| matcher.matches(site)).collect())
 }
 
-/// The last parts of the paths, each once.
+/// The last parts of the paths of layers, each once.
 fn module_names(sites: &[Site]) -> String {
     let name = |s: &Site| s.path.rsplit('.').next().unwrap_or(&s.path).to_owned();
-    let names: BTreeSet<String> = sites.iter().map(name).collect();
+    let layers = sites.iter().filter(|site| site.kind != SiteKind::Norm);
+    let names: BTreeSet<String> = layers.map(name).collect();
     names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
@@ -122,6 +143,9 @@ impl Matcher {
     }
 }
 
+/// The number of the layer that a path belongs to.
+const LAYER: &str = r"^.*\.[^.]*\.(\d+)\.";
+
 /// `layers_to_transform` with `layers_pattern`.
 struct LayerFilter<'a> {
     layers: Option<&'a [usize]>,
@@ -136,7 +160,7 @@ impl<'a> LayerFilter<'a> {
                 let pattern = |p: &String| regex(&format!(r"^.*\.{p}\.(\d+)\."), p);
                 p.as_slice().iter().map(pattern).collect::<Result<_, _>>()?
             }
-            _ => vec![regex(r"^.*\.[^.]*\.(\d+)\.", "layers_pattern")?],
+            _ => vec![regex(LAYER, "layers_pattern")?],
         };
         Ok(Self { layers, patterns })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lowrank_kernels as kernels;
 
 use crate::ops::Linear;
-use crate::params::Grads;
+use crate::params::{Grads, ParamId, Params};
 use crate::scope::Scope;
 use crate::tensor::Tensor;
 
@@ -27,8 +27,12 @@ pub enum SiteKind {
     TransposedLinear,
     /// The output embedding (language-model head): PEFT's `all-linear` leaves it out.
     Head,
+    /// The same where its weight is that of the embedding at this site.
+    TiedHead(SiteId),
     /// Rows of a table.
     Embedding,
+    /// A norm: its weight, and its bias where it has one. No adapter attaches to it, but it can be trained.
+    Norm,
 }
 
 /// A place of a model that an adapter can attach to.
@@ -70,6 +74,15 @@ impl Accumulator {
     }
 }
 
+/// What a norm is computed with in place of the base's own numbers.
+#[derive(Clone, Copy, Default)]
+pub struct NormNumbers<'a> {
+    /// `w: [D]`.
+    pub weight: Option<&'a [f32]>,
+    /// `b: [D]`.
+    pub bias: Option<&'a [f32]>,
+}
+
 /// An adapter at a site. At a linear layer it computes the site in place of its base, which it may call and never changes.
 pub trait Adapter: Send + Sync {
     /// `y = beta y + adapted(x)` for `x: [N,K]`, `y: [N,O]`; the base's bias is part of what is adapted, and with
@@ -90,8 +103,8 @@ pub trait Adapter: Send + Sync {
         dx: Option<&mut Accumulator>,
     );
 
-    /// At an embedding: `y[i] += scale adapter(ids[i])` for `y: [N,D]`, which holds the base's rows. Returns what the
-    /// backward pass needs. An adapter that is never attached to an embedding leaves this as it is.
+    /// At an embedding: makes `y[i] = scale adapted(ids[i])` of `y: [N,D]`, which holds `scale` times the base's rows.
+    /// Returns what the backward pass needs. An adapter that is never attached to an embedding leaves this as it is.
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
         let _ = (scope, ids, scale, y);
         unreachable!("this adapter is for linear layers")
@@ -109,6 +122,17 @@ pub trait Adapter: Send + Sync {
     ) {
         let _ = (scope, grads, ids, scale, dy, saved);
         unreachable!("this adapter is for linear layers")
+    }
+
+    /// At a norm: the numbers of `params` that take the place of the base's.
+    fn norm<'a>(&'a self, params: &'a Params) -> NormNumbers<'a> {
+        let _ = params;
+        NormNumbers::default()
+    }
+
+    /// At a norm: the parameters that those numbers are, weight and bias.
+    fn norm_params(&self) -> [Option<ParamId>; 2] {
+        [None; 2]
     }
 
     /// `y += weight (adapted(x) - base(x))`: the adapter as one of several. Without gradient.

@@ -162,6 +162,19 @@ impl Grads {
         &mut self.list[id.0].value
     }
 
+    /// The gradients of two different parameters; nothing for those that are not given or not trained.
+    pub fn pair_mut(&mut self, ids: [Option<ParamId>; 2]) -> [Option<&mut [f32]>; 2] {
+        let [mut first, mut second] = [None, None];
+        for (i, grad) in self.list.iter_mut().enumerate().filter(|(_, grad)| grad.trained) {
+            if ids[0] == Some(ParamId(i)) {
+                first = Some(&mut grad.value[..]);
+            } else if ids[1] == Some(ParamId(i)) {
+                second = Some(&mut grad.value[..]);
+            }
+        }
+        [first, second]
+    }
+
     /// The same as a result of a product.
     pub fn mat_mut(&mut self, id: ParamId) -> MatMut<'_> {
         let grad = &mut self.list[id.0];

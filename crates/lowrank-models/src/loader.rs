@@ -117,7 +117,8 @@ impl<'a> Loader<'a> {
             Some(table) => table.weight.clone(),
             None => self.matrix(path, outputs, inputs)?,
         };
-        let site = self.site(path, SiteKind::Head, inputs, outputs, false);
+        let kind = tied.map_or(SiteKind::Head, |table| SiteKind::TiedHead(table.site));
+        let site = self.site(path, kind, inputs, outputs, false);
         let linear = Linear { site, weight, bias: None, transposed: false };
         Ok(LmHead { linear, softcap: None })
     }
@@ -138,7 +139,8 @@ impl<'a> Loader<'a> {
     /// As [`Loader::linear`].
     pub fn rms_norm(&mut self, path: &str, width: usize, eps: f32) -> Result<RmsNorm> {
         let weight = self.vector(&format!("{path}.weight"), width)?;
-        Ok(RmsNorm { weight, eps, offset: 0.0 })
+        let site = self.site(path, SiteKind::Norm, width, width, false);
+        Ok(RmsNorm { site, weight, eps, offset: 0.0 })
     }
 
     /// A layer norm over `width` numbers, with its bias.
@@ -148,7 +150,8 @@ impl<'a> Loader<'a> {
     pub fn layer_norm(&mut self, path: &str, width: usize, eps: f32) -> Result<LayerNorm> {
         let weight = self.vector(&format!("{path}.weight"), width)?;
         let bias = Some(self.vector(&format!("{path}.bias"), width)?);
-        Ok(LayerNorm { weight, bias, eps })
+        let site = self.site(path, SiteKind::Norm, width, width, true);
+        Ok(LayerNorm { site, weight, bias, eps })
     }
 
     pub(crate) fn matrix(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
@@ -172,6 +175,11 @@ impl<'a> Loader<'a> {
         }
         let file = self.tensors.file_of(name).unwrap_or("model".as_ref());
         Err(Error::tensor(file, name, format!("its shape is {have:?}; the configuration asks for {want:?}")))
+    }
+
+    /// The site that a layer was made at.
+    pub(crate) fn site_at(&self, path: &str) -> Option<SiteId> {
+        self.sites.iter().position(|site| site.path == path).map(SiteId)
     }
 
     pub(crate) fn site(

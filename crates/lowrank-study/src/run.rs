@@ -34,6 +34,11 @@ impl Run {
         Self { id, name: name.trim().to_owned(), options, roles: Vec::new() }
     }
 
+    /// Whether it is the base model as it is, which is evaluated and not trained.
+    pub(crate) fn is_base(&self) -> bool {
+        self.roles.contains(&Role::Base)
+    }
+
     /// Its folder in the study's.
     pub fn dir(&self, study: &Path) -> PathBuf {
         study.join("runs").join(&self.id)

@@ -24,13 +24,15 @@ pub enum Outcome {
 }
 
 /// Keys that training and evaluation share.
-const SHARED: [&str; 12] = [
+const SHARED: [&str; 14] = [
     "batch_size",
     "max_seq_len",
     "data_format",
     "prompt_column",
     "completion_column",
     "text_column",
+    "pair_column",
+    "label_column",
     "prompt_template",
     "skip_bad_lines",
     "threads",
@@ -72,6 +74,7 @@ pub fn run_all(spec: &Spec, runs: &[Run], command: &Path, say: &mut dyn FnMut(&s
         let path = job.dir.join(RESULT);
         let text = serde_json::to_vec_pretty(&result).expect("plain data");
         lowrank_adapters::write_atomic(&path, &text)?;
+        job.forget_checkpoints()?;
     }
     Ok(Outcome::Complete)
 }
@@ -95,6 +98,16 @@ impl Job<'_> {
     fn work(&self) -> Result<Option<RunResult>> {
         fs::create_dir_all(&self.dir).map_err(Error::io(&self.dir))?;
         let failed = |error: String| Ok(Some(RunResult { error: Some(error), ..RunResult::default() }));
+        if self.run.is_base() {
+            return Ok(match self.evaluate()? {
+                Ended::Well(out) => Some(match evaluation(&out) {
+                    Some(eval) => RunResult { eval, ..RunResult::default() },
+                    None => return failed("evaluation: it printed no JSON object".into()),
+                }),
+                Ended::Badly(error) => return failed(format!("evaluation: {error}")),
+                Ended::Interrupted => None,
+            });
+        }
         match self.train()? {
             Ended::Well(_) => {}
             Ended::Badly(error) => return failed(format!("training: {error}")),
@@ -105,8 +118,7 @@ impl Job<'_> {
             Ended::Badly(error) => return failed(format!("evaluation: {error}")),
             Ended::Interrupted => return Ok(None),
         };
-        let line = eval.lines().rfind(|l| l.starts_with('{')).unwrap_or_default();
-        let Ok(eval) = serde_json::from_str::<Map<String, Value>>(line) else {
+        let Some(eval) = evaluation(&eval) else {
             return failed("evaluation: it printed no JSON object".into());
         };
         let log = RunLog::read(&self.dir.join("log.jsonl"))?;
@@ -139,7 +151,9 @@ impl Job<'_> {
     fn evaluate(&self) -> Result<Ended> {
         let mut command = Command::new(self.command);
         command.args(["eval", "--json", "--model", self.spec.model()]);
-        command.arg("--adapter").arg(self.dir.join("adapter"));
+        if !self.run.is_base() {
+            command.arg("--adapter").arg(self.dir.join("adapter"));
+        }
         if !self.spec.eval.contains_key("data") {
             let data = self.spec.key("eval-data").and_then(toml::Value::as_str).unwrap_or_default();
             command.args(["--data", data]);
@@ -164,6 +178,15 @@ impl Job<'_> {
         self.wait(command, "eval.txt")
     }
 
+    /// A run with a result does not go on: what it kept for that is of no more use.
+    fn forget_checkpoints(&self) -> Result<()> {
+        let checkpoints = self.dir.join("adapter/checkpoints");
+        match fs::remove_dir_all(&checkpoints) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&checkpoints)(e)),
+            _ => Ok(()),
+        }
+    }
+
     /// Runs a child; what it says goes to a file of the run.
     fn wait(&self, mut command: Command, log: &str) -> Result<Ended> {
         let path = self.dir.join(log);
@@ -186,6 +209,11 @@ impl Job<'_> {
             }
         }
     }
+}
+
+/// The last line of `lowrank eval --json`.
+fn evaluation(out: &str) -> Option<Map<String, Value>> {
+    serde_json::from_str(out.lines().rfind(|l| l.starts_with('{'))?).ok()
 }
 
 /// Trainable numbers and bytes of the saved tensors.

@@ -193,6 +193,8 @@ impl Spec {
 /// What a run is part of.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
+    /// The base model without training.
+    Base,
     /// Index of the method.
     Method(usize),
     /// Index of the choice.
@@ -211,6 +213,12 @@ pub(crate) enum Role {
 /// Where a choice of matrices matches no module.
 pub fn plan(spec: &Spec, sites: &[Site]) -> Result<Vec<Run>> {
     let mut runs = Plan { spec, by_id: BTreeMap::new(), order: Vec::new() };
+    // A task with a head of its own has nothing to say before it is trained.
+    let headed = spec.key("task").and_then(Value::as_str).is_some_and(|task| task != "lm");
+    if !spec.method.is_empty() && !headed {
+        let untrained = Table::from_iter([("max_steps".to_owned(), Value::Integer(0))]);
+        runs.add("base model", &untrained, spec.seeds[0], Role::Base);
+    }
     for (i, method) in spec.method.iter().enumerate() {
         for &seed in &spec.seeds {
             runs.add(&method.name, &method.options, seed, Role::Method(i));
@@ -366,9 +374,10 @@ mod tests {
     #[test]
     fn equal_runs_are_done_once() {
         let runs = plan(&Spec::parse(TEXT).unwrap(), &sites()).unwrap();
-        // The method's two seeds; two choices at rank 10 and 5; rank 8 (rank 4 is the method); the sweep's two.
-        assert_eq!(runs.len(), 2 + 4 + 2 + 2, "{:#?}", runs.iter().map(|r| &r.name).collect::<Vec<_>>());
-        let method = &runs[0];
+        // The base; the method's two seeds; two choices at rank 10 and 5; rank 8 (rank 4 is the method); the sweep's two.
+        assert_eq!(runs.len(), 1 + 2 + 4 + 2 + 2, "{:#?}", runs.iter().map(|r| &r.name).collect::<Vec<_>>());
+        assert!(runs[0].is_base());
+        let method = &runs[1];
         assert!(method.roles.contains(&Role::Method(0)) && method.roles.contains(&Role::Rank(0, 4)));
         assert!(method.roles.contains(&Role::Adapter(4, 1)));
     }
@@ -384,9 +393,14 @@ mod tests {
     }
 
     #[test]
-    fn the_example_is_a_study() {
-        let spec = Spec::parse(include_str!("../../../examples/study/smollm2-e2e.toml")).unwrap();
-        assert!(spec.subspace.is_some() && spec.sweep.is_some());
+    fn the_examples_are_studies() {
+        for text in [
+            include_str!("../../../examples/study/smollm2-e2e.toml"),
+            include_str!("../../../examples/study/minilm-sst2.toml"),
+        ] {
+            let spec = Spec::parse(text).unwrap();
+            assert!(spec.subspace.is_some() && spec.sweep.is_some());
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::{AdapterSet, TrainingState, write_atomic};
+use lowrank_adapters::{AdapterSet, Numbers, TrainingState, write_atomic, write_tensors};
 use lowrank_engine::{AdamW, Site};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -67,7 +67,7 @@ pub fn save(
     let former = target.with_extension("old");
     remove(&fresh)?;
     adapters.save(&fresh)?;
-    write_atomic(&fresh.join(OPTIMIZER_FILE), &optimizer_bytes(adapters, optimizer)?)?;
+    write_optimizer(&fresh.join(OPTIMIZER_FILE), adapters, optimizer)?;
     let state = serde_json::to_vec_pretty(state).expect("plain data");
     write_atomic(&fresh.join(STATE_FILE), &state)?;
     remove(&former)?;
@@ -91,27 +91,23 @@ const REGIME: &str = "regime.";
 /// The key of the file's metadata with the configuration the adapter was trained with.
 const CONFIG: &str = "adapter_config";
 
-fn optimizer_bytes(adapters: &AdapterSet, optimizer: &AdamW) -> Result<Vec<u8>, Error> {
-    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+fn write_optimizer(path: &Path, adapters: &AdapterSet, optimizer: &AdamW) -> Result<(), Error> {
+    let mut tensors: Vec<(String, Numbers<'_>)> = Vec::new();
     for (moments, what) in [(&optimizer.m, "exp_avg"), (&optimizer.v, "exp_avg_sq")] {
         for ((_, p), values) in adapters.params.iter().zip(moments).filter(|((_, p), _)| p.trained) {
-            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            tensors.push((format!("{}.{what}", p.name), vec![p.rows, p.cols], bytes));
+            let numbers = Numbers { shape: vec![p.rows, p.cols], value: values };
+            tensors.push((format!("{}.{what}", p.name), numbers));
         }
     }
     let state = adapters.training_state()?;
     for (prefix, list) in [(VALUE, &state.numbers), (REGIME, &state.regime)] {
         for (name, values) in list {
-            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            tensors.push((format!("{prefix}{name}"), vec![values.len()], bytes));
+            tensors.push((format!("{prefix}{name}"), Numbers { shape: vec![values.len()], value: values }));
         }
     }
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("sizes agree"))
-    });
     let mut metadata = HashMap::from([("step".to_owned(), optimizer.step.to_string())]);
     metadata.extend(state.config.map(|config| (CONFIG.to_owned(), config.to_string())));
-    Ok(safetensors::serialize(views, Some(metadata)).expect("names are distinct"))
+    Ok(write_tensors(path, tensors, metadata)?)
 }
 
 /// What the optimiser's file keeps of the adapter.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use lowrank_adapters::AdapterSet;
-use lowrank_engine::{ActiveAdapters, Device, Format, Params, RowOrder, WeightRef, kernels};
+use lowrank_adapters::{AdaptedSite, AdapterSet};
+use lowrank_engine::{ActiveAdapters, Device, Format, Params, RowOrder, SiteKind, WeightRef, kernels};
 use lowrank_models::Generator;
 use lowrank_models::files;
 
@@ -107,6 +107,12 @@ fn rounding(format: Format, numbers: &[f32], rows: usize) -> Option<(f64, f64)> 
     Some((error, kernels::sum_squares(numbers)))
 }
 
+/// Whether a layer is a tied head that was trained through its embedding.
+fn shares_table(adapters: &AdapterSet, head: &AdaptedSite) -> bool {
+    let SiteKind::TiedHead(table) = head.site.kind else { return false };
+    adapters.config.peft_type == "FULL" && adapters.layers.iter().any(|layer| layer.id == table)
+}
+
 type Change<'a> = dyn FnMut(&str, Range<usize>, &mut [f32]) -> Result<(), lowrank_adapters::Error> + 'a;
 
 /// Writes the model with `change` made to the rows of every tensor.
@@ -119,6 +125,10 @@ fn write(
 ) -> Result<()> {
     let tensors = &session.base.tensors;
     for layer in &adapters.layers {
+        layer.variant.check_merge(&layer.site)?;
+        if shares_table(adapters, layer) {
+            continue;
+        }
         let name = format!("{}.weight", layer.site.path);
         if !tensors.contains(&name) {
             return Err(Error::Usage(format!(

@@ -10,6 +10,7 @@ use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::method::Method;
 use crate::{Error, Result};
 
 /// Everything that says how to train. Every field is also a flag of `lowrank train` (with dashes) and a
@@ -39,6 +40,8 @@ pub struct TrainOptions {
     pub rank_pattern: Map<String, Value>,
     pub alpha_pattern: Map<String, Value>,
     pub use_rslora: bool,
+    /// What is trained, by name: lora, full, top2, bitfit and others; in place of `peft_type`.
+    pub method: Option<String>,
     /// PEFT's name of the method: LORA, IA3, VERA, LOHA, LOKR, ADALORA.
     pub peft_type: String,
     pub use_dora: bool,
@@ -113,6 +116,7 @@ impl Default for TrainOptions {
             rank_pattern: Map::new(),
             alpha_pattern: Map::new(),
             use_rslora: false,
+            method: None,
             peft_type: "LORA".to_owned(),
             use_dora: false,
             init_lora_weights: Value::Bool(true),
@@ -201,6 +205,7 @@ impl TrainOptions {
         if !(0.0..=1.0).contains(&self.warmup_ratio) {
             return wrong("--warmup-ratio must be from 0 to 1");
         }
+        self.method()?;
         if self.threads == Some(0) {
             return wrong("--threads must be at least 1");
         }
@@ -217,11 +222,25 @@ impl TrainOptions {
         }
     }
 
+    /// What is trained.
+    pub(crate) fn method(&self) -> Result<Method> {
+        let peft_type = self.peft_type.to_uppercase();
+        let Some(name) = &self.method else { return Ok(Method::Peft(peft_type)) };
+        let method = Method::parse(name)?;
+        if peft_type != "LORA" && peft_type != method.peft_type() {
+            let what =
+                format!("--method {name} and --peft-type {} are two methods: name one", self.peft_type);
+            return Err(Error::Usage(what));
+        }
+        Ok(method)
+    }
+
     /// The adapter's configuration on `model`, for a run of `total_steps` steps.
     ///
     /// # Errors
     /// Where there is no such method.
     pub fn lora(&self, model: &dyn Model, total_steps: u64) -> Result<LoraConfig> {
+        let method = self.method()?;
         let defaults = || Targets::Names(model.default_targets().iter().map(ToString::to_string).collect());
         // Parts of a fused layer are stored as one adapter of all their ranks; the scaling stays that of a part.
         let parts = self.enable_lora.iter().filter(|on| **on).count().max(1);
@@ -245,7 +264,7 @@ impl TrainOptions {
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
-            peft_type: self.peft_type.to_uppercase(),
+            peft_type: method.peft_type().to_owned(),
             init_lora_weights: match self.init_lora_weights.as_str() {
                 Some("true") => Value::Bool(true),
                 Some("false") => Value::Bool(false),
@@ -271,6 +290,7 @@ impl TrainOptions {
                 config.modules_to_save.get_or_insert_default().push(path.clone());
             }
         }
+        method.choose(&mut config, model)?;
         config.configure(model.sites(), total_steps)?;
         config.target_modules.get_or_insert_with(defaults);
         Ok(config)

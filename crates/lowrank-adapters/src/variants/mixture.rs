@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Tensor};
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, NormNumbers, ParamId, Params, Scope, Tensor};
 
 use super::{Place, Start, Variant};
 use crate::Error;
@@ -65,6 +65,25 @@ impl Adapter for Mixture {
         _: Option<&mut Accumulator>,
     ) {
         panic!("several adapters at once are for inference");
+    }
+
+    fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
+        if let Some(part) = self.single() {
+            return part.variant.embed(&Scope { params: &part.params, ..*scope }, ids, scale, y);
+        }
+        let base = scope.device.tensor(y.rows(), y.cols(), y.data());
+        for part in &self.parts {
+            let scope = Scope { params: &part.params, ..*scope };
+            let mut own = scope.device.tensor(y.rows(), y.cols(), base.data());
+            part.variant.embed(&scope, ids, scale, &mut own);
+            add_change(y.data_mut(), own.data(), base.data(), part.weight);
+        }
+        Vec::new()
+    }
+
+    /// The store mixes no norms.
+    fn norm<'a>(&'a self, _: &'a Params) -> NormNumbers<'a> {
+        self.single().map(|part| part.variant.norm(&part.params)).unwrap_or_default()
     }
 
     fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {

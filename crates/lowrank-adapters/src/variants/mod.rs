@@ -2,8 +2,11 @@
 //! two traits: a [`Method`] is what `adapter_config.json` asks for, a [`Variant`] is what it puts at one site.
 
 pub mod adalora;
+pub mod bitfit;
+pub mod bottleneck;
 pub mod dora;
 pub mod embedding;
+pub mod full;
 pub mod ia3;
 pub mod loha;
 pub mod lokr;
@@ -28,7 +31,7 @@ use crate::target::Target;
 use crate::{AdaptedSite, AdapterSet, Error, LoraConfig};
 
 /// All methods. Of those with one `peft_type`, the first that claims a configuration takes it.
-static METHODS: [&dyn Method; 9] = [
+static METHODS: [&dyn Method; 12] = [
     &merged_linear::Method,
     &residual::Method,
     &dora::Method,
@@ -38,6 +41,9 @@ static METHODS: [&dyn Method; 9] = [
     &loha::Method,
     &lokr::Method,
     &adalora::Method,
+    &full::Method,
+    &bitfit::Method,
+    &bottleneck::Method,
 ];
 
 /// A kind of adapter, as `adapter_config.json` names it: decides what is put at the sites.
@@ -67,6 +73,16 @@ pub trait Method: Sync {
     /// Fills fields of its own that were not said from what was, for a run of `total_steps` steps on `sites`.
     fn configure(&self, config: &mut LoraConfig, sites: &[Site], total_steps: u64) {
         let _ = (config, sites, total_steps);
+    }
+
+    /// Whether it has something to train at a site that its configuration names.
+    fn adapts(&self, site: &Site) -> bool {
+        site.kind != SiteKind::Norm
+    }
+
+    /// Whether modules that are saved whole are enough, so that no target is needed.
+    fn may_have_no_target(&self) -> bool {
+        false
     }
 
     /// Checks its own fields.
@@ -111,6 +127,12 @@ pub trait Method: Sync {
     /// `(in_features, out_features)` of a site, from the shapes of its tensors by ending (of tensors that all sites
     /// share, by their name in the file); 0 where they do not say.
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)>;
+
+    /// What kind of layer that site is, and whether it has a bias, as far as the tensors of the file go.
+    fn kind(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> (SiteKind, bool) {
+        let embedding = shape(embedding::SUFFIXES[0]).is_some();
+        (if embedding { SiteKind::Embedding } else { SiteKind::Linear }, false)
+    }
 }
 
 /// The adapter at one site: [`Adapter`] computes it, the rest is about its numbers.
@@ -147,6 +169,15 @@ pub trait Variant: Adapter {
     fn delta_norm(&self, params: &Params) -> Option<f64> {
         let _ = params;
         None
+    }
+
+    /// Whether it can be merged into the weight of `site` at all.
+    ///
+    /// # Errors
+    /// Says why not.
+    fn check_merge(&self, site: &Site) -> Result<(), Error> {
+        let _ = site;
+        Ok(())
     }
 
     /// Turns rows `at.rows` of the base's weight as it is stored, `w`, into those of the merged weight; always

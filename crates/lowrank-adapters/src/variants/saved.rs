@@ -1,26 +1,29 @@
-//! A layer that is trained whole, as `modules_to_save` asks: `y = x W^T + b` with a `W` and `b` of its own, which
-//! start as the base's.
+//! A layer that is trained whole, as `modules_to_save` and full fine-tuning ask: with numbers of its own, which start
+//! as the base's. A linear layer is `y = x W^T + b`, an embedding `y_i = E[id_i]`, a norm has its weight and bias.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use lowrank_engine::{
-    Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
+    Accumulator, Adapter, Grads, Linear, NormNumbers, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
 };
 
-use super::{Place, Start, Variant, linear_only};
+use super::{Place, Start, Variant};
 use crate::{Error, LoraConfig};
 
 /// PEFT adds these to `modules_to_save` wherever the task is classification, whether they exist or not.
 pub const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
 
-/// A trained copy of a linear layer.
+/// A trained copy of a layer.
 #[derive(Clone, Debug)]
 pub struct Saved {
-    /// `W: [O,K]`, or `[K,O]` where stored transposed.
+    /// `W: [O,K]`, or `[K,O]` where stored transposed; `E: [V,D]` of an embedding, `[D]` of a norm.
     pub weight: ParamId,
-    /// `b: [O]`, where the layer has one.
+    /// `b`, where the layer has one.
     pub bias: Option<ParamId>,
     transposed: bool,
+    /// Whether the weight is another site's parameter: that of the embedding a head is tied to.
+    shares: bool,
 }
 
 impl LoraConfig {
@@ -35,7 +38,7 @@ impl LoraConfig {
         for name in self.modules_to_save.iter().flatten().filter(|name| !CLASSIFIERS.contains(&name.as_str()))
         {
             if !sites.iter().any(|site| saves(name, &site.path)) {
-                let what = format!("modules_to_save: no linear layer's path ends with {name:?}");
+                let what = format!("modules_to_save: no layer's path ends with {name:?}");
                 return Err(Error::Config(what));
             }
         }
@@ -50,17 +53,26 @@ fn saves(name: &str, path: &str) -> bool {
 
 impl Saved {
     /// The layer at `site`, its parameters added to `params`.
-    ///
-    /// # Errors
-    /// Where the site is no linear layer.
-    pub fn plan(site: &Site, params: &mut Params) -> Result<Self, Error> {
-        linear_only(site)?;
+    pub fn plan(site: &Site, params: &mut Params) -> Arc<Self> {
         let (k, o) = (site.in_features, site.out_features);
-        let transposed = site.kind == SiteKind::TransposedLinear;
-        let (rows, cols) = if transposed { (k, o) } else { (o, k) };
-        let weight = params.push(format!("{}.weight", site.path), rows, cols, Vec::new());
-        let bias = site.bias.then(|| params.push_vector(format!("{}.bias", site.path), o, Vec::new()));
-        Ok(Self { weight, bias, transposed })
+        let name = format!("{}.weight", site.path);
+        let weight = match site.kind {
+            SiteKind::Norm => params.push_vector(name, o, Vec::new()),
+            SiteKind::TransposedLinear | SiteKind::Embedding => params.push(name, k, o, Vec::new()),
+            _ => params.push(name, o, k, Vec::new()),
+        };
+        Self::with(site, weight, false, params)
+    }
+
+    /// The head at `site`, whose weight is the one of `table`, an embedding: both train one parameter.
+    pub fn tied(site: &Site, table: &Self, params: &mut Params) -> Arc<Self> {
+        Self::with(site, table.weight, true, params)
+    }
+
+    fn with(site: &Site, weight: ParamId, shares: bool, params: &mut Params) -> Arc<Self> {
+        let name = || format!("{}.bias", site.path);
+        let bias = site.bias.then(|| params.push_vector(name(), site.out_features, Vec::new()));
+        Arc::new(Self { weight, bias, transposed: site.kind == SiteKind::TransposedLinear, shares })
     }
 }
 
@@ -102,19 +114,66 @@ impl Adapter for Saved {
             scope.gemm(1.0, dy.mat(), if self.transposed { w.t() } else { w }, beta, dx.tensor.mat_mut());
         }
     }
+
+    fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
+        let (table, d) = (&scope.params.get(self.weight).value, y.cols());
+        scope.device.run(0, || {
+            for (row, id) in y.data_mut().chunks_exact_mut(d).zip(ids) {
+                row.copy_from_slice(&table[*id as usize * d..][..d]);
+                if scale != 1.0 {
+                    kernels::scale(row, scale);
+                }
+            }
+        });
+        Vec::new()
+    }
+
+    /// `dE[id_i] += scale dy_i`.
+    fn embed_backward(
+        &self,
+        scope: &Scope<'_>,
+        grads: &mut Grads,
+        ids: &[u32],
+        scale: f32,
+        dy: &Tensor,
+        _: Vec<Tensor>,
+    ) {
+        let d = dy.cols();
+        scope.device.run(0, || {
+            let table = grads.get_mut(self.weight);
+            for (row, id) in dy.data().chunks_exact(d).zip(ids) {
+                let to = &mut table[*id as usize * d..][..d];
+                to.iter_mut().zip(row).for_each(|(to, dy)| *to += scale * dy);
+            }
+        });
+    }
+
+    fn norm<'a>(&'a self, params: &'a Params) -> NormNumbers<'a> {
+        let numbers = |id: ParamId| &params.get(id).value[..];
+        NormNumbers { weight: Some(numbers(self.weight)), bias: self.bias.map(numbers) }
+    }
+
+    fn norm_params(&self) -> [Option<ParamId>; 2] {
+        [Some(self.weight), self.bias]
+    }
 }
 
 impl Variant for Saved {
     fn params(&self) -> Vec<ParamId> {
-        [Some(self.weight), self.bias].into_iter().flatten().collect()
+        let own = (!self.shares).then_some(self.weight);
+        own.into_iter().chain(self.bias).collect()
     }
 
     fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
         let path = &start.site.path;
-        let weight = params.get_mut(self.weight);
-        let mut value = vec![0.0; weight.rows * weight.cols];
-        start.base.read_rows(path, 0..weight.rows, &mut value)?;
-        weight.value = value;
+        if !self.shares {
+            let weight = params.get_mut(self.weight);
+            let mut value = vec![0.0; weight.rows * weight.cols];
+            // The rows of a vector are its numbers.
+            let rows = if start.site.kind == SiteKind::Norm { weight.cols } else { weight.rows };
+            start.base.read_rows(path, 0..rows, &mut value)?;
+            weight.value = value;
+        }
         if let Some(bias) = self.bias {
             let bias = params.get_mut(bias);
             let mut value = vec![0.0; bias.cols];
@@ -126,7 +185,8 @@ impl Variant for Saved {
 
     fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
         let weight = params.get(self.weight);
-        w.copy_from_slice(&weight.value[at.rows.start * weight.cols..at.rows.end * weight.cols]);
+        let cols = if at.site.kind == SiteKind::Norm { 1 } else { weight.cols };
+        w.copy_from_slice(&weight.value[at.rows.start * cols..at.rows.end * cols]);
         Ok(())
     }
 

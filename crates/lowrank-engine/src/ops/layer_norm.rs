@@ -5,12 +5,16 @@ use std::rc::Rc;
 
 use lowrank_kernels as kernels;
 
+use crate::adapter::{Accumulator, NormNumbers, SiteId};
+use crate::params::ParamId;
 use crate::scope::Scope;
 use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
 use crate::tensor::Tensor;
 
 /// A frozen layer norm (Ba et al. 2016).
 pub struct LayerNorm {
+    /// Where a weight and a bias of another's may take the place of these.
+    pub site: SiteId,
     /// `w: [D]`.
     pub weight: Vec<f32>,
     /// `b: [D]`.
@@ -19,7 +23,15 @@ pub struct LayerNorm {
     pub eps: f32,
 }
 
-impl LayerNorm {
+/// A layer norm with the numbers it is computed with.
+#[derive(Clone, Copy)]
+struct Numbers<'m> {
+    weight: &'m [f32],
+    bias: Option<&'m [f32]>,
+    eps: f32,
+}
+
+impl Numbers<'_> {
     /// `y`, and mean and `1 / sqrt(var + eps)` of each row where `stats` has room for them.
     fn run(&self, y: &mut Tensor, stats: Option<(&mut Tensor, &mut Tensor)>, x: &Tensor) {
         let (mean, rstd) = match stats {
@@ -27,17 +39,7 @@ impl LayerNorm {
             None => Default::default(),
         };
         let (n, d) = (x.rows(), x.cols());
-        kernels::layer_norm(
-            y.data_mut(),
-            mean,
-            rstd,
-            x.data(),
-            &self.weight,
-            self.bias.as_deref(),
-            self.eps,
-            n,
-            d,
-        );
+        kernels::layer_norm(y.data_mut(), mean, rstd, x.data(), self.weight, self.bias, self.eps, n, d);
     }
 }
 
@@ -47,7 +49,16 @@ impl<'m> Tape<'m> {
         let (n, d) = (x.tensor.rows(), x.tensor.cols());
         assert_eq!(d, norm.weight.len(), "width of a layer norm");
         let device = self.scope.device;
-        let out = self.id(x.id.is_some());
+        let trained = self.adapters.get(norm.site);
+        let params = self.scope.params;
+        let NormNumbers { weight, bias } = trained.map(|t| t.norm(params)).unwrap_or_default();
+        let trained = trained.map_or([None; 2], |t| t.norm_params());
+        let norm = Numbers {
+            weight: weight.unwrap_or(&norm.weight),
+            bias: bias.or(norm.bias.as_deref()),
+            eps: norm.eps,
+        };
+        let out = self.id(x.id.is_some() || trained != [None; 2]);
         let mut y = device.alloc(n, d);
         // Adapters above may want the output again even where its input needs no gradient.
         if !self.keeps(Some(0)) {
@@ -57,8 +68,8 @@ impl<'m> Tape<'m> {
         let (mut mean, mut rstd) = (device.alloc(n, 1), device.alloc(n, 1));
         device.run(0, || norm.run(&mut y, Some((&mut mean, &mut rstd)), &x.tensor));
         let recipe = Rc::new(NormRecipe { norm, x: x.tensor.clone(), mean, rstd, again: RefCell::new(None) });
-        if let (Some(x), Some(out)) = (x.id, out) {
-            self.push(NormNode { recipe: recipe.clone(), x, out });
+        if let Some(out) = out {
+            self.push(NormNode { recipe: recipe.clone(), trained, x: x.id, out });
         }
         Var { tensor: y, id: out, recipe: Some(recipe) }
     }
@@ -66,7 +77,7 @@ impl<'m> Tape<'m> {
 
 /// The output of a norm from its input.
 struct NormRecipe<'m> {
-    norm: &'m LayerNorm,
+    norm: Numbers<'m>,
     x: Tensor,
     mean: Tensor,
     rstd: Tensor,
@@ -86,7 +97,8 @@ impl Recipe for NormRecipe<'_> {
 
 struct NormNode<'m> {
     recipe: Rc<NormRecipe<'m>>,
-    x: VarId,
+    trained: [Option<ParamId>; 2],
+    x: Option<VarId>,
     out: VarId,
 }
 
@@ -96,23 +108,29 @@ impl<'m> Node<'m> for NormNode<'m> {
         // All that read the output have run backward.
         again.take();
         let Some(dy) = back.take(self.out) else { return };
-        let mut dx = back.open(self.x, x.rows(), x.cols());
+        let mut dx = match self.x {
+            Some(id) => back.open(id, x.rows(), x.cols()),
+            None => Accumulator::fresh(back.scope.alloc(x.rows(), x.cols())),
+        };
         let accumulate = dx.beta() != 0.0;
+        let [dweight, dbias] = back.grads.pair_mut(self.trained);
         back.scope.device.run(0, || {
             kernels::layer_norm_backward(
                 dx.tensor.data_mut(),
                 dy.data(),
                 x.data(),
-                &norm.weight,
+                norm.weight,
                 mean.data(),
                 rstd.data(),
                 x.rows(),
                 x.cols(),
                 accumulate,
-                None,
-                None,
+                dweight,
+                dbias,
             );
         });
-        back.put(self.x, dx);
+        if let Some(id) = self.x {
+            back.put(id, dx);
+        }
     }
 }

@@ -5,12 +5,16 @@ use std::rc::Rc;
 
 use lowrank_kernels as kernels;
 
+use crate::adapter::{Accumulator, SiteId};
+use crate::params::ParamId;
 use crate::scope::Scope;
 use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
 use crate::tensor::Tensor;
 
 /// A frozen RMS norm (Zhang & Sennrich 2019).
 pub struct RmsNorm {
+    /// Where a weight of another's may take the place of `weight`.
+    pub site: SiteId,
     /// `w: [D]`.
     pub weight: Vec<f32>,
     /// Added to the mean square.
@@ -26,7 +30,11 @@ impl<'m> Tape<'m> {
         let d = norm.weight.len();
         let (rows, cols) = (x.tensor.rows(), x.tensor.cols());
         let n = rows * cols / d;
-        let out = self.id(x.id.is_some());
+        let trained = self.adapters.get(norm.site);
+        let params = self.scope.params;
+        let weight = trained.and_then(|t| t.norm(params).weight).unwrap_or(&norm.weight);
+        let trained = trained.map_or([None; 2], |t| t.norm_params());
+        let out = self.id(x.id.is_some() || trained != [None; 2]);
         let keeps = self.keeps(out) || self.keeps_inputs();
         let device = self.scope.device;
         let mut y = device.alloc(rows, cols);
@@ -36,7 +44,7 @@ impl<'m> Tape<'m> {
                 y.data_mut(),
                 rstd.data_mut(),
                 x.tensor.data(),
-                &norm.weight,
+                weight,
                 norm.eps,
                 n,
                 d,
@@ -46,9 +54,10 @@ impl<'m> Tape<'m> {
         if !keeps {
             return Var { tensor: y, id: out, recipe: None };
         }
-        let recipe = Rc::new(NormRecipe { norm, x: x.tensor.clone(), rstd, again: RefCell::new(None) });
-        if let (Some(x), Some(out)) = (x.id, out) {
-            self.push(NormNode { recipe: recipe.clone(), x, out });
+        let recipe =
+            Rc::new(NormRecipe { norm, weight, x: x.tensor.clone(), rstd, again: RefCell::new(None) });
+        if let Some(out) = out {
+            self.push(NormNode { recipe: recipe.clone(), trained, x: x.id, out });
         }
         Var { tensor: y, id: out, recipe: Some(recipe) }
     }
@@ -62,6 +71,7 @@ impl<'m> Tape<'m> {
 /// The output of a norm from its input.
 struct NormRecipe<'m> {
     norm: &'m RmsNorm,
+    weight: &'m [f32],
     x: Tensor,
     rstd: Tensor,
     again: RefCell<Option<Tensor>>,
@@ -77,7 +87,7 @@ impl Recipe for NormRecipe<'_> {
                     y.data_mut(),
                     &mut [],
                     self.x.data(),
-                    &self.norm.weight,
+                    self.weight,
                     self.norm.eps,
                     n,
                     d,
@@ -92,32 +102,39 @@ impl Recipe for NormRecipe<'_> {
 
 struct NormNode<'m> {
     recipe: Rc<NormRecipe<'m>>,
-    x: VarId,
+    trained: [Option<ParamId>; 2],
+    x: Option<VarId>,
     out: VarId,
 }
 
 impl<'m> Node<'m> for NormNode<'m> {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
-        let NormRecipe { norm, x, rstd, again } = &*self.recipe;
+        let NormRecipe { norm, weight, x, rstd, again } = &*self.recipe;
         // All that read the output have run backward.
         again.take();
         let Some(dy) = back.take(self.out) else { return };
-        let mut dx = back.open(self.x, x.rows(), x.cols());
+        let mut dx = match self.x {
+            Some(id) => back.open(id, x.rows(), x.cols()),
+            None => Accumulator::fresh(back.scope.alloc(x.rows(), x.cols())),
+        };
         let accumulate = dx.beta() != 0.0;
+        let [dweight, _] = back.grads.pair_mut(self.trained);
         back.scope.device.run(0, || {
             kernels::rms_norm_backward(
                 dx.tensor.data_mut(),
                 dy.data(),
                 x.data(),
-                &norm.weight,
+                weight,
                 rstd.data(),
                 rstd.rows(),
                 norm.weight.len(),
                 norm.offset,
                 accumulate,
-                None,
+                dweight,
             );
         });
-        back.put(self.x, dx);
+        if let Some(id) = self.x {
+            back.put(id, dx);
+        }
     }
 }

@@ -111,13 +111,16 @@ fn masked(
     let (d, vocab) = (model.width(), model.vocab());
     let dense = loader.linear(layout.dense, d, d, true)?;
     let norm = loader.layer_norm(layout.norm.0, d, layout.norm.1)?;
-    let weight = match loader.has(layout.decoder) {
-        true => loader.matrix(layout.decoder, vocab, d)?,
-        false => loader.matrix(layout.table, vocab, d)?,
+    let (weight, kind) = match loader.has(layout.decoder) {
+        true => (loader.matrix(layout.decoder, vocab, d)?, SiteKind::Head),
+        false => {
+            let kind = loader.site_at(layout.table).map_or(SiteKind::Head, SiteKind::TiedHead);
+            (loader.matrix(layout.table, vocab, d)?, kind)
+        }
     };
     let own = format!("{}.bias", layout.decoder);
     let bias = Some(loader.vector(if tensors.contains(&own) { &own } else { layout.bias }, vocab)?);
-    let site = loader.site(layout.decoder, SiteKind::Head, d, vocab, true);
+    let site = loader.site(layout.decoder, kind, d, vocab, true);
     let linear = Linear { site, weight, bias, transposed: false };
     let decoder = LmHead { linear, softcap: None };
     Ok(Some(MaskedHead { dense, activation: layout.activation, norm, decoder }))

@@ -11,11 +11,17 @@ pub(super) fn section(study: &Study<'_>) -> Result<Section> {
     let metric = &study.spec.metric;
     let base = study.base.tensors.names().filter_map(|name| study.base.tensors.shape(name));
     let base: u64 = base.map(|shape| shape.iter().product::<usize>() as u64).sum();
+    let untrained = study.with(&Role::Base).next().map(|_| {
+        let mut row = vec![Cell::text("base model (not trained)"), Cell::count(0)];
+        row.resize(7, Cell::none());
+        row.push(study.metric(&Role::Base));
+        row
+    });
     let rows = study.spec.method.iter().enumerate().map(|(i, method)| {
         let role = Role::Method(i);
         let results: Vec<_> = study.with(&role).map(|(_, r)| r).collect();
         let Some(first) = results.first() else {
-            let mut row = vec![Cell::text(&method.name)];
+            let mut row = vec![Cell::text(&method.name), Cell::text(study.state(&role))];
             row.resize(8, Cell::none());
             return row;
         };
@@ -40,7 +46,7 @@ pub(super) fn section(study: &Study<'_>) -> Result<Section> {
         id: "methods".into(),
         title: "Methods. The metric is a mean over seeds with its 95 % confidence interval.".into(),
         columns: columns.map(Into::into).to_vec(),
-        rows: rows.collect(),
+        rows: untrained.into_iter().chain(rows).collect(),
     };
     let text = vec![format!(
         "The base has {} parameters. Hu et al. (2021, tables 2 to 4) compare the same columns: LoRA trains a thousandth \

@@ -75,6 +75,12 @@ impl Study<'_> {
         found.into_iter()
     }
 
+    /// Why a role has no result.
+    pub fn state(&self, role: &Role) -> &'static str {
+        let failed = self.done.iter().any(|(run, r)| run.roles.contains(role) && r.error.is_some());
+        if failed { "failed" } else { "not done" }
+    }
+
     /// The metric of a role over its seeds.
     pub fn metric(&self, role: &Role) -> Cell {
         let name = &self.spec.metric;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lowrank::{Error, Result, Session};
+use lowrank::{Error, Result, Session, TrainOptions};
 use lowrank_study::{Outcome, Spec};
 
 /// What to compare.
@@ -26,7 +26,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let text =
         fs::read_to_string(&args.spec).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
     let spec = Spec::parse(&text).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
-    let session = Session::open(spec.model())?;
+    // With the head and the labels that its runs have.
+    let session = Session::for_run(&TrainOptions::from_table(spec.train.clone())?)?;
     let runs = lowrank_study::plan(&spec, session.sites())?;
     let mut outcome = Outcome::Complete;
     if !args.report_only {

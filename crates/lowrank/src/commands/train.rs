@@ -44,6 +44,11 @@ pub struct Flags {
     #[serde(flatten)]
     base: super::base::Flags,
 
+    /// What is trained: lora, ia3, vera, loha, lokr, adalora, full, top2 (the last two blocks; or another number),
+    /// bitfit (biases), linear-probe (the head), or adapter layers: adapter-h (Houlsby), adapter-p (Pfeiffer), adapter-l
+    /// (Lin), adapter-d (AdapterDrop, `--peft-option drop_layers=5`) [default: lora]
+    #[arg(long, value_name = "NAME", help_heading = "Adapter")]
+    method: Option<String>,
     /// Rank [default: 8]
     #[arg(long, help_heading = "Adapter")]
     r: Option<usize>,
@@ -60,7 +65,7 @@ pub struct Flags {
     #[arg(long, help_heading = "Adapter")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     use_rslora: bool,
-    /// Method: lora, ia3, vera, loha, lokr or adalora [default: lora]
+    /// The same in PEFT's words: LORA, IA3, VERA, LOHA, LOKR or ADALORA [default: LORA]
     #[arg(long, help_heading = "Adapter")]
     peft_type: Option<String>,
     /// Magnitude and direction apart (DoRA)

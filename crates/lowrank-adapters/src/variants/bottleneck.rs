@@ -1,0 +1,338 @@
+//! Adapter layers: a bottleneck behind a sublayer, `y = t + W_u act(W_d t + b_d) + b_u` with `t` what the sublayer gives
+//! before it is added to the residual (section 5.1 of the LoRA paper), `W_d: [R,D]`, `W_u: [D,R]`.
+//!
+//! - `houlsby` (Houlsby et al. 2019): behind the attention and behind the MLP of every block.
+//! - `pfeiffer` (Pfeiffer et al. 2021): behind the MLP only; with `drop_layers` not in the lowest blocks (AdapterDrop,
+//!   Rücklé et al. 2020).
+//! - `lin` (Lin et al. 2020): behind the MLP, reading `t` through a layer norm of its own.
+//!
+//! PEFT has none of these, so `peft_type` BOTTLENECK and its names are ours; `r` is the bottleneck. An adapter layer can
+//! not be merged: it is in the way of every forward pass, which is what the paper holds against it.
+
+use std::sync::Arc;
+
+use lowrank_engine::{
+    Accumulator, Activation, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
+};
+use serde::Deserialize;
+
+use super::{Place, Start, Variant};
+use crate::target::{Target, layer_count, matching};
+use crate::{Error, LoraConfig, OneOrMany, Targets};
+
+/// A bottleneck behind one linear layer.
+#[derive(Clone, Debug)]
+pub struct Bottleneck {
+    /// `W_d: [R,D]` and `b_d: [R]`.
+    pub down: [ParamId; 2],
+    /// `W_u: [D,R]` and `b_u: [D]`.
+    pub up: [ParamId; 2],
+    /// Weight and bias of its layer norm, `[D]`, where it has one.
+    pub norm: Option<[ParamId; 2]>,
+    r: usize,
+    activation: Activation,
+}
+
+/// Of the layer norm: PyTorch's own.
+const EPS: f32 = 1e-5;
+/// Deviation of `W_d` and `W_u` at the start, so that the layer is nearly the identity (Houlsby et al. 2019).
+const DEVIATION: f32 = 1e-2;
+
+/// Row `i` of `y` gets `bias` added.
+fn add_bias(scope: &Scope<'_>, y: &mut Tensor, bias: ParamId) {
+    let (n, d) = (y.rows(), y.cols());
+    let bias = &scope.params.get(bias).value;
+    scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, d));
+}
+
+fn bias_gradient(scope: &Scope<'_>, grads: &mut Grads, bias: ParamId, dy: &Tensor) {
+    scope.device.run(0, || kernels::bias_backward(grads.get_mut(bias), dy.data(), dy.rows(), dy.cols()));
+}
+
+impl Bottleneck {
+    /// What the bottleneck reads of `t`, with the mean and `1 / deviation` of each row where it is normed.
+    fn read(&self, scope: &Scope<'_>, t: &Tensor) -> (Tensor, Option<[Tensor; 2]>) {
+        let Some(norm) = self.norm else { return (t.clone(), None) };
+        let (n, d) = (t.rows(), t.cols());
+        let (mut x, mut mean, mut rstd) = (scope.alloc(n, d), scope.alloc(n, 1), scope.alloc(n, 1));
+        let [weight, bias] = norm.map(|id| &scope.params.get(id).value[..]);
+        scope.device.run(0, || {
+            let (mean, rstd) = (mean.data_mut(), rstd.data_mut());
+            kernels::layer_norm(x.data_mut(), mean, rstd, t.data(), weight, Some(bias), EPS, n, d);
+        });
+        (x, Some([mean, rstd]))
+    }
+
+    fn activated(&self, scope: &Scope<'_>, u: &Tensor) -> Tensor {
+        let mut a = scope.alloc(u.rows(), u.cols());
+        scope.device.run(0, || kernels::activate(a.data_mut(), u.data(), self.activation));
+        a
+    }
+}
+
+impl Adapter for Bottleneck {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
+        let (n, d) = (y.rows(), y.cols());
+        let mut t = scope.alloc(n, d);
+        base.forward(scope, x, &mut t, 0.0);
+        let (read, _) = self.read(scope, &t);
+        let mut u = scope.alloc(n, self.r);
+        scope.gemm(1.0, read.mat(), scope.param(self.down[0]).t(), 0.0, u.mat_mut());
+        add_bias(scope, &mut u, self.down[1]);
+        let a = self.activated(scope, &u);
+        scope.gemm(1.0, a.mat(), scope.param(self.up[0]).t(), beta, y.mat_mut());
+        add_bias(scope, y, self.up[1]);
+        scope.device.run(0, || kernels::add(y.data_mut(), t.data()));
+        vec![t, u]
+    }
+
+    /// `dW_u += dy^T a`, `db_u += sum of dy`, `du = dy W_u * act'(u)`, `dW_d += du^T x`, `db_d += sum of du`, and
+    /// `dt = dy + du W_d` (through the norm), from which the base goes on.
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        grads: &mut Grads,
+        _: &Tensor,
+        dy: &Tensor,
+        saved: Vec<Tensor>,
+        dx: Option<&mut Accumulator>,
+    ) {
+        let (t, u) = (&saved[0], &saved[1]);
+        let (n, d) = (t.rows(), t.cols());
+        let a = self.activated(scope, u);
+        scope.gemm(1.0, dy.mat().t(), a.mat(), 1.0, grads.mat_mut(self.up[0]));
+        bias_gradient(scope, grads, self.up[1], dy);
+        let mut da = a;
+        scope.gemm(1.0, dy.mat(), scope.param(self.up[0]), 0.0, da.mat_mut());
+        let mut du = scope.alloc(n, self.r);
+        scope.device.run(0, || {
+            kernels::activate_backward(du.data_mut(), u.data(), da.data(), self.activation, false);
+        });
+        let (read, stats) = self.read(scope, t);
+        scope.gemm(1.0, du.mat().t(), read.mat(), 1.0, grads.mat_mut(self.down[0]));
+        bias_gradient(scope, grads, self.down[1], &du);
+        // Below it there may be nothing to train, but its norm is.
+        if dx.is_none() && self.norm.is_none() {
+            return;
+        }
+        let mut dt = scope.alloc(n, d);
+        scope.device.run(0, || kernels::copy(dt.data_mut(), dy.data()));
+        match (self.norm, stats) {
+            (Some(norm), Some([mean, rstd])) => {
+                let mut dread = scope.alloc(n, d);
+                scope.gemm(1.0, du.mat(), scope.param(self.down[0]), 0.0, dread.mat_mut());
+                let weight = &scope.params.get(norm[0]).value;
+                let [dweight, dbias] = grads.pair_mut(norm.map(Some));
+                scope.device.run(0, || {
+                    kernels::layer_norm_backward(
+                        dt.data_mut(),
+                        dread.data(),
+                        t.data(),
+                        weight,
+                        mean.data(),
+                        rstd.data(),
+                        n,
+                        d,
+                        true,
+                        dweight,
+                        dbias,
+                    );
+                });
+            }
+            _ => scope.gemm(1.0, du.mat(), scope.param(self.down[0]), 1.0, dt.mat_mut()),
+        }
+        if let Some(dx) = dx {
+            base.backward(scope, &dt, dx);
+        }
+    }
+}
+
+impl Variant for Bottleneck {
+    fn rank(&self) -> Option<usize> {
+        Some(self.r)
+    }
+
+    fn params(&self) -> Vec<ParamId> {
+        self.down.into_iter().chain(self.up).chain(self.norm.into_iter().flatten()).collect()
+    }
+
+    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        for id in self.params() {
+            let param = params.get_mut(id);
+            param.value = vec![0.0; param.rows * param.cols];
+        }
+        for (stream, id) in [(0, self.down[0]), (1, self.up[0])] {
+            let value = &mut params.get_mut(id).value;
+            kernels::normal(value, 0.0, DEVIATION, start.seed, start.stream + stream);
+        }
+        if let Some([weight, _]) = self.norm {
+            params.get_mut(weight).value.fill(1.0);
+        }
+        Ok(())
+    }
+
+    fn check_merge(&self, site: &Site) -> Result<(), Error> {
+        let path = &site.path;
+        Err(Error::Config(format!("{path}: an adapter layer cannot be merged into the weight before it")))
+    }
+
+    fn merge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
+        self.check_merge(at.site)
+    }
+
+    fn unmerge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
+        self.check_merge(at.site)
+    }
+}
+
+#[derive(Deserialize)]
+struct Words {
+    #[serde(default)]
+    form: Form,
+    non_linearity: Option<String>,
+    #[serde(default)]
+    drop_layers: usize,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Form {
+    #[default]
+    Houlsby,
+    Pfeiffer,
+    Lin,
+}
+
+impl Words {
+    fn activation(&self) -> Result<Activation, Error> {
+        // adapter-hub's defaults.
+        let name = match (&self.non_linearity, self.form) {
+            (Some(name), _) => name,
+            (None, Form::Houlsby) => "swish",
+            (None, _) => "relu",
+        };
+        Ok(match name {
+            "swish" | "silu" => Activation::Silu,
+            "relu" => Activation::Relu,
+            "gelu" => Activation::Gelu,
+            "tanh" => Activation::Tanh,
+            other => {
+                let what = format!("non_linearity is {other:?}; it may be swish, relu, gelu or tanh");
+                return Err(Error::Config(what));
+            }
+        })
+    }
+}
+
+/// The last layer of the attention and of the MLP, by what a model has.
+const SUBLAYERS: [(&str, &str); 4] = [
+    (r".*\.o_proj", r".*\.down_proj"),
+    (r".*\.attn\.c_proj", r".*\.mlp\.c_proj"),
+    (r".*\.attention\.output\.dense", r".*\.\d+\.output\.dense"),
+    (r".*\.attention\.out_lin", r".*\.ffn\.lin2"),
+];
+
+/// `peft_type` BOTTLENECK.
+pub struct Method;
+
+impl super::Method for Method {
+    fn peft_type(&self) -> &'static str {
+        "BOTTLENECK"
+    }
+
+    fn foreign_fields(&self) -> &'static [&'static str] {
+        &["lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"]
+    }
+
+    /// The layers behind which its form puts adapter layers, and only the blocks that are not dropped.
+    fn configure(&self, config: &mut LoraConfig, sites: &[Site], _: u64) {
+        let Ok(words) = config.words::<Words>() else { return };
+        let has = |pattern: &str| {
+            let wanted = Targets::Pattern(pattern.to_owned());
+            matching(&wanted, sites).is_ok_and(|found| found.contains(&true))
+        };
+        if config.target_modules.is_none() {
+            let known = SUBLAYERS.into_iter().find(|(attention, mlp)| has(attention) && has(mlp));
+            config.target_modules = known.map(|(attention, mlp)| {
+                Targets::Pattern(match words.form {
+                    Form::Houlsby => format!("{attention}|{mlp}"),
+                    _ => mlp.to_owned(),
+                })
+            });
+        }
+        if words.drop_layers > 0 && config.layers_to_transform.is_none() {
+            let kept = words.drop_layers..layer_count(sites);
+            config.layers_to_transform = Some(OneOrMany::Many(kept.collect()));
+        }
+    }
+
+    fn adapts(&self, site: &Site) -> bool {
+        matches!(site.kind, SiteKind::Linear | SiteKind::TransposedLinear)
+    }
+
+    fn check(&self, config: &LoraConfig) -> Result<(), Error> {
+        if config.r == 0 {
+            return Err(Error::Config("r must be at least 1".into()));
+        }
+        config.words::<Words>()?.activation()?;
+        if matches!(&config.layers_to_transform, Some(OneOrMany::Many(layers)) if layers.is_empty()) {
+            return Err(Error::Config("drop_layers leaves no block with an adapter layer".into()));
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &self,
+        config: &LoraConfig,
+        targets: &[Target],
+        sites: &[Site],
+        params: &mut Params,
+    ) -> Result<Vec<Arc<dyn Variant>>, Error> {
+        let words: Words = config.words()?;
+        let activation = words.activation()?;
+        let plan = |target: &Target| {
+            let (site, r) = (&sites[target.site], target.r);
+            let d = site.out_features;
+            let name = |part: &str| format!("{}.adapter_{part}", site.path);
+            let down = [
+                params.push(name("down.weight"), r, d, Vec::new()),
+                params.push_vector(name("down.bias"), r, Vec::new()),
+            ];
+            let up = [
+                params.push(name("up.weight"), d, r, Vec::new()),
+                params.push_vector(name("up.bias"), d, Vec::new()),
+            ];
+            let parts = ["norm.weight", "norm.bias"];
+            let norm = (words.form == Form::Lin)
+                .then(|| parts.map(|part| params.push_vector(name(part), d, Vec::new())));
+            Arc::new(Bottleneck { down, up, norm, r, activation }) as Arc<dyn Variant>
+        };
+        Ok(targets.iter().map(plan).collect())
+    }
+
+    fn suffixes(&self) -> &'static [&'static str] {
+        &[
+            "adapter_down.weight",
+            "adapter_down.bias",
+            "adapter_up.weight",
+            "adapter_up.bias",
+            "adapter_norm.weight",
+            "adapter_norm.bias",
+        ]
+    }
+
+    fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
+        match (&shape("adapter_down.weight")?[..], &shape("adapter_up.weight")?[..]) {
+            ([_, d], [o, _]) if d == o => Some((0, *o)),
+            _ => None,
+        }
+    }
+}
