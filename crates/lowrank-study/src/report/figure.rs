@@ -63,7 +63,7 @@ const PAPER: RGBColor = RGBColor(255, 255, 255);
 const INK: RGBColor = RGBColor(29, 35, 48);
 const RULE: RGBColor = RGBColor(221, 225, 232);
 /// Told apart by readers who do not see red and green as different, and by lightness.
-const SERIES: [RGBColor; 8] = [
+const SERIES: [RGBColor; 10] = [
     RGBColor(33, 85, 205),
     RGBColor(209, 73, 91),
     RGBColor(26, 147, 111),
@@ -72,6 +72,8 @@ const SERIES: [RGBColor; 8] = [
     RGBColor(18, 131, 158),
     RGBColor(138, 109, 91),
     RGBColor(93, 102, 119),
+    RGBColor(176, 60, 156),
+    RGBColor(88, 122, 40),
 ];
 
 impl Figure {
