@@ -312,10 +312,15 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     fn add(&mut self, name: &str, options: &Table, seed: u64, role: Role) {
-        let mut all = Table::new();
-        for (key, value) in self.spec.train.iter().chain(options) {
-            all.insert(key.replace('-', "_"), value.clone());
+        let named = |table: &Table| -> Table {
+            table.iter().map(|(key, value)| (key.replace('-', "_"), value.clone())).collect()
+        };
+        let (mut all, own) = (named(&self.spec.train), named(options));
+        // What all share is for LoRA; full fine-tuning and others choose their modules themselves.
+        if own.get("method").is_some_and(|method| method.as_str() != Some("lora")) {
+            all.remove("target_modules");
         }
+        all.extend(own);
         all.insert("seed".into(), Value::Integer(seed as i64));
         let run = Run::new(name, all);
         match self.by_id.get_mut(&run.id) {
@@ -380,6 +385,15 @@ mod tests {
         let method = &runs[1];
         assert!(method.roles.contains(&Role::Method(0)) && method.roles.contains(&Role::Rank(0, 4)));
         assert!(method.roles.contains(&Role::Adapter(4, 1)));
+    }
+
+    #[test]
+    fn methods_of_another_kind_choose_their_modules() {
+        let text = TEXT.replace("[matrices]", "[[method]]\nname = \"full\"\nmethod = \"full\"\n[matrices]");
+        let runs = plan(&Spec::parse(&text).unwrap(), &sites()).unwrap();
+        let targets =
+            |role| runs.iter().find(|r| r.roles.contains(&role)).unwrap().options.get("target_modules");
+        assert!(targets(Role::Method(0)).is_some() && targets(Role::Method(1)).is_none());
     }
 
     #[test]

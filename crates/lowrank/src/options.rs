@@ -232,6 +232,12 @@ impl TrainOptions {
                 format!("--method {name} and --peft-type {} are two methods: name one", self.peft_type);
             return Err(Error::Usage(what));
         }
+        if self.target_modules.is_some() && !matches!(method, Method::Peft(_)) {
+            let what = format!(
+                "--method {name} chooses its modules itself: --target-modules is for LoRA and its kin"
+            );
+            return Err(Error::Usage(what));
+        }
         Ok(method)
     }
 

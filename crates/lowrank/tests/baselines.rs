@@ -376,6 +376,10 @@ fn wrong_methods_are_named() {
         assert_eq!(ran.code, 2, "{method}: {}", ran.err);
         assert!(ran.err.contains(want), "{method}: {}", ran.err);
     }
-    let ran = place.train(&out, &["--method", "full", "--peft-type", "ia3"]);
-    assert!(ran.code == 2 && ran.err.contains("two methods"), "{}", ran.err);
+    for (more, want) in
+        [(["--peft-type", "ia3"], "two methods"), (["--target-modules", "q_proj"], "chooses its modules")]
+    {
+        let ran = place.train(&out, &[&["--method", "full"][..], &more].concat());
+        assert!(ran.code == 2 && ran.err.contains(want), "{}", ran.err);
+    }
 }

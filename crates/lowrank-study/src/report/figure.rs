@@ -58,7 +58,9 @@ pub struct Series {
     pub marks: bool,
 }
 
-const SIZE: (u32, u32) = (640, 400);
+const SIZE: (u32, u32) = (720, 400);
+/// Of the names beside curves.
+const LEGEND: u32 = 180;
 const PAPER: RGBColor = RGBColor(255, 255, 255);
 const INK: RGBColor = RGBColor(29, 35, 48);
 const RULE: RGBColor = RGBColor(221, 225, 232);
@@ -189,7 +191,15 @@ where
     X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
     let error = |e: DrawingAreaErrorKind<_>| e.to_string();
-    let mut chart = ChartBuilder::on(root)
+    // Beside the curves, so that it hides none.
+    let (plot, names) = match series.len() {
+        0 | 1 => (root.clone(), None),
+        _ => {
+            let (plot, names) = root.split_horizontally(SIZE.0 - LEGEND);
+            (plot, Some(names))
+        }
+    };
+    let mut chart = ChartBuilder::on(&plot)
         .margin(12)
         .margin_right(20)
         .x_label_area_size(44)
@@ -212,23 +222,16 @@ where
     for (i, s) in series.iter().enumerate() {
         let color = SERIES[i % SERIES.len()];
         let points = s.points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite());
-        chart
-            .draw_series(LineSeries::new(points.clone(), color.stroke_width(2)))
-            .map_err(error)?
-            .label(&s.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3)));
+        chart.draw_series(LineSeries::new(points.clone(), color.stroke_width(2))).map_err(error)?;
         if s.marks {
             chart.draw_series(points.map(|p| Circle::new(p, 3, color.filled()))).map_err(error)?;
         }
     }
-    if series.len() > 1 {
-        chart
-            .configure_series_labels()
-            .label_font(font(13))
-            .background_style(PAPER)
-            .border_style(RULE)
-            .draw()
-            .map_err(error)?;
+    let Some(names) = names else { return Ok(()) };
+    for (i, s) in series.iter().enumerate() {
+        let (color, y) = (SERIES[i % SERIES.len()], 24 + 22 * i as i32);
+        names.draw(&PathElement::new([(0, y), (18, y)], color.stroke_width(3))).map_err(error)?;
+        names.draw(&Text::new(s.name.clone(), (26, y - 7), font(13))).map_err(error)?;
     }
     Ok(())
 }
@@ -251,8 +254,8 @@ fn heatmap(root: &Area<'_>, x_label: &str, y_label: &str, values: &[Vec<f64>]) -
         .label_style(font(13))
         .axis_desc_style(font(14))
         .axis_style(INK)
-        .x_label_formatter(&short)
-        .y_label_formatter(&short)
+        .x_label_formatter(&whole)
+        .y_label_formatter(&whole)
         .draw()
         .map_err(error)?;
     let cells = values.iter().enumerate().flat_map(|(i, row)| {
@@ -318,6 +321,12 @@ fn short(value: &f64) -> String {
     }
 }
 
+/// The number of a row or column; nothing between them.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn whole(value: &f64) -> String {
+    if value.fract().abs() < 1e-9 { format!("{value:.0}") } else { String::new() }
+}
+
 fn trim(value: f64) -> String {
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -369,6 +378,7 @@ mod tests {
 
     #[test]
     fn ticks_are_short() {
+        assert_eq!([0.5, 1.0, 12.0].map(|v| whole(&v)), ["", "1", "12"]);
         assert_eq!(
             [0.0, 1.5, 12.0, 25_000.0, 2e6, 2e-4].map(|v| short(&v)),
             ["0", "1.5", "12", "25k", "2M", "2e-4"]
