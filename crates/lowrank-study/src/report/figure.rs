@@ -58,9 +58,9 @@ pub struct Series {
     pub marks: bool,
 }
 
-const SIZE: (u32, u32) = (720, 400);
+const SIZE: (u32, u32) = (760, 430);
 /// Of the names beside curves.
-const LEGEND: u32 = 180;
+const LEGEND: u32 = 210;
 const PAPER: RGBColor = RGBColor(255, 255, 255);
 const INK: RGBColor = RGBColor(29, 35, 48);
 const RULE: RGBColor = RGBColor(221, 225, 232);
@@ -113,11 +113,11 @@ impl Figure {
             let hex = format!("#{:02X}{:02X}{:02X}", color.0, color.1, color.2);
             svg = svg.replace(&format!("\"{hex}\""), &format!("\"var(--{name})\""));
         };
-        // A heatmap's darkest cell may have the paper's colour, so its cells keep theirs: only frame and text change.
+        // No cell of a heatmap has one of these colours.
         theme(INK, "plot-ink".into());
         theme(RULE, "plot-rule".into());
+        theme(PAPER, "plot-paper".into());
         if matches!(self.plot, Plot::Lines { .. }) {
-            theme(PAPER, "plot-paper".into());
             for (i, color) in SERIES.into_iter().enumerate() {
                 theme(color, format!("s{i}"));
             }
@@ -202,16 +202,16 @@ where
     let mut chart = ChartBuilder::on(&plot)
         .margin(12)
         .margin_right(20)
-        .x_label_area_size(44)
-        .y_label_area_size(64)
+        .x_label_area_size(52)
+        .y_label_area_size(76)
         .build_cartesian_2d(x, y)
         .map_err(error)?;
     chart
         .configure_mesh()
         .x_desc(labels.0)
         .y_desc(labels.1)
-        .label_style(font(13))
-        .axis_desc_style(font(14))
+        .label_style(font(16))
+        .axis_desc_style(font(17))
         .axis_style(INK)
         .bold_line_style(RULE)
         .light_line_style(TRANSPARENT)
@@ -229,9 +229,9 @@ where
     }
     let Some(names) = names else { return Ok(()) };
     for (i, s) in series.iter().enumerate() {
-        let (color, y) = (SERIES[i % SERIES.len()], 24 + 22 * i as i32);
+        let (color, y) = (SERIES[i % SERIES.len()], 24 + 26 * i as i32);
         names.draw(&PathElement::new([(0, y), (18, y)], color.stroke_width(3))).map_err(error)?;
-        names.draw(&Text::new(s.name.clone(), (26, y - 7), font(13))).map_err(error)?;
+        names.draw(&Text::new(s.name.clone(), (26, y - 9), font(16))).map_err(error)?;
     }
     Ok(())
 }
@@ -239,11 +239,11 @@ where
 fn heatmap(root: &Area<'_>, x_label: &str, y_label: &str, values: &[Vec<f64>]) -> Result<(), String> {
     let error = |e: DrawingAreaErrorKind<_>| e.to_string();
     let (rows, cols) = (values.len(), values.first().map_or(0, Vec::len));
-    let (map, scale) = root.split_horizontally(SIZE.0 - 76);
+    let (map, scale) = root.split_horizontally(SIZE.0 - 86);
     let mut chart = ChartBuilder::on(&map)
         .margin(12)
-        .x_label_area_size(44)
-        .y_label_area_size(52)
+        .x_label_area_size(52)
+        .y_label_area_size(60)
         .build_cartesian_2d(0.5..cols as f64 + 0.5, (rows as f64 + 0.5)..0.5)
         .map_err(error)?;
     chart
@@ -251,8 +251,8 @@ fn heatmap(root: &Area<'_>, x_label: &str, y_label: &str, values: &[Vec<f64>]) -
         .disable_mesh()
         .x_desc(x_label)
         .y_desc(y_label)
-        .label_style(font(13))
-        .axis_desc_style(font(14))
+        .label_style(font(16))
+        .axis_desc_style(font(17))
         .axis_style(INK)
         .x_label_formatter(&whole)
         .y_label_formatter(&whole)
@@ -268,15 +268,15 @@ fn heatmap(root: &Area<'_>, x_label: &str, y_label: &str, values: &[Vec<f64>]) -
 
     let mut bar = ChartBuilder::on(&scale)
         .margin_top(12)
-        .margin_bottom(56)
+        .margin_bottom(64)
         .margin_right(8)
-        .y_label_area_size(34)
+        .y_label_area_size(40)
         .build_cartesian_2d(0.0..1.0, 0.0..1.0)
         .map_err(error)?;
     bar.configure_mesh()
         .disable_mesh()
         .x_labels(0)
-        .label_style(font(12))
+        .label_style(font(15))
         .axis_style(INK)
         .y_label_formatter(&short)
         .draw()
@@ -366,6 +366,9 @@ mod tests {
         let svg = figure.svg().unwrap();
         assert!(svg.matches("<rect").count() > 6, "{svg}");
         assert!(figure.csv().contains("2,3,1\n"));
+        // On a dark page, paper and letters change together.
+        let themed = figure.themed_svg().unwrap();
+        assert!(themed.contains("var(--plot-paper)") && !themed.contains("\"#FFFFFF\""), "{themed}");
     }
 
     #[test]
