@@ -79,17 +79,21 @@ impl Engine {
     /// The hidden states `[N,D]` of one sequence, or its logits `[N,V]`.
     fn pass(&self, tokens: &[u32], logits: bool) -> lowrank::Result<Tensor> {
         let model = &*self.session.model;
-        let n = tokens.len();
-        if n == 0 {
+        if tokens.is_empty() {
             return Err(Error::Usage("there are no tokens".into()));
         }
+        let adapter = self.adapter();
+        // A prompt or a prefix takes the first positions; its rows are not shown.
+        let first = adapter.active.virtual_tokens;
+        let n = first + tokens.len();
         if let Some(limit) = model.position_limit().filter(|limit| n > *limit) {
             return Err(Error::Usage(format!("{n} tokens; the model's positions end at {limit}")));
         }
         if let Some(token) = tokens.iter().find(|t| **t as usize >= model.vocab()) {
             return Err(Error::Usage(format!("token {token} is not one of the model's {}", model.vocab())));
         }
-        let adapter = self.adapter();
+        let virtual_ids = (model.vocab() as u32..).take(first);
+        let tokens: Vec<u32> = virtual_ids.chain(tokens.iter().copied()).collect();
         let device = self.session.device();
         let dropout: Option<DropoutKey> = None;
         let scope = Scope { device: &device, params: &adapter.params, dropout };
@@ -97,14 +101,17 @@ impl Engine {
         let lengths = vec![n as u32; n];
         let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
         let batch = TokenBatch {
-            tokens,
+            tokens: &tokens,
             positions: &positions,
             lengths: &lengths,
             token_types: &[],
             segments: &segments,
         };
         let mut tape = Tape::new(scope, &adapter.active, Record::Nothing);
-        let h = model.hidden(&mut tape, &batch);
+        let mut h = model.hidden(&mut tape, &batch);
+        if first > 0 {
+            h = tape.select_rows(&h, &(first..n).collect::<Vec<_>>());
+        }
         Ok(if logits { tape.logits(self.lm_head()?, &h) } else { h.tensor })
     }
 }

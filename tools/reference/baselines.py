@@ -142,11 +142,6 @@ def virtual(folder, config, out):
     model.eval()
     with torch.no_grad():
         shown = {f"logits_{i}": logits(ids)[-len(ids) :].contiguous() for i, (ids, _) in enumerate(batch)}
-        ids = batch[0][0][None]
-        made = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
-        )
-        shown["generated_0"] = made[0, ids.shape[1] :].contiguous()
     return shown | train({"prompt_embeddings": encoder.embedding.weight}, loss)
 
 

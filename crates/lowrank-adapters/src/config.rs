@@ -193,6 +193,14 @@ impl LoraConfig {
         Ok(())
     }
 
+    /// How many virtual tokens every text begins with: prompt and prefix tuning.
+    ///
+    /// # Errors
+    /// Where there is no such method or a field of it is wrong.
+    pub fn virtual_tokens(&self) -> Result<usize, Error> {
+        method(self)?.virtual_tokens(self)
+    }
+
     /// Checks the fields of LoRA.
     pub(crate) fn check_lora(&self) -> Result<(), Error> {
         let wrong = |what: String| Err(Error::Config(what));

@@ -35,7 +35,8 @@ pub struct TrainingState {
 
 /// The name in the file of a parameter: those that belong to no module carry theirs whole.
 fn file_name(name: &str) -> String {
-    if name.starts_with("base_model.") { name.to_owned() } else { format!("{PREFIX}{name}") }
+    let whole = name.starts_with("base_model.") || !name.contains('.');
+    if whole { name.to_owned() } else { format!("{PREFIX}{name}") }
 }
 
 impl LoraConfig {
@@ -146,6 +147,7 @@ impl AdapterSet {
             Some(Site { path: path.to_owned(), kind, in_features, out_features, bias })
         };
         sites.extend(tensors.iter().filter_map(saved));
+        sites.extend(method.sites_alone(&config));
         Self::load(dir, &sites)
     }
 

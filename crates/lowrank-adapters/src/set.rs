@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{ActiveAdapters, Param, ParamId, Params, Site, SiteId, SiteKind};
+use lowrank_engine::{ActiveAdapters, Param, ParamId, Params, Prefix, Site, SiteId, SiteKind};
 use serde_json::Value;
 
 use crate::regime::Regime;
@@ -68,6 +68,7 @@ impl AdapterSet {
         for (layer, start) in set.layers.iter().zip(set.starts(seed, base)) {
             layer.variant.init(&mut set.params, &start)?;
         }
+        method(&set.config)?.start(&mut set.params, seed);
         Ok(set)
     }
 
@@ -106,7 +107,10 @@ impl AdapterSet {
     pub fn planned(config: LoraConfig, sites: &[Site]) -> Result<Self, Error> {
         config.check()?;
         let method: &dyn Method = method(&config)?;
-        let found = targets(&config, sites)?;
+        let found = match method.own_targets(sites) {
+            Some(own) => own,
+            None => targets(&config, sites)?,
+        };
         let mut set = Self { config, ..Self::default() };
         let variants = method.attach(&set.config, &found, sites, &mut set.params)?;
         for (target, variant) in found.iter().zip(variants) {
@@ -116,6 +120,8 @@ impl AdapterSet {
             set.config.fan_in_fan_out |= site.kind == SiteKind::TransposedLinear;
             set.layers.push(AdaptedSite { id, site, variant });
         }
+        set.active.virtual_tokens = method.virtual_tokens(&set.config)?;
+        set.active.prefix = method.prefix(&set.params).map(|param| Prefix { param });
         set.regime = method.regime(&set.config, &set.layers)?;
         set.config.check_saved(sites)?;
         for (index, site) in sites.iter().enumerate().filter(|(_, site)| set.config.saves(&site.path)) {

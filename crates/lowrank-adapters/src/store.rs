@@ -98,6 +98,11 @@ impl AdapterStore {
                 let known: Vec<&str> = self.names().collect();
                 Error::Config(format!("there is no adapter {name:?}; loaded are {}", known.join(", ")))
             })?;
+            if set.active.virtual_tokens > 0 {
+                return Err(Error::Config(format!(
+                    "adapter {name:?} is virtual tokens, which are used alone: they cannot be mixed or weighted"
+                )));
+            }
             for layer in &set.layers {
                 let part = Part { variant: layer.variant.clone(), params: params.clone(), weight };
                 by_site.entry(layer.id.0).or_insert_with(|| (layer.site.clone(), Vec::new())).1.push(part);

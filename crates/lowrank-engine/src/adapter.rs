@@ -148,10 +148,21 @@ pub trait Adapter: Send + Sync {
     }
 }
 
+/// Keys and values that are parameters: those of virtual tokens, in every layer's attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// `[virtual tokens, layers * 2 * width]`: of each token, the key and the value of every layer.
+    pub param: ParamId,
+}
+
 /// The adapters that are active: at most one at each site. Switching adapters is passing another set.
 #[derive(Clone, Default)]
 pub struct ActiveAdapters {
     by_site: Vec<Option<Arc<dyn Adapter>>>,
+    /// Every sequence begins with so many virtual tokens, whose ids are those from the size of the vocabulary on.
+    pub virtual_tokens: usize,
+    /// Where they come with keys and values of their own.
+    pub prefix: Option<Prefix>,
 }
 
 impl ActiveAdapters {
@@ -170,6 +181,6 @@ impl ActiveAdapters {
 
     /// Whether there is none at all.
     pub fn is_empty(&self) -> bool {
-        self.by_site.iter().all(Option::is_none)
+        self.by_site.iter().all(Option::is_none) && self.virtual_tokens == 0
     }
 }

@@ -18,7 +18,7 @@ mod tape;
 mod tensor;
 mod weight;
 
-pub use adapter::{Accumulator, ActiveAdapters, Adapter, NormNumbers, Site, SiteId, SiteKind};
+pub use adapter::{Accumulator, ActiveAdapters, Adapter, NormNumbers, Prefix, Site, SiteId, SiteKind};
 pub use cache::KvCache;
 pub use device::Device;
 pub use error::Error;

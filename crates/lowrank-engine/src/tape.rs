@@ -134,6 +134,8 @@ pub struct Tape<'m> {
     /// Blocks of the model so far.
     pub(crate) blocks: usize,
     pub(crate) seeds: Vec<(VarId, Tensor)>,
+    /// Rows of virtual tokens, and which of them each is.
+    pub(crate) virtual_rows: Rc<[(usize, usize)]>,
 }
 
 impl<'m> Tape<'m> {
@@ -148,6 +150,7 @@ impl<'m> Tape<'m> {
             next: 0,
             blocks: 0,
             seeds: Vec::new(),
+            virtual_rows: Rc::default(),
         }
     }
 

@@ -321,6 +321,10 @@ impl Model for Gemma {
         &self.sites
     }
 
+    fn kv_heads(&self) -> usize {
+        self.layers.first().map_or(0, |l| l.shape.kv_heads)
+    }
+
     fn kv_widths(&self) -> Vec<usize> {
         self.layers.iter().map(|l| l.shape.kv_heads * l.shape.head_dim).collect()
     }

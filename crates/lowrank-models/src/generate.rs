@@ -43,6 +43,8 @@ pub struct Generator<'m> {
     params: &'m Params,
     adapters: &'m ActiveAdapters,
     cache: RefCell<KvCache>,
+    /// Virtual tokens are the first rows of the cache, once they were read.
+    virtual_read: bool,
     tokens: Vec<u32>,
 }
 
@@ -62,12 +64,17 @@ impl<'m> Generator<'m> {
             return Err(Error::Config(what));
         };
         let cache = RefCell::new(KvCache::new(device, 0, &model.kv_widths()));
-        Ok(Self { model, head, device, params, adapters, cache, tokens: Vec::new() })
+        Ok(Self { model, head, device, params, adapters, cache, virtual_read: false, tokens: Vec::new() })
     }
 
     /// The tokens so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// Positions that virtual tokens take.
+    pub fn virtual_tokens(&self) -> usize {
+        self.adapters.virtual_tokens
     }
 
     /// Forgets all but the first `len` tokens.
@@ -78,22 +85,29 @@ impl<'m> Generator<'m> {
     /// Appends `tokens` (at least one) and returns the logits of what follows, `[V]`.
     pub fn feed(&mut self, tokens: &[u32]) -> Vec<f32> {
         assert!(!tokens.is_empty(), "something to continue");
-        let need = self.tokens.len() + tokens.len();
+        let virtual_tokens = self.virtual_tokens();
+        let need = virtual_tokens + self.tokens.len() + tokens.len();
         let have = self.cache.borrow().rows();
         if need > have {
             let rows = need.max(2 * have).next_multiple_of(64);
             self.cache.borrow_mut().grow(self.device, rows);
         }
+        if virtual_tokens > 0 && !self.virtual_read {
+            self.pass(&virtual_ids(self.model, virtual_tokens), 0, false);
+            self.virtual_read = true;
+        }
         let mut logits = Vec::new();
         for chunk in tokens.chunks(PREFILL) {
-            logits = self.pass(chunk, self.tokens.len() + chunk.len() == need);
+            let start = virtual_tokens + self.tokens.len();
+            self.tokens.extend_from_slice(chunk);
+            logits = self.pass(chunk, start, start + chunk.len() == need);
         }
         logits
     }
 
-    fn pass(&mut self, tokens: &[u32], wants_logits: bool) -> Vec<f32> {
-        let (start, n) = (self.tokens.len(), tokens.len());
-        self.tokens.extend_from_slice(tokens);
+    /// Reads tokens into the rows of the cache from `start` on.
+    fn pass(&mut self, tokens: &[u32], start: usize, wants_logits: bool) -> Vec<f32> {
+        let n = tokens.len();
         self.cache.borrow_mut().targets = (start..start + n).collect();
         let positions: Vec<u32> = (start..start + n).map(|p| p as u32).collect();
         let lengths = vec![(start + n) as u32; n];
@@ -139,6 +153,11 @@ impl<'m> Generator<'m> {
         kernels::uniform(&mut random, 0.0, 1.0, how.seed, self.tokens.len() as u64);
         choose(&logits, how, random[0])
     }
+}
+
+/// The ids of virtual tokens.
+pub(crate) fn virtual_ids(model: &dyn Model, count: usize) -> Vec<u32> {
+    (model.vocab() as u32..).take(count).collect()
 }
 
 /// Draws from the filtered distribution: `random` in `[0, 1)` picks the place in its cumulative sum.

@@ -232,6 +232,10 @@ impl Model for Gpt2 {
         &self.sites
     }
 
+    fn kv_heads(&self) -> usize {
+        self.layers.first().map_or(0, |l| l.shape.kv_heads)
+    }
+
     fn kv_widths(&self) -> Vec<usize> {
         vec![self.width; self.layers.len()]
     }

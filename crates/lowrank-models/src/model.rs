@@ -80,6 +80,11 @@ pub trait Model: Send + Sync {
         Vec::new()
     }
 
+    /// Heads that those are the keys of.
+    fn kv_heads(&self) -> usize {
+        0
+    }
+
     /// Longest sequence it was made for.
     fn max_positions(&self) -> usize;
 

@@ -203,6 +203,10 @@ impl Model for Phi3 {
         &self.sites
     }
 
+    fn kv_heads(&self) -> usize {
+        self.layers.first().map_or(0, |l| l.shape.kv_heads)
+    }
+
     fn kv_widths(&self) -> Vec<usize> {
         vec![self.layers.first().map_or(0, |l| l.shape.kv_heads * l.shape.head_dim); self.layers.len()]
     }

@@ -46,8 +46,15 @@ pub fn time_forward(
 }
 
 fn forward(device: &Device, model: &dyn Model, adapters: &AdapterSet, batch: usize, length: usize) -> f64 {
+    // Virtual tokens come before those that are counted.
+    let virtual_tokens = adapters.active.virtual_tokens;
+    let length = length + virtual_tokens;
     let rows = batch * length;
-    let tokens: Vec<u32> = (0..rows).map(|i| (i * 7919 % model.vocab()) as u32).collect();
+    let token = |i: usize| match i % length {
+        at if at < virtual_tokens => model.vocab() + at,
+        _ => i * 7919 % model.vocab(),
+    };
+    let tokens: Vec<u32> = (0..rows).map(|i| token(i) as u32).collect();
     let positions: Vec<u32> = (0..rows).map(|i| (i % length) as u32).collect();
     let lengths = vec![length as u32; rows];
     let segments: Vec<Segment> = (0..batch)

@@ -5,7 +5,7 @@ use lowrank_engine::{AdamW, Device, DropoutKey, Grads, Record, Scope, Tape};
 use lowrank_models::{Model, TokenBatch};
 
 use crate::objective::{self, Scores};
-use crate::{Error, Example, Masking, PackedBatch, TaskSpec, pack};
+use crate::{Error, Example, Masking, PackedBatch, Target, TaskSpec, pack};
 
 /// What a step needs to know besides its batches.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,20 @@ impl<'m> Stepper<'m> {
     /// Lays out a batch; where tokens are to be hidden, `pass` says which.
     pub fn pack(&self, examples: &[&Example], share_prefix: bool, pass: u64) -> PackedBatch {
         let examples = Masking::apply(self.masking.as_ref(), examples, pass);
-        pack(&examples.iter().map(|example| &**example).collect::<Vec<_>>(), share_prefix)
+        let examples: Vec<&Example> = examples.iter().map(|example| &**example).collect();
+        let active = &self.adapters.active;
+        if active.virtual_tokens == 0 {
+            return pack(&examples, share_prefix);
+        }
+        // What precedes a prefix is no row, so nothing predicts a text's first token.
+        let first = VirtualTokens {
+            ids: (self.model.vocab() as u32..).take(active.virtual_tokens).collect(),
+            predict_first: active.prefix.is_none(),
+        };
+        let longer: Vec<Example> = examples.iter().map(|example| first.before(example)).collect();
+        let mut batch = pack(&longer.iter().collect::<Vec<_>>(), share_prefix);
+        batch.real_tokens -= longer.len() * active.virtual_tokens;
+        batch
     }
 
     /// The device it runs on.
@@ -147,6 +160,28 @@ impl<'m> Stepper<'m> {
         let mut tape = Tape::new(scope, &self.adapters.active, Record::Nothing);
         let h = self.model.hidden(&mut tape, &token_batch(batch));
         objective::score(&mut tape, self.model.head(), h, batch, 1.0, &mut Grads::default())
+    }
+}
+
+/// The virtual tokens that every text begins with.
+struct VirtualTokens {
+    ids: Vec<u32>,
+    predict_first: bool,
+}
+
+impl VirtualTokens {
+    /// The example with them before it, as part of its prompt.
+    fn before(&self, example: &Example) -> Example {
+        assert_eq!(example.target, Target::Next, "virtual tokens are for language models");
+        let mut longer = example.clone();
+        longer.tokens = [&self.ids[..], &example.tokens].concat();
+        longer.loss_mask = vec![false; self.ids.len()];
+        longer.loss_mask.extend(&example.loss_mask);
+        if let Some(mask) = longer.loss_mask.get_mut(self.ids.len()) {
+            *mask &= self.predict_first;
+        }
+        longer.prompt_len += self.ids.len();
+        longer
     }
 }
 

@@ -125,6 +125,7 @@ impl<'m> TextGenerator<'m> {
         let mut stream = self.session.tokenizer()?.stream(true);
         let mut text = StopFilter::new(&limits.stop);
         let limit = self.session.model.position_limit().unwrap_or(usize::MAX);
+        let limit = limit.saturating_sub(self.generator.virtual_tokens());
         let start = self.tokens().len() + prompt.len();
         if start > limit {
             return Err(Error::Usage(format!(

@@ -124,6 +124,10 @@ fn write(
     change: &mut Change<'_>,
 ) -> Result<()> {
     let tensors = &session.base.tensors;
+    if adapters.active.virtual_tokens > 0 {
+        let what = "a prompt or a prefix is no part of the weights, so it cannot be merged into them";
+        return Err(Error::Usage(what.to_owned()));
+    }
     for layer in &adapters.layers {
         layer.variant.check_merge(&layer.site)?;
         if shares_table(adapters, layer) {

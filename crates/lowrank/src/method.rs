@@ -19,6 +19,10 @@ pub(crate) enum Method {
     BitFit,
     /// The head alone.
     LinearProbe,
+    /// Learned embeddings before every text.
+    Prompt,
+    /// Learned keys and values before every text, in every layer.
+    Prefix,
     /// Adapter layers of a form, not in so many of the lowest blocks.
     AdapterLayers(&'static str, usize),
 }
@@ -41,16 +45,32 @@ impl Method {
             ("full", _) => Ok(Self::Full),
             ("bitfit", _) => Ok(Self::BitFit),
             ("linear-probe", _) => Ok(Self::LinearProbe),
+            ("prompt", _) => Ok(Self::Prompt),
+            ("prefix", _) => Ok(Self::Prefix),
             ("adapter-h", _) => Ok(Self::AdapterLayers("houlsby", 0)),
             ("adapter-p", _) => Ok(Self::AdapterLayers("pfeiffer", 0)),
             ("adapter-l", _) => Ok(Self::AdapterLayers("lin", 0)),
             ("adapter-d", _) => Ok(Self::AdapterLayers("pfeiffer", DROPPED)),
             _ => Err(Error::Usage(format!(
                 "--method {name:?} is not known; known are {}, full, top2 (or any number), bitfit, linear-probe, \
-                 adapter-h, adapter-p, adapter-l and adapter-d",
+                 adapter-h, adapter-p, adapter-l, adapter-d, prompt and prefix",
                 PEFT.join(", ")
             ))),
         }
+    }
+
+    /// The method of a `peft_type`.
+    pub fn of_peft_type(name: String) -> Self {
+        match name.as_str() {
+            "PROMPT_TUNING" => Self::Prompt,
+            "PREFIX_TUNING" => Self::Prefix,
+            _ => Self::Peft(name),
+        }
+    }
+
+    /// Whether every text begins with virtual tokens, so that no module is adapted.
+    pub fn has_virtual_tokens(&self) -> bool {
+        matches!(self, Self::Prompt | Self::Prefix)
     }
 
     /// Its `peft_type`.
@@ -60,6 +80,8 @@ impl Method {
             Self::Full | Self::Top(_) | Self::LinearProbe => "FULL",
             Self::BitFit => "BITFIT",
             Self::AdapterLayers(..) => "BOTTLENECK",
+            Self::Prompt => "PROMPT_TUNING",
+            Self::Prefix => "PREFIX_TUNING",
         }
     }
 
@@ -95,7 +117,21 @@ impl Method {
                     config.other.entry("drop_layers").or_insert_with(|| (*dropped).into());
                 }
             }
-            Self::Peft(_) => {}
+            Self::Prompt | Self::Prefix if model.lm_head().is_none() => {
+                let what = "--method prompt and prefix are for language models (--task lm)";
+                return Err(Error::Usage(what.to_owned()));
+            }
+            Self::Prefix => {
+                // PEFT's words for the width of a layer's keys.
+                let widths = model.kv_widths();
+                let fields = [
+                    ("token_dim", widths.first().copied().unwrap_or(0)),
+                    ("num_layers", widths.len()),
+                    ("num_attention_heads", model.kv_heads()),
+                ];
+                config.other.extend(fields.map(|(field, value)| (field.to_owned(), value.into())));
+            }
+            Self::Prompt | Self::Peft(_) => {}
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank_adapters::variants::prompt::TOKENS as VIRTUAL_TOKENS;
 use lowrank_adapters::{AdapterSet, CLASSIFIERS, LoraConfig, OneOrMany, Targets};
 use lowrank_models::Model;
 use lowrank_models::files::{Form, Precision, Quantize};
@@ -225,7 +226,7 @@ impl TrainOptions {
     /// What is trained.
     pub(crate) fn method(&self) -> Result<Method> {
         let peft_type = self.peft_type.to_uppercase();
-        let Some(name) = &self.method else { return Ok(Method::Peft(peft_type)) };
+        let Some(name) = &self.method else { return Ok(Method::of_peft_type(peft_type)) };
         let method = Method::parse(name)?;
         if peft_type != "LORA" && peft_type != method.peft_type() {
             let what =
@@ -298,7 +299,9 @@ impl TrainOptions {
         }
         method.choose(&mut config, model)?;
         config.configure(model.sites(), total_steps)?;
-        config.target_modules.get_or_insert_with(defaults);
+        if !method.has_virtual_tokens() {
+            config.target_modules.get_or_insert_with(defaults);
+        }
         Ok(config)
     }
 
@@ -310,6 +313,16 @@ impl TrainOptions {
         if self.lora_fa {
             adapters.freeze_a();
         }
+    }
+
+    /// Positions that virtual tokens take from every text.
+    fn virtual_tokens(&self) -> Result<usize> {
+        if let Some(dir) = &self.init_adapter {
+            return Ok(LoraConfig::load(dir)?.virtual_tokens()?);
+        }
+        let method = self.method()?;
+        let said = self.peft_options.get("num_virtual_tokens").and_then(Value::as_u64);
+        Ok(if method.has_virtual_tokens() { said.map_or(VIRTUAL_TOKENS, |n| n as usize) } else { 0 })
     }
 
     /// Which columns of the data are what, with nothing known of a model.
@@ -332,7 +345,7 @@ impl TrainOptions {
     /// # Errors
     /// Where the prompt template is wrong.
     pub fn data_options(&self, model: &dyn Model) -> Result<DataOptions> {
-        let limit = model.position_limit().unwrap_or(usize::MAX);
+        let limit = model.position_limit().unwrap_or(usize::MAX).saturating_sub(self.virtual_tokens()?);
         Ok(DataOptions {
             max_seq_len: Some(self.max_seq_len.min(limit)),
             reads_last: model.head_layout().reads == Reads::Last,

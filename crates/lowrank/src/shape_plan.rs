@@ -2,7 +2,7 @@
 
 use lowrank_adapters::AdapterSet;
 use lowrank_engine::Device;
-use lowrank_train::{Example, StepOptions, Stepper, pack};
+use lowrank_train::{Example, StepOptions, Stepper};
 use serde::Serialize;
 
 use crate::{Error, Result, Session, TrainOptions};
@@ -79,8 +79,8 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
         loss_mask: (0..=tokens).map(|i| i > 0).collect(),
         ..Example::default()
     };
-    let batch = pack(&vec![&example; options.batch_size], false);
     let mut stepper = Stepper::new(model, adapters, Device::plan(), step);
+    let batch = stepper.pack(&vec![&example; options.batch_size], false, 0);
     stepper.gradients(&[batch])?;
 
     let tensors = &session.base.tensors;

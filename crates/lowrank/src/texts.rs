@@ -38,6 +38,7 @@ pub fn continue_texts(
     let decoder = Decoder::new(&*session.model, &device, &adapters.params, &adapters.active)?;
     let ends = session.ends()?;
     let limit = session.model.position_limit().unwrap_or(usize::MAX);
+    let limit = limit.saturating_sub(adapters.active.virtual_tokens);
     let mut encoded = Vec::new();
     for (i, prompt) in prompts.iter().enumerate() {
         let tokens = session.prompt(prompt)?;

@@ -9,6 +9,7 @@ use common::{Expected, close, example, fixture, lowrank, lowrank_ok, tiny_data, 
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::{Device, Label, kernels};
 use lowrank::models::files::Form;
+use lowrank::models::{Decoder, Decoding, Generator, Sampling};
 use lowrank::train::{Example, PackedBatch, StepOptions, Stepper, Target, Task, pack};
 use lowrank::{Session, TrainOptions};
 use serde_json::Value;
@@ -32,12 +33,26 @@ fn start_with(session: &Session, options: TrainOptions) -> AdapterSet {
 }
 
 /// The texts of a language model's fixture.
-fn texts(case: &str) -> PackedBatch {
+fn examples(case: &str) -> Vec<Example> {
     let expected = Expected::open(&fixture(case));
-    let all: Vec<Example> = (0..3)
-        .map(|i| example(&expected.ints(&format!("ids_{i}")), &expected.ints(&format!("labels_{i}"))))
-        .collect();
-    pack(&all.iter().collect::<Vec<_>>(), true)
+    let one = |i: usize| {
+        let labels = expected.ints(&format!("labels_{i}"));
+        let mut example = example(&expected.ints(&format!("ids_{i}")), &labels);
+        // Virtual tokens predict the first one too.
+        example.loss_mask[0] = labels[0] >= 0;
+        example
+    };
+    (0..3).map(one).collect()
+}
+
+fn texts(case: &str) -> PackedBatch {
+    pack(&examples(case).iter().collect::<Vec<_>>(), true)
+}
+
+/// The same behind the virtual tokens of `set`.
+fn texts_behind(case: &str, session: &Session, set: &AdapterSet) -> PackedBatch {
+    let stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), PLAIN);
+    stepper.pack(&examples(case).iter().collect::<Vec<_>>(), true, 0)
 }
 
 /// BERT with a new classifier for three classes, and the pairs of its fixture.
@@ -150,6 +165,96 @@ fn adapter_layers() {
     check("llama_lin", &llama, layers(&llama, "adapter-l"), &texts("llama_gqa_tied"));
 }
 
+/// PEFT's folder `name`: logits, gradients and steps, and what is written back.
+fn check_virtual(name: &str, base: &str) {
+    let session = open(base);
+    let dir = fixture("baselines").join(name);
+    let set = AdapterSet::load(&dir, session.sites()).unwrap();
+    let expected = Expected::file(&dir.with_extension("safetensors"));
+    let device = Device::cpu();
+    for (i, example) in examples(base).iter().enumerate() {
+        let mut generator = Generator::new(&*session.model, &device, &set.params, &set.active).unwrap();
+        // Some tokens at once and others one by one are the same text.
+        let (first, rest) = example.tokens.split_at(example.tokens.len() / 2);
+        let mut logits = generator.feed(first);
+        let vocab = logits.len();
+        let want = expected.floats(&format!("logits_{i}"));
+        for (row, token) in (first.len()..).zip(rest) {
+            close(name, &logits, &want[(row - 1) * vocab..row * vocab], 1e-4);
+            logits = generator.feed(&[*token]);
+        }
+        close(name, &logits, &want[want.len() - vocab..], 1e-4);
+        generator.truncate(first.len() - 1);
+        let again = generator.feed(&first[first.len() - 1..]);
+        close(name, &again, &want[(first.len() - 1) * vocab..first.len() * vocab], 1e-4);
+    }
+    // Many prompts at once are continued as one is, whose logits were just held to PEFT's.
+    let mut generator = Generator::new(&*session.model, &device, &set.params, &set.active).unwrap();
+    let mut logits = generator.feed(&examples(base)[0].tokens);
+    let mut want = Vec::new();
+    for _ in 0..6 {
+        want.push(generator.sample(logits, &Sampling::default()));
+        logits = generator.feed(&want[want.len() - 1..]);
+    }
+    let decoder = Decoder::new(&*session.model, &device, &set.params, &set.active).unwrap();
+    let prompt = &examples(base)[0].tokens[..];
+    let how = Decoding { max_new_tokens: want.len(), ..Decoding::default() };
+    assert_eq!(decoder.decode(&[prompt, prompt], &[], &how)[1].tokens, want, "{name}");
+
+    check(name, &session, set.clone(), &texts_behind(base, &session, &set));
+    let out = tempfile::tempdir().unwrap();
+    set.save(out.path()).unwrap();
+    let [mine, theirs] = [out.path(), &dir].map(|dir| Expected::file(&dir.join("adapter_model.safetensors")));
+    assert_eq!(mine.names(), theirs.names());
+    assert_eq!(mine.floats("prompt_embeddings"), theirs.floats("prompt_embeddings"));
+    let fields = |dir: &Path| -> Value {
+        serde_json::from_slice(&std::fs::read(dir.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    for (field, value) in fields(out.path()).as_object().unwrap() {
+        assert_eq!(value, &fields(&dir)[field], "{name}: {field}");
+    }
+    AdapterSet::load_alone(&dir).unwrap();
+}
+
+#[test]
+fn prompts() {
+    check_virtual("llama_prompt", "llama_gqa_tied");
+    check_virtual("gpt2_prompt", "gpt2_all");
+}
+
+/// Completions of one prompt share it and the virtual tokens before it, with the numbers of each alone.
+#[test]
+fn sharing_prompts_behind_virtual_tokens_changes_no_number() {
+    let session = open("llama_gqa_tied");
+    let one = |completion: i64| {
+        let ids: Vec<i64> = (0..7).map(|i| 11 * (i + 3) % 96).chain((0..5).map(|i| completion + i)).collect();
+        let labels: Vec<i64> = ids.iter().enumerate().map(|(i, t)| if i < 7 { -100 } else { *t }).collect();
+        example(&ids, &labels)
+    };
+    let all = [one(40), one(7), one(61)];
+    let all: Vec<&Example> = all.iter().collect();
+    for method in ["prompt", "prefix"] {
+        let set = moved(start(&session, method));
+        let mut stepper = Stepper::new(&*session.model, set, Device::cpu(), PLAIN);
+        let [(shared, loss, grads), (apart, want_loss, want)] = [true, false].map(|share| {
+            let batch = stepper.pack(&all, share, 0);
+            let rows = batch.rows();
+            let loss = stepper.gradients(&[batch]).unwrap().loss;
+            let (id, _) = stepper.adapters.params.iter().next().unwrap();
+            (rows, loss, stepper.grads().get(id).to_vec())
+        });
+        assert!(shared < apart, "{method}: {shared} rows, {apart} apart");
+        close(method, &[loss as f32], &[want_loss as f32], 1e-5);
+        close(method, &grads, &want, 1e-4);
+    }
+}
+
+#[test]
+fn prefixes() {
+    check_virtual("llama_prefix", "llama_gqa_tied");
+    check_virtual("gpt2_prefix", "gpt2_all");
+}
+
 /// The derivative along random directions, over all parameters at once, each moved in proportion to its size.
 fn check_direction(name: &str, session: &Session, set: &AdapterSet, batch: &PackedBatch) {
     let batch = std::slice::from_ref(batch);
@@ -214,6 +319,18 @@ fn gradients_of_all_weights_are_the_slopes_of_the_loss() {
         let session = open("gemma2_caps");
         check_direction(method, &session, &moved(layers(&session, method)), &texts("gemma2_caps"));
     }
+    for case in ["qwen3_qk_norm", "mistral_window", "gemma2_caps", "gpt2_all", "rope_dynamic"] {
+        for method in ["prompt", "prefix"] {
+            let session = open(case);
+            let set = moved(start(&session, method));
+            check_direction(
+                &format!("{method} on {case}"),
+                &session,
+                &set,
+                &texts_behind(case, &session, &set),
+            );
+        }
+    }
     let (session, batch) = bert();
     for method in ["full", "bitfit", "adapter-h", "adapter-l"] {
         check_direction(method, &session, &start(&session, method), &batch);
@@ -262,8 +379,9 @@ impl Place {
 
     fn train(&self, out: &str, more: &[&str]) -> common::Ran {
         let fixed = ["train", "--model", &self.model, "--data", &self.data, "--eval-data", &self.data];
-        let rest = ["--out", out, "--batch-size", "4", "--threads", "1", "--learning-rate", "0.01"];
-        lowrank(&[&fixed[..], &rest[..], more].concat())
+        let rest = ["--out", out, "--batch-size", "4", "--threads", "1"];
+        let rate = if more.contains(&"--learning-rate") { &[][..] } else { &["--learning-rate", "0.01"] };
+        lowrank(&[&fixed[..], &rest[..], rate, more].concat())
     }
 
     fn eval(&self, more: &[&str]) -> f64 {
@@ -348,6 +466,28 @@ fn adapter_layers_are_trained_saved_and_used() {
     let odd = ["--method", "adapter-p", "--peft-option", "non_linearity=maxout"];
     let ran = place.train(&place.path("odd"), &odd);
     assert!(ran.code == 2 && ran.err.contains("non_linearity"), "{}", ran.err);
+}
+
+#[test]
+fn virtual_tokens_are_trained_saved_and_used() {
+    let place = Place::new();
+    for method in ["prompt", "prefix"] {
+        let rate = ["--peft-option", "num_virtual_tokens=6", "--learning-rate", "0.1"];
+        let (out, _) = round_trip(&place, method, &rate);
+        lowrank_ok(&["inspect", &out]);
+        let plan = ["plan", "--model", &place.model, "--data", &place.data, "--out", "x", "--method", method];
+        lowrank_ok(&plan);
+        let merged = place.path("merged");
+        let ran = lowrank(&["merge", "--model", &place.model, "--adapter", &out, "--out", &merged]);
+        assert!(ran.code == 2 && ran.err.contains("no part of the weights"), "{}", ran.err);
+        let half = format!("{out}:0.5");
+        let text = ["generate", "--model", &place.model, "--adapter", &half, "--prompt", "red"];
+        let ran = lowrank(&text);
+        assert!(ran.code == 2 && ran.err.contains("cannot be mixed"), "{}", ran.err);
+    }
+    let none = ["--method", "prompt", "--peft-option", "num_virtual_tokens=0"];
+    let ran = place.train(&place.path("none"), &none);
+    assert!(ran.code == 2 && ran.err.contains("num_virtual_tokens"), "{}", ran.err);
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub mod low_rank;
 mod lycoris;
 pub mod merged_linear;
 pub mod mixture;
+pub mod prefix;
+pub mod prompt;
 pub mod residual;
 pub mod saved;
 mod torch_random;
@@ -31,7 +33,7 @@ use crate::target::Target;
 use crate::{AdaptedSite, AdapterSet, Error, LoraConfig};
 
 /// All methods. Of those with one `peft_type`, the first that claims a configuration takes it.
-static METHODS: [&dyn Method; 12] = [
+static METHODS: [&dyn Method; 14] = [
     &merged_linear::Method,
     &residual::Method,
     &dora::Method,
@@ -44,6 +46,8 @@ static METHODS: [&dyn Method; 12] = [
     &full::Method,
     &bitfit::Method,
     &bottleneck::Method,
+    &prompt::Method,
+    &prefix::Method,
 ];
 
 /// A kind of adapter, as `adapter_config.json` names it: decides what is put at the sites.
@@ -73,6 +77,38 @@ pub trait Method: Sync {
     /// Fills fields of its own that were not said from what was, for a run of `total_steps` steps on `sites`.
     fn configure(&self, config: &mut LoraConfig, sites: &[Site], total_steps: u64) {
         let _ = (config, sites, total_steps);
+    }
+
+    /// The sites it is for, where no configuration names them.
+    fn own_targets(&self, sites: &[Site]) -> Option<Vec<Target>> {
+        let _ = sites;
+        None
+    }
+
+    /// How many virtual tokens every text begins with.
+    ///
+    /// # Errors
+    /// Where its fields do not parse.
+    fn virtual_tokens(&self, config: &LoraConfig) -> Result<usize, Error> {
+        let _ = config;
+        Ok(0)
+    }
+
+    /// The parameter that is the keys and values of virtual tokens.
+    fn prefix(&self, params: &Params) -> Option<ParamId> {
+        let _ = params;
+        None
+    }
+
+    /// Gives parameters that belong to no site the numbers that training starts from.
+    fn start(&self, params: &mut Params, seed: u64) {
+        let _ = (params, seed);
+    }
+
+    /// The sites of an adapter that is read without its base and has no tensors by module.
+    fn sites_alone(&self, config: &LoraConfig) -> Vec<Site> {
+        let _ = config;
+        Vec::new()
     }
 
     /// Whether it has something to train at a site that its configuration names.

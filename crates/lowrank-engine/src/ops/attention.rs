@@ -3,8 +3,11 @@
 //! For each segment and head: `o = softmax(scale * rope(q) rope(k)^T + mask) v`. The rotation happens
 //! in place, the probabilities are never stored and are computed again in the backward pass.
 
+use std::rc::Rc;
+
 use lowrank_kernels::{self as kernels, AttentionShape, Segment};
 
+use super::prefix::Part;
 use crate::Device;
 use crate::tape::{Backward, Node, Tape, Var, VarId};
 use crate::tensor::Tensor;
@@ -37,7 +40,16 @@ impl<'m> Tape<'m> {
         let device = self.scope.device;
         let AttentionShape { heads, kv_heads, head_dim, .. } = a.shape;
         let ids = [q.id, k.id, v.id];
-        let (q, k, v) = (rotate(device, q, &a, heads), rotate(device, k, &a, kv_heads), v.tensor);
+        let (q, mut k, mut v) = (rotate(device, q, &a, heads), rotate(device, k, &a, kv_heads), v.tensor);
+        let (scope, layer) = (self.scope, a.layer);
+        let prefix = self.adapters.prefix.filter(|_| !self.virtual_rows.is_empty()).map(|prefix| {
+            let parts = [0, 1].map(|which| Part { prefix, layer, which });
+            (parts, self.virtual_rows.clone())
+        });
+        if let Some(([keys, values], rows)) = &prefix {
+            k = keys.put(&scope, k, rows);
+            v = values.put(&scope, v, rows);
+        }
         let (keys, values) = match self.cache {
             Some(cache) => cache.borrow_mut().extend(a.layer, &k, &v),
             None => (k.clone(), v.clone()),
@@ -49,10 +61,10 @@ impl<'m> Tape<'m> {
             let (o, lse) = (o.data_mut(), lse.data_mut());
             kernels::attention(o, lse, q.data(), keys.data(), values.data(), &a.shape, a.segments);
         });
-        let out = self.id(ids.iter().any(Option::is_some));
+        let out = self.id(ids.iter().any(Option::is_some) || prefix.is_some());
         if self.keeps(out) {
             let out = out.expect("kept, so it has a number");
-            self.push(AttentionNode { attention: a, saved: [q, k, v, o.clone(), lse], ids, out });
+            self.push(AttentionNode { attention: a, saved: [q, k, v, o.clone(), lse], prefix, ids, out });
         }
         Var { tensor: o, id: out, recipe: None }
     }
@@ -92,6 +104,8 @@ struct AttentionNode<'m> {
     attention: Attention<'m>,
     /// q, k (rotated), v, o, lse.
     saved: [Tensor; 5],
+    /// Keys and values that are parameters, and their rows.
+    prefix: Option<([Part; 2], Rc<[(usize, usize)]>)>,
     ids: [Option<VarId>; 3],
     out: VarId,
 }
@@ -118,6 +132,10 @@ impl<'m> Node<'m> for AttentionNode<'m> {
                 a.segments,
             );
         });
+        if let Some(([keys, values], rows)) = &self.prefix {
+            keys.take(&back.scope, back.grads, &mut dk, rows);
+            values.take(&back.scope, back.grads, &mut dv, rows);
+        }
         if let Some(rope) = &a.rope {
             let AttentionShape { heads, kv_heads, head_dim, .. } = a.shape;
             for (dx, heads) in [(&mut dq, heads), (&mut dk, kv_heads)] {

@@ -1,6 +1,8 @@
 //! Activation checkpointing (Chen et al. 2016): a block keeps only its input and runs again in the
 //! backward pass.
 
+use std::rc::Rc;
+
 use crate::adapter::ActiveAdapters;
 use crate::scope::Scope;
 use crate::stream::Direction;
@@ -21,11 +23,13 @@ impl<'m> Tape<'m> {
             }
             return y;
         }
-        let (mut inner, input) = Tape::for_block(self.scope, self.adapters, Record::Nothing, &x);
+        let virtual_rows = self.virtual_rows.clone();
+        let (mut inner, input) =
+            Tape::for_block(self.scope, self.adapters, Record::Nothing, &x, virtual_rows.clone());
         let y = block(&mut inner, input);
         let out = self.id(y.id.is_some());
         if let Some(out) = out {
-            self.push(BlockNode { block, number, input: x, out });
+            self.push(BlockNode { block, number, input: x, virtual_rows, out });
         }
         Var { tensor: y.tensor, id: out, recipe: None }
     }
@@ -36,8 +40,9 @@ impl<'m> Tape<'m> {
         adapters: &'m ActiveAdapters,
         record: Record,
         x: &Var<'m>,
+        virtual_rows: Rc<[(usize, usize)]>,
     ) -> (Self, Var<'m>) {
-        let mut tape = Tape::new(scope, adapters, record);
+        let mut tape = Tape { virtual_rows, ..Tape::new(scope, adapters, record) };
         let id = tape.id(x.id.is_some());
         (tape, Var { tensor: x.tensor.clone(), id, recipe: None })
     }
@@ -56,6 +61,7 @@ struct BlockNode<'m, F> {
     block: F,
     number: usize,
     input: Var<'m>,
+    virtual_rows: Rc<[(usize, usize)]>,
     out: VarId,
 }
 
@@ -63,7 +69,8 @@ impl<'m, F: Fn(&mut Tape<'m>, Var<'m>) -> Var<'m> + 'm> Node<'m> for BlockNode<'
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dy) = back.take(self.out) else { return };
         back.scope.device.enter_block(self.number, Direction::Backward);
-        let (mut tape, input) = Tape::for_block(back.scope, back.adapters, Record::All, &self.input);
+        let (mut tape, input) =
+            Tape::for_block(back.scope, back.adapters, Record::All, &self.input, self.virtual_rows);
         let x = input.id;
         let y = (self.block)(&mut tape, input);
         tape.seed(&y, dy);

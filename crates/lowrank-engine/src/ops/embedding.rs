@@ -1,5 +1,7 @@
 //! Embedding: rows of a frozen table, with its adapter.
 
+use std::borrow::Cow;
+
 use lowrank_kernels as kernels;
 
 use crate::adapter::SiteId;
@@ -21,9 +23,10 @@ impl<'m> Tape<'m> {
     /// `x[i] = scale * (E[ids[i]] + adapter(ids[i]))`, `[N,D]`.
     pub fn embedding(&mut self, table: &'m Embedding, ids: &[u32]) -> Var<'m> {
         let device = self.scope.device;
+        let known = self.known_ids(table, ids);
         let mut x = device.alloc(ids.len(), table.weight.cols());
         device.run(0, || {
-            kernels::embedding(x.data_mut(), ids, &table.weight.view(), ids.len());
+            kernels::embedding(x.data_mut(), &known, &table.weight.view(), ids.len());
             if table.scale != 1.0 {
                 kernels::scale(x.data_mut(), table.scale);
             }
@@ -36,6 +39,17 @@ impl<'m> Tape<'m> {
             self.push(EmbeddingNode { table, ids: ids.to_vec(), saved, out });
         }
         Var { tensor: x, id: out, recipe: None }
+    }
+
+    /// The ids with a row of the table in place of virtual tokens, whose rows are remembered.
+    fn known_ids<'a>(&mut self, table: &Embedding, ids: &'a [u32]) -> Cow<'a, [u32]> {
+        let vocab = table.weight.rows() as u32;
+        if self.adapters.virtual_tokens == 0 || ids.iter().all(|id| *id < vocab) {
+            return ids.into();
+        }
+        let of = |(row, id): (usize, &u32)| Some((row, id.checked_sub(vocab)? as usize));
+        self.virtual_rows = ids.iter().enumerate().filter_map(of).collect();
+        ids.iter().map(|id| if *id < vocab { *id } else { 0 }).collect()
     }
 }
 

@@ -11,6 +11,7 @@ mod gated;
 mod layer_norm;
 mod linear;
 mod norm;
+mod prefix;
 mod rows;
 mod split;
 mod unfold;

@@ -14,6 +14,7 @@ use std::ops::Range;
 use lowrank_engine::{ActiveAdapters, Device, KvCache, LmHead, Params, Scope, Segment, Tape};
 use rayon::prelude::*;
 
+use crate::generate::virtual_ids;
 use crate::model::{Model, TokenBatch};
 use crate::{Error, Result};
 use search::Search;
@@ -113,14 +114,16 @@ impl<'m> Decoder<'m> {
     /// # Panics
     /// For an empty prompt, or no beams.
     pub fn decode(&self, prompts: &[&[u32]], ends: &[u32], how: &Decoding) -> Vec<Decoded> {
+        let first = virtual_ids(self.model, self.adapters.virtual_tokens);
+        let prompts: Vec<Vec<u32>> = prompts.iter().map(|prompt| [&first[..], *prompt].concat()).collect();
         let mut out = vec![Decoded::default(); prompts.len()];
         if how.max_new_tokens == 0 {
             return out;
         }
         let limit = self.model.position_limit().unwrap_or(usize::MAX);
         let (mut start, mut jobs) = (0, Vec::new());
-        for (index, &prompt) in prompts.iter().enumerate() {
-            assert!(!prompt.is_empty(), "something to continue");
+        for (index, prompt) in prompts.iter().enumerate() {
+            assert!(prompt.len() > first.len(), "something to continue");
             let rows = start..start + prompt.len();
             start = rows.end;
             let most = how.max_new_tokens.min(limit.saturating_add(1).saturating_sub(prompt.len())).max(1);

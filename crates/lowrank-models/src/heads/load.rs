@@ -167,6 +167,10 @@ impl Model for WithHead {
         self.model.vocab()
     }
 
+    fn kv_heads(&self) -> usize {
+        self.model.kv_heads()
+    }
+
     fn kv_widths(&self) -> Vec<usize> {
         self.model.kv_widths()
     }

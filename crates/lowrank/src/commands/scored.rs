@@ -93,6 +93,7 @@ impl Flags {
             label_column: self.label_column.clone(),
             prompt_template: self.prompt_template.clone(),
             skip_bad_lines: self.skip_bad_lines,
+            init_adapter: self.adapter.clone(),
             ..TrainOptions::default()
         }
     }

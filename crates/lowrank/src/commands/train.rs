@@ -46,7 +46,8 @@ pub struct Flags {
 
     /// What is trained: lora, ia3, vera, loha, lokr, adalora, full, top2 (the last two blocks; or another number),
     /// bitfit (biases), linear-probe (the head), or adapter layers: adapter-h (Houlsby), adapter-p (Pfeiffer), adapter-l
-    /// (Lin), adapter-d (AdapterDrop, `--peft-option drop_layers=5`) [default: lora]
+    /// (Lin), adapter-d (AdapterDrop, `--peft-option drop_layers=5`), or virtual tokens: prompt (embeddings), prefix (keys and
+    /// values; `--peft-option num_virtual_tokens=20`) [default: lora]
     #[arg(long, value_name = "NAME", help_heading = "Adapter")]
     method: Option<String>,
     /// Rank [default: 8]

@@ -1,0 +1,87 @@
+//! Prefix tuning (Li & Liang 2021; the paper's prefix-layer tuning): every layer's attention sees keys and values of `n`
+//! virtual tokens that are learned, `[n, layers * 2 * width]`, before those of the text.
+//!
+//! Configuration, tensor and positions are PEFT's PREFIX_TUNING: keys are learned as they are after rotation, the text's
+//! positions begin after the virtual tokens. PEFT's `prefix_projection` is a way to train; what it leaves is read as any
+//! prefix, and training here is without. The tensor's row `i` has, for each layer, the key of virtual token `i` and then
+//! its value.
+
+use std::sync::Arc;
+
+use lowrank_engine::{ParamId, Params, Site, kernels};
+
+use super::Variant;
+use super::prompt::{NO_MODULES, TENSOR, TOKENS, Words};
+use crate::target::Target;
+use crate::{Error, LoraConfig, init};
+
+/// Deviation of keys and values at the start: a prefix that says little, and to which attention is even. PyTorch's
+/// `Embedding`, which PEFT starts from, has deviation 1.
+const DEVIATION: f32 = 0.02;
+
+/// `peft_type` PREFIX_TUNING.
+pub struct Method;
+
+impl super::Method for Method {
+    fn peft_type(&self) -> &'static str {
+        "PREFIX_TUNING"
+    }
+
+    fn foreign_fields(&self) -> &'static [&'static str] {
+        &NO_MODULES
+    }
+
+    fn configure(&self, config: &mut LoraConfig, _: &[Site], _: u64) {
+        config.default_to("num_virtual_tokens", TOKENS);
+        config.default_to("num_transformer_submodules", 1);
+        config.default_to("prefix_projection", false);
+    }
+
+    fn check(&self, config: &LoraConfig) -> Result<(), Error> {
+        let words = Words::parse(config)?;
+        match (words.token_dim, words.num_layers) {
+            (Some(1..), Some(1..)) => Ok(()),
+            _ => Err(Error::Config("token_dim and num_layers must say how wide a prefix is".into())),
+        }
+    }
+
+    fn own_targets(&self, _: &[Site]) -> Option<Vec<Target>> {
+        Some(Vec::new())
+    }
+
+    fn virtual_tokens(&self, config: &LoraConfig) -> Result<usize, Error> {
+        Ok(Words::parse(config)?.num_virtual_tokens)
+    }
+
+    fn attach(
+        &self,
+        config: &LoraConfig,
+        _: &[Target],
+        _: &[Site],
+        params: &mut Params,
+    ) -> Result<Vec<Arc<dyn Variant>>, Error> {
+        let Words { num_virtual_tokens, token_dim, num_layers, .. } = Words::parse(config)?;
+        let width = 2 * token_dim.unwrap_or(0) * num_layers.unwrap_or(0);
+        params.push(TENSOR.to_owned(), num_virtual_tokens, width, Vec::new());
+        Ok(Vec::new())
+    }
+
+    fn prefix(&self, params: &Params) -> Option<ParamId> {
+        params.iter().find(|(_, p)| p.name == TENSOR).map(|(id, _)| id)
+    }
+
+    fn start(&self, params: &mut Params, seed: u64) {
+        let Some(id) = self.prefix(params) else { return };
+        let param = params.get_mut(id);
+        param.value = vec![0.0; param.rows * param.cols];
+        kernels::normal(&mut param.value, 0.0, DEVIATION, seed, init::STREAM);
+    }
+
+    fn suffixes(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn features(&self, _: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
+        None
+    }
+}

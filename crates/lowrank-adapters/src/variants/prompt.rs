@@ -1,0 +1,261 @@
+//! Prompt tuning (Lester et al. 2021; the paper's prefix-embedding tuning): every text begins with virtual tokens whose
+//! embeddings are learned, `P: [n,D]`, and nothing else is trained.
+//!
+//! Configuration, tensor and positions are PEFT's PROMPT_TUNING: the virtual tokens have the first positions, no token of
+//! theirs is predicted, and the last of them predicts the first of the text.
+
+use std::sync::Arc;
+
+use lowrank_engine::{
+    Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
+};
+use serde::Deserialize;
+
+use super::{Place, Start, Variant};
+use crate::target::Target;
+use crate::{Error, LoraConfig};
+
+/// The tensor of all learned numbers, in PEFT's file.
+pub const TENSOR: &str = "prompt_embeddings";
+
+/// Virtual tokens where nobody says how many.
+pub const TOKENS: usize = 20;
+
+/// Fields of LoRA that methods with virtual tokens do not have.
+pub(super) const NO_MODULES: [&str; 14] = [
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "init_lora_weights",
+];
+
+/// Learned embeddings at the table of words.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// `P: [n,D]`.
+    pub embeddings: ParamId,
+    /// Size of the vocabulary: virtual token `i` has the id `vocab + i`.
+    vocab: u32,
+    sample: bool,
+}
+
+impl Prompt {
+    /// Rows of virtual tokens among `ids`, and which they are.
+    fn rows(&self, ids: &[u32]) -> impl Iterator<Item = (usize, usize)> {
+        let vocab = self.vocab;
+        let own = move |(row, id): (usize, &u32)| Some((row, id.checked_sub(vocab)? as usize));
+        ids.iter().enumerate().filter_map(own)
+    }
+}
+
+impl Adapter for Prompt {
+    fn forward(&self, _: &Scope<'_>, _: &Linear, _: &Tensor, _: &mut Tensor, _: f32) -> Vec<Tensor> {
+        unreachable!("an embedding is no linear layer")
+    }
+
+    fn backward(
+        &self,
+        _: &Scope<'_>,
+        _: &Linear,
+        _: &mut Grads,
+        _: &Tensor,
+        _: &Tensor,
+        _: Vec<Tensor>,
+        _: Option<&mut Accumulator>,
+    ) {
+        unreachable!("an embedding is no linear layer")
+    }
+
+    fn embed(&self, scope: &Scope<'_>, ids: &[u32], _: f32, y: &mut Tensor) -> Vec<Tensor> {
+        let (d, learned) = (y.cols(), &scope.params.get(self.embeddings).value);
+        scope.device.run(0, || {
+            let y = y.data_mut();
+            for (row, token) in self.rows(ids) {
+                y[row * d..(row + 1) * d].copy_from_slice(&learned[token * d..(token + 1) * d]);
+            }
+        });
+        Vec::new()
+    }
+
+    /// `dP[i] += dy` of every row of virtual token `i`.
+    fn embed_backward(
+        &self,
+        scope: &Scope<'_>,
+        grads: &mut Grads,
+        ids: &[u32],
+        _: f32,
+        dy: &Tensor,
+        _: Vec<Tensor>,
+    ) {
+        let d = dy.cols();
+        scope.device.run(0, || {
+            let gradient = grads.get_mut(self.embeddings);
+            for (row, token) in self.rows(ids) {
+                kernels::add(&mut gradient[token * d..(token + 1) * d], &dy.data()[row * d..(row + 1) * d]);
+            }
+        });
+    }
+}
+
+impl Variant for Prompt {
+    fn params(&self) -> Vec<ParamId> {
+        vec![self.embeddings]
+    }
+
+    /// Rows of words drawn from the vocabulary (SAMPLE_VOCAB), or normal numbers as PyTorch's `Embedding` (RANDOM).
+    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+        let param = params.get_mut(self.embeddings);
+        let (n, d) = (param.rows, param.cols);
+        let mut value = vec![0.0; n * d];
+        if self.sample {
+            let mut drawn = vec![0.0; n];
+            kernels::uniform(&mut drawn, 0.0, self.vocab as f32, start.seed, start.stream);
+            for (row, at) in value.chunks_exact_mut(d).zip(drawn) {
+                let id = (at as usize).min(self.vocab as usize - 1);
+                start.base.read_rows(&start.site.path, id..id + 1, row)?;
+            }
+        } else {
+            kernels::normal(&mut value, 0.0, 1.0, start.seed, start.stream);
+        }
+        param.value = value;
+        Ok(())
+    }
+
+    fn merge(&self, _: &Params, _: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
+        Err(no_merge("a prompt"))
+    }
+
+    fn unmerge(&self, _: &Params, _: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
+        Err(no_merge("a prompt"))
+    }
+}
+
+/// Virtual tokens are no part of any weight.
+fn no_merge(what: &str) -> Error {
+    Error::Config(format!("{what} is no part of the weights, so it cannot be merged into them"))
+}
+
+#[derive(Deserialize)]
+pub(super) struct Words {
+    pub num_virtual_tokens: usize,
+    /// Of prefix tuning: width of the keys of one layer.
+    pub token_dim: Option<usize>,
+    pub num_layers: Option<usize>,
+    prompt_tuning_init: Option<String>,
+    #[serde(default = "one")]
+    num_transformer_submodules: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Words {
+    /// The fields of `config` that methods with virtual tokens share.
+    pub fn parse(config: &LoraConfig) -> Result<Self, Error> {
+        let words: Self = config.words()?;
+        if words.num_virtual_tokens == 0 {
+            return Err(Error::Config("num_virtual_tokens must be at least 1".into()));
+        }
+        if words.num_transformer_submodules != 1 {
+            return Err(Error::Config(
+                "num_transformer_submodules must be 1: encoders with decoders are not supported".into(),
+            ));
+        }
+        Ok(words)
+    }
+
+    /// Whether the start is drawn from the vocabulary.
+    fn sample(&self) -> Result<bool, Error> {
+        match self.prompt_tuning_init.as_deref() {
+            None | Some("RANDOM") => Ok(false),
+            Some("SAMPLE_VOCAB") => Ok(true),
+            // Only the start depends on it, and what is loaded has started.
+            Some("TEXT") => Ok(false),
+            Some(other) => Err(Error::Config(format!(
+                "prompt_tuning_init is {other:?}; it may be SAMPLE_VOCAB or RANDOM"
+            ))),
+        }
+    }
+}
+
+/// `peft_type` PROMPT_TUNING.
+pub struct Method;
+
+impl super::Method for Method {
+    fn peft_type(&self) -> &'static str {
+        "PROMPT_TUNING"
+    }
+
+    fn foreign_fields(&self) -> &'static [&'static str] {
+        &NO_MODULES
+    }
+
+    fn configure(&self, config: &mut LoraConfig, sites: &[Site], _: u64) {
+        config.default_to("num_virtual_tokens", TOKENS);
+        config.default_to("num_transformer_submodules", 1);
+        config.default_to("prompt_tuning_init", "SAMPLE_VOCAB");
+        if let Some(table) = table(sites) {
+            config.default_to("token_dim", sites[table].out_features);
+        }
+    }
+
+    fn check(&self, config: &LoraConfig) -> Result<(), Error> {
+        Words::parse(config)?.sample().map(|_| ())
+    }
+
+    fn own_targets(&self, sites: &[Site]) -> Option<Vec<Target>> {
+        Some(table(sites).map(|site| Target { site, r: 0, alpha: 0.0 }).into_iter().collect())
+    }
+
+    fn virtual_tokens(&self, config: &LoraConfig) -> Result<usize, Error> {
+        Ok(Words::parse(config)?.num_virtual_tokens)
+    }
+
+    fn attach(
+        &self,
+        config: &LoraConfig,
+        targets: &[Target],
+        sites: &[Site],
+        params: &mut Params,
+    ) -> Result<Vec<Arc<dyn Variant>>, Error> {
+        let words = Words::parse(config)?;
+        let sample = words.sample()?;
+        let plan = |target: &Target| {
+            let site = &sites[target.site];
+            let (n, d) = (words.num_virtual_tokens, site.out_features);
+            let embeddings = params.push(TENSOR.to_owned(), n, d, Vec::new());
+            Arc::new(Prompt { embeddings, vocab: site.in_features as u32, sample }) as Arc<dyn Variant>
+        };
+        Ok(targets.iter().map(plan).collect())
+    }
+
+    fn suffixes(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn features(&self, _: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
+        None
+    }
+
+    fn sites_alone(&self, config: &LoraConfig) -> Vec<Site> {
+        let width = Words::parse(config).ok().and_then(|words| words.token_dim).unwrap_or(0);
+        let path = "embeddings".to_owned();
+        vec![Site { path, kind: SiteKind::Embedding, in_features: 0, out_features: width, bias: false }]
+    }
+}
+
+/// The table of words: the first of a model's tables.
+fn table(sites: &[Site]) -> Option<usize> {
+    sites.iter().position(|site| site.kind == SiteKind::Embedding)
+}
