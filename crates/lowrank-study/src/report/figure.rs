@@ -210,6 +210,7 @@ where
         .configure_mesh()
         .x_desc(labels.0)
         .y_desc(labels.1)
+        .x_labels(6)
         .label_style(font(16))
         .axis_desc_style(font(17))
         .axis_style(INK)
