@@ -3,6 +3,7 @@
 //! The method itself is [`Lora`], on one screen.
 
 mod config;
+mod conv;
 mod error;
 mod file;
 mod init;
@@ -14,6 +15,7 @@ mod target;
 pub mod variants;
 
 pub use config::{LoraConfig, OneOrMany, Targets};
+pub use conv::{ConvConfig, ConvGrads, ConvLora};
 pub use error::Error;
 pub use file::{
     CONFIG_FILE, Numbers, TASK_FILE, TENSORS_FILE, TrainingState, read_task, write_atomic, write_tensors,

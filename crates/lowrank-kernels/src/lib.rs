@@ -17,6 +17,7 @@ mod gemm;
 mod math;
 mod norm;
 mod parallel;
+mod patches;
 mod quant;
 mod random;
 mod rope;
@@ -42,6 +43,7 @@ pub use gemm::{
     scratch_bytes,
 };
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
+pub use patches::{Window, patches, patches_backward};
 pub use quant::{QuantizeError, quantize, quantize_matrix};
 pub use random::{dropout, dropout_backward, normal, uniform};
 pub use rope::{rope, rope_backward};
