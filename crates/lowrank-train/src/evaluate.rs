@@ -20,7 +20,8 @@ pub struct Evaluation {
     /// decoding would reproduce. Classification: `accuracy`, `f1` (of the second of two classes) or `f1_macro`,
     /// `matthews_correlation`. Regression: `pearson`, `spearman`. Words: `accuracy`, and for BIO tags `precision`,
     /// `recall` and `f1` of entities. Hidden tokens: `perplexity`, `accuracy`. Embeddings: `accuracy`, how often a
-    /// text's own partner is the nearest of its batch, and `cosine`, their mean similarity.
+    /// text's own partner is the nearest of its batch, and `cosine`, their mean similarity; `pearson` and `spearman` of
+    /// the cosines with the similarities that the data name.
     #[serde(flatten)]
     pub metrics: BTreeMap<&'static str, f64>,
     /// Targets.
@@ -155,6 +156,12 @@ impl Tally {
                 out.insert("accuracy", hits);
                 let sum: f64 = self.cosines.iter().map(|c| f64::from(*c)).sum();
                 out.insert("cosine", sum / self.cosines.len().max(1) as f64);
+                let said: Option<Vec<f64>> = examples.iter().map(|e| e.similarity.map(f64::from)).collect();
+                if let Some(said) = said.filter(|said| !said.is_empty()) {
+                    let cosines: Vec<f64> = self.cosines.iter().map(|c| f64::from(*c)).collect();
+                    out.insert("pearson", metrics::pearson(&cosines, &said));
+                    out.insert("spearman", metrics::spearman(&cosines, &said));
+                }
             }
             Task::Regression => {
                 let wanted = examples.iter().map(|e| match e.target {

@@ -161,6 +161,17 @@ impl<'m> Stepper<'m> {
         let h = self.model.hidden(&mut tape, &token_batch(batch));
         objective::score(&mut tape, self.model.head(), h, batch, 1.0, &mut Grads::default())
     }
+
+    /// The sentence embedding of each text of a batch: the mean of its hidden states, at length 1.
+    pub fn embed(&self, batch: &PackedBatch) -> Vec<Vec<f32>> {
+        let scope = Scope { device: &self.device, params: &self.adapters.params, dropout: None };
+        let mut tape = Tape::new(scope, &self.adapters.active, Record::Nothing);
+        let h = self.model.hidden(&mut tape, &token_batch(batch));
+        let texts: Vec<_> = batch.segments.iter().map(|segment| segment.q.clone()).collect();
+        let mean = tape.mean_rows(&h, &texts);
+        let y = tape.normalize(&mean).tensor;
+        y.data().chunks_exact(y.cols()).map(<[f32]>::to_vec).collect()
+    }
 }
 
 /// The virtual tokens that every text begins with.

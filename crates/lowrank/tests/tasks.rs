@@ -217,6 +217,52 @@ fn hidden_words_and_partners_are_found() {
     assert!(result["accuracy"].as_f64().unwrap() > 0.9, "{result}");
 }
 
+/// Vectors of texts, with and without an adapter; pairs are compared with what the data say of them.
+#[test]
+fn texts_are_embedded() {
+    let case = Case::new();
+    let embed = |data: &str, more: &[&str]| -> Vec<Value> {
+        let args = ["predict", "--task", "embedding", "--model", &case.model, "--data", data];
+        let out = lowrank_ok(&[&args[..], more].concat()).out;
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let numbers = |value: &Value| -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let words = ["the film was good", "the plot", "a story and a story and a story"];
+    let texts: String = words.iter().map(|text| format!("{}\n", json!({"text": text}))).collect();
+    let texts = case.write("texts.jsonl", &texts);
+    let alone = embed(&texts, &["--batch-size", "1"]);
+    let together = embed(&texts, &["--batch-size", "8"]);
+    for (a, b) in alone.iter().zip(&together) {
+        let (a, b) = (numbers(&a["embedding"]), numbers(&b["embedding"]));
+        assert_eq!(a.len(), 32);
+        assert!((dot(&a, &a) - 1.0).abs() < 1e-5 && (dot(&a, &b) - 1.0).abs() < 1e-5);
+    }
+    let pairs = [(words[0], words[1], 1.0), (words[0], words[2], 3.0), (words[1], words[2], 2.0)];
+    let mut table = "sentence1\tsentence2\tscore\n".to_owned();
+    pairs.iter().for_each(|(a, b, score)| table.push_str(&format!("{a}\t{b}\t{score}\n")));
+    let table = case.write("pairs.tsv", &table);
+    let lines = embed(&table, &[]);
+    let mut cosines = Vec::new();
+    for (line, (i, j)) in lines.iter().zip([(0, 1), (0, 2), (1, 2)]) {
+        let want = dot(&numbers(&alone[i]["embedding"]), &numbers(&alone[j]["embedding"]));
+        cosines.push(line["cosine"].as_f64().unwrap());
+        assert!((cosines[cosines.len() - 1] - want).abs() < 1e-5, "{line}");
+        assert_eq!(numbers(&line["embedding_pair"]).len(), 32);
+    }
+    let args = ["eval", "--task", "embedding", "--model", &case.model, "--data", &table, "--json"];
+    let result: Value = serde_json::from_str(&lowrank_ok(&args).out).unwrap();
+    // Of three, Spearman's correlation is 1 - the squared differences of ranks over 4.
+    let rank = |i: usize| cosines.iter().filter(|c| **c < cosines[i]).count() as f64;
+    let squares: f64 = (0..3).map(|i| (rank(i) - (pairs[i].2 - 1.0)).powi(2)).sum();
+    let spearman = result["spearman"].as_f64().unwrap();
+    assert!((spearman - (1.0 - squares / 4.0)).abs() < 1e-9, "{result} for {cosines:?}");
+    let args = ["predict", "--task", "mlm", "--model", &case.model, "--data", &texts];
+    case.refused(&args, &["predict is for", "--task mlm"]);
+}
+
 #[test]
 fn bad_labels_and_tasks_are_refused() {
     let case = Case::new();

@@ -49,6 +49,7 @@ impl Columns {
             .or_else(|| layout.as_ref().and_then(|l| l.second.map(str::to_owned)))
             .or_else(|| first_known(&SECOND).filter(|name| *name != first));
         let second = match options.task {
+            Task::Embedding if options.unlabelled => second,
             Task::PairClassification | Task::Embedding => Some(second.ok_or_else(|| {
                 let known = list_names(&SECOND);
                 format!("found no column for the second text (one of {known}): name it with --pair-column")
@@ -64,7 +65,9 @@ impl Columns {
             .or_else(|| layout.as_ref().map(|l| l.label.to_owned()))
             .or_else(|| first_known(label_names));
         let labelled = options.task.has_labels() || options.task == Task::Regression;
-        let label = match label.filter(|_| labelled) {
+        // How alike two texts are said to be is read where it is there.
+        let scored = options.task == Task::Embedding && label.as_ref().is_some_and(|name| has(name));
+        let label = match label.filter(|_| labelled || scored) {
             Some(label) if options.unlabelled && !has(&label) => None,
             None if labelled && !options.unlabelled => {
                 let known = list_names(label_names);
@@ -103,14 +106,20 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
         })
     };
     if options.task == Task::Embedding {
-        let (a, b) = (texts(first, None)?, texts(second.unwrap_or_default(), None)?);
-        let example = Example {
-            target: Target::Pair(a.ids.len()),
-            token_types: kinds([a.types, b.types].concat()),
-            tokens: [a.ids, b.ids].concat(),
-            ..Example::default()
-        };
-        return Ok(Encoded::Kept { example, truncated: a.truncated || b.truncated });
+        let a = texts(first, None)?;
+        let (mut example, mut truncated) =
+            (Example { target: Target::Pair(a.ids.len()), ..Example::default() }, a.truncated);
+        (example.tokens, example.token_types) = (a.ids, a.types);
+        if let Some(second) = second {
+            let b = texts(second, None)?;
+            truncated |= b.truncated;
+            example.tokens.extend(b.ids);
+            example.token_types.extend(b.types);
+        }
+        example.token_types = kinds(example.token_types);
+        let label = columns.label.as_deref().and_then(|name| fields.label(name).ok());
+        example.similarity = label.and_then(|label| number(&label).ok());
+        return Ok(Encoded::Kept { example, truncated });
     }
     let texts = texts(first, second)?;
     let row = if options.reads_last { texts.ids.len() as u32 - 1 } else { 0 };

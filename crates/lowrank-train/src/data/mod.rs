@@ -109,6 +109,8 @@ pub struct Example {
     pub prompt_len: usize,
     /// What is to be learned.
     pub target: Target,
+    /// [`Target::Pair`]: how alike the two texts are, where the data say so. Read by evaluation only.
+    pub similarity: Option<f32>,
     /// Where it came from.
     pub id: ExampleId,
 }
@@ -130,7 +132,8 @@ pub enum Target {
     },
     /// Tokens that will be hidden at random.
     Masked,
-    /// That two texts belong together: the first has this many of the tokens, the second the others.
+    /// That two texts belong together: the first has this many of the tokens, the second the others (none, where there
+    /// is one text to embed).
     Pair(usize),
 }
 

@@ -8,10 +8,11 @@
 //! |---|---|---|
 //! | `e2e` | CSV with the columns `mr` and `ref` (`mr`) | rows with the same `mr` |
 //! | `webnlg` | JSON of the 2017 challenge: `{"entries": [{"1": {...}}]}` (`category`) | lexicalisations that are marked good |
+//! | | its XML: `<benchmark><entries><entry category="...">` (`category`) | the same |
 //! | `dart` | JSON: `[{"tripleset": [[s, p, o]], "annotations": [...]}]` | annotations; predicates in lower case |
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ pub(super) fn detect(input: &mut BufReader<File>, path: &Path) -> Result<Option<
     Ok(match start.chars().next() {
         _ if header == ["mr", "ref"] => Some(DataFormat::E2e),
         Some('{') if start[1..].trim_start().starts_with("\"entries\"") => Some(DataFormat::Webnlg),
+        Some('<') if start.contains("<benchmark") => Some(DataFormat::Webnlg),
         Some('[') if start.contains("\"tripleset\"") => Some(DataFormat::Dart),
         _ => None,
     })
@@ -53,7 +55,7 @@ pub(super) fn options(options: &DataOptions) -> Result<DataOptions, Error> {
 }
 
 /// The rows of a file of `format`.
-pub(super) fn rows(path: &Path, input: BufReader<File>, format: DataFormat) -> Result<Rows, Error> {
+pub(super) fn rows(path: &Path, mut input: BufReader<File>, format: DataFormat) -> Result<Rows, Error> {
     if format == DataFormat::E2e {
         let options = DataOptions {
             prompt_column: Some("mr".into()),
@@ -65,6 +67,10 @@ pub(super) fn rows(path: &Path, input: BufReader<File>, format: DataFormat) -> R
         return Ok(Box::new(rows.map(move |row| row.map(|row| e2e_row(row, &names)))));
     }
     let bad = |reason: String| Error::DataFile { path: path.into(), reason };
+    let names = names(["prompt", "completion", "category"]);
+    if format == DataFormat::Webnlg && first_is(&mut input, b'<').map_err(Error::io(path))? {
+        return Ok(of_entries(webnlg_xml(input).map_err(bad)?, &names));
+    }
     let json: Value = serde_json::from_reader(input).map_err(|e| bad(format!("not JSON: {e}")))?;
     let (list, what, read): (_, _, fn(&Value) -> Entry) = match format {
         DataFormat::Webnlg => (json.get("entries"), "an object with a list \"entries\"", webnlg_entry),
@@ -73,18 +79,30 @@ pub(super) fn rows(path: &Path, input: BufReader<File>, format: DataFormat) -> R
     let Some(Value::Array(list)) = list else {
         return Err(bad(format!("a {format} file holds {what}")));
     };
-    let names = names(["prompt", "completion", "category"]);
+    Ok(of_entries(list.iter().map(read).map(|entry| (None, entry)).collect(), &names))
+}
+
+/// Whether a file begins with `byte`, behind spaces and a byte order mark.
+fn first_is(input: &mut BufReader<File>, byte: u8) -> std::io::Result<bool> {
+    let start = input.fill_buf()?;
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+    Ok(start.trim_ascii_start().first() == Some(&byte))
+}
+
+/// The rows of entries, which are at a line of their own or are counted.
+fn of_entries(entries: Vec<(Option<u64>, Entry)>, names: &Arc<[String]>) -> Rows {
     let mut rows = Vec::new();
-    for (line, entry) in (1..).zip(list) {
-        match read(entry) {
+    for (number, (line, entry)) in (1..).zip(entries) {
+        let line = line.unwrap_or(number);
+        match entry {
             Ok((prompt, texts, category)) => rows.extend(texts.iter().map(|text| {
                 let record = csv::ByteRecord::from(vec![prompt.clone(), completion(text), category.clone()]);
                 Ok(Row { line, raw: Raw::Table(names.clone(), record) })
             })),
-            Err(reason) => rows.push(Ok(Row { line, raw: Raw::Bad(format!("entry {line}: {reason}")) })),
+            Err(reason) => rows.push(Ok(Row { line, raw: Raw::Bad(format!("entry {number}: {reason}")) })),
         }
     }
-    Ok(Box::new(rows.into_iter()))
+    Box::new(rows.into_iter())
 }
 
 /// Prompt, completions, category; or what is wrong.
@@ -145,6 +163,46 @@ fn webnlg_entry(entry: &Value) -> Entry {
         list(entry, "lexicalisations")?.iter().filter(|lex| lex.get("comment").is_none_or(|c| c == "good"));
     let texts = good.map(|lex| text(lex, "lex").map(str::to_owned)).collect::<Result<_, _>>()?;
     let category = entry.get("category").and_then(Value::as_str).unwrap_or_default();
+    Ok((triples.join(" | "), texts, category.to_owned()))
+}
+
+/// The entries of the challenge's XML, with their lines.
+fn webnlg_xml(mut input: BufReader<File>) -> Result<Vec<(Option<u64>, Entry)>, String> {
+    let mut text = String::new();
+    input.read_to_string(&mut text).map_err(|e| format!("not UTF-8: {e}"))?;
+    let xml = roxmltree::Document::parse(&text).map_err(|e| format!("not XML: {e}"))?;
+    let (mut line, mut at, mut entries) = (1, 0, Vec::new());
+    for entry in xml.descendants().filter(|node| node.has_tag_name("entry")) {
+        let start = entry.range().start;
+        line += text[at..start].matches('\n').count() as u64;
+        at = start;
+        entries.push((Some(line), webnlg_xml_entry(entry)));
+    }
+    match entries.is_empty() {
+        true => Err("a webnlg file holds <entry> elements, and this has none".into()),
+        false => Ok(entries),
+    }
+}
+
+fn webnlg_xml_entry(entry: roxmltree::Node<'_, '_>) -> Entry {
+    let triples = entry.children().find(|node| node.has_tag_name("modifiedtripleset"));
+    let triples = triples.ok_or("<modifiedtripleset> is missing")?;
+    let triples = triples.children().filter(|node| node.has_tag_name("mtriple")).map(|triple| {
+        let text = triple.text().unwrap_or_default().trim();
+        let parts: Vec<&str> = text.split(" | ").collect();
+        match parts[..] {
+            [s, p, o] => Ok(format!("{s} : {p} : {o}")),
+            _ => Err(format!("<mtriple> {text:?} is no subject | property | object")),
+        }
+    });
+    let triples: Vec<String> = triples.collect::<Result<_, String>>()?;
+    if triples.is_empty() {
+        return Err("<modifiedtripleset> holds no <mtriple>".into());
+    }
+    let lexes = entry.children().filter(|node| node.has_tag_name("lex"));
+    let good = lexes.filter(|lex| matches!(lex.attribute("comment"), None | Some("good" | "")));
+    let texts = good.map(|lex| lex.text().unwrap_or_default().trim().to_owned()).collect();
+    let category = entry.attribute("category").unwrap_or_default();
     Ok((triples.join(" | "), texts, category.to_owned()))
 }
 
@@ -215,6 +273,30 @@ mod tests {
         assert_eq!(groups("dev.json", file, &DataOptions::default()).unwrap(), want);
         let error = groups("dev.json", r#"{"entries": [{"1": {}}]}"#, &DataOptions::default()).unwrap_err();
         assert!(error.contains("entry 1") && error.contains("modifiedtripleset"), "{error}");
+    }
+
+    #[test]
+    fn webnlg_in_xml() {
+        let file = "<?xml version=\"1.0\" ?>\n<benchmark>\n<entries>\n<entry category=\"Airport\" eid=\"Id1\" size=\"2\">\n\
+            <originaltripleset><otriple>X | y | z</otriple></originaltripleset>\n<modifiedtripleset>\n\
+            <mtriple>Aarhus_Airport | cityServed | \"Aarhus, Denmark\"</mtriple>\n\
+            <mtriple>A &amp; B | p | 3</mtriple></modifiedtripleset>\n\
+            <lex comment=\"good\" lid=\"Id1\">It serves Aarhus &amp; more.</lex>\n<lex comment=\"toFix\">bad</lex>\n</entry>\n\
+            <entry category=\"City\"><modifiedtripleset><mtriple>one | two</mtriple></modifiedtripleset></entry>\n\
+            </entries></benchmark>";
+        let options = DataOptions { skip_bad_lines: true, ..DataOptions::default() };
+        let prompt = "Aarhus_Airport : cityServed : \"Aarhus, Denmark\" | A & B : p : 3\n";
+        assert_eq!(groups("d.xml", file, &options).unwrap(), [group(prompt, &["It serves Aarhus & more."])]);
+        let error = groups("d.xml", file, &DataOptions::default()).unwrap_err();
+        assert!(
+            error.contains(":12:") && error.contains("entry 2") && error.contains("\"one | two\""),
+            "{error}"
+        );
+        let cut = &file[..file.len() - 12];
+        let error = groups("d.xml", cut, &options).unwrap_err();
+        assert!(error.contains("d.xml") && error.contains("not XML"), "{error}");
+        let error = groups("d.xml", "<benchmark></benchmark>", &options).unwrap_err();
+        assert!(error.contains("<entry>"), "{error}");
     }
 
     #[test]

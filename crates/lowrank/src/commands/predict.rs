@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lowrank::train::{Task, evaluate};
+use lowrank::train::{Example, Target, Task, evaluate};
 use lowrank::{Error, Result, Session};
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// Predicts the labels of a file, which need not have any.
+/// Predicts the labels of a file, which need not have any, or gives the vectors of its texts.
 pub fn run(args: &Args) -> Result<ExitCode> {
     super::on_threads(args.input.threads, || work(args))
 }
@@ -27,9 +27,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn work(args: &Args) -> Result<ExitCode> {
     let session = args.input.session()?;
     let task = session.task.task;
+    if task == Task::Embedding {
+        return embed(args, &session);
+    }
     if !task.has_labels() && task != Task::Regression {
         return Err(Error::Usage(format!(
-            "predict is for classification and regression, not --task {}",
+            "predict is for classification, regression and embedding, not --task {}",
             task.name()
         )));
     }
@@ -50,6 +53,30 @@ fn work(args: &Args) -> Result<ExitCode> {
             }
         }
         line
+    });
+    write(args.out.as_ref(), lines)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The vectors of texts, and of pairs their cosine too.
+fn embed(args: &Args, session: &Session) -> Result<ExitCode> {
+    let data = args.input.read(session, true)?;
+    let stepper = args.input.stepper(session)?;
+    let lines = data.examples.chunks(args.input.batch_size.max(1)).flat_map(|chunk| {
+        let batch = stepper.pack(&chunk.iter().collect::<Vec<_>>(), false, 0);
+        let mut vectors = stepper.embed(&batch).into_iter();
+        let line = |example: &Example| {
+            let first = vectors.next().expect("every text has a vector");
+            let mut line = json!({ "line": example.id.line });
+            if example.target != Target::Pair(example.tokens.len()) {
+                let second = vectors.next().expect("every text has a vector");
+                line["cosine"] = json!(first.iter().zip(&second).map(|(a, b)| a * b).sum::<f32>());
+                line["embedding_pair"] = json!(second);
+            }
+            line["embedding"] = json!(first);
+            line
+        };
+        chunk.iter().map(line).collect::<Vec<_>>()
     });
     write(args.out.as_ref(), lines)?;
     Ok(ExitCode::SUCCESS)
