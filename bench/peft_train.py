@@ -129,6 +129,7 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--init-adapter", type=Path)
+    parser.add_argument("--out", type=Path, help="write the trained adapter here")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     args.prompt_template = args.prompt_template.replace("\\n", "\n")
@@ -172,6 +173,8 @@ def main():
             "tokens": sum(len(row["input_ids"]) for row in batch),
             "examples": len(batch),
         })
+    if args.out:
+        model.save_pretrained(args.out, save_embedding_layers=False)
     counted = steps[args.warmup :] or steps
     seconds = sum(s["step_s"] for s in counted)
     print(json.dumps({
