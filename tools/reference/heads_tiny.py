@@ -76,7 +76,7 @@ BASES = {
 }
 
 SEQUENCE, TOKEN = AutoModelForSequenceClassification, AutoModelForTokenClassification
-# base, model class, labels, PEFT's task, target modules
+# base, model class, labels, PEFT's task, target modules, and `bias` where it is not "none"
 CASES = {
     "bert/pair": ("bert", SEQUENCE, 3, "SEQ_CLS", ["query", "value", "dense"]),
     "bert/token": ("bert", TOKEN, 5, "TOKEN_CLS", ["query", "key"]),
@@ -88,6 +88,10 @@ CASES = {
     "distilbert/mlm": ("distilbert", AutoModelForMaskedLM, None, None, ["q_lin", "v_lin"]),
     "gpt2/classes": ("../gpt2_c_attn", SEQUENCE, 3, "SEQ_CLS", ["c_attn"]),
     "llama/classes": ("../llama_gqa_tied", SEQUENCE, 3, "SEQ_CLS", ["q_proj", "v_proj"]),
+    "roberta/bias_all": ("roberta", SEQUENCE, 3, "SEQ_CLS", ["query", "value"], "all"),
+    "bert/bias_lora": ("bert", TOKEN, 3, "TOKEN_CLS", ["query", "dense"], "lora_only"),
+    "gpt2/bias_all": ("../gpt2_c_attn", SEQUENCE, 3, "SEQ_CLS", ["c_attn"], "all"),
+    "deberta/bias_all": ("../deberta_conv", SEQUENCE, 3, "SEQ_CLS", ["query_proj", "value_proj"], "all"),
     "llama/token": ("../llama_gqa_tied", TOKEN, 3, "TOKEN_CLS", ["q_proj", "v_proj"]),
 }
 LENGTHS = [7, 19, 30]
@@ -173,15 +177,16 @@ def train(model, cls, batch):
         loss.backward()
         losses.append(loss.item())
         if step == 0:
-            first = {n: p.grad.clone() for n, p in parameters.items()}
+            # With bias="all" PEFT also marks biases that nothing is computed with.
+            first = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
         optimizer.step()
     return losses, first
 
 
-def make_batch(cls, labels, base, generator):
+def make_batch(cls, labels, base, words, generator):
     batch = []
     for n in LENGTHS:
-        draw = lambda n: torch.randint(3, 64, (n,), generator=generator)
+        draw = lambda n: torch.randint(3, words, (n,), generator=generator)
         item = {"ids": draw(n)}
         if base == "bert" and cls is SEQUENCE:
             item["types"] = (torch.arange(n) >= n // 2).long()
@@ -215,14 +220,13 @@ def padded_loss(model, batch):
 
 
 def write_case(root, case):
-    base, cls, labels, task, targets = CASES[case]
+    base, cls, labels, task, targets, *bias = CASES[case]
     source, folder = (root / base).resolve(), root / case
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(sum(map(ord, case)))
-    model = get_peft_model(
-        load(source, cls, labels), LoraConfig(task_type=task, r=4, lora_alpha=8, target_modules=targets)
-    )
+    config = LoraConfig(task_type=task, r=4, lora_alpha=8, target_modules=targets, bias=(bias or ["none"])[0])
+    model = get_peft_model(load(source, cls, labels), config)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.requires_grad:
@@ -238,7 +242,8 @@ def write_case(root, case):
         config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2) + "\n")
 
-    batch, out = make_batch(cls, labels, base, generator), {}
+    words = min(64, AutoConfig.from_pretrained(source).vocab_size)
+    batch, out = make_batch(cls, labels, base, words, generator), {}
     for i, item in enumerate(batch):
         out |= {f"{name}_{i}": value for name, value in item.items()}
     model = PeftModel.from_pretrained(load(source, cls, labels), folder / "adapter", is_trainable=True).eval()

@@ -67,6 +67,11 @@ CASES = {
         "store": torch.bfloat16,
         "lora": {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "v_proj"]},
     },
+    "llama_tokens": {
+        "config": LLAMA | {"intermediate_size": 48},
+        "store": torch.bfloat16,
+        "lora": Q_AND_V | {"trainable_token_indices": [7, 3, 95]},
+    },
     "llama_bias": {
         "config": LLAMA | {"attention_bias": True, "mlp_bias": True},
         "store": torch.float16,

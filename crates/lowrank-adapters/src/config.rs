@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::Error;
+use crate::variants::bias::Biases;
 use crate::variants::method;
 
 /// Which modules get an adapter: PEFT's `target_modules`.
@@ -96,7 +97,7 @@ pub struct LoraConfig {
     /// Name of the list of layers, where it is not the usual one.
     #[serde(default)]
     pub layers_pattern: Option<OneOrMany<String>>,
-    /// Which biases are trained; only `none` here.
+    /// Which biases are trained with the adapter: `none`, `all`, or those of its layers (`lora_only`).
     #[serde(default = "none")]
     pub bias: String,
     /// Whether the weights of the targets are stored transposed (GPT-2). Follows from the base model here.
@@ -164,12 +165,11 @@ impl Default for LoraConfig {
 }
 
 /// Switches of PEFT that change what the adapter computes and that Lowrank does not have.
-const UNSUPPORTED: [&str; 7] = [
+const UNSUPPORTED: [&str; 6] = [
     "use_qalora",
     "use_bdlora",
     "lora_bias",
     "alora_invocation_tokens",
-    "trainable_token_indices",
     "layer_replication",
     "target_parameters",
 ];
@@ -181,13 +181,11 @@ impl LoraConfig {
     /// Names the field and what it may be.
     pub fn check(&self) -> Result<(), Error> {
         method(self)?.check(self)?;
-        let wrong = |what: String| Err(Error::Config(what));
-        if self.bias != "none" {
-            return wrong(format!("bias is {:?}; only \"none\" is supported", self.bias));
-        }
+        Biases::of(self)?;
         for field in UNSUPPORTED {
             if self.says(field) {
-                return wrong(format!("{field} is {}, which is not supported", self.other[field]));
+                let what = format!("{field} is {}, which is not supported", self.other[field]);
+                return Err(Error::Config(what));
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use lowrank_engine::{Site, SiteKind};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde_json::Value;
 
-use crate::variants::{BaseWeights, NoBase, method};
+use crate::variants::{BaseWeights, NoBase, method, tokens};
 use crate::{AdapterSet, Error, LoraConfig};
 
 /// PEFT puts this before the module path.
@@ -80,8 +80,11 @@ impl AdapterSet {
                 return Ok(());
             }
             let name = file_name(&param.name);
+            // Before there was a `base_layer`, the bias of an adapted layer was the module's own.
+            let older = name.strip_suffix(".base_layer.bias").map(|path| format!("{path}.bias"));
             let (shape, value) = tensors
                 .remove(&name)
+                .or_else(|| tensors.remove(&older?))
                 .ok_or_else(|| Error::mismatch(&path, format!("it has no tensor {name}")))?;
             if shape != param.shape {
                 let what = format!("{name} is {shape:?}, the base model takes {:?}", param.shape);
@@ -93,6 +96,11 @@ impl AdapterSet {
         set.task = read_task(dir)?;
         // PEFT adds the base's own table where an embedding is adapted.
         tensors.retain(|name, _| !name.ends_with(".base_layer.weight"));
+        if set.config.bias == "all" {
+            // So it does with every bias of the module: those of modules that nothing is computed with, those under
+            // two names, and those that `modules_to_save` holds already.
+            tensors.retain(|name, _| !name.ends_with(".bias"));
+        }
         if let Some(name) = tensors.keys().next() {
             let more = tensors.len() - 1;
             let what = format!("tensor {name} (and {more} more) belongs to no adapted layer of it");
@@ -148,6 +156,7 @@ impl AdapterSet {
         };
         sites.extend(tensors.iter().filter_map(saved));
         sites.extend(method.sites_alone(&config));
+        add_beside(&tensors, &config, &mut sites);
         Self::load(dir, &sites)
     }
 
@@ -233,6 +242,34 @@ pub fn read_task(dir: &Path) -> Result<Option<Value>, Error> {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(&path, e.to_string())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(&path, e)),
+    }
+}
+
+/// What is trained beside the adapter at `sites`, as far as the tensors of the file go: biases and rows of tables.
+fn add_beside(tensors: &Tensors, config: &LoraConfig, sites: &mut Vec<Site>) {
+    let has = |site: &Site, end: &str| tensors.contains_key(&format!("{PREFIX}{}.{end}", site.path));
+    if config.bias != "none" {
+        for site in sites.iter_mut().filter(|site| !config.saves(&site.path)) {
+            site.bias |= has(site, "base_layer.bias") || has(site, "bias");
+        }
+    }
+    for (name, (shape, _)) in tensors {
+        let Some(name) = name.strip_prefix(PREFIX) else { continue };
+        let mut add = |path: &str, kind, in_features, out_features, bias| {
+            if !sites.iter().any(|site| site.path == path) {
+                sites.push(Site { path: path.to_owned(), kind, in_features, out_features, bias });
+            }
+        };
+        if let (Some(path), &[_, d]) = (name.strip_suffix(&format!(".{}", tokens::SUFFIX)), &shape[..]) {
+            add(path, SiteKind::Embedding, u32::MAX as usize, d, false);
+        } else if let (Some(path), "all", &[d]) =
+            (name.strip_suffix(".bias"), config.bias.as_str(), &shape[..])
+        {
+            // A norm is a bias and no more, here.
+            if !path.ends_with(".base_layer") && !config.saves(path) {
+                add(path, SiteKind::Norm, d, d, true);
+            }
+        }
     }
 }
 

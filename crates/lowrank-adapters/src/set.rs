@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use crate::regime::Regime;
 use crate::target::targets;
+use crate::variants::bias::{self, Biases};
 use crate::variants::saved::Saved;
+use crate::variants::tokens::{self, TrainedTokens};
 use crate::variants::{BaseWeights, Method, NoBase, Place, Start, Variant, method};
 use crate::{Error, LoraConfig, init};
 
@@ -115,21 +117,103 @@ impl AdapterSet {
         let variants = method.attach(&set.config, &found, sites, &mut set.params)?;
         for (target, variant) in found.iter().zip(variants) {
             let (id, site) = (SiteId(target.site), sites[target.site].clone());
-            set.active.attach(id, variant.clone());
             // PEFT keeps one word for all targets, and warns where it does not fit the layer.
             set.config.fan_in_fan_out |= site.kind == SiteKind::TransposedLinear;
-            set.layers.push(AdaptedSite { id, site, variant });
+            set.put(id, &site, variant);
         }
         set.active.virtual_tokens = method.virtual_tokens(&set.config)?;
         set.active.prefix = method.prefix(&set.params).map(|param| Prefix { param });
         set.regime = method.regime(&set.config, &set.layers)?;
         set.config.check_saved(sites)?;
-        for (index, site) in sites.iter().enumerate().filter(|(_, site)| set.config.saves(&site.path)) {
-            let variant: Arc<dyn Variant> = Saved::plan(site, &mut set.params);
-            set.active.attach(SiteId(index), variant.clone());
-            set.layers.push(AdaptedSite { id: SiteId(index), site: site.clone(), variant });
+        for (index, site) in sites.iter().enumerate() {
+            if set.config.saves(&site.path) {
+                if site.kind == SiteKind::Convolution {
+                    let what = "is a convolution, which cannot be trained whole";
+                    return Err(Error::Config(format!("modules_to_save: {} {what}", site.path)));
+                }
+                let variant: Arc<dyn Variant> = Saved::plan(site, &mut set.params);
+                set.put(SiteId(index), site, variant);
+            }
+        }
+        set.train_biases(sites)?;
+        set.train_tokens(sites)?;
+        if let (true, Some(first)) = (set.config.says("ensure_weight_tying"), set.warnings(sites).first()) {
+            return Err(Error::Config(format!("ensure_weight_tying is not supported here: {first}")));
         }
         Ok(set)
+    }
+
+    /// Puts `variant` at a site, in place of what was there.
+    fn put(&mut self, id: SiteId, site: &Site, variant: Arc<dyn Variant>) {
+        self.active.attach(id, variant.clone());
+        match self.layers.iter_mut().find(|layer| layer.id == id) {
+            Some(layer) => layer.variant = variant,
+            None => self.layers.push(AdaptedSite { id, site: site.clone(), variant }),
+        }
+    }
+
+    /// Adds the biases that the configuration trains beside the adapter.
+    fn train_biases(&mut self, sites: &[Site]) -> Result<(), Error> {
+        let biases = Biases::of(&self.config)?;
+        for (index, site) in sites.iter().enumerate() {
+            let inner = self.layers.iter().find(|l| l.id.0 == index).map(|l| l.variant.clone());
+            if !self.config.saves(&site.path) && biases.train(site, inner.is_some()) {
+                let variant = bias::plan(site, inner, &mut self.params);
+                self.put(SiteId(index), site, variant);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the rows of tables that the configuration trains beside the adapter. A head that shares its table shares
+    /// its rows.
+    fn train_tokens(&mut self, sites: &[Site]) -> Result<(), Error> {
+        for (index, tokens) in tokens::wanted(&self.config, sites)? {
+            let site = &sites[index];
+            if self.active.get(SiteId(index)).is_some() {
+                return Err(Error::Config(format!(
+                    "{} is adapted or saved whole: {} cannot name it too",
+                    site.path,
+                    tokens::FIELD
+                )));
+            }
+            let trained = TrainedTokens::plan(site, tokens, &mut self.params)?;
+            let tied = |other: &(usize, &Site)| other.1.kind == SiteKind::TiedHead(SiteId(index));
+            if let Some((head, site)) = sites.iter().enumerate().find(tied) {
+                if self.active.get(SiteId(head)).is_some() {
+                    return Err(Error::Config(format!(
+                        "{} shares the table whose tokens {} trains: it cannot be adapted too",
+                        site.path,
+                        tokens::FIELD
+                    )));
+                }
+                self.put(SiteId(head), site, Arc::new(trained.shared()));
+            }
+            self.put(SiteId(index), site, Arc::new(trained));
+        }
+        Ok(())
+    }
+
+    /// What PEFT warns of: an adapter on one of two layers that share a weight, without being shared itself.
+    pub fn warnings(&self, sites: &[Site]) -> Vec<String> {
+        let own = |site: &Site| {
+            let trained = |id: &ParamId| !self.params.get(*id).name.ends_with(tokens::SUFFIX);
+            self.layer(&site.path).is_some_and(|layer| layer.variant.params().iter().any(trained))
+        };
+        let mut warnings = Vec::new();
+        for head in sites {
+            let SiteKind::TiedHead(table) = head.kind else { continue };
+            let Some(table) = sites.get(table.0) else { continue };
+            let shares = self.layer(&head.path).is_some_and(|layer| layer.variant.params().is_empty());
+            if own(head) || own(table) && !shares {
+                let adapted = if own(head) { head } else { table };
+                warnings.push(format!(
+                    "{} and {} share one weight, and the adapter on {} is not shared: what is merged differs",
+                    table.path, head.path, adapted.path
+                ));
+            }
+        }
+        warnings
     }
 
     /// The same sites with another configuration; parameters that are the same keep their numbers, `fill` gives

@@ -87,7 +87,8 @@ impl AdapterStore {
     /// weight and added up. No adapter at all is the base alone.
     ///
     /// # Errors
-    /// As [`AdapterStore::select`], and where a weight is no finite number.
+    /// As [`AdapterStore::select`], where a weight is no finite number, and where an adapter that trains norms
+    /// (`bias` of `all`) is to be one of several.
     pub fn mix(&self, adapters: &[(&str, f32)]) -> Result<AdapterSet, Error> {
         let mut by_site: BTreeMap<usize, (Site, Vec<Part>)> = BTreeMap::new();
         for &(name, weight) in adapters {

@@ -110,7 +110,7 @@ pub(crate) fn matching(wanted: &Targets, sites: &[Site]) -> Result<Vec<bool>, Er
 /// The last parts of the paths of layers, each once.
 fn module_names(sites: &[Site]) -> String {
     let name = |s: &Site| s.path.rsplit('.').next().unwrap_or(&s.path).to_owned();
-    let layers = sites.iter().filter(|site| site.kind != SiteKind::Norm);
+    let layers = sites.iter().filter(|site| !matches!(site.kind, SiteKind::Norm | SiteKind::Convolution));
     let names: BTreeSet<String> = layers.map(name).collect();
     names.into_iter().collect::<Vec<_>>().join(", ")
 }

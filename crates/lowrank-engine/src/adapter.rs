@@ -33,6 +33,8 @@ pub enum SiteKind {
     Embedding,
     /// A norm: its weight, and its bias where it has one. No adapter attaches to it, but it can be trained.
     Norm,
+    /// A linear layer over [`crate::Tape::unfold`]: a one-dimensional convolution inside a model.
+    Convolution,
 }
 
 /// A place of a model that an adapter can attach to.

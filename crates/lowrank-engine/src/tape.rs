@@ -190,11 +190,15 @@ impl<'m> Tape<'m> {
 
     /// Runs backward from the seeds and accumulates into `grads`.
     pub fn backward(self, grads: &mut Grads) {
-        self.backward_to(grads, None);
+        self.backward_to(grads, []);
     }
 
-    /// The same; returns the gradient of one value of the tape.
-    pub(crate) fn backward_to(self, grads: &mut Grads, wanted: Option<VarId>) -> Option<Tensor> {
+    /// The same; returns the gradients of some values of the tape.
+    pub(crate) fn backward_to<const N: usize>(
+        self,
+        grads: &mut Grads,
+        wanted: [Option<VarId>; N],
+    ) -> [Option<Tensor>; N] {
         let vars = vec![None; self.next];
         let mut back = Backward { scope: self.scope, adapters: self.adapters, grads, vars };
         for (id, gradient) in self.seeds {
@@ -203,6 +207,6 @@ impl<'m> Tape<'m> {
         for node in self.nodes.into_iter().rev() {
             node.backward(&mut back);
         }
-        wanted.and_then(|id| back.take(id))
+        wanted.map(|id| id.and_then(|id| back.take(id)))
     }
 }

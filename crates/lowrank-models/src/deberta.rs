@@ -434,8 +434,10 @@ impl Model for Deberta {
         let input = self.convolution.is_some().then(|| x.clone());
         let (table, attention) = self.relative(tape, segments);
         for (i, layer) in self.layers.iter().enumerate() {
-            let (table, attention) = (table.clone(), attention.clone());
-            x = tape.block(x, move |tape, x| layer.forward(tape, x, table.as_ref(), attention.clone()));
+            let attention = attention.clone();
+            x = tape.block_beside(x, table.clone(), move |tape, x, table| {
+                layer.forward(tape, x, table.as_ref(), attention.clone())
+            });
             if let (0, Some(convolution), Some(input)) = (i, &self.convolution, &input) {
                 x = convolution.forward(tape, input, &x, segments);
             }

@@ -68,7 +68,7 @@ impl<'a> Loader<'a> {
     }
 
     /// A one-dimensional convolution `W: [out, in / groups, kernel]` with its bias, as a linear layer over
-    /// [`lowrank_engine::Tape::unfold`]. Its weight becomes F32 and no adapter attaches to it.
+    /// [`lowrank_engine::Tape::unfold`]. Its weight becomes F32 and only its bias can be trained.
     ///
     /// # Errors
     /// As [`Loader::linear`].
@@ -99,7 +99,8 @@ impl<'a> Loader<'a> {
             FrozenWeight::from_f32(outputs, inputs * kernel, &whole)
         };
         let bias = Some(self.vector(&format!("{path}.bias"), outputs)?);
-        Ok(Linear { site: SiteId::NONE, weight, bias, transposed: false })
+        let site = self.site(path, SiteKind::Convolution, inputs * kernel, outputs, true);
+        Ok(Linear { site, weight, bias, transposed: false })
     }
 
     /// The language-model head: its own weight or, where tied, the embedding's.

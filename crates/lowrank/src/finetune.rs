@@ -164,6 +164,9 @@ pub fn finetune_with(
     let mut prepared = prepare(session, options, session.device())?;
     let mut progress = progress(prepared.loop_options.total_steps, prepared.state.step);
     report_data(&prepared, &mut progress);
+    for warning in prepared.stepper.adapters.warnings(session.sites()) {
+        progress.message(&format!("warning: {warning}"));
+    }
     fs::create_dir_all(out).map_err(Error::io(out))?;
     let done = prepared.state.step;
     let path = options.log_json.clone().unwrap_or_else(|| out.join(LOG_FILE));

@@ -110,7 +110,69 @@ fn rounding(format: Format, numbers: &[f32], rows: usize) -> Option<(f64, f64)> 
 /// Whether a layer is a tied head that was trained through its embedding.
 fn shares_table(adapters: &AdapterSet, head: &AdaptedSite) -> bool {
     let SiteKind::TiedHead(table) = head.site.kind else { return false };
-    adapters.config.peft_type == "FULL" && adapters.layers.iter().any(|layer| layer.id == table)
+    let trained = |layer: &AdaptedSite| layer.id == table && !layer.variant.params().is_empty();
+    (adapters.config.peft_type == "FULL" || head.variant.params().is_empty())
+        && adapters.layers.iter().any(trained)
+}
+
+/// Whether every adapted layer has a tensor to merge into.
+fn check(session: &Session, adapters: &AdapterSet) -> Result<()> {
+    if adapters.active.virtual_tokens > 0 {
+        let what = "a prompt or a prefix is no part of the weights, so it cannot be merged into them";
+        return Err(Error::Usage(what.to_owned()));
+    }
+    for layer in &adapters.layers {
+        layer.variant.check_merge(&layer.site)?;
+        if shares_table(adapters, layer) {
+            continue;
+        }
+        let name = session.tensor_name(&format!("{}.weight", layer.site.path));
+        if !session.base.tensors.contains(&name) {
+            return Err(Error::Usage(format!(
+                "{name} is no tensor of its own (it is tied to the embedding), so an adapter on it cannot be merged"
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Session {
+    /// Merges an adapter into the weights in memory, in f32: what loralib's layers do in `eval()` with `merge_weights`.
+    /// The model is then used without the adapter and costs what the base alone costs. Weights that no adapter
+    /// changes stay where they lie; what was merged before is taken out first.
+    ///
+    /// # Errors
+    /// Where the adapter cannot be merged (it is on a head that shares its weight with the embedding, or on one that
+    /// the base does not have), or a weight cannot be read.
+    pub fn merge_weights(&mut self, adapters: &AdapterSet) -> Result<()> {
+        self.unmerge_weights()?;
+        check(self, adapters)?;
+        let mut merged = Vec::new();
+        for path in adapters.layers.iter().map(|layer| &layer.site.path) {
+            for name in [format!("{path}.weight"), format!("{path}.bias")] {
+                let stored = self.tensor_name(&name);
+                let Some((rows, cols)) = self.base.tensors.matrix_shape(&stored) else { continue };
+                let mut numbers = vec![0.0; rows * cols];
+                self.base.tensors.read_rows(&stored, 0..rows, &mut numbers)?;
+                adapters.merge_rows(self, &name, 0..rows, &mut numbers)?;
+                merged.push((stored, numbers));
+            }
+        }
+        for (name, numbers) in &merged {
+            self.base.tensors.replace(name, numbers)?;
+        }
+        self.rebuild()
+    }
+
+    /// Takes what [`Session::merge_weights`] merged out again (loralib's `train()`): the weights are those of the files,
+    /// to the bit.
+    ///
+    /// # Errors
+    /// Where the model cannot be built again.
+    pub fn unmerge_weights(&mut self) -> Result<()> {
+        self.base.tensors.restore();
+        self.rebuild()
+    }
 }
 
 type Change<'a> = dyn FnMut(&str, Range<usize>, &mut [f32]) -> Result<(), lowrank_adapters::Error> + 'a;
@@ -124,22 +186,7 @@ fn write(
     change: &mut Change<'_>,
 ) -> Result<()> {
     let tensors = &session.base.tensors;
-    if adapters.active.virtual_tokens > 0 {
-        let what = "a prompt or a prefix is no part of the weights, so it cannot be merged into them";
-        return Err(Error::Usage(what.to_owned()));
-    }
-    for layer in &adapters.layers {
-        layer.variant.check_merge(&layer.site)?;
-        if shares_table(adapters, layer) {
-            continue;
-        }
-        let name = format!("{}.weight", layer.site.path);
-        if !tensors.contains(&name) {
-            return Err(Error::Usage(format!(
-                "{name} is no tensor of its own (it is tied to the embedding), so an adapter on it cannot be merged"
-            )));
-        }
-    }
+    check(session, adapters)?;
     let mut fill = |name: &str, rows: Range<usize>, out: &mut [f32]| {
         tensors.read_rows(name, rows.clone(), out)?;
         change(name, rows, out).map_err(|e| lowrank_models::Error::Source(e.into()))

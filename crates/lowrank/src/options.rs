@@ -55,6 +55,8 @@ pub struct TrainOptions {
     /// LoRA-FA: A is not trained.
     pub lora_fa: bool,
     /// Layers trained whole, beside those that the task's head needs.
+    /// Biases trained beside the adapter: none, all, or those of its layers (`lora_only`).
+    pub bias: String,
     pub modules_to_save: Vec<String>,
     /// Parts of fused layers that get an adapter, of rank `r` each (queries and values of `c_attn`: true, false, true).
     pub enable_lora: Vec<bool>,
@@ -124,6 +126,7 @@ impl Default for TrainOptions {
             peft_options: Map::new(),
             loraplus_lr_ratio: None,
             lora_fa: false,
+            bias: "none".into(),
             modules_to_save: Vec::new(),
             enable_lora: Vec::new(),
             init_adapter: None,
@@ -271,6 +274,7 @@ impl TrainOptions {
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
+            bias: self.bias.clone(),
             peft_type: method.peft_type().to_owned(),
             init_lora_weights: match self.init_lora_weights.as_str() {
                 Some("true") => Value::Bool(true),

@@ -85,10 +85,7 @@ impl Session {
     fn over(mut base: Base, form: Form, task: impl FnOnce(&Base) -> Result<TaskSpec>) -> Result<Self> {
         base.tensors.set_form(form);
         let task = task(&base)?;
-        let model = match task.task {
-            Task::Lm => lowrank_models::load(&base.config, &base.tensors)?,
-            _ => lowrank_models::load_for(&base.config, &base.tensors, task.head())?,
-        };
+        let model = build(&base, &task)?;
         let session = Self { base, model, task, tokenizer: OnceLock::new() };
         session.check_quantised()?;
         if form.stream && session.base.tensors.converted() > 0 {
@@ -117,6 +114,12 @@ impl Session {
             Form { shapes_only: true, ..form },
             |_| Ok(TaskSpec::default()),
         )
+    }
+
+    /// Builds the model again from the tensors as they are now.
+    pub(crate) fn rebuild(&mut self) -> Result<()> {
+        self.model = build(&self.base, &self.task)?;
+        Ok(())
     }
 
     fn check_quantised(&self) -> Result<()> {
@@ -276,6 +279,14 @@ impl Session {
         })?;
         Ok(Some(Masking { token, vocab: self.model.vocab(), seed }))
     }
+}
+
+/// The model over the files of `base`, with the head of the task.
+fn build(base: &Base, task: &TaskSpec) -> Result<Box<dyn Model>> {
+    Ok(match task.task {
+        Task::Lm => lowrank_models::load(&base.config, &base.tensors)?,
+        _ => lowrank_models::load_for(&base.config, &base.tensors, task.head())?,
+    })
 }
 
 impl BaseWeights for Session {

@@ -6,7 +6,7 @@ mod common;
 use common::{Expected, close, example, fixture, logits};
 use lowrank::Session;
 use lowrank::adapters::AdapterSet;
-use lowrank::engine::{Device, Params};
+use lowrank::engine::Device;
 use lowrank::train::{Example, StepOptions, Stepper, pack};
 use serde_json::json;
 
@@ -94,6 +94,7 @@ cases!(
     llama_gqa_tied,
     llama_bias,
     llama_embedding,
+    llama_tokens,
     qwen2_bias,
     qwen3_qk_norm,
     mistral_window,
@@ -138,6 +139,7 @@ fn merged_models_equal_pefts() {
         "llama_mha",
         "llama_gqa_tied",
         "llama_embedding",
+        "llama_tokens",
         "qwen3_qk_norm",
         "gpt2_c_attn",
         "gpt2_all",
@@ -146,7 +148,7 @@ fn merged_models_equal_pefts() {
     ] {
         let dir = fixture(case);
         let expected = Expected::open(&dir);
-        let session = Session::open(dir.to_str().unwrap()).unwrap();
+        let mut session = Session::open(dir.to_str().unwrap()).unwrap();
         let adapters = AdapterSet::load(&dir.join("adapter"), session.sites()).unwrap();
         let out = tempfile::tempdir().unwrap();
         let target = lowrank::MergeTarget::Folder(lowrank::engine::Format::F32);
@@ -158,6 +160,13 @@ fn merged_models_equal_pefts() {
         let verified = lowrank::verify_merge(&session, &adapters, &merged, &tokens).unwrap();
         assert!(verified.max_difference < 1e-3 * verified.max_logit, "{verified:?}");
         assert_eq!(verified.same_best, tokens.len());
-        assert!(Params::default().is_empty());
+
+        // In memory, and out again to the bit.
+        let base = logits(&session, &AdapterSet::none(), &tokens);
+        session.merge_weights(&adapters).unwrap();
+        let got = logits(&session, &AdapterSet::none(), &tokens);
+        close(&format!("{case}: merged in memory"), &got, &expected.floats("merged_logits_1"), 1e-4);
+        session.unmerge_weights().unwrap();
+        assert_eq!(logits(&session, &AdapterSet::none(), &tokens), base, "{case}");
     }
 }

@@ -54,7 +54,10 @@ fn loss(session: &Session, set: &AdapterSet, batch: &PackedBatch) -> f64 {
 /// The derivative along a random direction, over all parameters at once.
 fn check_direction(case: &str, dropout: f32, targets: &str) {
     let session = Session::open(fixture(case).to_str().unwrap()).unwrap();
-    let set = adapters(&session, dropout, targets);
+    check_slopes(case, &session, &adapters(&session, dropout, targets));
+}
+
+fn check_slopes(case: &str, session: &Session, set: &AdapterSet) {
     let batch = batch(true);
     let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), PLAIN);
     stepper.gradients(std::slice::from_ref(&batch)).unwrap();
@@ -70,7 +73,7 @@ fn check_direction(case: &str, dropout: f32, targets: &str) {
                 along += f64::from(stepper.grads().get(id)[i]) * f64::from(*d);
             }
         }
-        let slope = (loss(&session, &there, &batch) - loss(&session, &back, &batch)) / (2.0 * f64::from(eps));
+        let slope = (loss(session, &there, &batch) - loss(session, &back, &batch)) / (2.0 * f64::from(eps));
         let scale = stepper.grads().norm();
         assert!(
             (slope - along).abs() < 5e-3 * scale,
@@ -94,6 +97,37 @@ fn dropout_has_the_gradient_of_its_mask() {
 #[test]
 fn an_adapter_on_the_head_has_its_gradient() {
     check_direction("llama_mha", 0.0, "q_proj,lm_head");
+}
+
+/// Biases of layers and norms, and rows of a table that is also the head, or is not.
+#[test]
+fn biases_and_tokens_have_their_gradients() {
+    for (case, targets) in
+        [("gpt2_c_attn", "c_attn"), ("llama_bias", "q_proj,down_proj"), ("llama_embedding", "v_proj")]
+    {
+        let session = Session::open(fixture(case).to_str().unwrap()).unwrap();
+        let config = LoraConfig {
+            r: 3,
+            bias: "all".into(),
+            target_modules: Some(Targets::parse(targets)),
+            other: serde_json::from_str(r#"{"trainable_token_indices": [44, 7, 41]}"#).unwrap(),
+            ..LoraConfig::default()
+        };
+        let mut set = AdapterSet::new_on(config, session.sites(), 1, &session).unwrap();
+        let start = loss(&session, &set, &batch(true));
+        let base = loss(&session, &AdapterSet::none(), &batch(true));
+        assert!((start - base).abs() < 1e-6, "{case}: training starts at the base");
+        for (stream, (id, param)) in set.clone().params.iter().enumerate() {
+            if param.name.contains("lora_B") {
+                let b = &mut set.params.get_mut(id).value;
+                lowrank::engine::kernels::uniform(b, -0.1, 0.1, 9, stream as u64);
+            }
+        }
+        check_slopes(case, &session, &set);
+        let again =
+            gradients(&session, &set, &batch(true), StepOptions { checkpoint_activations: true, ..PLAIN });
+        assert_eq!(again, gradients(&session, &set, &batch(true), PLAIN), "{case}: with checkpoints");
+    }
 }
 
 fn gradients(

@@ -21,6 +21,14 @@ pub struct Bias {
     pub bias: ParamId,
 }
 
+impl Bias {
+    /// That of the layer at `site`, its parameter added to `params`.
+    pub fn plan(site: &Site, params: &mut Params) -> Arc<dyn Variant> {
+        let bias = params.push_vector(format!("{}.bias", site.path), site.out_features, Vec::new());
+        Arc::new(Self { bias })
+    }
+}
+
 impl Adapter for Bias {
     fn forward(
         &self,
@@ -83,10 +91,7 @@ impl Variant for Bias {
     }
 
     fn unmerge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
-        let path = &at.site.path;
-        Err(Error::Config(format!(
-            "the bias of {path} was trained: the merged model does not hold what it was before"
-        )))
+        Err(super::gone(&format!("the bias of {} was trained", at.site.path)))
     }
 
     fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
@@ -126,12 +131,7 @@ impl super::Method for Method {
         sites: &[Site],
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
-        let plan = |target: &Target| {
-            let site = &sites[target.site];
-            let bias = params.push_vector(format!("{}.bias", site.path), site.out_features, Vec::new());
-            Arc::new(Bias { bias }) as Arc<dyn Variant>
-        };
-        Ok(targets.iter().map(plan).collect())
+        Ok(targets.iter().map(|target| Bias::plan(&sites[target.site], params)).collect())
     }
 
     fn suffixes(&self) -> &'static [&'static str] {

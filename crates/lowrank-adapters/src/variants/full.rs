@@ -11,6 +11,7 @@ use std::sync::Arc;
 use lowrank_engine::{Params, Site, SiteKind};
 
 use super::Variant;
+use super::bitfit::Bias;
 use super::saved::Saved;
 use crate::target::Target;
 use crate::{Error, LoraConfig, Targets};
@@ -68,6 +69,8 @@ impl super::Method for Method {
                 SiteKind::TiedHead(table) if tables.contains_key(&table.0) => {
                     Saved::tied(site, &tables[&table.0], params)
                 }
+                // Of a convolution, the bias alone: its kernel is not kept as its file has it.
+                SiteKind::Convolution => Bias::plan(site, params),
                 _ => Saved::plan(site, params),
             }
         };

@@ -2,6 +2,7 @@
 //! two traits: a [`Method`] is what `adapter_config.json` asks for, a [`Variant`] is what it puts at one site.
 
 pub mod adalora;
+pub mod bias;
 pub mod bitfit;
 pub mod bottleneck;
 pub mod dora;
@@ -19,6 +20,7 @@ pub mod prefix;
 pub mod prompt;
 pub mod residual;
 pub mod saved;
+pub mod tokens;
 mod torch_random;
 pub mod vera;
 
@@ -113,7 +115,7 @@ pub trait Method: Sync {
 
     /// Whether it has something to train at a site that its configuration names.
     fn adapts(&self, site: &Site) -> bool {
-        site.kind != SiteKind::Norm
+        !matches!(site.kind, SiteKind::Norm | SiteKind::Convolution)
     }
 
     /// Whether modules that are saved whole are enough, so that no target is needed.
@@ -354,11 +356,18 @@ pub fn method(config: &LoraConfig) -> Result<&'static dyn Method, Error> {
 
 /// Refuses a site that is no linear layer.
 fn linear_only(site: &Site) -> Result<(), Error> {
-    if site.kind == SiteKind::Embedding {
-        return Err(Error::Config(format!(
-            "{} is an embedding; only linear layers can be adapted",
-            site.path
-        )));
-    }
-    Ok(())
+    let kind = match site.kind {
+        SiteKind::Linear | SiteKind::TransposedLinear | SiteKind::Head | SiteKind::TiedHead(_) => {
+            return Ok(());
+        }
+        SiteKind::Embedding => "an embedding",
+        SiteKind::Norm => "a norm",
+        SiteKind::Convolution => "a convolution",
+    };
+    Err(Error::Config(format!("{} is {kind}; only linear layers can be adapted", site.path)))
+}
+
+/// Says that what was there before merging is not known any more.
+fn gone(trained: &str) -> Error {
+    Error::Config(format!("{trained}: the merged model does not hold what it was before"))
 }

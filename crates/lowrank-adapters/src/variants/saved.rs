@@ -191,10 +191,7 @@ impl Variant for Saved {
     }
 
     fn unmerge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
-        let path = &at.site.path;
-        Err(Error::Config(format!(
-            "{path} was trained whole: the merged model does not hold what it was before"
-        )))
+        Err(super::gone(&format!("{} was trained whole", at.site.path)))
     }
 
     fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {

@@ -12,39 +12,53 @@ impl<'m> Tape<'m> {
     /// Runs `block` on `x`. On a tape that records checkpoints, its inner values are dropped and computed
     /// again when the gradient is asked for; otherwise this is just `block(self, x)`.
     pub fn block(&mut self, x: Var<'m>, block: impl Fn(&mut Tape<'m>, Var<'m>) -> Var<'m> + 'm) -> Var<'m> {
+        self.block_beside(x, None, move |tape, x, _| block(tape, x))
+    }
+
+    /// The same where the block also reads a value that it shares with others. Its gradient is what all of them add.
+    pub fn block_beside(
+        &mut self,
+        x: Var<'m>,
+        beside: Option<Var<'m>>,
+        block: impl Fn(&mut Tape<'m>, Var<'m>, Option<Var<'m>>) -> Var<'m> + 'm,
+    ) -> Var<'m> {
         let number = self.blocks;
         self.blocks += 1;
         let streams = self.scope.device.enter_block(number, Direction::Forward);
         if self.record != Record::Checkpoints {
-            let y = block(self, x);
+            let y = block(self, x, beside);
             if streams && self.keeps(y.id) {
                 // The first of the block's nodes on the way back.
                 self.push(EnterNode(number));
             }
             return y;
         }
-        let virtual_rows = self.virtual_rows.clone();
-        let (mut inner, input) =
-            Tape::for_block(self.scope, self.adapters, Record::Nothing, &x, virtual_rows.clone());
-        let y = block(&mut inner, input);
+        let (virtual_rows, inputs) = (self.virtual_rows.clone(), [Some(x), beside]);
+        let (mut inner, [input, shared]) =
+            Tape::for_block(self.scope, self.adapters, Record::Nothing, &inputs, virtual_rows.clone());
+        let y = block(&mut inner, input.expect("it was given"), shared);
         let out = self.id(y.id.is_some());
         if let Some(out) = out {
-            self.push(BlockNode { block, number, input: x, virtual_rows, out });
+            self.push(BlockNode { block, number, inputs, virtual_rows, out });
         }
         Var { tensor: y.tensor, id: out, recipe: None }
     }
 
-    /// A tape of its own for one block, and the block's input as its value 0.
+    /// A tape of its own for one block, and the block's inputs as values of it.
     fn for_block(
         scope: Scope<'m>,
         adapters: &'m ActiveAdapters,
         record: Record,
-        x: &Var<'m>,
+        inputs: &[Option<Var<'m>>; 2],
         virtual_rows: Rc<[(usize, usize)]>,
-    ) -> (Self, Var<'m>) {
+    ) -> (Self, [Option<Var<'m>>; 2]) {
         let mut tape = Tape { virtual_rows, ..Tape::new(scope, adapters, record) };
-        let id = tape.id(x.id.is_some());
-        (tape, Var { tensor: x.tensor.clone(), id, recipe: None })
+        let inputs = inputs.each_ref().map(|input| {
+            let input = input.as_ref()?;
+            let id = tape.id(input.id.is_some());
+            Some(Var { tensor: input.tensor.clone(), id, recipe: None })
+        });
+        (tape, inputs)
     }
 }
 
@@ -60,24 +74,30 @@ impl<'m> Node<'m> for EnterNode {
 struct BlockNode<'m, F> {
     block: F,
     number: usize,
-    input: Var<'m>,
+    inputs: [Option<Var<'m>>; 2],
     virtual_rows: Rc<[(usize, usize)]>,
     out: VarId,
 }
 
-impl<'m, F: Fn(&mut Tape<'m>, Var<'m>) -> Var<'m> + 'm> Node<'m> for BlockNode<'m, F> {
+impl<'m, F> Node<'m> for BlockNode<'m, F>
+where
+    F: Fn(&mut Tape<'m>, Var<'m>, Option<Var<'m>>) -> Var<'m> + 'm,
+{
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dy) = back.take(self.out) else { return };
         back.scope.device.enter_block(self.number, Direction::Backward);
-        let (mut tape, input) =
-            Tape::for_block(back.scope, back.adapters, Record::All, &self.input, self.virtual_rows);
-        let x = input.id;
-        let y = (self.block)(&mut tape, input);
+        let (mut tape, inputs) =
+            Tape::for_block(back.scope, back.adapters, Record::All, &self.inputs, self.virtual_rows);
+        let inner = inputs.each_ref().map(|input| input.as_ref().and_then(|input| input.id));
+        let [input, shared] = inputs;
+        let y = (self.block)(&mut tape, input.expect("it was given"), shared);
         tape.seed(&y, dy);
         drop(y);
-        let dx = tape.backward_to(back.grads, x);
-        if let (Some(id), Some(dx)) = (self.input.id, dx) {
-            back.add(id, dx);
+        let gradients = tape.backward_to(back.grads, inner);
+        for (input, gradient) in self.inputs.iter().zip(gradients) {
+            if let (Some(id), Some(gradient)) = (input.as_ref().and_then(|input| input.id), gradient) {
+                back.add(id, gradient);
+            }
         }
     }
 }

@@ -32,6 +32,12 @@ impl Linear {
         if self.transposed { self.weight.cols() } else { self.weight.rows() }
     }
 
+    /// The same layer with another bias. The weight is shared.
+    pub fn with_bias(&self, bias: Vec<f32>) -> Self {
+        let Self { site, weight, transposed, .. } = self;
+        Self { site: *site, weight: weight.clone(), bias: Some(bias), transposed: *transposed }
+    }
+
     /// The product with the stored matrix, or with its transpose.
     fn kernel(&self, backward: bool) -> fn(&mut [f32], &[f32], &kernels::WeightRef<'_>, usize, f32) {
         match (backward, self.weight.bf16_products()) {

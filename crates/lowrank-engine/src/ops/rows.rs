@@ -151,7 +151,8 @@ mod tests {
         let seed = device.tensor(y.tensor.rows(), y.tensor.cols(), w);
         let loss = y.tensor.data().iter().zip(w).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum();
         tape.seed(&y, seed);
-        let dx = tape.backward_to(&mut Grads::default(), x.id).unwrap();
+        let [dx] = tape.backward_to(&mut Grads::default(), [x.id]);
+        let dx = dx.unwrap();
         (loss, dx.data().to_vec())
     }
 

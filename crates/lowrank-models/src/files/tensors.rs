@@ -59,6 +59,8 @@ pub struct Tensors {
     pub(super) converted: Mutex<Converted>,
     /// What the file has added to every number of a tensor; reading takes it off.
     added: HashMap<String, f32>,
+    /// What is read in place of the files' tensors.
+    replaced: HashMap<String, FrozenWeight>,
     pub(super) planned: Option<Planned>,
 }
 
@@ -114,6 +116,26 @@ impl Tensors {
             entry.name = format!("{prefix}.{}", entry.name);
         }
         self.by_name = self.entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
+    }
+
+    /// Has `numbers` read in place of a tensor from now on.
+    ///
+    /// # Errors
+    /// Where there is no such tensor, or it has another number of numbers.
+    pub fn replace(&mut self, name: &str, numbers: &[f32]) -> Result<()> {
+        let (entry, file) = self.find(name)?;
+        let (rows, cols) = entry.as_matrix();
+        if numbers.len() != rows * cols {
+            let what = format!("has {rows} x {cols} numbers and cannot be replaced by {}", numbers.len());
+            return Err(Error::tensor(&file.path, name, what));
+        }
+        self.replaced.insert(name.to_owned(), FrozenWeight::from_f32(rows, cols, numbers));
+        Ok(())
+    }
+
+    /// Has the files' own tensors read again.
+    pub fn restore(&mut self) {
+        self.replaced.clear();
     }
 
     /// The names in the order of the files.
@@ -233,6 +255,9 @@ impl Tensors {
         if rows == 0 || cols == 0 {
             return Err(fail(format!("is empty (shape {:?})", entry.shape)));
         }
+        if let Some(replaced) = self.replaced.get(name) {
+            return Ok(replaced.clone());
+        }
         let storage = Storage::Mapped(file.map.clone(), entry.bytes.clone());
         FrozenWeight::new(format, rows, cols, entry.order, storage).map_err(|e| fail(e.to_string()))
     }
@@ -269,6 +294,11 @@ impl Tensors {
             return Err(fail(format!("rows {rows:?} of {total} x {cols} do not fill {} numbers", out.len())));
         }
         if out.is_empty() {
+            return Ok(());
+        }
+        if let Some(replaced) = self.replaced.get(name) {
+            let view = replaced.view();
+            rows.zip(out.chunks_exact_mut(cols)).for_each(|(row, out)| view.expand(row, 0..cols, out));
             return Ok(());
         }
         let bytes = &file.map[entry.bytes.clone()];

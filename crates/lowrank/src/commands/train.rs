@@ -87,6 +87,9 @@ pub struct Flags {
     #[arg(long, help_heading = "Adapter")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     lora_fa: bool,
+    /// Biases trained beside the adapter: none, all, or lora_only for those of its layers [default: none]
+    #[arg(long, value_name = "WORD", help_heading = "Adapter")]
+    bias: Option<String>,
     /// Layers trained whole beside the adapter (the head of the task is anyway), by the end of their path
     #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
