@@ -109,31 +109,42 @@ def main():
                 p.copy_(0.05 * torch.randn(p.shape))
     model.save_pretrained(args.dir / "adapter", save_embedding_layers=False)
 
-    out, total, count = {}, 0.0, 0
+    texts = [torch.randint(3, shape["vocab_size"], (length,)) for length in LENGTHS]
     started = time.perf_counter()
-    for i, length in enumerate(LENGTHS):
-        ids = torch.randint(3, shape["vocab_size"], (length,))
+    plain = run(model, texts, language)
+    seconds = time.perf_counter() - started
+    # What is expected is computed in double precision: how far single precision is from it says what to ask for.
+    model.zero_grad()
+    out = run(model.double(), texts, language)
+    apart = {n: ((plain[n] - t).abs().max() / t.abs().max()).item() for n, t in out.items() if n.startswith("grad.")}
+    name = max(apart, key=apart.get)
+    out = {n: t.float().contiguous() for n, t in out.items()}
+    save_file(out | {f"ids_{i}": ids for i, ids in enumerate(texts)}, args.dir / "expected.safetensors")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{args.shape}: loss {out['loss'].item():.6f}, {seconds:.1f} s, peak {peak:.0f} MiB (float64 included)")
+    print(f"gradients in float32 at most {apart[name]:.1e} of the largest number apart ({name})")
+
+
+def run(model, texts, language):
+    """Logits, loss and gradients, by name."""
+    out, total, count = {}, 0.0, 0
+    for i, ids in enumerate(texts):
         logits = model(input_ids=ids[None]).logits[0]
         if language:
             total = total + F.cross_entropy(logits[:-1], ids[1:], reduction="sum")
-            count += length - 1
+            count += len(ids) - 1
             out[f"logits_{i}"] = logits[-1].detach().clone()
         else:
-            label = torch.tensor([i % 3])
-            total = total + F.cross_entropy(logits[None], label)
+            total = total + F.cross_entropy(logits[None], torch.tensor([i % 3]))
             count += 1
             out[f"logits_{i}"] = logits.detach().clone()
-        out[f"ids_{i}"] = ids
     loss = total / count
     loss.backward()
-    seconds = time.perf_counter() - started
     out["loss"] = loss.detach().reshape(1)
     for name, p in model.named_parameters():
         if p.requires_grad:
-            out[f"grad.{name.replace('.default.', '.')}"] = p.grad
-    save_file({k: v.contiguous() for k, v in out.items()}, args.dir / "expected.safetensors")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{args.shape}: loss {loss.item():.6f}, {seconds:.1f} s, peak {peak:.0f} MiB (weights made here included)")
+            out[f"grad.{name.replace('.default.', '.')}"] = p.grad.clone()
+    return out
 
 
 if __name__ == "__main__":
