@@ -203,6 +203,16 @@ fn configurations() -> Vec<(&'static str, LoraConfig)> {
             "adalora",
             json!({"peft_type": "ADALORA", "init_r": 3, "target_r": 1, "tinit": 1, "tfinal": 2, "total_step": 8}),
         ),
+        (
+            "adalora with biases",
+            json!({"peft_type": "ADALORA", "init_r": 2, "target_r": 1, "tinit": 1, "tfinal": 2, "total_step": 8,
+                   "bias": "all"}),
+        ),
+        (
+            "biases and tokens",
+            json!({"peft_type": "LORA", "r": 2, "lora_dropout": 0.2, "bias": "all",
+                   "trainable_token_indices": [9, 3]}),
+        ),
     ];
     let config = |mut words: Value| -> LoraConfig {
         words["target_modules"] = json!(["q_proj", "v_proj", "down_proj"]);
