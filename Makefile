@@ -21,6 +21,7 @@ lint:
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path python/Cargo.toml
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --quiet
 	cargo clippy --release --manifest-path python/Cargo.toml --target-dir target -- -D warnings
 
 model: $(MODEL)

@@ -41,7 +41,8 @@ def rows(args):
         if args.data.suffix == ".jsonl":
             for line in f:
                 row = json.loads(line)
-                yield row["prompt"], row["completion"]
+                columns = (args.prompt_column, args.completion_column) if args.classify else ("prompt", "completion")
+                yield row[columns[0]], row[columns[1]]
         else:
             delimiter = "\t" if args.data.suffix == ".tsv" else ","
             for row in csv.DictReader(f, delimiter=delimiter):
@@ -67,6 +68,15 @@ def examples(args, vocab, tokenizer):
 
 
 def build(args):
+    """The base, without dropout: our side has none in the base."""
+    model = load(args)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def load(args):
     if args.model in SHAPES:
         torch.manual_seed(0)
         kind = AutoModelForSequenceClassification if args.classify else AutoModelForCausalLM

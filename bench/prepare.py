@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools/reference"))
 from base import load_base, load_tokenizer
@@ -23,7 +23,8 @@ def write_model(args):
     tokenizer."""
     if args.shape:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(SHAPES[args.shape]())
+        kind = AutoModelForSequenceClassification if args.classify else AutoModelForCausalLM
+        model = kind.from_config(SHAPES[args.shape]())
     else:
         model = load_base(args.gguf)
         # transformers notes that the weights came from GGUF; in the folder they are plain float32.
@@ -35,7 +36,7 @@ def write_model(args):
 
 def write_rows(args):
     """Rows of exactly `length` tokens with eos: one word of prompt, the rest completion. Every position but the
-    first is predicted, so all of them carry loss."""
+    first is predicted, so all of them carry loss. With --classify sentences of `length` tokens and a random label."""
     tokenizer = load_tokenizer(args.model)
     single = lambda text: len(tokenizer(text, add_special_tokens=False).input_ids) == 1
     words = [
@@ -47,6 +48,13 @@ def write_rows(args):
     rng = random.Random(0)
     with open(args.out, "w", encoding="utf-8") as f:
         for _ in range(args.batch * args.steps):
+            if args.classify:
+                first, *rest = rng.choices(words, k=args.length)
+                sentence = first + "".join(" " + word for word in rest)
+                if len(tokenizer(sentence).input_ids) != args.length:
+                    raise SystemExit(f"{sentence!r} does not have {args.length} tokens")
+                f.write(json.dumps({"sentence": sentence, "label": rng.randrange(2)}) + "\n")
+                continue
             prompt, *rest = rng.choices(words, k=args.length - 1)
             completion = "".join(" " + word for word in rest)
             ids = tokenizer(prompt, add_special_tokens=False).input_ids
@@ -62,6 +70,7 @@ def main():
     model = commands.add_parser("model")
     model.add_argument("--gguf", type=Path, required=True)
     model.add_argument("--shape", choices=SHAPES)
+    model.add_argument("--classify", action="store_true", help="with a head for sequence classification")
     model.add_argument("--out", type=Path, required=True)
     model.set_defaults(run=write_model)
     rows = commands.add_parser("rows")
@@ -69,6 +78,7 @@ def main():
     rows.add_argument("--batch", type=int, required=True)
     rows.add_argument("--length", type=int, required=True)
     rows.add_argument("--steps", type=int, required=True)
+    rows.add_argument("--classify", action="store_true", help="a sentence and a label each")
     rows.add_argument("--out", type=Path, required=True)
     rows.set_defaults(run=write_rows)
     args = parser.parse_args()

@@ -48,16 +48,17 @@ def trainer_child(args):
     torch.set_num_threads(args.threads)
     batch, length = map(int, args.shape.split("x"))
     torch.manual_seed(0)
-    # lora_dropout 0 and the model's own dropouts (0.1), as GPT-2 comes.
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False))
+    # lora_dropout 0 and the model's own dropouts, 0.1 as GPT-2 comes.
+    drop = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), args.base_dropout)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False, **drop))
     config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["c_attn"], fan_in_fan_out=True)
     model = get_peft_model(model, config)
     if args.side != "peft":
         import lowrank.torch
 
-        layers = {"lora": ["lora"], "default": ["lora", "frozen", "activation", "loss"]}
-        layers["dropout"] = [*layers["default"], "dropout"]
-        lowrank.torch.accelerate_peft(model, layers[args.side])
+        from lowrank.torch._peft import LAYERS, SAME
+
+        lowrank.torch.accelerate_peft(model, {"lora": ["lora"], "default": SAME, "dropout": LAYERS}[args.side])
 
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
@@ -148,6 +149,8 @@ def main():
     parser.add_argument("--model", help="for the engine: GGUF file or Hugging Face folder")
     parser.add_argument("--command", default=str(HERE.parent / "target/release/lowrank"))
     parser.add_argument("--shape", default="8x128", help="examples x tokens")
+    parser.add_argument("--base-dropout", type=float, default=0.1, help="of the base in the trainer's runs")
+    parser.add_argument("--name", help="name of the result, if not the pair's")
     parser.add_argument("--steps", type=int, default=4, help=f"counted steps, after {WARMUP} to warm up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -185,10 +188,10 @@ def main():
             "largest_loss_difference": max(
                 abs(a - b) / b for r in rounds for a, b in zip(r[side]["losses"], r[first]["losses"], strict=True)),
         }
-    result = {"pair": args.pair, "shape": args.shape, "steps": args.steps, "machine": machine(args),
+    result = {"pair": args.pair, "shape": args.shape, "base_dropout": args.base_dropout, "steps": args.steps, "machine": machine(args),
               "versions": versions, "summary": summary, "rounds": rounds}
     args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / f"python-{args.pair}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.results / f"python-{args.name or args.pair}.json").write_text(json.dumps(result, indent=1) + "\n")
     print("| | s/step | fastest | ratio (range) | peak memory | loss differs by |\n|---|---|---|---|---|---|")
     for side, s in summary.items():
         low, high = s["speed_ratio_range"]

@@ -3,6 +3,7 @@
     python3 bench/run.py e2e --gguf FILE --data DIR --peer-python venv/bin/python
     python3 bench/run.py smollm2-8x128 --gguf FILE --peer-python venv/bin/python
     python3 bench/run.py gpt2-8x128 --gguf FILE --peer-python venv/bin/python
+    python3 bench/run.py sst2 --gguf FILE --data GLUE_DIR --peer-python venv/bin/python
 
 Both start from the same adapter and see the same rows in the same order, so their losses must agree; the largest
 difference is printed. Writes bench/results/<table>.json. Only the standard library is used here: the memory that
@@ -24,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 # e2e: real rows, completion-only loss, about 42 tokens each. The others: equal rows, all positions carry loss.
-# A "shape" of shapes.py has random weights: speed does not depend on them.
+# A "shape" of shapes.py has random weights: speed does not depend on them. "classify": a label for each row.
 TABLES = {
     "e2e": {"batch": 16},
     "smollm2-8x128": {"batch": 8, "length": 128},
@@ -32,6 +33,8 @@ TABLES = {
     "smollm2-1x2048": {"batch": 1, "length": 2048},
     "smollm2-1x8192": {"batch": 1, "length": 8192},
     "gpt2-8x128": {"batch": 8, "length": 128, "shape": "gpt2-small", "targets": "c_attn"},
+    "roberta-16x64": {"batch": 16, "length": 64, "shape": "roberta-base", "targets": "query,value", "classify": True},
+    "sst2": {"batch": 16, "shape": "roberta-base", "targets": "query,value", "classify": True},
 }
 SHARED = {"r": "8", "learning_rate": "2e-4"}
 
@@ -59,6 +62,9 @@ def peer(args, paths, steps):
         "--r", SHARED["r"], "--targets", args.targets, "--learning-rate", SHARED["learning_rate"],
         "--init-adapter", paths["adapter"], "--threads", str(args.threads),
     ]
+    if args.classify:
+        columns = ["--prompt-column", "sentence", "--completion-column", "label", "--prompt-template", "{prompt}"]
+        command += ["--classify", *columns]
     if args.checkpoint_activations:
         command.append("--checkpoint-activations")
     out, seconds, peak = run_child(command)
@@ -80,6 +86,8 @@ def ours(args, paths, steps):
     ]
     if args.table == "e2e":
         command += ["--prompt-column", "mr", "--completion-column", "ref", "--prompt-template", "{prompt}\n"]
+    if args.classify:
+        command += ["--task", "classification", "--text-column", "sentence", "--label-column", "label"]
     if args.checkpoint_activations:
         command.append("--checkpoint-activations")
     command += shlex.split(args.ours_args)
@@ -137,14 +145,16 @@ def prepare(args, steps):
     paths = {"work": work, "model": model, "adapter": work / f"{model.name}-start-adapter"}
     if not (paths["model"] / "config.json").exists():
         of_shape = ["--shape", shape] if shape else []
+        of_shape += ["--classify"] if args.classify else []
         run_child([*tool, "model", "--gguf", args.gguf, *of_shape, "--out", paths["model"]])
     if length := TABLES[args.table].get("length"):
         paths["rows"] = work / f"{args.table}-{steps}.jsonl"
         if not paths["rows"].exists():
             shape = ["--batch", str(args.batch), "--length", str(length), "--steps", str(steps)]
+            shape += ["--classify"] if args.classify else []
             run_child([*tool, "rows", "--model", paths["model"], *shape, "--out", paths["rows"]])
     else:
-        paths["rows"] = args.data / "devset.csv"
+        paths["rows"] = args.data / ("sst2/train.tsv" if args.classify else "devset.csv")
     return paths
 
 
@@ -202,7 +212,7 @@ def main():
     parser.add_argument("--gguf", type=Path, help="SmolLM2's GGUF file, dequantised to a float32 folder for both")
     parser.add_argument("--model", type=Path, help="a Hugging Face folder instead")
     parser.add_argument("--ours-model", type=Path, help="another form of the base for our side, such as the GGUF")
-    parser.add_argument("--data", type=Path, help="folder with E2E's devset.csv")
+    parser.add_argument("--data", type=Path, help="folder with E2E's devset.csv, or with sst2/train.tsv")
     parser.add_argument("--ours", type=Path, default=HERE.parent / "target/release/lowrank")
     parser.add_argument("--ours-args", default="", help="more arguments for our side, such as '--precision bf16'")
     parser.add_argument("--peer-python", default=sys.executable, help="python with bench/requirements.txt")
@@ -218,9 +228,10 @@ def main():
     args = parser.parse_args()
     if not args.gguf and not args.model:
         parser.error("--gguf or --model is needed")
-    if args.table == "e2e" and not args.data:
-        parser.error("--data is needed for e2e")
+    if "length" not in TABLES[args.table] and not args.data:
+        parser.error(f"--data is needed for {args.table}")
     args.batch = TABLES[args.table]["batch"]
+    args.classify = TABLES[args.table].get("classify", False)
     args.targets = TABLES[args.table].get("targets", "q_proj,v_proj")
 
     steps = args.steps + args.warmup

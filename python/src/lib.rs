@@ -2,6 +2,7 @@
 
 mod around;
 mod array;
+mod attention;
 mod error;
 mod interrupt;
 mod layer;
@@ -15,12 +16,10 @@ use pyo3::prelude::*;
 fn _lowrank(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<array::Array>()?;
+    module.add_class::<attention::Attention>()?;
     module.add_class::<layer::Layer>()?;
     module.add_class::<model::Engine>()?;
     module.add_function(wrap_pyfunction!(array::from_dlpack, module)?)?;
-    module.add_function(wrap_pyfunction!(around::activate, module)?)?;
-    module.add_function(wrap_pyfunction!(around::activate_backward, module)?)?;
-    module.add_function(wrap_pyfunction!(around::cross_entropy, module)?)?;
     module.add_function(wrap_pyfunction!(layer::packed_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(around::activate, module)?)?;
     module.add_function(wrap_pyfunction!(around::activate_backward, module)?)?;

@@ -68,7 +68,7 @@ def same(a, b, tolerance=1e-5):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-@pytest.mark.parametrize("layers", [("lora",), ("lora", "frozen", "activation", "loss")])
+@pytest.mark.parametrize("layers", [("lora",), ("lora", "frozen", "activation", "attention", "loss")])
 def test_an_accelerated_model_is_the_same_model(kind, dropout, layers, monkeypatch):
     model = peft_model(kind, dropout).train()
     want = step(model)
@@ -300,6 +300,60 @@ def test_counted_dropout_is_dropout():
     assert any(isinstance(m, _accelerated.CountedDropout) for m in model.modules())
     step(model.train())
     assert not any(isinstance(m, _accelerated.CountedDropout) for m in lora.restore(model).modules())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_attention_is_the_same(kind, tmp_path):
+    more = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if kind == "gpt2" else {}
+    model = peft.get_peft_model(base(kind, **more), peft.LoraConfig(r=2, target_modules=TARGETS[kind][:1],
+                                init_lora_weights=False, fan_in_fan_out=kind == "gpt2")).train()
+    want, ran = step(model), []
+    lora.accelerate_peft(model, layers=["attention"])
+    run = _accelerated._Attention.apply
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_accelerated._Attention, "apply", lambda *args: ran.append(1) or run(*args))
+        same(step(model), want)
+        assert len(ran) == 2
+        # Rows of different lengths need a mask: PyTorch's attention.
+        padded = batch() | {"attention_mask": torch.ones(3, 17, dtype=torch.long)}
+        padded["attention_mask"][1, 11:] = 0
+        loss = model(**padded).loss
+        assert len(ran) == 2
+    assert "lowrank" not in str(model.get_base_model().config.to_diff_dict())
+    tokens = model.eval().generate(input_ids=batch()["input_ids"], max_new_tokens=4, do_sample=False)
+    lora.restore(model.train())
+    torch.testing.assert_close(loss, model(**padded).loss)
+    assert model.config._attn_implementation == "sdpa"
+    plain = model.eval().generate(input_ids=batch()["input_ids"], max_new_tokens=4, do_sample=False)
+    assert torch.equal(tokens, plain)
+
+
+def test_attention_drops_what_its_seed_says():
+    """Next to PyTorch's operations with the mask that the values show."""
+    b, h, t, d, p = 2, 4, 37, 16, 0.3
+    torch.manual_seed(0)
+    q, k = (torch.randn(b, n, t, d, dtype=torch.float32, requires_grad=True) for n in (h, 2))
+    with torch.no_grad():
+        # With the identity for values, the output is the probabilities, 37 of them in three pieces of 16.
+        eye = torch.nn.functional.pad(torch.eye(t), (0, 48 - t)).view(t, 3, d)
+        pieces = [_accelerated._Attention.apply(q, k, eye[:, i].expand(b, 2, t, d), 0.25, True, p, 5) for i in range(3)]
+        dropped = torch.cat(pieces, -1)[..., :t].transpose(1, 2)
+        bare = torch.softmax(
+            (q @ k.repeat_interleave(2, 1).mT * 0.25).masked_fill(torch.ones(t, t).triu(1).bool(), -torch.inf), -1)
+    seen = torch.ones(t, t).tril().bool().expand_as(bare)
+    mask = (dropped != 0).float() / (1 - p)
+    assert abs((dropped[seen] != 0).float().mean() - (1 - p)) < 0.03
+    torch.testing.assert_close(dropped, bare * mask, rtol=1e-5, atol=1e-6)
+
+    v = torch.randn(b, 2, t, d, requires_grad=True)
+    out = _accelerated._Attention.apply(q, k, v, 0.25, True, p, 5)
+    scores = (q @ k.repeat_interleave(2, 1).mT * 0.25).masked_fill(~seen, -torch.inf)
+    want = (torch.softmax(scores, -1) * mask) @ v.repeat_interleave(2, 1)
+    torch.testing.assert_close(out, want.transpose(1, 2), rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(out)
+    got = torch.autograd.grad((out * weights).sum(), (q, k, v))
+    for mine, theirs in zip(got, torch.autograd.grad((want.transpose(1, 2) * weights).sum(), (q, k, v))):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_is_transformers_own():

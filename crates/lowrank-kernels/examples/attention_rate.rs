@@ -92,6 +92,7 @@ fn main() {
         causal: true,
         window: None,
         softcap: None,
+        dropout: None,
     };
     let small = shape(9, 3, 64);
     measure("8 x 128 tokens, 9/3 heads of 64", &small, &segments(0, 128, 8));

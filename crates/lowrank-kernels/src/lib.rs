@@ -30,8 +30,8 @@ pub use activation::{
 };
 pub use adamw::{AdamW, adamw};
 pub use attention::{
-    AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment, attention,
-    attention_backward, disentangled_attention, disentangled_attention_backward,
+    AttentionDropout, AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment,
+    attention, attention_backward, disentangled_attention, disentangled_attention_backward,
 };
 pub use columns::{scale_columns, scale_columns_backward};
 pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};

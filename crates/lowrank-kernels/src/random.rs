@@ -164,12 +164,32 @@ pub fn dropout_backward(dx: &mut [f32], dy: &[f32], p: f32, seed: u64, stream: u
     masked(dx, dy, p, seed, stream, accumulate);
 }
 
+/// The factors of [`dropout`], 0 or `1 / (1 - p)`, of the numbers of a stream from `first` on.
+pub(crate) fn dropout_factors(out: &mut [f32], p: f32, seed: u64, stream: u64, first: usize) {
+    let (drop, factor) = odds(p);
+    let mut at = 0;
+    while at < out.len() {
+        let (group, skip) = ((first + at) / GROUP, (first + at) % GROUP);
+        let random = bits(seed, stream, group as u64);
+        let out = &mut out[at..];
+        let count = out.len().min(GROUP - skip);
+        for (o, &b) in out.iter_mut().zip(&random.as_flattened()[skip..]) {
+            *o = if u64::from(b) < drop { 0.0 } else { factor };
+        }
+        at += count;
+    }
+}
+
+/// The word below which a number is dropped (with `p` 1 all words are below 2^32), and the factor of the others.
+fn odds(p: f32) -> (u64, f32) {
+    let factor = if p < 1.0 { (1.0 / (1.0 - f64::from(p))) as f32 } else { 0.0 };
+    ((f64::from(p) * 4_294_967_296.0).round() as u64, factor)
+}
+
 fn masked(y: &mut [f32], x: &[f32], p: f32, seed: u64, stream: u64, accumulate: bool) {
     assert_eq!(y.len(), x.len(), "dropout: the output has {} numbers, the input {}", y.len(), x.len());
     assert!((0.0..=1.0).contains(&p), "dropout: p = {p} is not in [0, 1]");
-    // A word below `drop` drops its number; with p = 1 every word is below 2^32.
-    let drop = (f64::from(p) * 4_294_967_296.0).round() as u64;
-    let factor = if p < 1.0 { (1.0 / (1.0 - f64::from(p))) as f32 } else { 0.0 };
+    let (drop, factor) = odds(p);
     let y = SharedMut::new(y);
     for_groups(x.len(), |r, first| {
         // SAFETY: the ranges are disjoint.
@@ -292,6 +312,14 @@ mod tests {
         assert!((dropped as f64 / n as f64 - 0.1).abs() < 0.005, "{dropped}");
         dropout_backward(&mut dx, &vec![1.0; n], 0.1, 5, 9, true);
         assert!(dx.iter().zip(&y).all(|(d, y)| (*d == 0.0) == (*y == 0.0)));
+
+        // The factors alone, from any number on.
+        for first in [0, 5, 31, 32, 100] {
+            let mut factors = vec![f32::NAN; 77];
+            dropout_factors(&mut factors, 0.1, 5, 9, first);
+            dropout_backward(&mut dx, &vec![1.0; n], 0.1, 5, 9, false);
+            assert_eq!(factors, dx[first..first + 77]);
+        }
 
         let infinite = vec![f32::INFINITY; 64];
         dropout(&mut y[..64], &infinite, 1.0, 5, 9);

@@ -191,7 +191,16 @@ fn attending(side: Side) {
                 })
                 .collect();
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let shape = AttentionShape { heads, kv_heads, head_dim, scale, causal, window, softcap: None };
+            let shape = AttentionShape {
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                causal,
+                window,
+                softcap: None,
+                dropout: None,
+            };
             let (wide, narrow) = (n * heads * head_dim, n * kv_heads * head_dim);
             let (mut q, k, v) = (side.numbers(wide), side.numbers(narrow), side.numbers(narrow));
             let (cos, sin) = (side.numbers(n * head_dim / 2), side.numbers(n * head_dim / 2));

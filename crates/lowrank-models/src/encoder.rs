@@ -81,6 +81,7 @@ impl Block {
                 causal: false,
                 window: None,
                 softcap: None,
+                dropout: None,
             },
         })
     }

@@ -229,6 +229,7 @@ impl Gemma {
                     causal: true,
                     window: c.sliding_window.filter(|_| sliding),
                     softcap: attention_cap,
+                    dropout: None,
                 },
                 sliding,
             });

@@ -86,7 +86,16 @@ impl Config {
         }
         let window = self.window_size.filter(|_| self.is_gpt3() && layer % 2 == 1);
         let (heads, kv_heads) = (self.n_head, self.n_head);
-        AttentionShape { heads, kv_heads, head_dim, scale, causal: true, window, softcap: None }
+        AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            causal: true,
+            window,
+            softcap: None,
+            dropout: None,
+        }
     }
 }
 

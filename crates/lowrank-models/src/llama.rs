@@ -162,6 +162,7 @@ impl Llama {
                     causal: true,
                     window: c.window(i),
                     softcap: None,
+                    dropout: None,
                 },
             });
         }

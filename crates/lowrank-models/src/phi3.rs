@@ -122,6 +122,7 @@ impl Phi3 {
             causal: true,
             window: c.sliding_window,
             softcap: None,
+            dropout: None,
         };
         let mut l = Loader::new(tensors);
         let embed = l.embedding("model.embed_tokens", c.vocab_size, d)?;

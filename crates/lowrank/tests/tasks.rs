@@ -5,43 +5,8 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{fixture, lowrank, lowrank_ok};
+use common::{WORDS, lowrank, lowrank_ok, tiny_bert};
 use serde_json::{Value, json};
-
-const WORDS: [&str; 16] = [
-    "good", "fine", "great", "bad", "poor", "awful", "film", "plot", "the", "a", "was", "is", "very",
-    "actor", "and", "story",
-];
-
-/// The fixture's BERT with a tokenizer.
-fn model(dir: &Path) -> String {
-    let model = dir.join("model");
-    fs::create_dir_all(&model).unwrap();
-    for name in ["config.json", "model.safetensors"] {
-        fs::copy(fixture("heads/bert").join(name), model.join(name)).unwrap();
-    }
-    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-    let mut vocab = serde_json::Map::new();
-    for word in special.iter().chain(&WORDS) {
-        vocab.insert((*word).into(), vocab.len().into());
-    }
-    let added: Vec<Value> = (0..)
-        .zip(special)
-        .map(|(id, content): (usize, _)| {
-            json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
-                   "rstrip": false, "normalized": false})
-        })
-        .collect();
-    let tokenizer = json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
-        "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": vocab},
-    });
-    fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    model.to_str().unwrap().to_owned()
-}
 
 struct Case {
     dir: tempfile::TempDir,
@@ -51,7 +16,7 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let model = model(dir.path());
+        let model = tiny_bert(dir.path());
         Self { dir, model }
     }
 

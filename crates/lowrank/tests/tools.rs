@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{lowrank_ok, real_data, tiny_data, tiny_model};
+use common::{lowrank_ok, real_data, tiny_data, tiny_model, words};
 use lowrank::adapters::AdapterSet;
 use lowrank::models::{Base, HeadKind, load_for};
 use lowrank::tools::{FileFormat, Kind, Lora, Options, Pair, Tensor, formats};
@@ -58,20 +58,6 @@ fn train(dir: &Path, name: &str, seed: &str) {
         "--max-steps",
         "4",
     ]);
-}
-
-/// Words of a command line; double quotes hold a word together.
-fn words(line: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut quoted = false;
-    for c in line.chars() {
-        match c {
-            '"' => quoted = !quoted,
-            ' ' if !quoted => words.push(String::new()),
-            c => words.last_mut().unwrap().push(c),
-        }
-    }
-    words
 }
 
 #[test]

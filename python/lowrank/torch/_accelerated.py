@@ -9,8 +9,10 @@ import peft.tuners.lora.layer as peft_lora
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from transformers import activations
+from transformers import AttentionInterface, activations
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 from .. import _lowrank
@@ -136,6 +138,55 @@ class CountedDropout(nn.Dropout):
         if self.training and self.p > 0 and not self.inplace and input.numel() and kernels_fit(input):
             return _Dropout.apply(input, self.p, int(torch.randint(1 << 62, ())))
         return super().forward(input)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention of q [B,H,T,D] over k and v [B,K,T,D], as [B,T,H,D]: probabilities exist for a tile at a time, and are
+    computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale, causal, p, seed):
+        (batch, heads, length, head_dim), kv_heads = q.shape, k.shape[1]
+        kernel = _lowrank.Attention(batch, length, heads, kv_heads, head_dim, scale, causal, p, seed)
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+        out, lse = torch.empty_like(q), q.new_empty(batch, length, heads)
+        kernel.forward(*(x.data_ptr() for x in (q, k, v, out, lse)), torch.get_num_threads())
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.kernel = kernel
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        saved = ctx.saved_tensors
+        gradients = [torch.empty_like(x) for x in saved[:3]]
+        tensors = (dout.contiguous(), *saved, *gradients)
+        ctx.kernel.backward(*(x.data_ptr() for x in tensors), torch.get_num_threads())
+        return *(x.transpose(1, 2) for x in gradients), None, None, None, None
+
+
+def _attention(counted):
+    def forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):
+        # A mask, a cache, biases, caps and PyTorch's own random numbers are not for the kernel.
+        fits = attention_mask is None and query.shape[2] == key.shape[2] > 1 and query.shape[-1] == value.shape[-1]
+        fits = fits and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
+        if fits and (counted or not dropout) and kernels_fit(query, key, value):
+            causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            seed = int(torch.randint(1 << 62, ())) if dropout else 0
+            return _Attention.apply(query, key, value, scale, causal, dropout, seed), None
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        )
+
+    return forward
+
+
+# The names under which transformers knows our attention: with PyTorch's dropout, and with counter-based.
+ATTENTION, COUNTED_ATTENTION = "lowrank", "lowrank_counted"
+for name, counted in ((ATTENTION, False), (COUNTED_ATTENTION, True)):
+    AttentionInterface.register(name, _attention(counted))
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 class _CrossEntropy(torch.autograd.Function):

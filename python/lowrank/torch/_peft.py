@@ -7,7 +7,7 @@ adapters go on as before.
 
 from __future__ import annotations
 
-SAME = ("lora", "frozen", "activation", "loss")
+SAME = ("lora", "frozen", "activation", "attention", "loss")
 LAYERS = (*SAME, "dropout")
 
 
@@ -20,8 +20,10 @@ def accelerate_peft(model, layers=SAME):
       gradients of A and B need and never touches the frozen weight's;
     * ``frozen``: the Linear and Conv1D layers beside them, whose weights are not trained;
     * ``activation``: activation functions that are written in several PyTorch operations (GPT-2's GELU);
+    * ``attention``: attention that transformers gives to PyTorch's ``scaled_dot_product_attention``, where there is no
+      mask but the causal one and, without ``dropout`` in this list, no dropout;
     * ``loss``: the causal language-model loss, which keeps its gradient in place of the softmax;
-    * ``dropout``: dropout layers, whose masks are made faster and not kept. Not by default: the same seed gives other
+    * ``dropout``: dropout layers, and dropout inside of attention, whose masks are made faster and not kept. Not by default: the same seed gives other
       random numbers than PyTorch's.
 
     Otherwise results are the same to rounding. :func:`restore` undoes it. Raises ValueError where the model has no LoRA
@@ -50,6 +52,8 @@ def accelerate_peft(model, layers=SAME):
             replacement = new.FROZEN.get(type(module)) if frozen else None
         if replacement is not None:
             module.__class__ = replacement
+        if "attention" in layers and _implementation(module) == "sdpa":
+            module.config._attn_implementation = new.COUNTED_ATTENTION if "dropout" in layers else new.ATTENTION
         if "loss" in layers and getattr(module, "_lowrank_loss", None) is None and _causal(module):
             module._lowrank_loss = module.__dict__.get("_loss_function", ...)
             module.loss_function = new.causal_lm_loss
@@ -65,6 +69,8 @@ def restore(model):
         of = back.get(type(module))
         if of is not None:
             module.__class__ = of
+        if _implementation(module) in (new.ATTENTION, new.COUNTED_ATTENTION):
+            module.config._attn_implementation = "sdpa"
         if "_lowrank_loss" in module.__dict__:
             before = module.__dict__.pop("_lowrank_loss")
             if before is ...:
@@ -72,6 +78,13 @@ def restore(model):
             else:
                 module._loss_function = before
     return model
+
+
+def _implementation(module):
+    """The name of a transformers model's attention, or None for other modules."""
+    from transformers import PreTrainedModel
+
+    return module.config._attn_implementation if isinstance(module, PreTrainedModel) else None
 
 
 def _causal(module):

@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::dropout::weigh;
 use super::forward::{clear, edges, mask};
 use super::geometry::{KeyRows, Spans, View, blocks, components};
 use super::scratch::{Scratch, carve, pitch, with_scratch};
@@ -216,7 +217,7 @@ impl Inputs<'_> {
         dq: &SharedMut<'_>,
         to: &KeyGradients<'_>,
     ) {
-        let AttentionShape { heads, kv_heads, head_dim: d, scale, softcap, .. } = *self.shape;
+        let AttentionShape { heads, kv_heads, head_dim: d, scale, softcap, dropout, .. } = *self.shape;
         let (group, segment) = (self.group, &self.segments[index]);
         let view = View::new(self.shape, segment);
         let (q_pitch, k_pitch) = (heads * d, kv_heads * d);
@@ -228,11 +229,22 @@ impl Inputs<'_> {
         let transposed = keys.len().next_multiple_of(MAX_PANEL) * d;
         let (tile, by_query, by_key) = (rows * key_row, rows * row, keys.len() * row);
         let Scratch { floats, spans } = scratch;
-        let [keys_t, values_t, keys_p, dk, dv, q, dout, dq_tile, p, dp, lse, mean] = carve(
+        let [keys_t, values_t, keys_p, dk, dv, q, dout, dq_tile, p, dp, factors, lse, mean] = carve(
             floats,
             [
-                transposed, transposed, by_key, by_key, by_key, by_query, by_query, by_query, tile, tile,
-                rows, rows,
+                transposed,
+                transposed,
+                by_key,
+                by_key,
+                by_key,
+                by_query,
+                by_query,
+                by_query,
+                tile,
+                tile,
+                if dropout.is_some() { tile } else { 0 },
+                rows,
+                rows,
             ],
         );
         let wide = panel();
@@ -295,7 +307,16 @@ impl Inputs<'_> {
             };
             product(&scores, p);
             product(&Product { a: dout, b: values_t, ..scores }, dp);
+            if let Some(dropout) = dropout {
+                let streams =
+                    heads_of(query_rows.clone(), group).map(|(_, (i, h))| i * heads + kv * group + h);
+                dropout.fill(factors, key_row, width, keys.start, streams);
+                weigh(dp, factors, key_row, width, rows);
+            }
             score_gradients(p, dp, key_row, width, low, high, lse, mean, softcap.unwrap_or(0.0));
+            if dropout.is_some() {
+                weigh(p, factors, key_row, width, rows);
+            }
             // Rows of these are keys, and the sums run over the queries.
             let by_keys = Product {
                 cols: columns,

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::dropout::weigh;
 use super::geometry::{KeyRows, View, blocks};
 use super::scratch::{Scratch, carve, pitch, with_scratch};
 use super::tile::{Bound, MAX_PANEL, PAD, Product, pack_columns, pack_queries, pack_rows, panel, product};
@@ -118,7 +119,7 @@ impl Inputs<'_> {
         parts: &SharedMut<'_>,
         part_len: usize,
     ) {
-        let AttentionShape { heads, kv_heads, head_dim: d, scale, softcap, .. } = *self.shape;
+        let AttentionShape { heads, kv_heads, head_dim: d, scale, softcap, dropout, .. } = *self.shape;
         let (group, segment) = (self.group, &self.segments[task.segment]);
         let view = View::new(self.shape, segment);
         let (q_pitch, k_pitch) = (heads * d, kv_heads * d);
@@ -129,13 +130,14 @@ impl Inputs<'_> {
         let (key_columns, key_row) = (most_keys.next_multiple_of(MAX_PANEL), pitch(most_keys));
         let few = rows <= FEW_ROWS;
         let Scratch { floats, spans } = scratch;
-        let [queries, keys_t, values, scores, sums, most, total] = carve(
+        let [queries, keys_t, values, scores, factors, sums, most, total] = carve(
             floats,
             [
                 rows * row,
                 if few { 0 } else { key_columns * d },
                 most_keys * row,
                 rows.min(CHUNK) * key_row,
+                if dropout.is_some() { rows.min(CHUNK) * key_row } else { 0 },
                 rows * row,
                 rows,
                 rows,
@@ -189,8 +191,14 @@ impl Inputs<'_> {
                         scores,
                     );
                 }
-                let (most, total) = (&mut most[chunk.clone()], &mut total[chunk]);
+                let (most, total) = (&mut most[chunk.clone()], &mut total[chunk.clone()]);
                 softmax(scores, key_row, cols, low, high, most, total, sums, row, first, cap);
+                if let Some(dropout) = dropout {
+                    let stream = |r| (query_rows.start + r / group) * heads + task.kv * group + r % group;
+                    let count = chunk.len();
+                    dropout.fill(factors, key_row, cols, keys.start, chunk.map(stream));
+                    weigh(scores, factors, key_row, cols, count);
+                }
                 let (a_row, a_step, b_step, b_panel) = (key_row, 1, value_row, wide);
                 let (a, b, bound) = (&*scores, values, Bound::Depth);
                 let (cols, c_row, add) = (columns, row, !first);

@@ -3,6 +3,7 @@
 
 mod backward;
 mod disentangled;
+mod dropout;
 mod forward;
 mod geometry;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub use disentangled::{
     DisentangledGradients, DisentangledInputs, DisentangledShape, disentangled_attention,
     disentangled_attention_backward,
 };
+pub use dropout::AttentionDropout;
 
 /// One run of queries.
 ///
@@ -53,6 +55,8 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// Scores become `softcap tanh(score / softcap)` (Gemma 2).
     pub softcap: Option<f32>,
+    /// Probabilities are dropped (GPT-2's `attn_pdrop`).
+    pub dropout: Option<AttentionDropout>,
 }
 
 /// `out_i = sum_j softmax_j(scale q_i k_j) v_j` per head, over the keys `j` that query `i` sees.
@@ -122,6 +126,7 @@ fn check(
         "{kernel}: {heads} heads, {kv_heads} kv heads of {head_dim} numbers"
     );
     assert!(shape.window != Some(0), "{kernel}: a window of 0 sees nothing");
+    assert!(shape.dropout.is_none_or(|d| (0.0..=1.0).contains(&d.p)), "{kernel}: {:?}", shape.dropout);
     let (n, m) = (q.len() / (heads * head_dim), k.len() / (kv_heads * head_dim));
     assert_eq!(q.len(), n * heads * head_dim, "{kernel}: q is not a whole number of rows");
     assert_eq!(k.len(), m * kv_heads * head_dim, "{kernel}: k is not a whole number of rows");

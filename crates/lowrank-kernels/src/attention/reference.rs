@@ -1,16 +1,25 @@
 //! Attention in f64, pair by pair: what the kernels are tested against.
 
 use super::{AttentionShape, Segment};
+use crate::dropout;
 
-/// The key rows query `i` of `segment` sees.
-fn visible(shape: &AttentionShape, segment: &Segment, i: usize) -> Vec<usize> {
+/// The positions and rows of the keys that query `i` of `segment` sees.
+fn visible(shape: &AttentionShape, segment: &Segment, i: usize) -> Vec<(usize, usize)> {
     let Segment { q, prefix, own } = segment;
     let position = (prefix.len() + own.len() + i) as i64 - q.len() as i64;
     let keys = prefix.clone().chain(own.clone()).enumerate();
     keys.filter(|&(j, _)| !shape.causal || j as i64 <= position)
         .filter(|&(j, _)| shape.window.is_none_or(|w| (j as i64 - position).unsigned_abs() < w as u64))
-        .map(|(_, row)| row)
         .collect()
+}
+
+/// The factors of dropout for keys at these positions, made by dropping ones.
+fn factors(shape: &AttentionShape, row: usize, h: usize, positions: &[usize]) -> Vec<f64> {
+    let Some(kind) = shape.dropout else { return vec![1.0; positions.len()] };
+    let n = positions.iter().max().map_or(0, |last| last + 1);
+    let mut m = vec![f32::NAN; n];
+    dropout(&mut m, &vec![1.0; n], kind.p, kind.seed, (row * shape.heads + h) as u64);
+    positions.iter().map(|&j| f64::from(m[j])).collect()
 }
 
 fn head(x: &[f32], row: usize, head: usize, heads: usize, d: usize) -> impl Iterator<Item = f64> {
@@ -55,12 +64,13 @@ pub(super) fn forward(
     let AttentionShape { heads, kv_heads, head_dim: d, .. } = *shape;
     for segment in segments {
         for (i, row) in segment.q.clone().enumerate() {
-            let keys = visible(shape, segment, i);
+            let (positions, keys): (Vec<_>, Vec<_>) = visible(shape, segment, i).into_iter().unzip();
             for h in 0..heads {
                 let (_, p, total) = probabilities(q, k, shape, row, h, &keys);
                 lse[row * heads + h] = total as f32;
                 let mut sum = vec![0.0; d];
-                for (&j, p) in keys.iter().zip(&p) {
+                let m = factors(shape, row, h, &positions);
+                for (&j, p) in keys.iter().zip(p.iter().zip(&m).map(|(p, m)| p * m)) {
                     for (s, v) in sum.iter_mut().zip(head(v, j, h / (heads / kv_heads), kv_heads, d)) {
                         *s += p * v;
                     }
@@ -89,17 +99,17 @@ pub(super) fn backward(
     let (mut dq64, mut dk64, mut dv64) = (vec![0.0; dq.len()], vec![0.0; dk.len()], vec![0.0; dv.len()]);
     for segment in segments {
         for (i, row) in segment.q.clone().enumerate() {
-            let keys = visible(shape, segment, i);
+            let (positions, keys): (Vec<_>, Vec<_>) = visible(shape, segment, i).into_iter().unzip();
             for h in 0..heads {
                 let kv = h / (heads / kv_heads);
                 let (scores, p, _) = probabilities(q, k, shape, row, h, &keys);
+                let m = factors(shape, row, h, &positions);
                 let dp: Vec<f64> = keys
                     .iter()
-                    .map(|&j| {
-                        head(dout, row, h, heads, d)
-                            .zip(head(v, j, kv, kv_heads, d))
-                            .map(|(a, b)| a * b)
-                            .sum()
+                    .zip(&m)
+                    .map(|(&j, m)| {
+                        let of_value = head(dout, row, h, heads, d).zip(head(v, j, kv, kv_heads, d));
+                        m * of_value.map(|(a, b)| a * b).sum::<f64>()
                     })
                     .collect();
                 let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
@@ -110,7 +120,7 @@ pub(super) fn backward(
                     for e in 0..d {
                         dq64[at_q + e] += ds * f64::from(k[at_k + e]);
                         dk64[at_k + e] += ds * f64::from(q[at_q + e]);
-                        dv64[at_k + e] += p[n] * f64::from(dout[at_q + e]);
+                        dv64[at_k + e] += p[n] * m[n] * f64::from(dout[at_q + e]);
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! Against [`super::reference`], in f64.
 
-use super::{AttentionShape, Segment, attention, attention_backward, reference};
+use super::{AttentionDropout, AttentionShape, Segment, attention, attention_backward, reference};
 
 fn numbers(n: usize, salt: u64) -> Vec<f32> {
     let mut x = vec![0.0; n];
@@ -10,7 +10,16 @@ fn numbers(n: usize, salt: u64) -> Vec<f32> {
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    AttentionShape { heads, kv_heads, head_dim, scale, causal: true, window: None, softcap: None }
+    AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        causal: true,
+        window: None,
+        softcap: None,
+        dropout: None,
+    }
 }
 
 /// Segments of the given lengths, one after the other.
@@ -109,6 +118,20 @@ fn bidirectional_window_and_cap() {
         for window in [None, Some(1), Some(7), Some(130)] {
             for softcap in [None, Some(1.5)] {
                 let shape = AttentionShape { causal, window, softcap, ..shape(4, 2, 24) };
+                with_threads(|| check_packed(&shape, &packed(&[300, 1, 33])));
+                check_packed(&shape, &shared(21, &[40, 3]));
+            }
+        }
+    }
+}
+
+#[test]
+fn dropped_probabilities() {
+    for (heads, kv_heads, d) in [(4, 2, 24), (3, 3, 64)] {
+        for (p, seed) in [(0.1, 1), (0.5, 1 << 40), (0.0, 3), (1.0, 4)] {
+            for (causal, window) in [(true, None), (false, Some(45))] {
+                let dropout = Some(AttentionDropout { p, seed });
+                let shape = AttentionShape { causal, window, dropout, ..shape(heads, kv_heads, d) };
                 with_threads(|| check_packed(&shape, &packed(&[300, 1, 33])));
                 check_packed(&shape, &shared(21, &[40, 3]));
             }

@@ -160,6 +160,42 @@ pub fn tiny_model(dir: &Path) -> String {
     model.to_str().unwrap().to_owned()
 }
 
+/// What [`tiny_bert`] reads.
+pub const WORDS: [&str; 16] = [
+    "good", "fine", "great", "bad", "poor", "awful", "film", "plot", "the", "a", "was", "is", "very",
+    "actor", "and", "story",
+];
+
+/// A tiny BERT with a tokenizer of [`WORDS`], in `dir`.
+pub fn tiny_bert(dir: &Path) -> String {
+    let model = dir.join("bert");
+    std::fs::create_dir_all(&model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("heads/bert").join(name), model.join(name)).unwrap();
+    }
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+    let mut vocab = serde_json::Map::new();
+    for word in special.iter().chain(&WORDS) {
+        vocab.insert((*word).into(), vocab.len().into());
+    }
+    let added: Vec<serde_json::Value> = (0..)
+        .zip(special)
+        .map(|(id, content): (usize, _)| {
+            serde_json::json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                   "rstrip": false, "normalized": false})
+        })
+        .collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": vocab},
+    });
+    std::fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    model.to_str().unwrap().to_owned()
+}
+
 /// Lines of prompts and completions, several completions to a prompt.
 pub fn tiny_data(path: &Path, lines: usize) {
     let words = ["red", "blue", "green", "gold", "grey"];
@@ -170,6 +206,20 @@ pub fn tiny_data(path: &Path, lines: usize) {
         text.push_str(&format!("{line}\n"));
     }
     std::fs::write(path, text).unwrap();
+}
+
+/// Words of a command line; double quotes hold a word together.
+pub fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for c in line.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            c => words.last_mut().unwrap().push(c),
+        }
+    }
+    words
 }
 
 /// What a command printed and its exit code.
