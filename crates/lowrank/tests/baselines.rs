@@ -395,7 +395,7 @@ impl Place {
 fn held_out(out: &str) -> f64 {
     let log = std::fs::read_to_string(Path::new(out).join("log.jsonl")).unwrap();
     let records = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    records.filter_map(|r| r["eval_loss"].as_f64()).last().unwrap()
+    records.filter_map(|r| r["eval_loss"].as_f64()).next_back().unwrap()
 }
 
 /// Trains `method`, and what is saved gives the same loss in `eval`, and a text in `generate`.

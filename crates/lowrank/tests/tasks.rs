@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use common::{WORDS, lowrank, lowrank_ok, tiny_bert};
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! AdaLoRA (Zhang et al. 2023): the change in SVD form, `y = W0 x + b + s / r0 B (E * (A x))`, with a penalty that keeps
 //! `A` and `B` near orthogonal, and a budget of ranks that falls on the way and goes to the sites that need it
-//! ([`Budget`]).
+//! (`Budget`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //! `y = W0 x + b + lambda_b * (B (lambda_d * (A x)))`.
 //!
 //! `A: [R, largest K]` and `B: [largest O, R]`; a layer uses the corner of its size. They come from PyTorch's generator
-//! ([`torch_random`](super::torch_random)) with the configuration's key, so that files without them mean the same here.
+//! (`torch_random`) with the configuration's key, so that files without them mean the same here.
 
 use std::sync::Arc;
 

@@ -100,12 +100,15 @@ fn multiply_adds(a: &Attention<'_>) -> usize {
     a.segments.iter().map(pairs).sum::<usize>() * a.shape.heads * a.shape.head_dim
 }
 
+/// Keys and values that are parameters, and their rows.
+type Prefix = ([Part; 2], Rc<[(usize, usize)]>);
+
 struct AttentionNode<'m> {
     attention: Attention<'m>,
     /// q, k (rotated), v, o, lse.
     saved: [Tensor; 5],
     /// Keys and values that are parameters, and their rows.
-    prefix: Option<([Part; 2], Rc<[(usize, usize)]>)>,
+    prefix: Option<Prefix>,
     ids: [Option<VarId>; 3],
     out: VarId,
 }

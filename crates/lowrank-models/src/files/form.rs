@@ -101,7 +101,7 @@ pub(crate) enum Role {
 }
 
 impl Tensors {
-    /// Says in which form [`Tensors::matrix`] hands matrices out.
+    /// Says in which form matrices are handed out.
     pub fn set_form(&mut self, form: Form) {
         self.form = form;
         self.converted = Mutex::default();
