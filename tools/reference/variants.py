@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from peft import (
     AdaLoraConfig,
+    EvaConfig,
     IA3Config,
     LoHaConfig,
     LoKrConfig,
@@ -21,8 +22,11 @@ from peft import (
     PeftModel,
     VeraConfig,
     get_peft_model,
+    initialize_lora_eva_weights,
 )
 from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoConfig
@@ -83,6 +87,50 @@ CASES = {
         "fresh": True,
     },
     "olora": {"base": "llama", "config": LoraConfig(init_lora_weights="olora", **LORA), "fresh": True},
+    # Twice rank times rho directions are all there are of 32 inputs, so PEFT's random decomposition is the exact one.
+    "eva": {
+        "base": "llama",
+        "config": LoraConfig(
+            r=8,
+            lora_alpha=16,
+            target_modules=["q_proj", "v_proj", "o_proj", "gate_proj"],
+            init_lora_weights="eva",
+            eva_config=EvaConfig(rho=2.0, tau=0.99),
+        ),
+        "fresh": True,
+        "data": True,
+    },
+    "eva_whiten": {
+        "base": "llama",
+        "config": LoraConfig(
+            r=4,
+            lora_alpha=8,
+            # No two of one input: PEFT divides what they share once for each.
+            target_modules=["q_proj", "o_proj", "gate_proj"],
+            init_lora_weights="eva",
+            eva_config=EvaConfig(
+                rho=4.0, tau=0.95, use_label_mask=False, whiten=True, adjust_scaling_factors=False
+            ),
+        ),
+        "fresh": True,
+        "data": True,
+    },
+    "corda": {
+        "base": "llama",
+        "config": LoraConfig(init_lora_weights="corda", corda_config=CordaConfig(corda_method="ipm"), **LORA),
+        "fresh": True,
+        "data": True,
+    },
+    "corda_kpm": {
+        "base": "gpt2",
+        "config": LoraConfig(
+            init_lora_weights="corda",
+            corda_config=CordaConfig(corda_method="kpm"),
+            **(LORA | {"target_modules": GPT2}),
+        ),
+        "fresh": True,
+        "data": True,
+    },
     "ia3": {
         "base": "llama",
         "config": IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
@@ -118,6 +166,10 @@ CASES = {
     },
 }
 
+# Data to look at before training: examples of this many tokens, the first few of each a prompt.
+DATA = [(30, 2), (26, 0), (34, 4), (28, 1), (32, 0), (27, 3)]
+DATA_BATCH = 2
+
 SEQUENCES = [(7, [range(0, 3)]), (13, []), (19, [range(0, 5), range(10, 13)])]
 
 
@@ -136,6 +188,49 @@ def write_base(root, name, config):
             labels[hole.start : hole.stop] = -100
         out[f"ids_{i}"], out[f"labels_{i}"] = ids, labels
     save_file(out, folder / "batch.safetensors")
+    write_data(folder, config)
+
+
+def write_data(folder, config):
+    """Words come in runs, so that some directions of the inputs matter more than others."""
+    generator, out = torch.Generator().manual_seed(5), {}
+    for i, (length, prompt) in enumerate(DATA):
+        ids = torch.randint(3, config["vocab_size"], (length // 4 + 1,), generator=generator).repeat_interleave(4)[:length]
+        ids[::3] = torch.randint(3, config["vocab_size"], ids[::3].shape, generator=generator)
+        labels = ids.clone()
+        labels[:prompt] = -100
+        out[f"ids_{i}"], out[f"labels_{i}"] = ids, labels
+    save_file(out, folder / "data.safetensors")
+
+
+def data_of(folder):
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "data.safetensors")
+    return [(tensors[f"ids_{i}"], tensors[f"labels_{i}"]) for i in range(len(DATA))]
+
+
+def padded(examples):
+    longest = max(len(ids) for ids, _ in examples)
+    fill = lambda t, value: torch.nn.functional.pad(t, (0, longest - len(t)), value=value)
+    return {
+        "input_ids": torch.stack([fill(ids, 0) for ids, _ in examples]),
+        "attention_mask": torch.stack([fill(torch.ones_like(ids), 0) for ids, _ in examples]),
+        "labels": torch.stack([fill(labels, -100) for _, labels in examples]),
+    }
+
+
+def fresh_model(base, spec):
+    """PEFT's model as training starts, after it looked at the data where it does."""
+    model, config = load(base), spec["config"]
+    data = data_of(base) if spec.get("data") else []
+    if config.init_lora_weights == "corda":
+        preprocess_corda(model, config, run_model=lambda: [model(input_ids=ids[None]) for ids, _ in data])
+    model = get_peft_model(model, config)
+    if config.init_lora_weights == "eva":
+        batches = [padded(data[at : at + DATA_BATCH]) for at in range(0, len(data), DATA_BATCH)]
+        initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+    return model.eval()
 
 
 def batch_of(folder):
@@ -235,6 +330,27 @@ def changes(model):
             yield name.removeprefix("base_model.model."), change.detach()
 
 
+def starts(model):
+    """`A` at every site."""
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            yield name.removeprefix("base_model.model."), module.lora_A["default"].weight.detach().clone()
+
+
+def plain(value):
+    return sorted(value) if isinstance(value, set) else vars(value)
+
+
+def write_older(root):
+    """An adapter as PEFT kept it before safetensors: the tensors in PyTorch's file."""
+    from safetensors.torch import load_file
+
+    source, folder = root / "lora_fa" / "adapter", root / "older"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(source / "adapter_config.json", folder)
+    torch.save(load_file(source / "adapter_model.safetensors"), folder / "adapter_model.bin")
+
+
 def write_case(root, case, spec):
     folder, base = root / case, root / spec["base"]
     shutil.rmtree(folder, ignore_errors=True)
@@ -243,12 +359,16 @@ def write_case(root, case, spec):
     batch, out = batch_of(base), {}
     torch.manual_seed(1)
     spec["config"].task_type = "CAUSAL_LM"
-    model = get_peft_model(load(base), spec["config"]).eval()
-    if spec.get("fresh"):
+    asked = json.loads(json.dumps(spec["config"].to_dict(), default=plain))
+    model = fresh_model(base, spec) if spec.get("fresh") else get_peft_model(load(base), spec["config"]).eval()
+    if asked.get("init_lora_weights") == "eva":
+        out |= {f"a.{name}": a for name, a in starts(model)}
+        save(model, folder / "adapter", spec["base"])
+    elif spec.get("fresh"):
         out |= {f"change.{name}": change for name, change in changes(model)}
-        config = json.loads(json.dumps(spec["config"].to_dict(), default=sorted))
-        config["base_model_name_or_path"] = spec["base"]
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if spec.get("fresh"):
+        asked["base_model_name_or_path"] = spec["base"]
+        (folder / "config.json").write_text(json.dumps(asked, indent=2) + "\n")
     else:
         randomise(model, generator)
         save(model, folder / "adapter", spec["base"])
@@ -283,6 +403,7 @@ def main():
             write_base(args.out, name, config)
     for case in args.only or CASES:
         write_case(args.out, case, CASES[case])
+    write_older(args.out)
 
 
 if __name__ == "__main__":

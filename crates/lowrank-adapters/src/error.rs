@@ -20,6 +20,9 @@ pub enum Error {
         /// What is wrong with it, and the fix.
         what: String,
     },
+    /// A file of tensors, or one that cannot be written.
+    #[error(transparent)]
+    Model(#[from] lowrank_models::Error),
     /// Numbers that cannot be computed with.
     #[error("cannot decompose: {0}")]
     Numbers(String),

@@ -1,13 +1,13 @@
-//! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`.
+//! PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors` (or `adapter_model.bin`, which is read).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lowrank_engine::{Site, SiteKind};
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
 
 use crate::variants::{BaseWeights, NoBase, method, tokens};
@@ -15,6 +15,8 @@ use crate::{AdapterSet, Error, LoraConfig};
 
 /// PEFT puts this before the module path.
 const PREFIX: &str = "base_model.model.";
+/// Where PEFT kept the tensors before it wrote safetensors. It is read, not written.
+const OLDER_TENSORS_FILE: &str = "adapter_model.bin";
 /// The configuration's file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The tensors' file.
@@ -69,7 +71,7 @@ impl AdapterSet {
     /// As [`AdapterSet::load`].
     pub fn load_on(dir: &Path, sites: &[Site], base: &dyn BaseWeights) -> Result<Self, Error> {
         let config = LoraConfig::load(dir)?;
-        let path = dir.join(TENSORS_FILE);
+        let path = tensors_file(dir);
         let mut tensors = read_tensors(&path)?;
         let mut set = Self::planned(config, sites).map_err(|e| match e {
             Error::NoTarget { .. } => Error::mismatch(&path, e.to_string()),
@@ -119,7 +121,7 @@ impl AdapterSet {
     pub fn load_alone(dir: &Path) -> Result<Self, Error> {
         let config = LoraConfig::load(dir)?;
         let method = method(&config)?;
-        let path = dir.join(TENSORS_FILE);
+        let path = tensors_file(dir);
         let tensors = read_tensors(&path)?;
         let module = |name: &'_ str| {
             let name = name.strip_prefix(PREFIX)?;
@@ -275,34 +277,23 @@ fn add_beside(tensors: &Tensors, config: &LoraConfig, sites: &mut Vec<Site>) {
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// All tensors of a safetensors file as f32.
-fn read_tensors(path: &Path) -> Result<Tensors, Error> {
-    let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|e| Error::file(path, format!("not a safetensors file: {e}")))?;
-    let mut tensors = Tensors::new();
-    for (name, view) in file.tensors() {
-        let data = view.data();
-        let value = match view.dtype() {
-            Dtype::F32 => {
-                data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four"))).collect()
-            }
-            Dtype::F16 => halves(data, |b| half::f16::from_bits(b).to_f32()),
-            Dtype::BF16 => halves(data, |b| half::bf16::from_bits(b).to_f32()),
-            other => {
-                return Err(Error::file(
-                    path,
-                    format!("tensor {name} is {other:?}; F32, F16 and BF16 are supported"),
-                ));
-            }
-        };
-        tensors.insert(name, (view.shape().to_vec(), value));
-    }
-    Ok(tensors)
+/// The tensors' file of an adapter folder: safetensors, or PyTorch's of older PEFT.
+fn tensors_file(dir: &Path) -> PathBuf {
+    let older = dir.join(OLDER_TENSORS_FILE);
+    let path = dir.join(TENSORS_FILE);
+    if older.is_file() && !path.exists() { older } else { path }
 }
 
-fn halves(data: &[u8], expand: impl Fn(u16) -> f32) -> Vec<f32> {
-    data.chunks_exact(2).map(|b| expand(u16::from_le_bytes([b[0], b[1]]))).collect()
+/// All tensors of a file as f32.
+fn read_tensors(path: &Path) -> Result<Tensors, Error> {
+    let file = lowrank_models::Tensors::open(path)?;
+    let read = |name: &str| {
+        let (rows, cols) = file.matrix_shape(name).unwrap_or_default();
+        let mut value = vec![0.0; rows * cols];
+        file.read_rows(name, 0..rows, &mut value)?;
+        Ok((name.to_owned(), (file.shape(name).unwrap_or_default().to_vec(), value)))
+    };
+    file.names().map(read).collect()
 }
 
 /// A tensor to be written. Its bytes are made when its turn comes, so that a file of any size takes the memory of its

@@ -3,6 +3,7 @@
 use lowrank_engine::kernels;
 use serde_json::Value;
 
+use crate::calibrate::corda::{self, CordaMethod};
 use crate::linalg::{self, Randomized};
 use crate::{Error, LoraConfig};
 
@@ -31,6 +32,10 @@ pub enum InitLoraWeights {
     Loftq,
     /// `"olora"` (Büyükakyüz 2024): the first columns of its QR decomposition.
     Olora,
+    /// `"eva"` (Paischer et al. 2024): A holds the principal components of the layer's inputs, B zero.
+    Eva,
+    /// `"corda"` (Yang et al. 2024): the largest or smallest singular values of the weight as the data use it.
+    Corda(CordaMethod),
 }
 
 /// Where the random numbers of one site come from.
@@ -58,6 +63,8 @@ impl InitLoraWeights {
                 "pissa" => Some(Self::Pissa(None)),
                 "olora" => Some(Self::Olora),
                 "loftq" => Some(Self::Loftq),
+                "eva" => Some(Self::Eva),
+                "corda" => Some(Self::Corda(CordaMethod::parse(config)?)),
                 other => other
                     .strip_prefix("pissa_niter_")
                     .and_then(|n| n.parse().ok())
@@ -68,14 +75,14 @@ impl InitLoraWeights {
         known.ok_or_else(|| {
             Error::Config(format!(
                 "init_lora_weights is {word}; it may be true, false, gaussian, orthogonal, pissa, \
-                 pissa_niter_[number], olora or loftq"
+                 pissa_niter_[number], olora, loftq, eva or corda"
             ))
         })
     }
 
     /// Whether the start is part of the base's weight and must be taken out of it.
     pub fn moves_base(self) -> bool {
-        matches!(self, Self::Pissa(_) | Self::Olora)
+        matches!(self, Self::Pissa(_) | Self::Olora | Self::Corda(_))
     }
 
     /// Whether the same base gives the same numbers to everybody.
@@ -83,8 +90,14 @@ impl InitLoraWeights {
         matches!(self, Self::Pissa(None) | Self::Olora)
     }
 
+    /// Whether it looks at the training data.
+    pub fn needs_data(self) -> bool {
+        matches!(self, Self::Eva | Self::Corda(_))
+    }
+
     /// `A: [R,K]` and `B: [O,R]` for a layer `W: [O,K]`, which `weight` reads where it is needed (for LoftQ, what
-    /// quantising loses of it).
+    /// quantising loses of it). `observed` is what was found in the data: for EVA the components `[R,K]`, for CorDA
+    /// the covariance `[K,K]` of the layer's inputs.
     ///
     /// # Errors
     /// Where the weight cannot be read or decomposed, or the rank does not fit.
@@ -94,13 +107,21 @@ impl InitLoraWeights {
         scaling: f32,
         random: Randomness,
         weight: impl FnOnce() -> Result<Vec<f32>, Error>,
+        observed: Option<&[f32]>,
     ) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let (o, k, r) = shape;
         let Randomness { seed, stream } = random;
         if (self.moves_base() || self == Self::Loftq) && r > o.min(k) {
             return Err(Error::Config(format!("rank {r} is more than a weight of {o} x {k} has")));
         }
+        let observed = || {
+            observed.ok_or_else(|| {
+                Error::Config("init_lora_weights eva and corda need data: they are for training".into())
+            })
+        };
         Ok(match self {
+            Self::Eva => (observed()?.to_vec(), vec![0.0; o * r]),
+            Self::Corda(method) => corda::factors(shape, &weight()?, observed()?, method, scaling)?,
             Self::Kaiming => (kaiming(r, k, seed, stream), vec![0.0; o * r]),
             Self::Gaussian => (gaussian(r * k, 1.0 / r as f32, seed, stream), vec![0.0; o * r]),
             Self::Random => (kaiming(r, k, seed, stream), kaiming(o, r, seed, stream + 1)),

@@ -2,6 +2,7 @@
 //!
 //! The method itself is [`Lora`], on one screen.
 
+pub mod calibrate;
 mod config;
 mod conv;
 mod error;
@@ -20,6 +21,7 @@ pub use error::Error;
 pub use file::{
     CONFIG_FILE, Numbers, TASK_FILE, TENSORS_FILE, TrainingState, read_task, write_atomic, write_tensors,
 };
+pub use init::InitLoraWeights;
 pub use regime::Regime;
 pub use set::{AdaptedSite, AdapterSet};
 pub use store::AdapterStore;

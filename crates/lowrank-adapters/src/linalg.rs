@@ -189,7 +189,7 @@ pub fn svd_of_product(m: usize, n: usize, r: usize, b: &[f32], a: &[f32]) -> Res
     Ok(Svd { u: single(u.as_ref()), s, vt: single(v.transpose()), rows: m, cols: n })
 }
 
-fn row_major(a: MatRef<'_, f32>) -> Vec<f32> {
+pub(crate) fn row_major(a: MatRef<'_, f32>) -> Vec<f32> {
     let (m, n) = (a.nrows(), a.ncols());
     let mut out = vec![0.0; m * n];
     faer::MatMut::from_row_major_slice_mut(&mut out, m, n).copy_from(a);

@@ -1,5 +1,7 @@
 //! Looking into adapters: the spectrum of each layer, and what differs between two.
 
+use rayon::prelude::*;
+
 use crate::{Error, Lora, Pair, Result};
 
 /// What the singular values of a layer's `alpha / r * B A` say.
@@ -29,7 +31,7 @@ pub struct Spectrum {
 /// # Errors
 /// Names a layer with a number that is not finite.
 pub fn spectra(lora: &Lora) -> Result<Vec<Spectrum>> {
-    lora.pairs.iter().map(|(path, pair)| spectrum(path, pair)).collect()
+    lora.pairs.par_iter().map(|(path, pair)| spectrum(path, pair)).collect()
 }
 
 fn spectrum(path: &str, pair: &Pair) -> Result<Spectrum> {

@@ -5,6 +5,7 @@
 
 use lowrank_adapters::linalg::{self, Randomized, Svd};
 use lowrank_models::Tensors;
+use rayon::prelude::*;
 use serde_json::json;
 
 use crate::rank::{self, Rule};
@@ -46,6 +47,9 @@ pub struct Extracted {
     /// Tensors that changed but are no part of the adapter.
     pub left: Vec<String>,
 }
+
+/// Numbers of the base in memory at a time.
+const PIECE: usize = 1 << 20;
 
 /// Sides up to which all singular values are cheap.
 const SMALL: usize = 320;
@@ -107,11 +111,16 @@ fn difference(base: &Tensors, tuned: &Tensors, name: &str) -> Result<Tensor> {
     let (rows, cols) = base.matrix_shape(name).unwrap_or_default();
     let mut delta = vec![0.0; rows * cols];
     tuned.read_rows(name, 0..rows, &mut delta)?;
-    let mut row = vec![0.0; cols];
-    for (i, out) in delta.chunks_exact_mut(cols.max(1)).enumerate() {
-        base.read_rows(name, i..i + 1, &mut row)?;
-        out.iter_mut().zip(&row).for_each(|(d, w)| *d -= w);
+    let step = (PIECE / cols.max(1)).max(1);
+    let mut piece = Vec::new();
+    for (start, out) in (0..rows).step_by(step).zip(delta.chunks_mut(step * cols.max(1))) {
+        piece.resize(out.len(), 0.0);
+        base.read_rows(name, start..rows.min(start + step), &mut piece)?;
+        out.par_iter_mut().with_min_len(1 << 14).zip(&piece).for_each(|(d, w)| *d -= w);
     }
+    // Models stay on disk: what was read is not kept in memory.
+    base.release(name);
+    tuned.release(name);
     Ok(Tensor::new(base.shape(name).unwrap_or_default().to_vec(), delta))
 }
 

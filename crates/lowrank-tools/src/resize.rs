@@ -1,13 +1,14 @@
 //! Changing what an adapter weighs: its ranks, its small entries, its small layers, its number type.
 
 use lowrank_kernels::Format;
+use rayon::prelude::*;
 use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::compose::keep_largest;
 use crate::rank::{self, Rule};
 use crate::tensor::Named;
-use crate::{Error, Lora, Result};
+use crate::{Error, Lora, Pair, Result};
 
 /// A layer of a resized adapter.
 #[derive(Clone, Debug)]
@@ -29,20 +30,18 @@ pub fn resize(lora: &Lora, rule: Rule, max_rank: usize) -> Result<(Lora, Vec<Res
     rule.check()?;
     let mut result = lora.clone();
     result.config.insert("use_rslora".into(), json!(false));
-    let mut report = Vec::new();
-    for (path, pair) in &mut result.pairs {
-        let svd = pair.svd().map_err(|e| Error::names(e.to_string(), vec![path.clone()]))?;
+    let mut pairs: Vec<_> = result.pairs.iter_mut().collect();
+    let one = |(path, pair): &mut (&String, &mut Pair)| {
+        let svd = pair.svd().map_err(|e| Error::names(e.to_string(), vec![(*path).clone()]))?;
         let total: f64 = svd.s.iter().map(|s| f64::from(*s).powi(2)).sum();
         let all = svd.s.len();
         let rank = rule.rank(&svd.s, total, all).unwrap_or(all).min(max_rank).max(1);
         let svd = svd.truncate(rank);
-        report.push(Resized {
-            path: path.clone(),
-            ranks: (pair.rank(), svd.s.len()),
-            energy: rank::energy(&svd, total),
-        });
-        *pair = pair.from_svd(&svd);
-    }
+        let (ranks, energy) = ((pair.rank(), svd.s.len()), rank::energy(&svd, total));
+        **pair = pair.from_svd(&svd);
+        Ok(Resized { path: (*path).clone(), ranks, energy })
+    };
+    let report = pairs.par_iter_mut().map(one).collect::<Result<Vec<_>>>()?;
     Ok((result, report))
 }
 

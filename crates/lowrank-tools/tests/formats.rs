@@ -249,7 +249,7 @@ fn kohya_files_of_other_kinds_are_refused_by_name() {
     for name in [
         "lora_unet_mid_block_attentions_0_proj_in.hada_w1_a",
         "lora_unet_mid_block_attentions_0_proj_in.dora_scale",
-        "lora_unet_input_blocks_4_1_proj_in.lora_down.weight",
+        "lora_unet_input_blocks_4_3_proj_in.lora_down.weight",
         "lora_unet_mid_block_mystery.lora_up.weight",
         "lora_unet_.alpha",
         "plain",
@@ -289,11 +289,66 @@ fn diffusers_keeps_ranks_and_alphas_in_the_metadata() {
     let te = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer";
     tensors.insert(format!("{te}.down.weight"), random(&[2, 4], 1));
     tensors.insert(format!("{te}.up.weight"), random(&[6, 2], 1));
+    let older = "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora";
+    tensors.insert(format!("{older}.down.weight"), random(&[2, 4], 1));
+    tensors.insert(format!("{older}.up.weight"), random(&[6, 2], 1));
     tensor::write(&old, &tensors, &[]).unwrap();
     let found = read(&old, FileFormat::Diffusers, &Options::default()).unwrap();
     assert!(found.pairs.contains_key(&format!("{attention}.to_q")));
     assert!(found.pairs.contains_key(&format!("{attention}.to_out.0")));
-    assert!(found.pairs.values().all(|p| p.scaling() == 1.0) && found.pairs.len() == 3);
+    assert!(found.pairs.contains_key("text_encoder.text_model.encoder.layers.0.self_attn.out_proj"));
+    assert!(found.pairs.values().all(|p| p.scaling() == 1.0) && found.pairs.len() == 4);
+}
+
+/// kohya's SDXL files have Stability's names.
+#[test]
+fn names_of_sdxl_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sdxl.safetensors");
+    let names = [
+        ("input_blocks_0_0", "conv_in"),
+        ("input_blocks_2_0_in_layers_2", "down_blocks.0.resnets.1.conv1"),
+        ("input_blocks_3_0_op", "down_blocks.0.downsamplers.0.conv"),
+        ("input_blocks_4_0_skip_connection", "down_blocks.1.resnets.0.conv_shortcut"),
+        (
+            "input_blocks_8_1_transformer_blocks_9_attn2_to_out_0",
+            "down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_out.0",
+        ),
+        ("middle_block_2_emb_layers_1", "mid_block.resnets.1.time_emb_proj"),
+        ("middle_block_1_proj_in", "mid_block.attentions.0.proj_in"),
+        ("output_blocks_5_2_conv", "up_blocks.1.upsamplers.0.conv"),
+        ("output_blocks_3_0_out_layers_3", "up_blocks.1.resnets.0.conv2"),
+        (
+            "output_blocks_2_1_transformer_blocks_0_ff_net_0_proj",
+            "up_blocks.0.attentions.2.transformer_blocks.0.ff.net.0.proj",
+        ),
+        ("time_embed_2", "time_embedding.linear_2"),
+        ("label_emb_0_0", "add_embedding.linear_1"),
+        ("out_2", "conv_out"),
+    ];
+    let mut tensors = Named::new();
+    for (name, _) in names {
+        tensors.insert(format!("lora_unet_{name}.lora_down.weight"), random(&[2, 4], 1));
+        tensors.insert(format!("lora_unet_{name}.lora_up.weight"), random(&[6, 2], 1));
+    }
+    tensor::write(&path, &tensors, &[]).unwrap();
+    let found = read(&path, FileFormat::Kohya, &Options::default()).unwrap();
+    let mut wanted: Vec<String> = names.iter().map(|(_, name)| format!("unet.{name}")).collect();
+    wanted.sort();
+    assert_eq!(found.pairs.keys().cloned().collect::<Vec<_>>(), wanted);
+    // Written under the names of diffusers, they come back.
+    let again = dir.path().join("again.safetensors");
+    write(&found, &again, FileFormat::Kohya, &Options::default()).unwrap();
+    assert_eq!(read(&again, FileFormat::Kohya, &Options::default()).unwrap().pairs, found.pairs);
+
+    for wrong in ["input_blocks_1_2_conv", "middle_block_3_proj_in", "output_blocks_0_0_in_layers_1"] {
+        let mut tensors = Named::new();
+        tensors.insert(format!("lora_unet_{wrong}.lora_down.weight"), random(&[2, 4], 1));
+        tensors.insert(format!("lora_unet_{wrong}.lora_up.weight"), random(&[6, 2], 1));
+        tensor::write(&path, &tensors, &[]).unwrap();
+        let error = read(&path, FileFormat::Kohya, &Options::default()).unwrap_err().to_string();
+        assert!(error.contains(wrong), "{error}");
+    }
 }
 
 #[test]

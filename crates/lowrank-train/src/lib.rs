@@ -5,6 +5,7 @@
 //! able to go on, [`log`] writes what happened, [`memory`] says what it took.
 
 pub mod batches;
+pub mod calibration;
 pub mod checkpoint;
 pub mod data;
 mod error;
@@ -22,6 +23,7 @@ pub mod task;
 mod trainer;
 
 pub use batches::{BatchOptions, Batches, Step};
+pub use calibration::TrainingInputs;
 pub use checkpoint::RunState;
 pub use data::{
     DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Message, PromptGroup, Target,

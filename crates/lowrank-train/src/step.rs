@@ -196,7 +196,7 @@ impl VirtualTokens {
     }
 }
 
-fn token_batch(batch: &PackedBatch) -> TokenBatch<'_> {
+pub(crate) fn token_batch(batch: &PackedBatch) -> TokenBatch<'_> {
     let PackedBatch { tokens, positions, lengths, token_types, segments, .. } = batch;
     TokenBatch { tokens, positions, lengths, token_types, segments }
 }

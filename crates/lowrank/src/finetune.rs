@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use lowrank_adapters::AdapterSet;
+use lowrank_adapters::calibrate::Inputs;
 use lowrank_engine::Device;
 use lowrank_models::files::Form;
 use lowrank_train::log::{JsonLog, Progress, RunLog, TensorBoard};
 use lowrank_train::{
     BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, Schedule, StepOptions, Stepper, Summary,
-    checkpoint,
+    TrainingInputs, checkpoint,
 };
 
 use crate::options::{TrainOptions, holds_a_run};
@@ -90,7 +91,10 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         state.check(&fingerprint, &options.out)?;
         (adapters, Some(optimizer), state)
     } else {
-        let mut adapters = start(session, options, total_steps, device.is_plan())?;
+        let masking = session.masking(options.seed)?;
+        let mut inputs = TrainingInputs::new(&*session.model, &device, &train.examples, &batches, masking);
+        let mut adapters = start(session, options, total_steps, &mut inputs, device.is_plan())?;
+        device.reset_peak();
         options.apply(&mut adapters);
         (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint })
     };
@@ -112,7 +116,13 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
 }
 
 /// The adapter that training starts from.
-fn start(session: &Session, options: &TrainOptions, total_steps: u64, plan: bool) -> Result<AdapterSet> {
+fn start(
+    session: &Session,
+    options: &TrainOptions,
+    total_steps: u64,
+    inputs: &mut dyn Inputs,
+    plan: bool,
+) -> Result<AdapterSet> {
     Ok(match &options.init_adapter {
         Some(dir) => {
             let mut set = AdapterSet::load_on(dir, session.sites(), session)?;
@@ -123,7 +133,7 @@ fn start(session: &Session, options: &TrainOptions, total_steps: u64, plan: bool
             let config = options.lora(&*session.model, total_steps)?;
             match plan {
                 true => AdapterSet::planned(config, session.sites())?,
-                false => AdapterSet::new_on(config, session.sites(), options.seed, session)?,
+                false => AdapterSet::new_on_data(config, session.sites(), options.seed, session, inputs)?,
             }
         }
     })

@@ -25,6 +25,7 @@
 
 mod card;
 mod error;
+mod extraction;
 mod finetune;
 mod forecast;
 mod generation;
@@ -37,6 +38,7 @@ mod task;
 mod texts;
 
 pub use error::{Error, Result};
+pub use extraction::extract_adapter;
 pub use finetune::{LOG_FILE, Prepared, finetune, finetune_with, prepare};
 pub use forecast::{Forecast, forecast};
 pub use generation::{Generated, Limits, TextGenerator, check_sampling};

@@ -1,13 +1,19 @@
 //! Merging: base and adapter written as one model, and checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
-use lowrank_adapters::{AdaptedSite, AdapterSet};
-use lowrank_engine::{ActiveAdapters, Device, Format, Params, RowOrder, SiteKind, WeightRef, kernels};
-use lowrank_models::Generator;
-use lowrank_models::files;
+use lowrank_adapters::{AdaptedSite, AdapterSet, BaseWeights};
+use lowrank_engine::{
+    ActiveAdapters, Device, Format, Params, Record, RowOrder, Scope, Segment, SiteKind, Tape, WeightRef,
+    kernels,
+};
+use lowrank_models::files::{self, Changes};
+use lowrank_models::{Generator, Head, TokenBatch};
+use lowrank_train::Task;
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
 
 use crate::{Error, Result, Session};
 
@@ -95,16 +101,18 @@ pub fn unmerge(session: &Session, adapters: &AdapterSet, out: &Path, target: Mer
 /// Squared norms of what `format` loses of rows of a weight, and of the rows.
 fn rounding(format: Format, numbers: &[f32], rows: usize) -> Option<(f64, f64)> {
     let cols = numbers.len().checked_div(rows)?;
-    let mut bytes = Vec::new();
-    numbers.chunks_exact(cols).try_for_each(|row| kernels::quantize(format, row, &mut bytes)).ok()?;
-    let view = WeightRef { format, rows, cols, order: RowOrder::Plain, bytes: &bytes };
-    let (mut row, mut error) = (vec![0.0; cols], 0.0);
-    for (i, want) in numbers.chunks_exact(cols).enumerate() {
-        view.expand(i, 0..cols, &mut row);
-        row.iter_mut().zip(want).for_each(|(x, want)| *x -= want);
-        error += kernels::sum_squares(&row);
-    }
-    Some((error, kernels::sum_squares(numbers)))
+    let lost = |row: &[f32]| {
+        let mut bytes = Vec::new();
+        kernels::quantize(format, row, &mut bytes).ok()?;
+        let view = WeightRef { format, rows: 1, cols, order: RowOrder::Plain, bytes: &bytes };
+        let mut stored = vec![0.0; cols];
+        view.expand(0, 0..cols, &mut stored);
+        stored.iter_mut().zip(row).for_each(|(x, want)| *x -= want);
+        Some((kernels::sum_squares(&stored), kernels::sum_squares(row)))
+    };
+    // Summed in the order of the rows, whatever the threads.
+    let sums: Option<Vec<(f64, f64)>> = numbers.par_chunks_exact(cols).map(lost).collect();
+    Some(sums?.into_iter().fold((0.0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1)))
 }
 
 /// Whether a layer is a tied head that was trained through its embedding.
@@ -115,8 +123,18 @@ fn shares_table(adapters: &AdapterSet, head: &AdaptedSite) -> bool {
         && adapters.layers.iter().any(trained)
 }
 
-/// Whether every adapted layer has a tensor to merge into.
-fn check(session: &Session, adapters: &AdapterSet) -> Result<()> {
+/// Whether a tensor is of a head that the base does not have.
+fn is_new(head: &Changes, name: &str) -> bool {
+    head.tensors.iter().any(|(new, _)| new == name)
+}
+
+/// The name in the merged files of a tensor that the model's sites call `name`.
+fn file_name(session: &Session, head: &Changes, name: &str) -> String {
+    if is_new(head, name) { name.to_owned() } else { session.tensor_name(name) }
+}
+
+/// Whether every adapted layer has a tensor to merge into, in the base or in its new `head`.
+fn check(session: &Session, adapters: &AdapterSet, head: &Changes) -> Result<()> {
     if adapters.active.virtual_tokens > 0 {
         let what = "a prompt or a prefix is no part of the weights, so it cannot be merged into them";
         return Err(Error::Usage(what.to_owned()));
@@ -126,8 +144,8 @@ fn check(session: &Session, adapters: &AdapterSet) -> Result<()> {
         if shares_table(adapters, layer) {
             continue;
         }
-        let name = session.tensor_name(&format!("{}.weight", layer.site.path));
-        if !session.base.tensors.contains(&name) {
+        let name = file_name(session, head, &format!("{}.weight", layer.site.path));
+        if !is_new(head, &name) && !session.base.tensors.contains(&name) {
             return Err(Error::Usage(format!(
                 "{name} is no tensor of its own (it is tied to the embedding), so an adapter on it cannot be merged"
             )));
@@ -146,7 +164,7 @@ impl Session {
     /// the base does not have), or a weight cannot be read.
     pub fn merge_weights(&mut self, adapters: &AdapterSet) -> Result<()> {
         self.unmerge_weights()?;
-        check(self, adapters)?;
+        check(self, adapters, &Changes::default())?;
         let mut merged = Vec::new();
         for path in adapters.layers.iter().map(|layer| &layer.site.path) {
             for name in [format!("{path}.weight"), format!("{path}.bias")] {
@@ -175,6 +193,7 @@ impl Session {
     }
 }
 
+/// What changes the rows of a tensor that the sites call by this name.
 type Change<'a> = dyn FnMut(&str, Range<usize>, &mut [f32]) -> Result<(), lowrank_adapters::Error> + 'a;
 
 /// Writes the model with `change` made to the rows of every tensor.
@@ -186,16 +205,112 @@ fn write(
     change: &mut Change<'_>,
 ) -> Result<()> {
     let tensors = &session.base.tensors;
-    check(session, adapters)?;
+    let head = changes_of_head(session);
+    check(session, adapters, &head)?;
+    // Where files and sites differ in a prefix.
+    let mut site_names = HashMap::new();
+    for layer in &adapters.layers {
+        for end in ["weight", "bias"] {
+            let name = format!("{}.{end}", layer.site.path);
+            site_names.insert(file_name(session, &head, &name), name);
+        }
+    }
     let mut fill = |name: &str, rows: Range<usize>, out: &mut [f32]| {
-        tensors.read_rows(name, rows.clone(), out)?;
-        change(name, rows, out).map_err(|e| lowrank_models::Error::Source(e.into()))
+        let source = |e: lowrank_adapters::Error| lowrank_models::Error::Source(e.into());
+        match is_new(&head, name) {
+            true => read_head(session, name, rows.clone(), out).map_err(source)?,
+            false => tensors.read_rows(name, rows.clone(), out)?,
+        }
+        change(site_names.get(name).map_or(name, String::as_str), rows, out).map_err(source)
     };
     match target {
-        MergeTarget::Folder(format) => files::save_folder(&session.base, out, format, &mut fill)?,
+        MergeTarget::Folder(format) => {
+            files::save_folder_with(&session.base, &head, out, format, &mut fill)?;
+        }
+        MergeTarget::Gguf(_) if session.task.task != Task::Lm => {
+            let task = session.task.task.name();
+            return Err(Error::Usage(format!(
+                "GGUF has no place for the head of --task {task}; name a folder"
+            )));
+        }
         MergeTarget::Gguf(format) => files::save_gguf(&session.base, out, format, &mut fill)?,
     }
     Ok(())
+}
+
+/// What makes the base's folder one of transformers' `...ForSequenceClassification` and the like: the layers of the
+/// head, nothing of other heads, and the labels.
+fn changes_of_head(session: &Session) -> Changes {
+    let task = &session.task;
+    let (mut changes, model) = (Changes::default(), &session.model);
+    let ending = match task.task {
+        Task::Lm => return changes,
+        Task::Classification | Task::PairClassification | Task::Regression => "ForSequenceClassification",
+        Task::TokenClassification => "ForTokenClassification",
+        Task::Mlm => "ForMaskedLM",
+        Task::Embedding => "Model",
+    };
+    let config = &session.base.config;
+    let mut say = |field: &str, value: Value| changes.config.insert(field.into(), value);
+    if let Some(class) = config["architectures"][0].as_str() {
+        let ends = ["For", "LMHead", "Model"].into_iter().filter_map(|end| class.find(end));
+        say("architectures", json!([format!("{}{ending}", &class[..ends.min().unwrap_or(class.len())])]));
+    }
+    if task.task.has_labels() || task.task == Task::Regression {
+        let labels = if task.labels.is_empty() { vec!["LABEL_0".to_owned()] } else { task.labels.clone() };
+        let numbered = labels.iter().enumerate();
+        say(
+            "label2id",
+            numbered.clone().map(|(i, label)| (label.clone(), json!(i))).collect::<Map<_, _>>().into(),
+        );
+        say(
+            "id2label",
+            numbered.map(|(i, label)| (i.to_string(), json!(label))).collect::<Map<_, _>>().into(),
+        );
+        let kind = match task.task {
+            Task::Regression => "regression",
+            _ => "single_label_classification",
+        };
+        if task.task != Task::TokenClassification {
+            say("problem_type", json!(kind));
+        }
+    }
+    for path in model.fresh() {
+        let Some(layer) = model.head_layer(path) else { continue };
+        changes.tensors.push((format!("{path}.weight"), vec![layer.out_features(), layer.in_features()]));
+        changes.tensors.extend(layer.bias.as_ref().map(|bias| (format!("{path}.bias"), vec![bias.len()])));
+    }
+    if task.task != Task::Mlm {
+        let prefix = config["model_type"].as_str().and_then(lowrank_models::base_prefix);
+        let prefix = prefix.map(|prefix| format!("{prefix}.")).unwrap_or_default();
+        let of_head = |name: &str| {
+            let path = name.rsplit_once('.').map_or(name, |(path, _)| path);
+            name.starts_with(&prefix) || model.head_layer(path).is_some()
+        };
+        let others = session.base.tensors.names().filter(|name| !of_head(name));
+        changes.without = others.map(str::to_owned).collect();
+    }
+    changes
+}
+
+/// Rows of a tensor of a new head, as training started.
+fn read_head(
+    session: &Session,
+    name: &str,
+    rows: Range<usize>,
+    out: &mut [f32],
+) -> Result<(), lowrank_adapters::Error> {
+    match name.rsplit_once('.') {
+        Some((path, "weight")) => session.read_rows(path, rows, out),
+        Some((path, _)) => {
+            let len = session.model.head_layer(path).map_or(0, lowrank_engine::Linear::out_features);
+            let mut bias = vec![0.0; len];
+            session.read_bias(path, &mut bias)?;
+            out.copy_from_slice(&bias[rows]);
+            Ok(())
+        }
+        None => unreachable!("a tensor of a layer"),
+    }
 }
 
 /// How far the merged model is from base + adapter on one text.
@@ -211,11 +326,11 @@ pub struct Verified {
     pub positions: usize,
 }
 
-/// Compares the logits of `merged` with those of base + adapter after every token of `tokens`
-/// (as far as the model's positions reach).
+/// Compares what `merged` gives after every token of `tokens` (as far as the model's positions reach) with what
+/// base + adapter give: logits, the scores of a head's classes, or hidden states where there is no head.
 ///
 /// # Errors
-/// Where the model has no language-model head.
+/// Where a language model cannot generate.
 pub fn verify_merge(
     session: &Session,
     adapters: &AdapterSet,
@@ -223,19 +338,52 @@ pub fn verify_merge(
     tokens: &[u32],
 ) -> Result<Verified> {
     let tokens = &tokens[..tokens.len().min(session.model.position_limit().unwrap_or(usize::MAX))];
-    let device = Device::cpu();
-    let (no_params, no_adapters) = (Params::default(), ActiveAdapters::default());
-    let mut ours = Generator::new(&*session.model, &device, &adapters.params, &adapters.active)?;
-    let mut theirs = Generator::new(&*merged.model, &device, &no_params, &no_adapters)?;
     let mut result = Verified { max_difference: 0.0, max_logit: 0.0, same_best: 0, positions: tokens.len() };
-    for token in tokens {
-        let (a, b) = (ours.feed(&[*token]), theirs.feed(&[*token]));
-        for (x, y) in a.iter().zip(&b) {
+    let mut compare = |a: &[f32], b: &[f32]| {
+        for (x, y) in a.iter().zip(b) {
             result.max_difference = result.max_difference.max((x - y).abs());
             result.max_logit = result.max_logit.max(x.abs());
         }
         let best = |logits: &[f32]| logits.iter().enumerate().max_by(|x, y| x.1.total_cmp(y.1)).map(|x| x.0);
-        result.same_best += usize::from(best(&a) == best(&b));
+        result.same_best += usize::from(best(a) == best(b));
+    };
+    if session.task.task != Task::Lm {
+        let (ours, theirs) =
+            (outputs(session, adapters, tokens), outputs(merged, &AdapterSet::none(), tokens));
+        for row in 0..tokens.len() {
+            let of = |(values, width): &(Vec<f32>, usize)| values[row * width..(row + 1) * width].to_vec();
+            compare(&of(&ours), &of(&theirs));
+        }
+        return Ok(result);
+    }
+    let device = Device::cpu();
+    let (no_params, no_adapters) = (Params::default(), ActiveAdapters::default());
+    let mut ours = Generator::new(&*session.model, &device, &adapters.params, &adapters.active)?;
+    let mut theirs = Generator::new(&*merged.model, &device, &no_params, &no_adapters)?;
+    for token in tokens {
+        compare(&ours.feed(&[*token]), &theirs.feed(&[*token]));
     }
     Ok(result)
+}
+
+/// What the head makes of every token of one text, and how many numbers that are each.
+fn outputs(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> (Vec<f32>, usize) {
+    let n = tokens.len();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let (lengths, segments) = (vec![n as u32; n], [Segment { q: 0..n, prefix: 0..0, own: 0..n }]);
+    let batch = TokenBatch {
+        tokens,
+        positions: &positions,
+        lengths: &lengths,
+        token_types: &[],
+        segments: &segments,
+    };
+    let device = Device::cpu();
+    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
+    let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
+    let mut h = session.model.hidden(&mut tape, &batch);
+    if let Head::Classes(head) = session.model.head() {
+        h = head.scores(&mut tape, &h, &(0..n).collect::<Vec<_>>());
+    }
+    (h.tensor.data().to_vec(), h.tensor.cols())
 }

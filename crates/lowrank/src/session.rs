@@ -82,6 +82,27 @@ impl Session {
         Ok(session)
     }
 
+    /// The session that several adapters at once need: with the head of the first one's task.
+    ///
+    /// # Errors
+    /// As [`Session::for_adapter`].
+    pub fn for_adapters(model: &str, list: &[(PathBuf, f32)]) -> Result<Self> {
+        match list.first() {
+            Some((dir, _)) => Self::for_adapter(model, Form::default(), Some(dir), None, None),
+            None => Self::open(model),
+        }
+    }
+
+    /// The model that [`crate::merge`] wrote of this one to `path`, for the same task.
+    ///
+    /// # Errors
+    /// As [`Session::for_adapter`].
+    pub fn merged(&self, path: &Path) -> Result<Self> {
+        let (task, labels) = (self.task.task, self.task.labels.clone());
+        let labels = (!labels.is_empty()).then_some(labels);
+        Self::for_adapter(&path.to_string_lossy(), Form::default(), None, Some(task), labels)
+    }
+
     fn over(mut base: Base, form: Form, task: impl FnOnce(&Base) -> Result<TaskSpec>) -> Result<Self> {
         base.tensors.set_form(form);
         let task = task(&base)?;

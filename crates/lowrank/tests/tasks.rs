@@ -43,6 +43,17 @@ impl Case {
         serde_json::from_str(&lowrank_ok(&args).out).unwrap()
     }
 
+    /// The adapter merged in f32, its outputs those of before.
+    fn merge(&self, adapter: &str) -> String {
+        let out = self.path("merged");
+        let args = ["merge", "--model", &self.model, "--adapter", adapter, "--out", &out, "--dtype", "f32"];
+        let ran = lowrank_ok(
+            &[&args, &["--probe", "the film was good", "--tolerance", "1e-4", "--force"][..]].concat(),
+        );
+        assert!(ran.out.contains("outputs differ by at most"), "{}", ran.out);
+        out
+    }
+
     fn refused(&self, args: &[&str], parts: &[&str]) {
         let ran = lowrank(args);
         assert_eq!(ran.code, 2, "{}", ran.err);
@@ -93,6 +104,23 @@ fn sentences_are_classified() {
     let sum = lines[0]["scores"]["0"].as_f64().unwrap() + lines[0]["scores"]["1"].as_f64().unwrap();
     assert!((sum - 1.0).abs() < 1e-5);
 
+    // Merged, the head comes along: the folder stands alone and is what transformers calls a classifier.
+    let merged = case.merge(&adapter);
+    let config: Value =
+        serde_json::from_slice(&fs::read(PathBuf::from(&merged).join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["architectures"], json!(["BertForSequenceClassification"]));
+    assert_eq!(config["id2label"], json!({"0": "0", "1": "1"}));
+    assert_eq!(config["label2id"], json!({"0": 0, "1": 1}));
+    let args = ["--model", &merged, "--task", "classification", "--data"];
+    let alone = lowrank_ok(&[&["eval"], &args[..], &[&data, "--json"]].concat()).out;
+    assert_eq!(serde_json::from_str::<Value>(&alone).unwrap()["accuracy"], 1.0);
+    let again = lowrank_ok(&[&["predict"], &args[..], &[&texts]].concat()).out;
+    for (line, want) in again.lines().zip(&lines) {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let (got, want) = (line["scores"]["1"].as_f64().unwrap(), want["scores"]["1"].as_f64().unwrap());
+        assert!((got - want).abs() < 1e-5, "{got} for {want}");
+    }
+
     // A run that goes on after its end has nothing left to do and keeps its head.
     let out = case.path("adapter");
     let again = ["train", "--task", "classification", "--model", &case.model, "--data", &data, "--out", &out];
@@ -124,6 +152,7 @@ fn pairs_and_numbers_are_learned() {
     assert_eq!(case.eval(&adapter, &data)["accuracy"], 1.0);
     let data = case.write("scored.csv", &scored);
     let adapter = case.train("regression", &data, &["--target-modules", "all-linear", "--epochs", "60"]);
+    case.merge(&adapter);
     let result = case.eval(&adapter, &data);
     assert!(result["pearson"].as_f64().unwrap() > 0.95, "{result}");
 }
@@ -144,6 +173,7 @@ fn words_are_tagged() {
     let out = lowrank_ok(&args).out;
     let first: Value = serde_json::from_str(out.lines().next().unwrap()).unwrap();
     assert_eq!(first["tags"], json!(["O", "B-MOOD", "O", "O", "O"]));
+    case.merge(&adapter);
 }
 
 #[test]
@@ -163,6 +193,7 @@ fn hidden_words_and_partners_are_found() {
     let adapter = case.train("mlm", &data, &["--target-modules", "all-linear"]);
     let trained = loss(&case.eval(&adapter, &data));
     assert!(trained < 0.7 * base, "{base} -> {trained}");
+    case.merge(&adapter);
     let data = case.write("pairs.jsonl", &pairs);
     let args = ["--batch-size", "6", "--no-shuffle", "--epochs", "60", "--target-modules", "all-linear"];
     let adapter = case.train("embedding", &data, &args);
@@ -180,6 +211,7 @@ fn hidden_words_and_partners_are_found() {
     ];
     let result: Value = serde_json::from_str(&lowrank_ok(&args).out).unwrap();
     assert!(result["accuracy"].as_f64().unwrap() > 0.9, "{result}");
+    case.merge(&adapter);
 }
 
 /// Vectors of texts, with and without an adapter; pairs are compared with what the data say of them.
@@ -269,6 +301,10 @@ fn bad_labels_and_tasks_are_refused() {
     train("classification", &data, &["--prompt-column", "sentence"], &["--text-column"]);
     let args = ["generate", "--model", &case.model, "--prompt", "the"];
     case.refused(&args, &["cannot generate"]);
-    let merge = ["merge", "--model", &case.model, "--adapter", &adapter, "--out", &out];
-    case.refused(&merge, &["trained for --task classification"]);
+    let gguf = case.path("merged.gguf");
+    let merge = ["merge", "--model", &case.model, "--adapter", &adapter, "--out", &gguf];
+    case.refused(&merge, &["GGUF has no place", "--task classification"]);
+    let folder = case.path("merged");
+    let merge = ["merge", "--model", &case.model, "--adapter", &adapter, "--out", &folder, "--unmerge"];
+    case.refused(&merge, &["trained whole"]);
 }

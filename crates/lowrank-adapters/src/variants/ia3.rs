@@ -214,6 +214,8 @@ impl super::Method for Method {
 
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
         match shape("ia3_l")?[..] {
+            // Whichever side it is on.
+            [1, 1] => Some((1, 1)),
             [1, k] => Some((k, 0)),
             [o, 1] => Some((0, o)),
             _ => None,

@@ -114,7 +114,7 @@ impl Lora {
     pub fn factors(&self, start: &Start<'_>) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let (site, random) = (&start.site, Randomness { seed: start.seed, stream: start.stream });
         let shape = (site.out_features, site.in_features, self.r);
-        self.init.factors(shape, self.scaling, random, || match self.init {
+        let weight = || match self.init {
             InitLoraWeights::Loftq if start.base.quantised(site).is_none() => {
                 let what = "loftq makes up for quantising, and this base is computed with as it is stored";
                 Err(Error::Config(format!("{}: {what} (--quantize nf4)", site.path)))
@@ -125,7 +125,14 @@ impl Lora {
                 Ok(lost)
             }
             _ => whole_weight(start.base, site),
-        })
+        };
+        let observed = start.base.observed(site);
+        // Where the data do not reach the layer, EVA starts as LoRA does.
+        let init = match self.init {
+            InitLoraWeights::Eva if observed.is_none() && start.base.observes() => InitLoraWeights::Kaiming,
+            init => init,
+        };
+        init.factors(shape, self.scaling, random, weight, observed)
     }
 
     /// `s B A`.

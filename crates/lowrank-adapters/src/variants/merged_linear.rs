@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::lora::{self, Lora};
 use super::{Place, Start, Variant};
+use crate::init::InitLoraWeights;
 use crate::target::Target;
 use crate::{Error, LoraConfig};
 
@@ -132,6 +133,11 @@ impl super::Method for Method {
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
         config.check_lora()?;
+        let start = InitLoraWeights::parse(config)?;
+        if start.moves_base() || start.needs_data() {
+            let word = &config.init_lora_weights;
+            return Err(Error::Config(format!("{FIELD} with init_lora_weights {word} is not supported")));
+        }
         let marked = enabled(config)?.iter().filter(|on| **on).count();
         if !config.r.is_multiple_of(marked) {
             return Err(Error::Config(format!(

@@ -266,6 +266,17 @@ pub trait BaseWeights: Sync {
         let _ = site;
         None
     }
+
+    /// What was found in the training data about the inputs of a layer ([`crate::calibrate`]).
+    fn observed(&self, site: &Site) -> Option<&[f32]> {
+        let _ = site;
+        None
+    }
+
+    /// Whether the data were looked at at all.
+    fn observes(&self) -> bool {
+        false
+    }
 }
 
 /// No base at hand.

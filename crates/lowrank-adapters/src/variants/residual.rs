@@ -1,4 +1,5 @@
-//! LoRA whose start is a part of the base's weight: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024).
+//! LoRA whose start is a part of the base's weight: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024), CorDA (Yang et
+//! al. 2024).
 //!
 //! These methods train `A` and `B` on the residual base `W0 - s B0 A0`. The base is never changed here: the start is
 //! taken out in the product, `y = W0 x + b + s (B A - B0 A0) x`, which is a LoRA of twice the rank with one half frozen.
@@ -94,8 +95,8 @@ impl Variant for Residual {
     fn complete(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
         if !self.lora.init.is_exact() {
             return Err(Error::Config(format!(
-                "{}: this adapter started from a random decomposition of its base; have PEFT convert it with \
-                 path_initial_model_for_weight_conversion",
+                "{}: this adapter started from a random decomposition of its base or from its training data; have PEFT \
+                 convert it with path_initial_model_for_weight_conversion",
                 start.site.path
             )));
         }
@@ -168,6 +169,7 @@ impl super::Method for Method {
     fn export(&self, set: &AdapterSet) -> Result<Option<AdapterSet>, Error> {
         let mut config = set.config.clone();
         config.init_lora_weights = Value::Bool(true);
+        config.other.remove("corda_config");
         config.r *= 2;
         let doubled = |map: &Map<String, Value>| -> Map<String, Value> {
             let twice = |value: &Value| match value.as_u64() {

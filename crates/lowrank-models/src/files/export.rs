@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use lowrank_kernels::{Format, RowOrder, WeightRef, quantize};
+use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::gguf::{GgufWriter, TensorPlan, added, factors_of, from_hf, metadata_of, permutes_rows};
@@ -30,11 +31,70 @@ pub type Fill<'a> = dyn FnMut(&str, Range<usize>, &mut [f32]) -> Result<()> + 'a
 /// # Errors
 /// Where a file cannot be written or made, `format` is not plain, or `fill` fails.
 pub fn save_folder(base: &Base, folder: &Path, format: Format, fill: &mut Fill<'_>) -> Result<()> {
-    save_folder_in_shards(base, folder, format, SHARD, fill)
+    save_folder_with(base, &Changes::default(), folder, format, fill)
+}
+
+/// How a written folder differs from its base: another head.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Name and shape of tensors that the base lacks, or has in another shape.
+    pub tensors: Vec<(String, Vec<usize>)>,
+    /// Tensors of the base that are left out.
+    pub without: Vec<String>,
+    /// Fields of `config.json`.
+    pub config: Map<String, Value>,
+}
+
+/// [`save_folder`] with changes; `fill` is asked for the new tensors too.
+///
+/// # Errors
+/// As [`save_folder`].
+pub fn save_folder_with(
+    base: &Base,
+    changes: &Changes,
+    folder: &Path,
+    format: Format,
+    fill: &mut Fill<'_>,
+) -> Result<()> {
+    save_folder_in_shards(base, changes, folder, format, SHARD, fill)
+}
+
+/// A tensor that is written.
+#[derive(Clone)]
+struct Written<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    /// The type and bytes of a number type that stays as it is.
+    raw: Option<(&'a str, &'a [u8])>,
+}
+
+impl Written<'_> {
+    fn bytes(&self, format: Format) -> u64 {
+        match self.raw {
+            Some((_, bytes)) => bytes.len() as u64,
+            None => self.shape.iter().product::<usize>() as u64 * format.block_bytes() as u64,
+        }
+    }
+}
+
+/// The tensors of a folder, in the order of the base.
+fn written<'a>(base: &'a Base, changes: &'a Changes) -> Vec<Written<'a>> {
+    let new = |name: &str| changes.tensors.iter().any(|(new, _)| new == name);
+    let kept =
+        |name: &&str| *name != "rope_freqs" && !new(name) && !changes.without.iter().any(|w| w == name);
+    let tensors = &base.tensors;
+    let old = tensors.names().filter(kept).map(|name| Written {
+        name,
+        shape: tensors.shape(name).unwrap_or_default(),
+        raw: tensors.unread(name),
+    });
+    let new = changes.tensors.iter().map(|(name, shape)| Written { name, shape, raw: None });
+    old.chain(new).collect()
 }
 
 fn save_folder_in_shards(
     base: &Base,
+    changes: &Changes,
     folder: &Path,
     format: Format,
     limit: u64,
@@ -53,18 +113,17 @@ fn save_folder_in_shards(
         let what = "its rope_freqs fit no setting that config.json can express; write a GGUF file instead";
         return Err(Error::tensor(&base.source, "rope_freqs", what));
     }
-    let names: Vec<&str> = base.tensors.names().filter(|name| *name != "rope_freqs").collect();
-    let shards = split(base, &names, format, limit);
+    let shards = split(&written(base, changes), format, limit);
     let count = shards.len();
     let mut map = Map::new();
     let mut total = 0;
-    for (number, names) in shards.iter().enumerate() {
+    for (number, tensors) in shards.iter().enumerate() {
         let file = match count {
             1 => SINGLE.to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
-        total += write_safetensors(base, &folder.join(&file), names, format, fill)?;
-        map.extend(names.iter().map(|name| ((*name).to_owned(), json!(file))));
+        total += write_safetensors(base, &folder.join(&file), tensors, format, fill)?;
+        map.extend(tensors.iter().map(|tensor| (tensor.name.to_owned(), json!(file))));
     }
     if count > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
@@ -89,6 +148,7 @@ fn save_folder_in_shards(
     }
     // The weights are plain now, whatever they were loaded from.
     config.remove("quantization_config");
+    config.extend(changes.config.clone());
     write_json(&folder.join("config.json"), &Value::Object(config))?;
     match &base.kind {
         Kind::Folder => copy_small_files(&base.source, folder),
@@ -140,27 +200,18 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, (serde_json::to_string_pretty(value).map_err(json)? + "\n").as_bytes())
 }
 
-/// Bytes of a tensor in `format`; whole numbers and the like stay as they are.
-fn size_in(base: &Base, name: &str, format: Format) -> u64 {
-    if let Some((_, bytes)) = base.tensors.unread(name) {
-        return bytes.len() as u64;
-    }
-    let (rows, cols) = base.tensors.matrix_shape(name).unwrap_or_default();
-    (rows * cols) as u64 * format.block_bytes() as u64
-}
-
-/// Names for each shard, in order; a tensor larger than the limit has one of its own.
-fn split<'a>(base: &Base, names: &[&'a str], format: Format, limit: u64) -> Vec<Vec<&'a str>> {
-    let mut shards: Vec<Vec<&str>> = vec![Vec::new()];
+/// Tensors for each shard, in order; one larger than the limit has a shard of its own.
+fn split<'a>(tensors: &[Written<'a>], format: Format, limit: u64) -> Vec<Vec<Written<'a>>> {
+    let mut shards: Vec<Vec<Written<'_>>> = vec![Vec::new()];
     let mut used = 0;
-    for name in names {
-        let size = size_in(base, name, format);
+    for tensor in tensors {
+        let size = tensor.bytes(format);
         if used > 0 && used + size > limit {
             shards.push(Vec::new());
             used = 0;
         }
         used += size;
-        shards.last_mut().expect("at least one").push(name);
+        shards.last_mut().expect("at least one").push(tensor.clone());
     }
     shards
 }
@@ -169,19 +220,18 @@ fn split<'a>(base: &Base, names: &[&'a str], format: Format, limit: u64) -> Vec<
 fn write_safetensors(
     base: &Base,
     path: &Path,
-    names: &[&str],
+    tensors: &[Written<'_>],
     format: Format,
     fill: &mut Fill<'_>,
 ) -> Result<u64> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({ "format": "pt" }));
     let mut offset = 0;
-    for name in names {
-        let end = offset + size_in(base, name, format);
-        let shape = base.tensors.shape(name).unwrap_or_default();
-        let dtype = base.tensors.unread(name).map_or(format.name(), |(dtype, _)| dtype);
-        let info = json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] });
-        header.insert((*name).to_owned(), info);
+    for tensor in tensors {
+        let end = offset + tensor.bytes(format);
+        let dtype = tensor.raw.map_or(format.name(), |(dtype, _)| dtype);
+        let info = json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end] });
+        header.insert(tensor.name.to_owned(), info);
         offset = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -189,11 +239,17 @@ fn write_safetensors(
     let mut file = AtomicFile::create(path)?;
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
     file.write_all(&header).map_err(Error::io(path))?;
-    for name in names {
-        match base.tensors.unread(name) {
+    for tensor in tensors {
+        match tensor.raw {
             Some((_, bytes)) => file.write_all(bytes).map_err(Error::io(path))?,
-            None => stream(base, path, name, format, RowOrder::Plain, fill, &mut file)?,
+            None => {
+                let shape =
+                    (tensor.shape.first().copied().unwrap_or(1), tensor.shape.iter().skip(1).product());
+                stream(path, tensor.name, shape, format, RowOrder::Plain, fill, &mut file)?;
+            }
         }
+        // A model that is written need not fit in memory.
+        base.tensors.release(tensor.name);
     }
     file.commit()?;
     Ok(offset)
@@ -285,7 +341,10 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
                 out.iter_mut().for_each(|x| *x += added);
                 Ok(())
             };
-            stream(base, path, name, plan.format, order, &mut fill, out)
+            let shape = base.tensors.matrix_shape(name).unwrap_or_default();
+            stream(path, name, shape, plan.format, order, &mut fill, out)?;
+            base.tensors.release(name);
+            Ok(())
         }
         None => {
             let bytes: Vec<u8> = factors.iter().flatten().flat_map(|f| f.to_le_bytes()).collect();
@@ -302,18 +361,17 @@ fn head_dim(base: &Base) -> Result<usize> {
     dim.ok_or_else(|| Error::field(&base.source, "head_dim", "is missing or no even number"))
 }
 
-/// Writes the numbers of one tensor, some rows at a time, its rows in `order`.
+/// Writes the numbers of one tensor of `shape`, some rows at a time, its rows in `order`.
 fn stream(
-    base: &Base,
     path: &Path,
     name: &str,
+    (rows, cols): (usize, usize),
     format: Format,
     order: RowOrder,
     fill: &mut Fill<'_>,
     out: &mut dyn Write,
 ) -> Result<()> {
     let fail = |what: String| Error::tensor(path, name, what);
-    let (rows, cols) = base.tensors.matrix_shape(name).ok_or_else(|| fail("is missing".into()))?;
     if rows == 0 || cols == 0 {
         return Ok(());
     }
@@ -327,28 +385,23 @@ fn stream(
     };
     let step = (PIECE / cols / unit).max(1) * unit;
     let mut numbers = Vec::new();
-    let mut bytes = Vec::new();
     for start in (0..rows).step_by(step) {
         let piece = start..rows.min(start + step);
-        numbers.clear();
         numbers.resize(piece.len() * cols, 0.0);
         fill(name, piece.clone(), &mut numbers)?;
-        bytes.clear();
-        match order {
-            RowOrder::Plain if format.block_len() == 1 => {
-                quantize(format, &numbers, &mut bytes).map_err(|e| fail(e.to_string()))?;
-            }
-            _ => {
-                let view = WeightRef { order, ..WeightRef::from_f32(piece.len(), cols, &numbers) };
-                let mut source = vec![0; piece.len()];
-                (0..piece.len()).for_each(|row| source[view.stored_row(row)] = row);
-                for row in source {
-                    let row = &numbers[row * cols..(row + 1) * cols];
-                    quantize(format, row, &mut bytes).map_err(|e| fail(e.to_string()))?;
-                }
-            }
+        let view = WeightRef { order, ..WeightRef::from_f32(piece.len(), cols, &numbers) };
+        let mut source: Vec<usize> = vec![0; piece.len()];
+        (0..piece.len()).for_each(|row| source[view.stored_row(row)] = row);
+        let encode = |rows: &[usize]| {
+            let mut bytes = Vec::new();
+            rows.iter().try_for_each(|row| quantize(format, &numbers[row * cols..][..cols], &mut bytes))?;
+            Ok(bytes)
+        };
+        let encoded: Result<Vec<Vec<u8>>, lowrank_kernels::QuantizeError> =
+            source.par_chunks(piece.len().div_ceil(rayon::current_num_threads())).map(encode).collect();
+        for bytes in encoded.map_err(|e| fail(e.to_string()))? {
+            out.write_all(&bytes).map_err(Error::io(path))?;
         }
-        out.write_all(&bytes).map_err(Error::io(path))?;
     }
     Ok(())
 }
@@ -373,7 +426,7 @@ mod tests {
         let mut copy =
             |name: &str, rows: Range<usize>, out: &mut [f32]| base.tensors.read_rows(name, rows, out);
 
-        save_folder_in_shards(&base, &out, Format::BF16, 8, &mut copy).unwrap();
+        save_folder_in_shards(&base, &Changes::default(), &out, Format::BF16, 8, &mut copy).unwrap();
         assert!(out.join("model-00002-of-00002.safetensors").is_file());
         let again = Base::open_path(&out).unwrap();
         assert_eq!(again.tensors.names().collect::<Vec<_>>(), ["a", "b", "c"]);
@@ -382,7 +435,7 @@ mod tests {
         assert_eq!(again.config, json!({ "dtype": "bfloat16" }));
         drop(again);
 
-        save_folder_in_shards(&base, &out, Format::F16, 100, &mut copy).unwrap();
+        save_folder_in_shards(&base, &Changes::default(), &out, Format::F16, 100, &mut copy).unwrap();
         let again = Base::open_path(&out).unwrap();
         assert_eq!(again.tensors.format("a"), Some(Format::F16));
         assert!(save_folder(&base, &out, Format::Q8_0, &mut copy).is_err());

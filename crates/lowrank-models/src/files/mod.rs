@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 pub use atomic::{AtomicFile, write_atomic};
 pub use config::GenerationConfig;
-pub use export::{Fill, save_folder, save_gguf};
+pub use export::{Changes, Fill, save_folder, save_folder_with, save_gguf};
 pub use form::{Form, Precision, Quantize};
 pub use gguf::{Gguf, GgufWriter, Strings, TensorPlan, from_hf, permutes_rows, to_hf};
 pub use pytorch::{PytorchTensor, write_pytorch};

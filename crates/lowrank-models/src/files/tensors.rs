@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use lowrank_engine::{FrozenWeight, Span, Storage, give_back};
 use lowrank_kernels::{Format, RowOrder, WeightRef};
 use memmap2::Mmap;
+use rayon::prelude::*;
 
 use super::form::{Converted, Form};
 use super::planned::Planned;
@@ -35,6 +36,9 @@ impl MappedFile {
         Ok(Self { path: path.to_owned(), map: Arc::new(map) })
     }
 }
+
+/// Numbers from which on reading is shared among threads.
+const PARALLEL: usize = 1 << 16;
 
 /// Where one tensor lies.
 pub(crate) struct Entry {
@@ -211,8 +215,8 @@ impl Tensors {
         self.entries.iter().map(|e| (e.name.as_str(), (self.files[e.file].map.clone(), e.bytes.clone())))
     }
 
-    /// Gives the memory of a tensor's pages back.
-    pub(super) fn release(&self, name: &str) {
+    /// Gives the memory of a tensor's pages back: what is read there again comes from the file.
+    pub fn release(&self, name: &str) {
         if let Some(entry) = self.entry(name) {
             give_back(&(self.files[entry.file].map.clone(), entry.bytes.clone()));
         }
@@ -303,8 +307,11 @@ impl Tensors {
         }
         let bytes = &file.map[entry.bytes.clone()];
         let view = WeightRef { format, rows: total, cols, order: entry.order, bytes };
-        for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-            view.expand(row, 0..cols, out);
+        let one = |(at, out): (usize, &mut [f32])| view.expand(rows.start + at, 0..cols, out);
+        if out.len() < PARALLEL {
+            out.chunks_exact_mut(cols).enumerate().for_each(one);
+        } else {
+            out.par_chunks_exact_mut(cols).enumerate().for_each(one);
         }
         if let Some(added) = self.added.get(name) {
             out.iter_mut().for_each(|x| *x -= added);

@@ -85,18 +85,24 @@ pub fn read(path: &Path) -> Result<Lora> {
     Ok(Lora { pairs: pairs(path, halves, alpha)?, ..Lora::default() })
 }
 
+/// Names of attention layers as they were, in the UNet and in text encoders.
+const OLD_LAYERS: [(&str, &str, &str); 4] = [
+    ("to_q", "to_q", "q_proj"),
+    ("to_k", "to_k", "k_proj"),
+    ("to_v", "to_v", "v_proj"),
+    ("to_out", "to_out.0", "out_proj"),
+];
+
 /// `attn1.processor.to_q_lora.down.weight` in today's words: `attn1.to_q.lora.down.weight`.
 fn modern(name: &str) -> String {
     let name = name.replace(".processor.", ".");
-    for layer in ["to_q", "to_k", "to_v"] {
-        if let Some((before, end)) = name.split_once(&format!(".{layer}_lora.")) {
+    for (old, unet, text_encoder) in OLD_LAYERS {
+        if let Some((before, end)) = name.split_once(&format!(".{old}_lora.")) {
+            let layer = if name.starts_with("text_encoder") { text_encoder } else { unet };
             return format!("{before}.{layer}.lora.{end}");
         }
     }
-    match name.split_once(".to_out_lora.") {
-        Some((before, end)) => format!("{before}.to_out.0.lora.{end}"),
-        None => name,
-    }
+    name
 }
 
 /// Writes a file of diffusers (`.safetensors`), or the folder that holds it.

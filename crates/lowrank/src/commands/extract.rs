@@ -1,13 +1,10 @@
 //! `lowrank extract`.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use lowrank::adapters::{LoraConfig, Targets, targets};
-use lowrank::engine::SiteKind;
-use lowrank::models::Base;
-use lowrank::tools::extract::{Extract, extract};
-use lowrank::{Result, Session};
+use lowrank::adapters::Targets;
+use lowrank::tools::extract::Extract;
+use lowrank::{Result, extract_adapter};
 use serde_json::json;
 
 use super::files::{Output, RankRule, table, write_peft};
@@ -49,23 +46,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn work(args: &Args) -> Result<ExitCode> {
     args.output.check()?;
-    let rule = args.rule.rule()?;
-    let session = Session::open(&args.model)?;
-    let tuned = Base::open(&args.tuned)?;
-    let config =
-        LoraConfig { target_modules: Some(Targets::parse(&args.target_modules)), ..LoraConfig::default() };
-    let sites = session.sites();
-    let wanted: BTreeMap<&str, SiteKind> = targets(&config, sites)?
-        .into_iter()
-        .map(|target| (sites[target.site].path.as_str(), sites[target.site].kind))
-        .collect();
-    let how = Extract { rule, max_rank: args.max_rank, exact: args.exact, seed: args.seed };
-    let transposed = |path: &str| wanted.get(path) == Some(&SiteKind::TransposedLinear);
-    let mut found =
-        extract(&session.base.tensors, &tuned.tensors, &how, &|path| wanted.contains_key(path), &transposed)?;
-    let config = &mut found.lora.config;
-    config.insert("base_model_name_or_path".into(), json!(args.model));
-    config.insert("task_type".into(), json!("CAUSAL_LM"));
+    let how =
+        Extract { rule: args.rule.rule()?, max_rank: args.max_rank, exact: args.exact, seed: args.seed };
+    let target_modules = Targets::parse(&args.target_modules);
+    let found = extract_adapter(&args.model, &args.tuned, target_modules, &how)?;
     write_peft(&found.lora, &args.output)?;
     let rows: Vec<_> = found
         .taken
