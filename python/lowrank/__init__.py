@@ -8,7 +8,7 @@
 
 :class:`Model` is Lowrank's own engine: models from GGUF files, Hugging Face folders and the hub, training,
 generation, evaluation, merging. ``lowrank.torch`` has LoRA layers for PyTorch on the same kernels; only it needs
-PyTorch.
+PyTorch. ``lowrank.tools`` converts, composes, extracts, resizes and compares adapter files.
 
 Errors are ``ValueError`` where input or options are wrong, ``OSError`` where a file cannot be read or written, and
 ``RuntimeError`` for a failure on the way.

@@ -64,6 +64,62 @@ class Engine:
     def encode(self, text: str) -> List[int]: ...
     def decode(self, tokens: List[int], skip_special_tokens: bool) -> str: ...
 
+class AdapterFile:
+    @staticmethod
+    def load(
+        path: str,
+        format: Optional[str],
+        alpha: Optional[float],
+        enable_lora: List[bool],
+        base: Optional[str],
+        component: Optional[str],
+    ) -> Tuple["AdapterFile", str]: ...
+    def save(
+        self,
+        path: str,
+        format: str,
+        enable_lora: List[bool],
+        base: Optional[str],
+        component: Optional[str],
+        force: bool,
+    ) -> None: ...
+    def layers(self) -> List[Tuple[str, int, float, int, int]]: ...
+    def parameters(self) -> int: ...
+    def config(self) -> str: ...
+    def weights(self, path: str) -> Tuple[Array, Array]: ...
+    def delta(self, path: str) -> Array: ...
+    def spectra(self, threads: int) -> str: ...
+    def diff(self, other: "AdapterFile", threads: int) -> str: ...
+    def same(self, other: "AdapterFile") -> bool: ...
+    def resize(
+        self, name: str, value: float, max_rank: Optional[int], threads: int
+    ) -> Tuple["AdapterFile", List[Tuple[str, int, int, float]]]: ...
+    def prune(
+        self, density: Optional[float], min_norm: Optional[float], drop: Optional[str]
+    ) -> Tuple["AdapterFile", List[str]]: ...
+    def to(self, dtype: str) -> "AdapterFile": ...
+
+def compose(
+    adapters: Sequence[Tuple[AdapterFile, float]],
+    how: str,
+    rank: Optional[int],
+    density: Optional[float],
+    majority_sign_method: str,
+    seed: int,
+    threads: int,
+) -> AdapterFile: ...
+def extract(
+    model: str,
+    tuned: str,
+    name: str,
+    value: float,
+    max_rank: int,
+    target_modules: str,
+    exact: bool,
+    seed: int,
+    threads: int,
+) -> Tuple[AdapterFile, str]: ...
+
 class Layer:
     def __init__(
         self,

@@ -2,19 +2,30 @@
 
 use std::io::ErrorKind;
 
-use lowrank::{Error, adapters, models, train};
+use lowrank::{Error, adapters, models, tools, train};
 use pyo3::PyErr;
 use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyPermissionError, PyRuntimeError, PyValueError};
 
 /// What the system said, where it was the system.
 fn system(error: &Error) -> Option<ErrorKind> {
     match error {
-        Error::Io { source, .. }
-        | Error::Model(models::Error::Io { source, .. })
-        | Error::Adapter(adapters::Error::Io { source, .. })
-        | Error::Train(
-            train::Error::Io { source, .. } | train::Error::Adapter(adapters::Error::Io { source, .. }),
-        ) => Some(source.kind()),
+        Error::Io { source, .. } | Error::Train(train::Error::Io { source, .. }) => Some(source.kind()),
+        Error::Tools(tools::Error::Io { source, .. }) => Some(source.kind()),
+        Error::Model(error) | Error::Tools(tools::Error::Model(error)) => of_model(error),
+        Error::Adapter(error)
+        | Error::Train(train::Error::Adapter(error))
+        | Error::Tools(tools::Error::Adapter(error)) => match error {
+            adapters::Error::Io { source, .. } => Some(source.kind()),
+            adapters::Error::Model(error) => of_model(error),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn of_model(error: &models::Error) -> Option<ErrorKind> {
+    match error {
+        models::Error::Io { source, .. } => Some(source.kind()),
         _ => None,
     }
 }

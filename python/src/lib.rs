@@ -8,6 +8,7 @@ mod interrupt;
 mod layer;
 mod model;
 mod threads;
+mod tools;
 
 use pyo3::prelude::*;
 
@@ -19,6 +20,9 @@ fn _lowrank(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<attention::Attention>()?;
     module.add_class::<layer::Layer>()?;
     module.add_class::<model::Engine>()?;
+    module.add_class::<tools::AdapterFile>()?;
+    module.add_function(wrap_pyfunction!(tools::compose, module)?)?;
+    module.add_function(wrap_pyfunction!(tools::extract, module)?)?;
     module.add_function(wrap_pyfunction!(array::from_dlpack, module)?)?;
     module.add_function(wrap_pyfunction!(layer::packed_bytes, module)?)?;
     module.add_function(wrap_pyfunction!(around::activate, module)?)?;

@@ -268,7 +268,7 @@ impl Engine {
         let verified = self.work(py, threads, || {
             let target = MergeTarget::choose(&self.session, &out, dtype)?;
             lowrank::merge(&self.session, &adapter, &out, target)?;
-            let merged = Session::open(&out.to_string_lossy())?;
+            let merged = self.session.merged(&out)?;
             let tokens = self.session.tokenizer()?.encode(probe)?;
             lowrank::verify_merge(&self.session, &adapter, &merged, &tokens)
         })?;
