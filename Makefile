@@ -23,6 +23,7 @@ lint:
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --quiet
 	cargo clippy --release --manifest-path python/Cargo.toml --target-dir target -- -D warnings
+	cargo check --release --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target
 
 model: $(MODEL)
 

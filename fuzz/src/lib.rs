@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use lowrank_models::{Base, Message};
+use lowrank_tools::{FileFormat, Options, formats};
 
 /// Two small tensors, for targets whose subject is another file of the folder.
 pub const WEIGHTS: &[u8] = include_bytes!("../../crates/lowrank-models/tests/corpus/safetensors/good");
@@ -12,11 +13,11 @@ pub const WEIGHTS: &[u8] = include_bytes!("../../crates/lowrank-models/tests/cor
 /// Opens a model with `bytes` as the file `name` and uses all that a base offers. The readers work on
 /// mapped files, so the bytes become one, in memory where the system has such a place.
 pub fn with_file(name: &str, bytes: &[u8]) {
-    let memory = Path::new("/dev/shm");
-    let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-    let folder = folder.expect("a temporary folder");
+    let folder = folder();
     fs::write(folder.path().join("config.json"), "{}").expect("room");
-    fs::write(folder.path().join("model.safetensors"), WEIGHTS).expect("room");
+    if name != "pytorch_model.bin" {
+        fs::write(folder.path().join("model.safetensors"), WEIGHTS).expect("room");
+    }
     let file = folder.path().join(name);
     fs::write(&file, bytes).expect("room");
     let path = if name.ends_with(".gguf") { file.as_path() } else { folder.path() };
@@ -33,4 +34,30 @@ pub fn with_file(name: &str, bytes: &[u8]) {
     {
         let _ = tokenizer.decode(&ids, true);
     }
+}
+
+/// Reads `bytes` as an adapter in each format that is one file, and as PEFT's tensors.
+pub fn as_adapter(bytes: &[u8]) {
+    let folder = folder();
+    let config = br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]}"#;
+    fs::write(folder.path().join("adapter_config.json"), config).expect("room");
+    for (name, format) in [
+        ("a.safetensors", FileFormat::Kohya),
+        ("b.safetensors", FileFormat::Diffusers),
+        ("c.bin", FileFormat::Loralib),
+        ("d.gguf", FileFormat::Gguf),
+        ("adapter_model.safetensors", FileFormat::Peft),
+    ] {
+        let file = folder.path().join(name);
+        fs::write(&file, bytes).expect("room");
+        let path = if format == FileFormat::Peft { folder.path() } else { &file };
+        let _ = FileFormat::detect(path);
+        let _ = formats::read(path, format, &Options::default());
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    folder.expect("a temporary folder")
 }
