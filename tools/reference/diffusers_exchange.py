@@ -193,8 +193,10 @@ def check(lowrank, models, work):
     else:
         same("kohya and back", load_file(again), load_file(source))
     converted, network_alphas = _convert_non_diffusers_lora_to_diffusers(load_file(again))
-    same("diffusers' converter", ours, modern(converted))
-    if sorted(network_alphas.values()) != sorted(alphas.values()):
+    # Of SDXL's embeddings of size and crop it knows Stability's names only.
+    kept = lambda tensors: {k: v for k, v in tensors.items() if "add_embedding" not in k and "add.embedding" not in k}
+    same("diffusers' converter", kept(ours), kept(modern(converted)))
+    if not two and sorted(network_alphas.values()) != sorted(alphas.values()):
         raise SystemExit("alphas differ")
     if two:
         # Its writer always numbers the text encoders, and knows no alpha but the rank.

@@ -156,8 +156,8 @@ def tasks(target, work, only):
         ours = json.loads(run(target / "lowrank", "predict", "--model", base, "--adapter", folder, "--data", texts))
         labels = json.loads((folder / "task.json").read_text()).get("labels", ["value"])
         ids = torch.tensor([Tokenizer.from_file(str(base / "tokenizer.json")).encode(text).ids])
-        model = PeftModel.from_pretrained(auto.from_pretrained(base, num_labels=len(labels)), folder)
-        alone = auto.from_pretrained(merged)
+        model = PeftModel.from_pretrained(auto.from_pretrained(base, num_labels=len(labels), dtype=torch.float32), folder)
+        alone = auto.from_pretrained(merged, dtype=torch.float32)
         named = [alone.config.id2label[i] for i in range(len(labels))]
         if task != "regression" and named != labels:
             raise SystemExit(f"{task}: the merged model's labels are {named}, not {labels}")
