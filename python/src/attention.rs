@@ -101,7 +101,8 @@ impl Attention {
         let work = || {
             // SAFETY: as in `forward`; the gradients are new.
             let (dout, q, k, v, out, lse, dq, dk, dv) = unsafe {
-                let read_all = (read(dout, n), read(q, n), read(k, m), read(v, m), read(out, n), read(lse, rows));
+                let read_all =
+                    (read(dout, n), read(q, n), read(k, m), read(v, m), read(out, n), read(lse, rows));
                 let (dout, q, k, v, out, lse) = read_all;
                 (dout, q, k, v, out, lse, write(dq, n), write(dk, m), write(dv, m))
             };
