@@ -147,7 +147,7 @@ def tasks(target, work, only):
             rows.write_text(header + "".join(said))
             texts.write_text(json.dumps({"text": text}) + "\n")
         else:
-            rows, texts = rows.with_suffix(".conll"), texts.with_suffix(".conll")
+            rows, texts = rows.with_suffix(".conll"), work / "texts.conll"
             rows.write_text("".join(f"the X O\n{WORDS[i % 6]} X B-MOOD\nfilm X O\n\n" for i in range(24)))
             texts.write_text("".join(f"{word} X O\n" for word in text.split()) + "\n")
         usual = ["--epochs", 10, "--learning-rate", 5e-3, "--batch-size", 6, "--target-modules", "all-linear"]
