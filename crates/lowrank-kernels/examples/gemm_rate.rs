@@ -1,12 +1,14 @@
 //! GFLOP/s of the products over frozen weights, next to the `gemm` crate on the same f32 shapes.
 //!
-//! `gemm_rate [--threads N] [--tokens M] [--formats F32,Q4_1] [--backward] [--shapes 576x576,192x576] [--reps N]
+//! `gemm_rate [--threads N] [--tokens M] [--formats F32,Q4_1] [--backward] [--rounded] [--shapes 576x576,192x576] [--reps N]
 //! [--lora R] [--cpu-time] [--quantile 0.5]`
 //!
 //! The contestants take turns, and each number is the median (or another `--quantile`) of its turns. Shapes are `O x K`. With
 //! `--lora R` the dense products of an adapter of rank `R` are timed instead. With `--cpu-time` the rate is per core and second of processor time, which other processes disturb less.
 
-use lowrank_kernels::{Format, MatMut, MatRef, RowOrder, WeightRef, gemm, linear, linear_backward};
+use lowrank_kernels::{
+    Format, MatMut, MatRef, RowOrder, WeightRef, gemm, linear, linear_backward, linear_backward_bf16, linear_bf16,
+};
 
 struct Options {
     threads: usize,
@@ -15,6 +17,7 @@ struct Options {
     shapes: Vec<(usize, usize)>,
     reps: usize,
     backward: bool,
+    rounded: bool,
     cpu_time: bool,
     lora: Option<usize>,
     quantile: f64,
@@ -28,12 +31,17 @@ fn options() -> Options {
         shapes: vec![(576, 576), (192, 576), (1536, 576), (576, 1536), (2304, 768), (3072, 768), (768, 3072)],
         reps: 9,
         backward: false,
+        rounded: false,
         cpu_time: false,
         lora: None,
         quantile: 0.5,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
+        if arg == "--rounded" {
+            options.rounded = true;
+            continue;
+        }
         if arg == "--backward" {
             options.backward = true;
             continue;
@@ -249,7 +257,13 @@ fn main() {
                     bytes: &weights[i],
                 };
                 let (x, y) = (&x[..n * depth], &mut y[..n * cols]);
-                if options.backward { linear_backward(y, x, &w, n, 0.0) } else { linear(y, x, &w, n, 0.0) }
+                let product = match (options.backward, options.rounded) {
+                    (false, false) => linear,
+                    (true, false) => linear_backward,
+                    (false, true) => linear_bf16,
+                    (true, true) => linear_backward_bf16,
+                };
+                product(y, x, &w, n, 0.0);
             };
             let mut times = vec![Vec::new(); formats.len() + 1];
             pool.install(|| {

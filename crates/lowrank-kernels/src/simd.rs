@@ -13,6 +13,8 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same, and the tile unit AMX-BF16 for products.
+    Amx,
 }
 
 impl Level {
@@ -33,6 +35,9 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
                 {
                     levels.push(Self::Avx512);
+                    if crate::gemm::amx::available() {
+                        levels.push(Self::Amx);
+                    }
                 }
             }
         }
@@ -45,12 +50,13 @@ impl Level {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 }
 
 /// The level every kernel runs at: the widest this machine has, or the one that the environment
-/// variable `LOWRANK_KERNEL` (`portable`, `avx2` or `avx512`) names if the machine has it.
+/// variable `LOWRANK_KERNEL` (`portable`, `avx2`, `avx512` or `amx`) names if the machine has it.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
@@ -68,7 +74,7 @@ macro_rules! at_level {
     ($level:expr, $arch:ident => $body:expr) => {{
         match $level {
             #[cfg(target_arch = "x86_64")]
-            $crate::simd::Level::Avx512 => {
+            $crate::simd::Level::Avx512 | $crate::simd::Level::Amx => {
                 type $arch = $crate::simd::Avx512;
                 $body
             }

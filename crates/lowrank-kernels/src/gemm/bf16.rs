@@ -64,7 +64,7 @@ pub(super) trait Dot: Send + Sync + 'static {
 /// Whether this CPU has the instruction and no narrower level was asked for.
 pub(super) fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return crate::simd::level() == crate::simd::Level::Avx512 && is_x86_feature_detected!("avx512bf16");
+    return crate::simd::level() >= crate::simd::Level::Avx512 && is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

@@ -53,7 +53,11 @@ const PACKING: f64 = 24.0;
 /// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
 /// operands. Each thread's share is allocated by its first product and used again by all others.
 pub fn scratch_bytes(threads: usize) -> usize {
-    size_of::<f32>() * (threads * (PANELS + MAX_ROWS + 2 * LINE) + LEFT)
+    #[cfg(target_arch = "x86_64")]
+    let tiles = if crate::simd::level() == crate::simd::Level::Amx { super::amx::PACKED + 2 * LINE } else { 0 };
+    #[cfg(not(target_arch = "x86_64"))]
+    let tiles = 0;
+    size_of::<f32>() * (threads * (PANELS + MAX_ROWS + 2 * LINE + tiles) + LEFT)
 }
 
 /// Most numbers packed by one thread: columns are rounded up to the longest quantised block, 256.
@@ -233,7 +237,7 @@ unsafe fn task<A: Arch, B: Operand>(
     let kc = cut(all.len(), most, b.k_step().max(8));
     let step = col_step::<A, B>(b);
     let nc = cut(cols.len(), BLOCK / kc / step * step, step);
-    let Scratch { panels, rows: expanded } = scratch;
+    let Scratch { panels, rows: expanded, .. } = scratch;
     for j in cols.clone().step_by(nc) {
         let block = j..(j + nc).min(cols.end);
         // The last columns are packed in any case: they do not fill a vector.

@@ -179,7 +179,7 @@ unsafe fn row_dots(level: Level, w: &WeightRef, row: usize, x: *const f32, token
     unsafe {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 | Level::Avx512 => fixed!(dots_avx2),
+            Level::Avx2 | Level::Avx512 | Level::Amx => fixed!(dots_avx2),
             _ => fixed!(dots_portable),
         }
     }

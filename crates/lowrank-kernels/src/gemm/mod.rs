@@ -8,6 +8,8 @@
 //!
 //! No result depends on the number of threads: the sum over `k` is never divided among them.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod bf16;
 mod driver;
@@ -24,7 +26,7 @@ use std::cmp::Ordering;
 
 use driver::Product;
 pub use driver::scratch_bytes;
-use pack::{Backward, Dense, Forward};
+use pack::{Backward, Dense, Forward, Operand};
 
 use crate::simd::{Level, at_level, level};
 use crate::{Format, WeightRef};
@@ -142,6 +144,7 @@ fn dense(
     // SAFETY: the checks above hold every index inside its slice; C is borrowed for this call alone.
     at_level!(level, A => unsafe {
         match thin::fits(&product) {
+            false if on_tiles(level, &product, &right, Format::F32, threads) => {}
             true => thin::run::<A>(&product, right.data, right.ks, right.ns, threads),
             false => driver::run::<A, _>(&product, &right, threads),
         }
@@ -200,9 +203,17 @@ fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
         return false;
     }
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the instruction is there; the callers checked the lengths against the shapes.
+    // SAFETY: the instructions are there; the callers checked the lengths against the shapes.
     unsafe {
-        bf16::run::<bf16::Native>(product, w, side, rayon::current_num_threads());
+        let threads = rayon::current_num_threads();
+        if level() == Level::Amx && amx::fits(product, amx::Parts::Rounded) {
+            match side {
+                bf16::Side::Forward => amx::run(product, &Forward(*w), amx::Parts::Rounded, threads),
+                bf16::Side::Backward => amx::run(product, &Backward(*w), amx::Parts::Rounded, threads),
+            }
+            return true;
+        }
+        bf16::run::<bf16::Native>(product, w, side, threads);
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = side;
@@ -215,13 +226,17 @@ fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, be
         return unsafe { few::linear(level, y, x, w, n, beta) };
     }
     let threads = rayon::current_num_threads();
+    let product = row_major(n, w.rows, w.cols, x, y, beta);
     // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
-    at_level!(level, A => unsafe {
-        match short::fits::<A>(w, n) {
-            true => short::run::<A>(y, x, w, n, beta, threads),
-            false => driver::run::<A, _>(&row_major(n, w.rows, w.cols, x, y, beta), &Forward(*w), threads),
+    unsafe {
+        if on_tiles(level, &product, &Forward(*w), w.format, threads) {
+            return;
         }
-    });
+        at_level!(level, A => match short::fits::<A>(w, n) {
+            true => short::run::<A>(y, x, w, n, beta, threads),
+            false => driver::run::<A, _>(&product, &Forward(*w), threads),
+        });
+    }
 }
 
 fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
@@ -232,7 +247,29 @@ fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n
     let product = row_major(n, w.cols, w.rows, dy, dx, beta);
     let threads = rayon::current_num_threads();
     // SAFETY: as above.
-    at_level!(level, A => unsafe { driver::run::<A, _>(&product, &Backward(*w), threads) });
+    unsafe {
+        if !on_tiles(level, &product, &Backward(*w), w.format, threads) {
+            at_level!(level, A => driver::run::<A, _>(&product, &Backward(*w), threads));
+        }
+    }
+}
+
+/// Computes a product of f32 on the tile unit, if there is one and it pays. A right operand stored as BF16 needs no
+/// more than that of it.
+///
+/// # Safety
+/// The pointers of `product` cover its shapes, and nobody else uses `C`.
+unsafe fn on_tiles(level: Level, product: &Product, b: &impl Operand, format: Format, threads: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let parts = if format == Format::BF16 { amx::Parts::ExactLeft } else { amx::Parts::Exact };
+        if level == Level::Amx && amx::fits(product, parts) {
+            // SAFETY: the level is there; the rest is the caller's promise.
+            unsafe { amx::run(product, b, parts, threads) };
+            return true;
+        }
+    }
+    false
 }
 
 /// `C[m,n] = beta C + A[m,k] B`, `A` and `C` row-major.

@@ -82,7 +82,7 @@ pub(crate) fn expand(level: Level, w: &WeightRef, row: usize, cols: Range<usize>
     match level {
         // SAFETY: the level is available, and AVX-512 includes AVX2.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 => unsafe { super::avx2::expand(format, row, cols, out) },
+        Level::Avx2 | Level::Avx512 | Level::Amx => unsafe { super::avx2::expand(format, row, cols, out) },
         _ => with_block!(format, B => expand_blocks::<B>(row, cols, out)),
     }
 }

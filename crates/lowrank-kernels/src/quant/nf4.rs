@@ -132,7 +132,7 @@ pub(crate) fn expand(level: Level, row: &Row, cols: Range<usize>, out: &mut [f32
     match level {
         // SAFETY: the level is available, and AVX-512 includes AVX2.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 => unsafe { avx2::expand(row, cols, out) },
+        Level::Avx2 | Level::Avx512 | Level::Amx => unsafe { avx2::expand(row, cols, out) },
         _ => expand_blocks(row, cols, out, |scale, quants, out| {
             let (low, high) = out.split_at_mut(32);
             for ((low, high), q) in low.iter_mut().zip(high).zip(quants) {

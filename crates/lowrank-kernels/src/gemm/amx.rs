@@ -1,0 +1,475 @@
+//! Products on the tile unit of newer x86 servers (AMX-BF16), which multiplies BF16 and adds in f32 at some twenty
+//! times the rate of f32's own `fma`.
+//!
+//! An f32 is the sum of three BF16 exactly (24 bits are three times 8), so a product of f32 is nine of BF16. The
+//! three smallest lie below what f32 keeps of the sum and are left out: six remain, and still three times the rate.
+//! A BF16 weight is one part, which leaves three products; with activations rounded to BF16 there is one. The
+//! smaller products are added up before the largest, so that they cost the sum no accuracy.
+//!
+//! A chunk of 32 of `k` is packed as 16 pairs `(l, l + 16)`, 32 bits each. Both operands are packed in blocks of 32
+//! rows (columns of the right one): chunk after chunk, in each the parts from the largest on, and of each part two
+//! tiles of 16 x 16 pairs.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use super::driver::{Product, cut};
+use super::pack::Operand;
+use super::scratch::{Scratch, with_scratch};
+use crate::simd::{Arch, Avx512};
+
+/// Rows of `C`, and columns, in a block: two tiles each.
+const SIDE: usize = 32;
+/// `k` in a chunk.
+const CHUNK: usize = 32;
+/// Numbers of a tile's 1024 bytes, as f32.
+const TILE: usize = 256;
+/// Most of `k` packed at a time.
+const KC: usize = 1024;
+/// Most rows of the left operand packed at a time by one thread.
+const ROWS: usize = 512;
+/// Most bytes of a packed block of the right operand: most of the second cache.
+const BLOCK: usize = 1280 << 10;
+/// Columns expanded to f32 before they are split, at least.
+const GROUP: usize = 64;
+/// Panels that share the work of asking for the next block of the left operand.
+const SHARED: usize = 8;
+
+/// Most numbers of f32's size that each thread keeps for packed operands: the rows of a task, and a block of columns,
+/// or the 256 at least that a quantised block may hold.
+pub(super) const PACKED: usize = (ROWS * KC + if BLOCK > 6 * KC * 256 { BLOCK / 6 } else { KC * 256 }) * 3 / 2;
+
+/// Whether this machine has the unit, and its system lets us use it.
+pub(crate) fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        // Leaf 7: AMX-BF16 and AMX-TILE.
+        let bits = __cpuid_count(7, 0).edx;
+        bits >> 22 & 1 == 1 && bits >> 24 & 1 == 1 && allowed()
+    })
+}
+
+/// Asks the system for the tiles' state: Linux gives it to a process on request.
+#[cfg(target_os = "linux")]
+fn allowed() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two numbers and changes nothing of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allowed() -> bool {
+    false
+}
+
+/// In how many BF16 the numbers of both operands are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parts {
+    /// Three and three: f32.
+    Exact,
+    /// Three and one: f32 times BF16.
+    ExactLeft,
+    /// One and one: both rounded to BF16.
+    Rounded,
+}
+
+impl Parts {
+    fn left(self) -> usize {
+        if self == Self::Rounded { 1 } else { 3 }
+    }
+    fn right(self) -> usize {
+        if self == Self::Exact { 3 } else { 1 }
+    }
+}
+
+/// Whether a product is large enough to pay for packing both operands. `A` must lie row by row.
+pub(super) fn fits(p: &Product, parts: Parts) -> bool {
+    let most = match parts {
+        Parts::Exact => 112,
+        Parts::ExactLeft => 64,
+        Parts::Rounded => 32,
+    };
+    p.acs == 1 && p.m >= most && p.n >= 48 && p.k >= 48
+}
+
+/// Computes the product on up to `threads` threads of the current pool. Their number does not change a bit of it.
+///
+/// # Safety
+/// The machine has [`available`] and AVX-512; the pointers of `p` cover its shapes, and nobody else uses `C`.
+pub(super) unsafe fn run<B: Operand>(p: &Product, b: &B, parts: Parts, threads: usize) {
+    let kc = cut(p.k, KC, b.k_step().max(CHUNK));
+    let step = SIDE.max(b.n_step());
+    let most = ROWS * threads.clamp(1, 4);
+    for i in (0..p.m).step_by(most) {
+        let all = i..(i + most).min(p.m);
+        let (tiles, units) = (all.len().div_ceil(SIDE), p.n.div_ceil(step));
+        let (down, across) = grid(tiles, units * (step / SIDE), units, threads);
+        for l in (0..p.k).step_by(kc) {
+            let part = Part { p, k: l..(l + kc).min(p.k), parts, beta: if l == 0 { p.beta } else { 1.0 } };
+            let share = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
+            let work = |t: usize| {
+                let (rows, cols) = (share(t / across, down, tiles), share(t % across, across, units));
+                let rows = all.start + rows.start * SIDE..(all.start + rows.end * SIDE).min(all.end);
+                let cols = cols.start * step..(cols.end * step).min(p.n);
+                // SAFETY: the caller's promises; tasks are disjoint in C.
+                with_scratch(|scratch| unsafe { task(&part, b, rows, cols, scratch) });
+            };
+            match down * across {
+                1 => work(0),
+                count => (0..count).into_par_iter().with_max_len(1).for_each(work),
+            }
+        }
+    }
+}
+
+/// Into how many tasks a product of `tiles` blocks of rows and `panels` blocks of columns, in `units` that stay
+/// whole, is cut: down its rows and across its columns. A task packs what it needs of both operands, so the cut that
+/// packs least is taken.
+fn grid(tiles: usize, panels: usize, units: usize, threads: usize) -> (usize, usize) {
+    let time = |&(down, across): &(usize, usize)| {
+        let (rows, cols) = (tiles.div_ceil(down), units.div_ceil(across) * panels / units);
+        (rows * cols + rows + cols) * (down * across).div_ceil(threads.max(1))
+    };
+    let fewest = tiles.div_ceil(ROWS / SIDE);
+    let cuts = (fewest..=threads.clamp(fewest, tiles)).map(|down| (down, threads.max(1).div_ceil(down).min(units)));
+    cuts.min_by_key(time).unwrap_or((fewest, 1))
+}
+
+/// A part of a product, along `k`.
+struct Part<'a> {
+    p: &'a Product,
+    k: Range<usize>,
+    parts: Parts,
+    beta: f32,
+}
+
+/// Numbers (of f32's size) in a packed block of 32 rows or columns.
+fn packed(k: usize, parts: usize) -> usize {
+    k.div_ceil(CHUNK) * parts * 2 * TILE
+}
+
+/// A block of the left operand: row `r` of it are `k` numbers from `row(r)` on. Rows beyond `count` are zero.
+#[inline(always)]
+unsafe fn split_rows(
+    row: impl Fn(usize) -> *const f32,
+    count: usize,
+    k: usize,
+    parts: usize,
+    to: &mut [f32],
+) {
+    for r in 0..SIDE {
+        for (chunk, l) in (0..k).step_by(CHUNK).enumerate() {
+            let from = |at: usize| {
+                let there = if r < count { k.saturating_sub(at).min(16) } else { 0 };
+                let mask = ((1u32 << there) - 1) as __mmask16;
+                // SAFETY: lanes beyond the row are masked out and not touched.
+                unsafe { _mm512_maskz_loadu_ps(mask, row(if r < count { r } else { 0 }).wrapping_add(at)) }
+            };
+            let at = chunk * parts * 2 * TILE + r / 16 * TILE + r % 16 * 16;
+            // SAFETY: the CPU has AVX-512, says the caller.
+            unsafe { split(from(l), from(l + 16), parts, &mut to[at..]) };
+        }
+    }
+}
+
+/// A panel of the right operand: 32 columns, for each `l` in `k` a row of f32.
+#[inline(always)]
+unsafe fn split_panel(panel: &[f32], k: usize, parts: usize, to: &mut [f32]) {
+    for (to, l) in to.chunks_exact_mut(parts * 2 * TILE).zip((0..k).step_by(CHUNK)) {
+        for (pair, half) in (0..16).flat_map(|pair| [(pair, 0), (pair, 1)]) {
+            let from = |l: usize| match panel.get(l * SIDE + half * 16..) {
+                // SAFETY: a row that is there is whole.
+                Some(row) if l < k => unsafe { _mm512_loadu_ps(row.as_ptr()) },
+                // SAFETY: as below.
+                _ => unsafe { _mm512_setzero_ps() },
+            };
+            // SAFETY: the CPU has AVX-512, says the caller.
+            unsafe { split(from(l + pair), from(l + 16 + pair), parts, &mut to[half * TILE + pair * 16..]) };
+        }
+    }
+}
+
+/// Writes sixteen pairs of numbers in parts, two tiles apart, the largest first. Each is the nearest BF16 to what
+/// the ones before leave. (The parts of an infinity are no numbers.)
+#[inline(always)]
+unsafe fn split(x: __m512, y: __m512, parts: usize, to: &mut [f32]) {
+    let (mut x, mut y) = (x, y);
+    for part in 0..parts {
+        // SAFETY: the CPU has AVX-512, says the caller; the slice is checked.
+        unsafe {
+            let (high, low) = (nearest(y), nearest(x));
+            let pairs = _mm512_or_si512(high, _mm512_srli_epi32(low, 16));
+            let to = &mut to[part * 2 * TILE..][..16];
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+            x = _mm512_sub_ps(x, _mm512_castsi512_ps(low));
+            y = _mm512_sub_ps(y, _mm512_castsi512_ps(high));
+        }
+    }
+}
+
+/// The nearest BF16, ties to even, in the upper half of each lane.
+#[inline(always)]
+unsafe fn nearest(x: __m512) -> __m512i {
+    // SAFETY: the CPU has AVX-512, says the caller.
+    unsafe {
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000u32 as i32))
+    }
+}
+
+/// Eight tiles of 16 rows of 64 bytes.
+unsafe fn configure() {
+    #[repr(C, align(64))]
+    struct Config([u8; 64]);
+    let mut config = Config([0; 64]);
+    config.0[0] = 1;
+    for tile in 0..8 {
+        config.0[16 + 2 * tile] = 64;
+        config.0[48 + tile] = 16;
+    }
+    // SAFETY: the machine has the unit, says the caller; the operand is what the instruction reads.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(readonly, nostack, preserves_flags)) };
+}
+
+unsafe fn task<B: Operand>(
+    part: &Part,
+    b: &B,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    scratch: &mut Scratch,
+) {
+    let (p, k) = (part.p, part.k.len());
+    let (left_parts, right_parts) = (part.parts.left(), part.parts.right());
+    let (left_size, size) = (packed(k, left_parts), packed(k, right_parts));
+    let Scratch { panels, rows: expanded, left, right } = scratch;
+
+    let left = left.get(rows.len().div_ceil(SIDE) * left_size);
+    for (to, first) in left.chunks_exact_mut(left_size).zip(rows.clone().step_by(SIDE)) {
+        // SAFETY: the CPU has AVX-512, and rows up to `rows.end` of A have p.k numbers, says the caller.
+        unsafe {
+            Avx512::enter(
+                #[inline(always)]
+                || {
+                    let row = |r: usize| p.a.add((first + r) * p.ars + part.k.start);
+                    split_rows(row, SIDE.min(rows.end - first), k, left_parts, to);
+                },
+            );
+        }
+    }
+
+    let step = SIDE.max(b.n_step());
+    let nc = cut(cols.len(), (BLOCK / (4 * size)).max(1) * SIDE / step * step, step);
+    let group = GROUP.max(step);
+    let mut sums = Sums([0.0; SIDE * SIDE]);
+    // SAFETY: the unit is there; it is released below, and nothing in between panics or uses it otherwise.
+    unsafe { configure() };
+    for j in cols.clone().step_by(nc) {
+        let block = j..(j + nc).min(cols.end);
+        let right = right.get(block.len().div_ceil(SIDE) * size);
+        // SAFETY: the ranges lie inside the operand; AVX-512 is there.
+        unsafe {
+            Avx512::enter(
+                #[inline(always)]
+                || {
+                    for (from, right) in block.clone().step_by(group).zip(right.chunks_mut(group / SIDE * size)) {
+                        let cols = from..(from + group).min(block.end);
+                        let panels = panels.get(cols.len().div_ceil(SIDE) * k * SIDE);
+                        b.pack::<Avx512>(part.k.clone(), cols, panels, expanded);
+                        for (panel, to) in panels.chunks_exact(k * SIDE).zip(right.chunks_exact_mut(size)) {
+                            split_panel(panel, k, right_parts, to);
+                        }
+                    }
+                },
+            );
+        }
+        for (left, row) in left.chunks_exact(left_size).zip(rows.clone().step_by(SIDE)) {
+            for (i, (right, col)) in right.chunks_exact(size).zip(block.clone().step_by(SIDE)).enumerate() {
+                let (rows, width) = (SIDE.min(rows.end - row), SIDE.min(block.end - col));
+                for r in 0..rows {
+                    let c = p.c.wrapping_add((row + r) * p.crs + col * p.ccs);
+                    Avx512::prefetch(c);
+                    Avx512::prefetch(c.wrapping_add(16));
+                }
+                let ahead = if i < SHARED { left_size + i * left_size / SHARED } else { 0 };
+                let ahead = left.as_ptr().wrapping_add(ahead);
+                // SAFETY: both blocks are whole; the tiles are configured; C's block is ours.
+                unsafe {
+                    multiply(part.parts, left.as_ptr(), right.as_ptr(), k.div_ceil(CHUNK), ahead, &mut sums);
+                    Avx512::enter(
+                        #[inline(always)]
+                        || add(p, &sums, row, rows, col, width, part.beta),
+                    );
+                }
+            }
+        }
+    }
+    // SAFETY: the tiles hold nothing any more.
+    unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+}
+
+/// A block of sums, 32 x 32.
+#[repr(C, align(64))]
+struct Sums([f32; SIDE * SIDE]);
+
+/// The sums over `chunks` of two packed blocks. From `ahead` on an eighth of a left block is asked for.
+unsafe fn multiply(
+    parts: Parts,
+    a: *const f32,
+    b: *const f32,
+    chunks: usize,
+    ahead: *const f32,
+    sums: &mut Sums,
+) {
+    // Tiles 0 to 3 are the sums, 4 and 5 the left operand, 6 and 7 the right one. Each is loaded just before its
+    // first use, so that loads and products overlap.
+    macro_rules! left {
+        ($tile:literal, $part:literal, $half:literal) => {
+            concat!("tileloadd tmm", $tile, ", [{a} + {line} + 2048*", $part, " + 1024*", $half, "]\n")
+        };
+    }
+    macro_rules! right {
+        ($tile:literal, $part:literal, $half:literal) => {
+            concat!("tileloadd tmm", $tile, ", [{b} + {line} + 2048*", $part, " + 1024*", $half, "]\n")
+        };
+    }
+    /// Both operands are new.
+    macro_rules! both {
+        ($left:literal, $right:literal) => {
+            concat!(
+                left!("4", $left, "0"), right!("6", $right, "0"), "tdpbf16ps tmm0, tmm4, tmm6\n",
+                right!("7", $right, "1"), "tdpbf16ps tmm1, tmm4, tmm7\n",
+                left!("5", $left, "1"), "tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n"
+            )
+        };
+    }
+    /// The left operand is new.
+    macro_rules! new_left {
+        ($part:literal) => {
+            concat!(
+                left!("4", $part, "0"), "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n",
+                left!("5", $part, "1"), "tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n"
+            )
+        };
+    }
+    /// The right operand is new.
+    macro_rules! new_right {
+        ($part:literal) => {
+            concat!(
+                right!("6", $part, "0"), "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm2, tmm5, tmm6\n",
+                right!("7", $part, "1"), "tdpbf16ps tmm1, tmm4, tmm7\n tdpbf16ps tmm3, tmm5, tmm7\n"
+            )
+        };
+    }
+    macro_rules! ask {
+        ($($line:literal)*) => {
+            concat!($("prefetcht1 [{ahead} + 64*", $line, "]\n",)*)
+        };
+    }
+    macro_rules! next {
+        ($left:literal, $right:literal) => {
+            concat!("add {a}, 2048*", $left, "\n add {b}, 2048*", $right, "\n dec {n}\n")
+        };
+    }
+    macro_rules! back {
+        () => {
+            "mov {n}, {chunks}\n mov {a}, {a0}\n mov {b}, {b0}\n"
+        };
+    }
+    macro_rules! run {
+        ($($line:expr),* $(,)?) => {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                $($line,)*
+                "tilestored [{to} + {wide}], tmm0",
+                "tilestored [{to} + {wide} + 64], tmm1",
+                "tilestored [{to} + {wide} + 2048], tmm2",
+                "tilestored [{to} + {wide} + 2112], tmm3",
+                a = out(reg) _, b = out(reg) _, n = out(reg) _,
+                ahead = inout(reg) ahead => _,
+                a0 = in(reg) a, b0 = in(reg) b, chunks = in(reg) chunks,
+                to = in(reg) sums.0.as_mut_ptr(),
+                line = in(reg) 64usize, wide = in(reg) 4 * SIDE,
+                options(nostack)
+            )
+        };
+    }
+    // SAFETY: the caller vouches for the tiles, and for `chunks` packed chunks on both pointers.
+    unsafe {
+        match parts {
+            Parts::Exact => run!(
+                back!(),
+                "2:",
+                both!("0", "2"), ask!("0" "1" "2" "3"),
+                new_right!("1"), ask!("4" "5" "6" "7"),
+                new_left!("1"), ask!("8" "9" "10" "11"),
+                new_right!("0"),
+                new_left!("2"),
+                "add {ahead}, 64*12",
+                next!("3", "3"),
+                "jnz 2b",
+                back!(),
+                "3:",
+                both!("0", "0"),
+                next!("3", "3"),
+                "jnz 3b",
+            ),
+            Parts::ExactLeft => run!(
+                back!(),
+                "2:",
+                both!("2", "0"), ask!("0" "1" "2" "3" "4" "5"),
+                new_left!("1"), ask!("6" "7" "8" "9" "10" "11"),
+                "add {ahead}, 64*12",
+                next!("3", "1"),
+                "jnz 2b",
+                back!(),
+                "3:",
+                both!("0", "0"),
+                next!("3", "1"),
+                "jnz 3b",
+            ),
+            Parts::Rounded => run!(
+                back!(),
+                "3:",
+                both!("0", "0"), ask!("0" "1" "2" "3"),
+                "add {ahead}, 64*4",
+                next!("1", "1"),
+                "jnz 3b",
+            ),
+        }
+    }
+}
+
+/// `C = beta C + alpha sums` for a block of `rows` x `width` of `C` from `(row, col)` on.
+#[inline(always)]
+unsafe fn add(p: &Product, sums: &Sums, row: usize, rows: usize, col: usize, width: usize, beta: f32) {
+    for (r, sums) in sums.0.chunks_exact(SIDE).take(rows).enumerate() {
+        // SAFETY: inside C, says the caller, and AVX-512 is there.
+        unsafe {
+            let c = p.c.add((row + r) * p.crs + col * p.ccs);
+            if p.ccs == 1 {
+                for half in 0..2 {
+                    let mask = ((1u32 << width.saturating_sub(half * 16).min(16)) - 1) as __mmask16;
+                    let at = c.wrapping_add(half * 16);
+                    let sum = _mm512_loadu_ps(sums[half * 16..].as_ptr());
+                    let mut number = _mm512_mul_ps(_mm512_set1_ps(p.alpha), sum);
+                    if beta != 0.0 {
+                        number = _mm512_fmadd_ps(_mm512_set1_ps(beta), _mm512_maskz_loadu_ps(mask, at), number);
+                    }
+                    _mm512_mask_storeu_ps(at, mask, number);
+                }
+            } else {
+                for (s, sum) in sums[..width].iter().enumerate() {
+                    let at = c.add(s * p.ccs);
+                    *at = if beta == 0.0 { p.alpha * sum } else { beta * *at + p.alpha * sum };
+                }
+            }
+        }
+    }
+}
