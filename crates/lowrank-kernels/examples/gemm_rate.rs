@@ -7,7 +7,8 @@
 //! `--lora R` the dense products of an adapter of rank `R` are timed instead. With `--cpu-time` the rate is per core and second of processor time, which other processes disturb less.
 
 use lowrank_kernels::{
-    Format, MatMut, MatRef, RowOrder, WeightRef, gemm, linear, linear_backward, linear_backward_bf16, linear_bf16,
+    Format, MatMut, MatRef, RowOrder, WeightRef, gemm, linear, linear_backward, linear_backward_bf16,
+    linear_bf16,
 };
 
 struct Options {

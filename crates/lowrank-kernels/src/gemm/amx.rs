@@ -6,7 +6,7 @@
 //! A BF16 weight is one part, which leaves three products; with activations rounded to BF16 there is one. The
 //! smaller products are added up before the largest, so that they cost the sum no accuracy.
 //!
-//! A chunk of 32 of `k` is packed as 16 pairs `(l, l + 16)`, 32 bits each. Both operands are packed in blocks of 32
+//! A chunk of 32 of `k` is packed as 16 pairs `(2 l, 2 l + 1)`, 32 bits each. Both operands are packed in blocks of 32
 //! rows (columns of the right one): chunk after chunk, in each the parts from the largest on, and of each part two
 //! tiles of 16 x 16 pairs.
 
@@ -17,9 +17,11 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
+use super::bf16::Side;
 use super::driver::{Product, cut};
-use super::pack::Operand;
-use super::scratch::{Scratch, with_scratch};
+use super::pack::{Operand, transpose_units};
+use super::scratch::{Buffer, Scratch, with_scratch};
+use crate::WeightRef;
 use crate::simd::{Arch, Avx512};
 
 /// Rows of `C`, and columns, in a block: two tiles each.
@@ -34,14 +36,15 @@ const KC: usize = 1024;
 const ROWS: usize = 512;
 /// Most bytes of a packed block of the right operand: most of the second cache.
 const BLOCK: usize = 1280 << 10;
-/// Columns expanded to f32 before they are split, at least.
-const GROUP: usize = 64;
+/// Numbers of the right operand expanded to f32 before they are split.
+const PIECE: usize = 8 << 10;
 /// Panels that share the work of asking for the next block of the left operand.
 const SHARED: usize = 8;
 
 /// Most numbers of f32's size that each thread keeps for packed operands: the rows of a task, and a block of columns,
 /// or the 256 at least that a quantised block may hold.
-pub(super) const PACKED: usize = (ROWS * KC + if BLOCK > 6 * KC * 256 { BLOCK / 6 } else { KC * 256 }) * 3 / 2;
+pub(super) const PACKED: usize =
+    (ROWS * KC + if BLOCK > 6 * KC * 256 { BLOCK / 6 } else { KC * 256 }) * 3 / 2;
 
 /// Whether this machine has the unit, and its system lets us use it.
 pub(crate) fn available() -> bool {
@@ -136,7 +139,8 @@ fn grid(tiles: usize, panels: usize, units: usize, threads: usize) -> (usize, us
         (rows * cols + rows + cols) * (down * across).div_ceil(threads.max(1))
     };
     let fewest = tiles.div_ceil(ROWS / SIDE);
-    let cuts = (fewest..=threads.clamp(fewest, tiles)).map(|down| (down, threads.max(1).div_ceil(down).min(units)));
+    let cuts =
+        (fewest..=threads.clamp(fewest, tiles)).map(|down| (down, threads.max(1).div_ceil(down).min(units)));
     cuts.min_by_key(time).unwrap_or((fewest, 1))
 }
 
@@ -172,38 +176,154 @@ unsafe fn split_rows(
             };
             let at = chunk * parts * 2 * TILE + r / 16 * TILE + r % 16 * 16;
             // SAFETY: the CPU has AVX-512, says the caller.
-            unsafe { split(from(l), from(l + 16), parts, &mut to[at..]) };
+            unsafe { split(from(l), from(l + 16), in_order, parts, &mut to[at..]) };
         }
     }
 }
 
-/// A panel of the right operand: 32 columns, for each `l` in `k` a row of f32.
+/// Panels of the right operand, through pieces in f32 that stay in the first cache.
 #[inline(always)]
-unsafe fn split_panel(panel: &[f32], k: usize, parts: usize, to: &mut [f32]) {
-    for (to, l) in to.chunks_exact_mut(parts * 2 * TILE).zip((0..k).step_by(CHUNK)) {
-        for (pair, half) in (0..16).flat_map(|pair| [(pair, 0), (pair, 1)]) {
-            let from = |l: usize| match panel.get(l * SIDE + half * 16..) {
-                // SAFETY: a row that is there is whole.
-                Some(row) if l < k => unsafe { _mm512_loadu_ps(row.as_ptr()) },
-                // SAFETY: as below.
-                _ => unsafe { _mm512_setzero_ps() },
-            };
-            // SAFETY: the CPU has AVX-512, says the caller.
-            unsafe { split(from(l + pair), from(l + 16 + pair), parts, &mut to[half * TILE + pair * 16..]) };
+unsafe fn pack_right<B: Operand>(
+    b: &B,
+    k: Range<usize>,
+    cols: Range<usize>,
+    parts: usize,
+    to: &mut [f32],
+    panels: &mut Buffer,
+    expanded: &mut Buffer,
+) {
+    let size = packed(k.len(), parts);
+    match b.bf16() {
+        Some((w, side)) if parts == 1 && k.len().is_multiple_of(CHUNK) => {
+            for (to, from) in to.chunks_exact_mut(size).zip(cols.clone().step_by(SIDE)) {
+                // SAFETY: the ranges lie inside the operand; the CPU has AVX-512, says the caller.
+                unsafe { pack_bf16(w, side, k.clone(), from..(from + SIDE).min(cols.end), to) };
+            }
+            return;
+        }
+        _ => {}
+    }
+    // Pieces are long in the direction in which the operand is stored.
+    let (deep, wide) = match b.along_k() {
+        true => (PIECE / SIDE, SIDE.max(b.n_step())),
+        false => (CHUNK.max(b.k_step()), PIECE / CHUNK),
+    };
+    for from in cols.clone().step_by(wide) {
+        let piece = from..(from + wide).min(cols.end);
+        let to = &mut to[(from - cols.start) / SIDE * size..];
+        for l in k.clone().step_by(deep) {
+            let part = l..(l + deep).min(k.end);
+            let panels = panels.get(piece.len().div_ceil(SIDE) * part.len() * SIDE);
+            // SAFETY: the ranges lie inside the operand; the CPU has AVX-512, says the caller.
+            unsafe { b.pack::<Avx512>(part.clone(), piece.clone(), panels, expanded) };
+            for (panel, to) in panels.chunks_exact(part.len() * SIDE).zip(to.chunks_exact_mut(size)) {
+                let to = &mut to[(l - k.start) / CHUNK * parts * 2 * TILE..];
+                for (to, panel) in to.chunks_exact_mut(parts * 2 * TILE).zip(panel.chunks(CHUNK * SIDE)) {
+                    // SAFETY: the CPU has AVX-512, says the caller.
+                    unsafe { split_panel(panel, parts, to) };
+                }
+            }
         }
     }
+}
+
+/// A panel of a BF16 weight, whose bits need no change.
+#[inline(always)]
+unsafe fn pack_bf16(w: &WeightRef, side: Side, k: Range<usize>, cols: Range<usize>, to: &mut [f32]) {
+    for (to, l) in to.chunks_exact_mut(2 * TILE).zip(k.step_by(CHUNK)) {
+        match side {
+            Side::Forward => {
+                for (to, from) in to.chunks_exact_mut(TILE).zip([cols.start, cols.start + 16]) {
+                    let row = |j: usize| w.row(from + j)[2 * l..][..2 * CHUNK].as_ptr().cast();
+                    let width = cols.end.saturating_sub(from).min(16);
+                    // SAFETY: each row holds sixteen pairs from the pointer on.
+                    unsafe { transpose_units::<Avx512>(row, 16, width, 16, to) };
+                }
+            }
+            Side::Backward => {
+                for pair in 0..16 {
+                    let rows = [0, 1].map(|i| &w.row(l + 2 * pair + i)[2 * cols.start..2 * cols.end]);
+                    for half in 0..2 {
+                        let there = cols.len().saturating_sub(16 * half).min(16);
+                        let mask = ((1u32 << there) - 1) as __mmask16;
+                        // SAFETY: lanes beyond the row are masked out and not touched; the CPU has AVX-512 BW and VL.
+                        unsafe {
+                            let [low, high] = rows.map(|row| {
+                                let row = row.as_ptr().cast::<i16>().wrapping_add(16 * half);
+                                _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row))
+                            });
+                            let pairs = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+                            let to = &mut to[half * TILE + pair * 16..][..16];
+                            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One chunk of a panel of the right operand: for each `l` a row of 32 columns in f32.
+#[inline(always)]
+unsafe fn split_panel(panel: &[f32], parts: usize, to: &mut [f32]) {
+    let mut zeros = [0.0; CHUNK * SIDE];
+    let panel = if panel.len() < CHUNK * SIDE {
+        zeros[..panel.len()].copy_from_slice(panel);
+        &zeros
+    } else {
+        panel
+    };
+    for (pair, rows) in panel.chunks_exact(2 * SIDE).enumerate() {
+        for half in 0..2 {
+            // SAFETY: sixteen numbers each; the CPU has AVX-512, says the caller.
+            unsafe {
+                let low = _mm512_loadu_ps(rows[half * 16..][..16].as_ptr());
+                let high = _mm512_loadu_ps(rows[SIDE + half * 16..][..16].as_ptr());
+                split(low, high, lane_by_lane, parts, &mut to[half * TILE + pair * 16..]);
+            }
+        }
+    }
+}
+
+/// Pairs of the numbers of `low` with those of `high`.
+#[inline(always)]
+unsafe fn lane_by_lane(low: __m512i, high: __m512i) -> __m512i {
+    // SAFETY: the CPU has AVX-512, says the caller.
+    unsafe { _mm512_or_si512(high, _mm512_srli_epi32(low, 16)) }
+}
+
+/// Pairs of neighbours: the numbers of `low` in their order, then those of `high`.
+#[inline(always)]
+unsafe fn in_order(low: __m512i, high: __m512i) -> __m512i {
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            order[i] = 2 * i as u16 + 1;
+            i += 1;
+        }
+        order
+    };
+    // SAFETY: the CPU has AVX-512, says the caller; the order is 64 bytes.
+    unsafe { _mm512_permutex2var_epi16(low, _mm512_loadu_si512(ORDER.as_ptr().cast()), high) }
 }
 
 /// Writes sixteen pairs of numbers in parts, two tiles apart, the largest first. Each is the nearest BF16 to what
 /// the ones before leave. (The parts of an infinity are no numbers.)
 #[inline(always)]
-unsafe fn split(x: __m512, y: __m512, parts: usize, to: &mut [f32]) {
+unsafe fn split(
+    x: __m512,
+    y: __m512,
+    join: unsafe fn(__m512i, __m512i) -> __m512i,
+    parts: usize,
+    to: &mut [f32],
+) {
     let (mut x, mut y) = (x, y);
     for part in 0..parts {
         // SAFETY: the CPU has AVX-512, says the caller; the slice is checked.
         unsafe {
             let (high, low) = (nearest(y), nearest(x));
-            let pairs = _mm512_or_si512(high, _mm512_srli_epi32(low, 16));
+            let pairs = join(low, high);
             let to = &mut to[part * 2 * TILE..][..16];
             _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
             x = _mm512_sub_ps(x, _mm512_castsi512_ps(low));
@@ -266,7 +386,6 @@ unsafe fn task<B: Operand>(
 
     let step = SIDE.max(b.n_step());
     let nc = cut(cols.len(), (BLOCK / (4 * size)).max(1) * SIDE / step * step, step);
-    let group = GROUP.max(step);
     let mut sums = Sums([0.0; SIDE * SIDE]);
     // SAFETY: the unit is there; it is released below, and nothing in between panics or uses it otherwise.
     unsafe { configure() };
@@ -277,16 +396,7 @@ unsafe fn task<B: Operand>(
         unsafe {
             Avx512::enter(
                 #[inline(always)]
-                || {
-                    for (from, right) in block.clone().step_by(group).zip(right.chunks_mut(group / SIDE * size)) {
-                        let cols = from..(from + group).min(block.end);
-                        let panels = panels.get(cols.len().div_ceil(SIDE) * k * SIDE);
-                        b.pack::<Avx512>(part.k.clone(), cols, panels, expanded);
-                        for (panel, to) in panels.chunks_exact(k * SIDE).zip(right.chunks_exact_mut(size)) {
-                            split_panel(panel, k, right_parts, to);
-                        }
-                    }
-                },
+                || pack_right(b, part.k.clone(), block.clone(), right_parts, right, panels, expanded),
             );
         }
         for (left, row) in left.chunks_exact(left_size).zip(rows.clone().step_by(SIDE)) {
@@ -343,9 +453,13 @@ unsafe fn multiply(
     macro_rules! both {
         ($left:literal, $right:literal) => {
             concat!(
-                left!("4", $left, "0"), right!("6", $right, "0"), "tdpbf16ps tmm0, tmm4, tmm6\n",
-                right!("7", $right, "1"), "tdpbf16ps tmm1, tmm4, tmm7\n",
-                left!("5", $left, "1"), "tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n"
+                left!("4", $left, "0"),
+                right!("6", $right, "0"),
+                "tdpbf16ps tmm0, tmm4, tmm6\n",
+                right!("7", $right, "1"),
+                "tdpbf16ps tmm1, tmm4, tmm7\n",
+                left!("5", $left, "1"),
+                "tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n"
             )
         };
     }
@@ -353,8 +467,10 @@ unsafe fn multiply(
     macro_rules! new_left {
         ($part:literal) => {
             concat!(
-                left!("4", $part, "0"), "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n",
-                left!("5", $part, "1"), "tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n"
+                left!("4", $part, "0"),
+                "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n",
+                left!("5", $part, "1"),
+                "tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n"
             )
         };
     }
@@ -362,8 +478,10 @@ unsafe fn multiply(
     macro_rules! new_right {
         ($part:literal) => {
             concat!(
-                right!("6", $part, "0"), "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm2, tmm5, tmm6\n",
-                right!("7", $part, "1"), "tdpbf16ps tmm1, tmm4, tmm7\n tdpbf16ps tmm3, tmm5, tmm7\n"
+                right!("6", $part, "0"),
+                "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm2, tmm5, tmm6\n",
+                right!("7", $part, "1"),
+                "tdpbf16ps tmm1, tmm4, tmm7\n tdpbf16ps tmm3, tmm5, tmm7\n"
             )
         };
     }
@@ -406,9 +524,12 @@ unsafe fn multiply(
             Parts::Exact => run!(
                 back!(),
                 "2:",
-                both!("0", "2"), ask!("0" "1" "2" "3"),
-                new_right!("1"), ask!("4" "5" "6" "7"),
-                new_left!("1"), ask!("8" "9" "10" "11"),
+                both!("0", "2"),
+                ask!("0" "1" "2" "3"),
+                new_right!("1"),
+                ask!("4" "5" "6" "7"),
+                new_left!("1"),
+                ask!("8" "9" "10" "11"),
                 new_right!("0"),
                 new_left!("2"),
                 "add {ahead}, 64*12",
@@ -423,8 +544,10 @@ unsafe fn multiply(
             Parts::ExactLeft => run!(
                 back!(),
                 "2:",
-                both!("2", "0"), ask!("0" "1" "2" "3" "4" "5"),
-                new_left!("1"), ask!("6" "7" "8" "9" "10" "11"),
+                both!("2", "0"),
+                ask!("0" "1" "2" "3" "4" "5"),
+                new_left!("1"),
+                ask!("6" "7" "8" "9" "10" "11"),
                 "add {ahead}, 64*12",
                 next!("3", "1"),
                 "jnz 2b",
@@ -437,7 +560,8 @@ unsafe fn multiply(
             Parts::Rounded => run!(
                 back!(),
                 "3:",
-                both!("0", "0"), ask!("0" "1" "2" "3"),
+                both!("0", "0"),
+                ask!("0" "1" "2" "3"),
                 "add {ahead}, 64*4",
                 next!("1", "1"),
                 "jnz 3b",
@@ -460,7 +584,8 @@ unsafe fn add(p: &Product, sums: &Sums, row: usize, rows: usize, col: usize, wid
                     let sum = _mm512_loadu_ps(sums[half * 16..].as_ptr());
                     let mut number = _mm512_mul_ps(_mm512_set1_ps(p.alpha), sum);
                     if beta != 0.0 {
-                        number = _mm512_fmadd_ps(_mm512_set1_ps(beta), _mm512_maskz_loadu_ps(mask, at), number);
+                        number =
+                            _mm512_fmadd_ps(_mm512_set1_ps(beta), _mm512_maskz_loadu_ps(mask, at), number);
                     }
                     _mm512_mask_storeu_ps(at, mask, number);
                 }

@@ -199,25 +199,28 @@ pub fn linear_backward_bf16(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize,
 /// Computes the product with BF16 operands, if that can be done here and pays. `product` covers its operands.
 fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
     let pays = w.format == Format::BF16 && product.m > few::MOST && product.n > 0 && product.k > 0;
-    if !pays || !bf16::available() {
-        return false;
-    }
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the instructions are there; the callers checked the lengths against the shapes.
-    unsafe {
+    if pays {
         let threads = rayon::current_num_threads();
-        if level() == Level::Amx && amx::fits(product, amx::Parts::Rounded) {
+        let tiles = level() == Level::Amx && amx::fits(product, amx::Parts::Rounded);
+        // SAFETY: the instructions are there; the callers checked the lengths against the shapes.
+        unsafe {
             match side {
-                bf16::Side::Forward => amx::run(product, &Forward(*w), amx::Parts::Rounded, threads),
-                bf16::Side::Backward => amx::run(product, &Backward(*w), amx::Parts::Rounded, threads),
+                bf16::Side::Forward if tiles => {
+                    amx::run(product, &Forward(*w), amx::Parts::Rounded, threads);
+                }
+                bf16::Side::Backward if tiles => {
+                    amx::run(product, &Backward(*w), amx::Parts::Rounded, threads);
+                }
+                _ if bf16::available() => bf16::run::<bf16::Native>(product, w, side, threads),
+                _ => return false,
             }
-            return true;
         }
-        bf16::run::<bf16::Native>(product, w, side, threads);
+        return true;
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = side;
-    cfg!(target_arch = "x86_64")
+    let _ = (pays, side);
+    false
 }
 
 fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32) {
@@ -259,7 +262,13 @@ fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n
 ///
 /// # Safety
 /// The pointers of `product` cover its shapes, and nobody else uses `C`.
-unsafe fn on_tiles(level: Level, product: &Product, b: &impl Operand, format: Format, threads: usize) -> bool {
+unsafe fn on_tiles(
+    level: Level,
+    product: &Product,
+    b: &impl Operand,
+    format: Format,
+    threads: usize,
+) -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         let parts = if format == Format::BF16 { amx::Parts::ExactLeft } else { amx::Parts::Exact };

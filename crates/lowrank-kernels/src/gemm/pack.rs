@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::bf16::Side;
 use super::scratch::Buffer;
 use super::tile::nr;
 use crate::WeightRef;
@@ -26,6 +27,10 @@ pub(super) trait Operand: Sync {
     fn along_k(&self) -> bool;
     /// Where `B` lies and how far apart its rows are, if they run along its columns.
     fn direct(&self) -> Option<(*const f32, usize)> {
+        None
+    }
+    /// The weight and its side, where the operand is one stored as BF16.
+    fn bf16(&self) -> Option<(&WeightRef<'_>, Side)> {
         None
     }
     /// Packs `B[k, n]` into `panels`: `n.len().div_ceil(NR)` panels of `k.len() * NR` numbers.
@@ -94,6 +99,9 @@ impl Operand for Forward<'_> {
     fn k_step(&self) -> usize {
         self.0.format.block_len()
     }
+    fn bf16(&self) -> Option<(&WeightRef<'_>, Side)> {
+        (self.0.format == Format::BF16).then_some((&self.0, Side::Forward))
+    }
 
     #[inline(always)]
     unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], rows: &mut Buffer) {
@@ -141,6 +149,9 @@ impl Operand for Backward<'_> {
     }
     fn n_step(&self) -> usize {
         self.0.format.block_len()
+    }
+    fn bf16(&self) -> Option<(&WeightRef<'_>, Side)> {
+        (self.0.format == Format::BF16).then_some((&self.0, Side::Backward))
     }
     fn direct(&self) -> Option<(*const f32, usize)> {
         let plain = self.0.format == Format::F32 && self.0.order == RowOrder::Plain;

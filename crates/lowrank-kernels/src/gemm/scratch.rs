@@ -59,6 +59,11 @@ pub(super) fn with_left<T>(work: impl FnOnce(&mut Buffer) -> T) -> T {
 /// Bytes this thread keeps.
 #[cfg(test)]
 pub(super) fn kept() -> usize {
-    let own: usize = with_scratch(|scratch| [&scratch.panels, &scratch.rows, &scratch.left, &scratch.right].map(|b| b.0.len()).iter().sum::<usize>());
+    let own: usize = with_scratch(|scratch| {
+        [&scratch.panels, &scratch.rows, &scratch.left, &scratch.right]
+            .map(|b| b.0.len())
+            .iter()
+            .sum::<usize>()
+    });
     size_of::<f32>() * (own + with_left(|left| left.0.len()))
 }

@@ -259,6 +259,81 @@ fn any_number_of_threads_gives_the_same_bits() {
     }
 }
 
+/// Products below the size that pays for the tile unit too, on machines that have it.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_tile_unit_has_right_edges() {
+    use amx::Parts;
+    if !amx::available() {
+        eprintln!("skipped: this machine has no AMX-BF16");
+        return;
+    }
+    let rounded = |x: &f32| half::bf16::from_f32(*x).to_f32();
+    let shapes: [(usize, usize, usize); 9] = [
+        (1, 1, 1),
+        (2, 33, 31),
+        (16, 32, 32),
+        (31, 48, 33),
+        (32, 17, 64),
+        (33, 65, 97),
+        (67, 300, 129),
+        (545, 31, 70),
+        (35, 37, 1031),
+    ];
+    for (case, (n, o, k)) in shapes.into_iter().enumerate() {
+        for format in Format::ALL {
+            // Whole blocks of quantised weights in either direction.
+            let k = k.next_multiple_of(format.block_len());
+            let mut numbers = Numbers((n + o + k) as u64);
+            let bytes = numbers.weight(format, o, k);
+            let order = match o.is_multiple_of(2) {
+                true => RowOrder::RopeInterleaved { head_dim: o },
+                false => RowOrder::Plain,
+            };
+            let w = WeightRef { format, rows: o, cols: k, order, bytes: &bytes };
+            let dense = expanded(&w);
+            let beta = [0.0, 1.0, 0.5][case % 3];
+            let start = |len: usize| vec![if beta == 0.0 { f32::NAN } else { 0.25 }; len];
+            let all = match format {
+                Format::BF16 => vec![Parts::Exact, Parts::ExactLeft, Parts::Rounded],
+                _ => vec![Parts::Exact],
+            };
+            for parts in all {
+                let what = format!("{} {n} x {o} x {k}", format.name());
+                let seen = |x: &[f32]| match parts {
+                    Parts::Rounded => x.iter().map(rounded).collect(),
+                    _ => x.to_vec(),
+                };
+                let (x, mut y) = (numbers.vec(n * k), start(n * o));
+                let (dy, mut dx) = (numbers.vec(n * o), start(n * k));
+                // SAFETY: the unit is there; the operands have their shapes.
+                unsafe {
+                    amx::run(&row_major(n, o, k, &x, &mut y, beta), &Forward(w), parts, 1 + case % 3);
+                    amx::run(&row_major(n, k, o, &dy, &mut dx, beta), &Backward(w), parts, 1 + case % 2);
+                }
+                let x = seen(&x);
+                let (at, of) = (|i: usize, l: usize| x[i * k + l], |l: usize, j: usize| dense[j * k + l]);
+                check(&what, (n, o, k), at, of, 1.0, beta, |_, _| 0.25, |i, j| y[i * o + j]);
+                let dy = seen(&dy);
+                let (at, of) = (|i: usize, l: usize| dy[i * o + l], |l: usize, j: usize| dense[l * k + j]);
+                let what = format!("backward {what}");
+                check(&what, (n, k, o), at, of, 1.0, beta, |_, _| 0.25, |i, j| dx[i * k + j]);
+            }
+        }
+        // A transposed result, scaled.
+        let mut numbers = Numbers(case as u64);
+        let (a, b, before) = (numbers.vec(n * k), numbers.vec(k * o), numbers.vec(n * o));
+        let mut c = before.clone();
+        let product =
+            Product { alpha: -1.5, beta: 0.5, crs: 1, ccs: n, ..row_major(n, o, k, &a, &mut c, 0.0) };
+        // SAFETY: the unit is there; the operands have their shapes.
+        unsafe { amx::run(&product, &Dense { data: b.as_ptr(), ks: o, ns: 1 }, Parts::Exact, 2) };
+        let (at, of) = (|i: usize, l: usize| a[i * k + l], |l: usize, j: usize| b[l * o + j]);
+        let put = |i: usize, j: usize| before[j * n + i];
+        check("transposed", (n, o, k), at, of, -1.5, 0.5, put, |i, j| c[j * n + i]);
+    }
+}
+
 /// AVX-512's tiles of 14 x 32 in plain Rust, so that their edges are tested on any machine.
 #[derive(Clone, Copy)]
 struct Wide;
