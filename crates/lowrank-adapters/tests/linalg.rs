@@ -22,8 +22,10 @@ fn fixture(name: &str) -> Matrix {
     Matrix { rows, cols, data }
 }
 
+/// `bound` is absolute for numbers up to one, and a share of the largest for larger ones.
 fn close(what: &str, have: &[f32], want: &[f32], bound: f32) {
     assert_eq!(have.len(), want.len(), "{what}");
+    let bound = bound * want.iter().fold(1.0f32, |largest, x| largest.max(x.abs()));
     for (i, (h, w)) in have.iter().zip(want).enumerate() {
         assert!((h - w).abs() <= bound, "{what}[{i}]: {h} for {w}");
     }

@@ -88,9 +88,19 @@ pub struct NormNumbers<'a> {
 /// An adapter at a site. At a linear layer it computes the site in place of its base, which it may call and never changes.
 pub trait Adapter: Send + Sync {
     /// `y = beta y + adapted(x)` for `x: [N,K]`, `y: [N,O]`; the base's bias is part of what is adapted, and with
-    /// `beta` 0, `y` is only written. Returns what the backward pass needs.
-    fn forward(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, beta: f32)
-    -> Vec<Tensor>;
+    /// `beta` 0, `y` is only written. Returns what the backward pass needs. An adapter that is never attached to a linear
+    /// layer leaves this and [`Adapter::backward`] as they are.
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
+        let _ = (scope, base, x, y, beta);
+        unreachable!("this adapter is not for linear layers")
+    }
 
     /// Given `dy: [N,O]`, accumulates the gradients of the adapter's parameters and, where asked, of `x`.
     #[allow(clippy::too_many_arguments)]
@@ -103,7 +113,10 @@ pub trait Adapter: Send + Sync {
         dy: &Tensor,
         saved: Vec<Tensor>,
         dx: Option<&mut Accumulator>,
-    );
+    ) {
+        let _ = (scope, base, grads, x, dy, saved, dx);
+        unreachable!("this adapter is not trained at linear layers")
+    }
 
     /// At an embedding: makes `y[i] = scale adapted(ids[i])` of `y: [N,D]`, which holds `scale` times the base's rows.
     /// Returns what the backward pass needs. An adapter that is never attached to an embedding leaves this as it is.

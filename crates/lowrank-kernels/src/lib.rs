@@ -40,7 +40,7 @@ pub use embedding::embedding;
 pub use format::{Format, RowOrder, WeightRef};
 pub use gemm::{
     MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, linear_backward_bf16, linear_bf16,
-    scratch_bytes,
+    rounds_to_bf16, scratch_bytes,
 };
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use patches::{Window, patches, patches_backward};

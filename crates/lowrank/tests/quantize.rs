@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{close, example, fixture, logits};
 use lowrank::Session;
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
-use lowrank::engine::kernels::quantize_matrix;
+use lowrank::engine::kernels::{quantize_matrix, rounds_to_bf16};
 use lowrank::engine::{Device, Format, RowOrder, WeightRef};
 use lowrank::models::files::{Form, Precision, Quantize, save_folder};
 use lowrank::train::{PackedBatch, StepOptions, Stepper, pack};
@@ -89,6 +89,9 @@ fn batch() -> PackedBatch {
 }
 
 fn same(case: &str, form: Form, transposed: bool, format: impl Fn(&str) -> Option<Format>) {
+    // A CPU that multiplies BF16 by itself rounds what meets a BF16 weight, too.
+    let rounded = form.precision == Precision::Bf16 && rounds_to_bf16();
+    let (tolerance, of_gradients) = if rounded { (2e-2, 4e-2) } else { (1e-5, 2e-5) };
     let dir = fixture(case);
     let out = tempfile::tempdir().unwrap();
     let path = out.path().join("expanded");
@@ -98,7 +101,7 @@ fn same(case: &str, form: Form, transposed: bool, format: impl Fn(&str) -> Optio
     let set = adapters(&ours);
     let tokens: Vec<u32> = (0..29).map(|i| (i * 13 + 5) % 96).collect();
     for n in [1, 3, 29] {
-        close(case, &logits(&ours, &set, &tokens[..n]), &logits(&want, &set, &tokens[..n]), 1e-5);
+        close(case, &logits(&ours, &set, &tokens[..n]), &logits(&want, &set, &tokens[..n]), tolerance);
     }
     let run = |session: &Session| {
         let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), PLAIN);
@@ -108,9 +111,9 @@ fn same(case: &str, form: Form, transposed: bool, format: impl Fn(&str) -> Optio
         (loss, grads)
     };
     let ((loss, grads), (want_loss, want)) = (run(&ours), run(&want));
-    close("loss", &[loss], &[want_loss], 1e-5);
+    close("loss", &[loss], &[want_loss], tolerance);
     for (grad, want) in grads.iter().zip(&want) {
-        close("gradient", grad, want, 2e-5);
+        close("gradient", grad, want, of_gradients);
     }
     // Planning knows the size without converting anything.
     let planned = Session::open_as(dir.to_str().unwrap(), Form { shapes_only: true, ..form }).unwrap();

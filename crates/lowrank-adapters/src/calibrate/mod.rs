@@ -11,9 +11,7 @@ use std::hash::Hasher;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lowrank_engine::{
-    Accumulator, ActiveAdapters, Adapter, Format, Grads, Linear, Scope, Site, SiteId, SiteKind, Tensor,
-};
+use lowrank_engine::{ActiveAdapters, Adapter, Format, Linear, Scope, Site, SiteId, SiteKind, Tensor};
 
 use crate::init::InitLoraWeights;
 use crate::target::targets;
@@ -126,19 +124,6 @@ impl<T: Look> Adapter for Observer<T> {
         self.with(|look| look.look(x));
         base.forward(scope, x, y, beta);
         Vec::new()
-    }
-
-    fn backward(
-        &self,
-        _: &Scope<'_>,
-        _: &Linear,
-        _: &mut Grads,
-        _: &Tensor,
-        _: &Tensor,
-        _: Vec<Tensor>,
-        _: Option<&mut Accumulator>,
-    ) {
-        unreachable!("nothing is learned while looking")
     }
 }
 

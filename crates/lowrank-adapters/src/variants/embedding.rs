@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor, kernels};
+use lowrank_engine::{Adapter, Grads, ParamId, Params, Scope, Site, Tensor, kernels};
 
 use super::low_rank::LowRank;
 use super::{Place, Start, Variant};
@@ -48,23 +48,6 @@ impl EmbeddingLora {
 }
 
 impl Adapter for EmbeddingLora {
-    fn forward(&self, _: &Scope<'_>, _: &Linear, _: &Tensor, _: &mut Tensor, _: f32) -> Vec<Tensor> {
-        unreachable!("an embedding is no linear layer")
-    }
-
-    fn backward(
-        &self,
-        _: &Scope<'_>,
-        _: &Linear,
-        _: &mut Grads,
-        _: &Tensor,
-        _: &Tensor,
-        _: Vec<Tensor>,
-        _: Option<&mut Accumulator>,
-    ) {
-        unreachable!("an embedding is no linear layer")
-    }
-
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
         let mut u = scope.alloc(ids.len(), self.r);
         let a = &scope.params.get(self.a).value;

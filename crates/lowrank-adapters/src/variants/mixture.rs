@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, NormNumbers, ParamId, Params, Scope, Tensor};
+use lowrank_engine::{Adapter, Linear, NormNumbers, ParamId, Params, Scope, Tensor};
 
 use super::{Place, Start, Variant};
 use crate::Error;
@@ -50,21 +50,6 @@ impl Adapter for Mixture {
         base.forward(scope, x, y, beta);
         self.add(scope, base, x, y, 1.0);
         Vec::new()
-    }
-
-    /// # Panics
-    /// Always: a mixture has no parameters to train. Train one adapter, or merge the others first.
-    fn backward(
-        &self,
-        _: &Scope<'_>,
-        _: &Linear,
-        _: &mut Grads,
-        _: &Tensor,
-        _: &Tensor,
-        _: Vec<Tensor>,
-        _: Option<&mut Accumulator>,
-    ) {
-        panic!("several adapters at once are for inference");
     }
 
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {

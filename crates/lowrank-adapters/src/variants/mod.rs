@@ -19,6 +19,7 @@ pub mod mixture;
 pub mod prefix;
 pub mod prompt;
 pub mod residual;
+mod rows;
 pub mod saved;
 pub mod tokens;
 mod torch_random;

@@ -6,12 +6,10 @@
 
 use std::sync::Arc;
 
-use lowrank_engine::{
-    Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
-};
+use lowrank_engine::{Adapter, Grads, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels};
 use serde::Deserialize;
 
-use super::{Place, Start, Variant};
+use super::{Place, Start, Variant, rows};
 use crate::target::Target;
 use crate::{Error, LoraConfig};
 
@@ -50,40 +48,15 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Rows of virtual tokens among `ids`, and which they are.
-    fn rows(&self, ids: &[u32]) -> impl Iterator<Item = (usize, usize)> {
-        let vocab = self.vocab;
-        let own = move |(row, id): (usize, &u32)| Some((row, id.checked_sub(vocab)? as usize));
-        ids.iter().enumerate().filter_map(own)
+    /// The row of `id`, where it is a virtual token.
+    fn place(&self, id: u32) -> Option<usize> {
+        Some(id.checked_sub(self.vocab)? as usize)
     }
 }
 
 impl Adapter for Prompt {
-    fn forward(&self, _: &Scope<'_>, _: &Linear, _: &Tensor, _: &mut Tensor, _: f32) -> Vec<Tensor> {
-        unreachable!("an embedding is no linear layer")
-    }
-
-    fn backward(
-        &self,
-        _: &Scope<'_>,
-        _: &Linear,
-        _: &mut Grads,
-        _: &Tensor,
-        _: &Tensor,
-        _: Vec<Tensor>,
-        _: Option<&mut Accumulator>,
-    ) {
-        unreachable!("an embedding is no linear layer")
-    }
-
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], _: f32, y: &mut Tensor) -> Vec<Tensor> {
-        let (d, learned) = (y.cols(), &scope.params.get(self.embeddings).value);
-        scope.device.run(0, || {
-            let y = y.data_mut();
-            for (row, token) in self.rows(ids) {
-                y[row * d..(row + 1) * d].copy_from_slice(&learned[token * d..(token + 1) * d]);
-            }
-        });
+        rows::take(scope, self.embeddings, ids, |id| self.place(id), 1.0, y);
         Vec::new()
     }
 
@@ -97,13 +70,7 @@ impl Adapter for Prompt {
         dy: &Tensor,
         _: Vec<Tensor>,
     ) {
-        let d = dy.cols();
-        scope.device.run(0, || {
-            let gradient = grads.get_mut(self.embeddings);
-            for (row, token) in self.rows(ids) {
-                kernels::add(&mut gradient[token * d..(token + 1) * d], &dy.data()[row * d..(row + 1) * d]);
-            }
-        });
+        rows::add(scope, grads.get_mut(self.embeddings), ids, |id| self.place(id), 1.0, dy);
     }
 }
 

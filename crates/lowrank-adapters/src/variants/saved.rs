@@ -8,7 +8,7 @@ use lowrank_engine::{
     Accumulator, Adapter, Grads, Linear, NormNumbers, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
 };
 
-use super::{Place, Start, Variant};
+use super::{Place, Start, Variant, rows};
 use crate::{Error, LoraConfig};
 
 /// PEFT adds these to `modules_to_save` wherever the task is classification, whether they exist or not.
@@ -116,15 +116,7 @@ impl Adapter for Saved {
     }
 
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
-        let (table, d) = (&scope.params.get(self.weight).value, y.cols());
-        scope.device.run(0, || {
-            for (row, id) in y.data_mut().chunks_exact_mut(d).zip(ids) {
-                row.copy_from_slice(&table[*id as usize * d..][..d]);
-                if scale != 1.0 {
-                    kernels::scale(row, scale);
-                }
-            }
-        });
+        rows::take(scope, self.weight, ids, |id| Some(id as usize), scale, y);
         Vec::new()
     }
 
@@ -138,14 +130,7 @@ impl Adapter for Saved {
         dy: &Tensor,
         _: Vec<Tensor>,
     ) {
-        let d = dy.cols();
-        scope.device.run(0, || {
-            let table = grads.get_mut(self.weight);
-            for (row, id) in dy.data().chunks_exact(d).zip(ids) {
-                let to = &mut table[*id as usize * d..][..d];
-                to.iter_mut().zip(row).for_each(|(to, dy)| *to += scale * dy);
-            }
-        });
+        rows::add(scope, grads.get_mut(self.weight), ids, |id| Some(id as usize), scale, dy);
     }
 
     fn norm<'a>(&'a self, params: &'a Params) -> NormNumbers<'a> {

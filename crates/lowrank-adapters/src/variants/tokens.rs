@@ -5,12 +5,10 @@
 
 use std::collections::HashMap;
 
-use lowrank_engine::{
-    Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
-};
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
 use serde_json::Value;
 
-use super::{Place, Start, Variant};
+use super::{Place, Start, Variant, rows};
 use crate::{Error, LoraConfig};
 
 /// The field of `adapter_config.json`: a list of tokens, or lists by the names of embeddings.
@@ -162,17 +160,7 @@ impl Adapter for TrainedTokens {
     }
 
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
-        let (rows, d) = (&scope.params.get(self.rows).value, y.cols());
-        scope.device.run(0, || {
-            for (y, id) in y.data_mut().chunks_exact_mut(d).zip(ids) {
-                if let Some(at) = self.place.get(id) {
-                    y.copy_from_slice(&rows[at * d..][..d]);
-                    if scale != 1.0 {
-                        kernels::scale(y, scale);
-                    }
-                }
-            }
-        });
+        rows::take(scope, self.rows, ids, |id| self.place.get(&id).copied(), scale, y);
         Vec::new()
     }
 
@@ -186,16 +174,7 @@ impl Adapter for TrainedTokens {
         dy: &Tensor,
         _: Vec<Tensor>,
     ) {
-        let d = dy.cols();
-        scope.device.run(0, || {
-            let drows = grads.get_mut(self.rows);
-            for (dy, id) in dy.data().chunks_exact(d).zip(ids) {
-                if let Some(at) = self.place.get(id) {
-                    let to = drows[at * d..][..d].iter_mut();
-                    to.zip(dy).for_each(|(to, dy)| *to += scale * dy);
-                }
-            }
-        });
+        rows::add(scope, grads.get_mut(self.rows), ids, |id| self.place.get(&id).copied(), scale, dy);
     }
 }
 

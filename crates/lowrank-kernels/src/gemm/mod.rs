@@ -174,7 +174,7 @@ pub fn linear_backward(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta
 }
 
 /// [`linear`] that may round `x` to BF16: where the weight is BF16, the tokens are more than a few, and the CPU
-/// multiplies BF16 at twice the rate of f32 (AVX512-BF16). Sums are f32 in any case.
+/// multiplies BF16 faster than f32 (AVX512-BF16, AMX-BF16). Sums are f32 in any case.
 ///
 /// # Panics
 /// As [`linear`].
@@ -194,6 +194,12 @@ pub fn linear_backward_bf16(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize,
     if !native_bf16(&row_major(n, w.cols, w.rows, dy, dx, beta), w, bf16::Side::Backward) {
         linear_backward_at(level(), dx, dy, w, n, beta);
     }
+}
+
+/// Whether [`linear_bf16`] and [`linear_backward_bf16`] round anything on this CPU: elsewhere they are [`linear`] and
+/// [`linear_backward`].
+pub fn rounds_to_bf16() -> bool {
+    bf16::available() || level() == Level::Amx
 }
 
 /// Computes the product with BF16 operands, if that can be done here and pays. `product` covers its operands.
