@@ -173,7 +173,13 @@ pub(super) unsafe fn run<D: Dot>(p: &Product, w: &WeightRef, side: Side, threads
                     let from = unsafe {
                         std::slice::from_raw_parts(p.a.add((rows.start + r) * p.ars + k.start), k.len())
                     };
-                    round_row(from, to);
+                    // SAFETY: the caller has the instruction.
+                    unsafe {
+                        D::enter(
+                            #[inline(always)]
+                            || round_row(from, to),
+                        );
+                    }
                 };
                 match threads {
                     1 => left.chunks_exact_mut(stride).enumerate().for_each(fill),
@@ -207,6 +213,7 @@ fn round(x: f32) -> u32 {
 }
 
 /// A row of A in pairs, the last with a zero where there is no second number.
+#[inline(always)]
 fn round_row(from: &[f32], to: &mut [f32]) {
     let (whole, last) = from.as_chunks::<2>();
     for (to, [a, b]) in to.iter_mut().zip(whole) {
@@ -280,30 +287,26 @@ unsafe fn pack<D: Dot>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usiz
                 };
                 if whole < pairs {
                     for (j, to) in panel[whole * NR..].iter_mut().enumerate() {
-                        let last = if j < width { half(&w.row(from + j)[2 * k.end - 2..]) } else { 0 };
-                        *to = f32::from_bits(last);
+                        let last = if j < width {
+                            w.row(from + j)[2 * k.end - 2..].as_chunks().0[0]
+                        } else {
+                            [0; 2]
+                        };
+                        *to = f32::from_bits(half(last));
                     }
                 }
             }
             Side::Backward => {
                 for (pair, to) in panel.chunks_exact_mut(NR).enumerate() {
                     let l = k.start + 2 * pair;
-                    let piece = |l: usize| &w.row(l)[2 * from..2 * (from + width)];
-                    let (low, high) = (piece(l), if l + 1 < k.end { piece(l + 1) } else { &[][..] });
-                    to[width..].fill(0.0);
-                    match high {
-                        [] => {
-                            for (to, low) in to.iter_mut().zip(low.chunks_exact(2)) {
-                                *to = f32::from_bits(half(low));
-                            }
-                        }
-                        _ => {
-                            let both = low.chunks_exact(2).zip(high.chunks_exact(2));
-                            for (to, (low, high)) in to.iter_mut().zip(both) {
-                                *to = f32::from_bits(half(low) | half(high) << 16);
-                            }
-                        }
+                    let piece = |l: usize| w.row(l)[2 * from..2 * (from + width)].as_chunks::<2>().0;
+                    let low = piece(l);
+                    // Beyond the last row stands a zero.
+                    let high = if l + 1 < k.end { piece(l + 1) } else { &[[0; 2]; NR][..width] };
+                    for (to, (low, high)) in to.iter_mut().zip(low.iter().zip(high)) {
+                        *to = f32::from_bits(half(*low) | half(*high) << 16);
                     }
+                    to[width..].fill(0.0);
                 }
             }
         }
@@ -311,8 +314,8 @@ unsafe fn pack<D: Dot>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usiz
 }
 
 #[inline(always)]
-fn half(bytes: &[u8]) -> u32 {
-    u32::from(u16::from_le_bytes([bytes[0], bytes[1]]))
+fn half(bytes: [u8; 2]) -> u32 {
+    u32::from(u16::from_le_bytes(bytes))
 }
 
 /// Some rows of A times one panel.
