@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank_engine::{Site, SiteKind};
+use lowrank_models::files::{AtomicFile, write_atomic};
 use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
 
@@ -230,7 +230,7 @@ impl AdapterSet {
         }
         let mut config = serde_json::to_vec_pretty(&self.config.to_json()).expect("plain data");
         config.push(b'\n');
-        write_atomic(&dir.join(CONFIG_FILE), &config)
+        Ok(write_atomic(&dir.join(CONFIG_FILE), &config)?)
     }
 }
 
@@ -335,32 +335,8 @@ pub fn write_tensors<'a>(
     tensors: impl IntoIterator<Item = (String, Numbers<'a>)>,
     metadata: HashMap<String, String>,
 ) -> Result<(), Error> {
-    replace(path, |file| {
-        let written = safetensors::serialize_to_file(tensors, Some(metadata), file.path());
-        written.map_err(|e| Error::file(path, e.to_string()))
-    })
-}
-
-/// Writes a file, whole or not at all.
-///
-/// # Errors
-/// Where the folder cannot be written.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    replace(path, |file| file.write_all(bytes).map_err(|e| Error::io(path, e)))
-}
-
-/// Writes a file beside its place and moves it there: whatever happens, the old or the new one is
-/// there whole.
-fn replace(
-    path: &Path,
-    write: impl FnOnce(&mut tempfile::NamedTempFile) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let error = |e| Error::io(path, e);
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(error)?;
-    write(&mut file)?;
-    file.as_file().sync_all().map_err(error)?;
-    file.persist(path).map_err(|e| error(e.error))?;
-    // The rename itself must survive a power cut.
-    File::open(dir).and_then(|d| d.sync_all()).or_else(|e| if cfg!(unix) { Err(error(e)) } else { Ok(()) })
+    let file = AtomicFile::create(path)?;
+    let written = safetensors::serialize_to_file(tensors, Some(metadata), file.temporary());
+    written.map_err(|e| Error::file(path, e.to_string()))?;
+    Ok(file.commit()?)
 }

@@ -18,9 +18,7 @@ pub mod variants;
 pub use config::{LoraConfig, OneOrMany, Targets};
 pub use conv::{ConvConfig, ConvGrads, ConvLora};
 pub use error::Error;
-pub use file::{
-    CONFIG_FILE, Numbers, TASK_FILE, TENSORS_FILE, TrainingState, read_task, write_atomic, write_tensors,
-};
+pub use file::{CONFIG_FILE, Numbers, TASK_FILE, TENSORS_FILE, TrainingState, read_task, write_tensors};
 pub use init::InitLoraWeights;
 pub use regime::Regime;
 pub use set::{AdaptedSite, AdapterSet};

@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::{AdapterSet, Numbers, TrainingState, write_atomic, write_tensors};
+use lowrank_adapters::{AdapterSet, Numbers, TrainingState, write_tensors};
 use lowrank_engine::{AdamW, Site};
+use lowrank_models::files::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -69,7 +70,7 @@ pub fn save(
     adapters.save(&fresh)?;
     write_optimizer(&fresh.join(OPTIMIZER_FILE), adapters, optimizer)?;
     let state = serde_json::to_vec_pretty(state).expect("plain data");
-    write_atomic(&fresh.join(STATE_FILE), &state)?;
+    write_atomic(&fresh.join(STATE_FILE), &state).map_err(lowrank_adapters::Error::from)?;
     remove(&former)?;
     if target.exists() {
         fs::rename(&target, &former).map_err(Error::io(&target))?;

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use lowrank_adapters::{AdapterSet, write_atomic};
+use lowrank_adapters::AdapterSet;
+use lowrank_models::files::write_atomic;
 use lowrank_train::{DataReport, Summary};
 
 use crate::Result;

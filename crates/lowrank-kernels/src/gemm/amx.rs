@@ -46,7 +46,8 @@ const SHARED: usize = 8;
 pub(super) const PACKED: usize =
     (ROWS * KC + if BLOCK > 6 * KC * 256 { BLOCK / 6 } else { KC * 256 }) * 3 / 2;
 
-/// Whether this machine has the unit, and its system lets us use it.
+/// Whether this machine has the unit, and its system lets us use it. (In tests, [`emulate`] takes its place where there is
+/// none.)
 pub(crate) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
@@ -103,7 +104,7 @@ pub(super) fn fits(p: &Product, parts: Parts) -> bool {
 /// Computes the product on up to `threads` threads of the current pool. Their number does not change a bit of it.
 ///
 /// # Safety
-/// The machine has [`available`] and AVX-512; the pointers of `p` cover its shapes, and nobody else uses `C`.
+/// The machine has [`available`] (but for tests) and AVX-512; the pointers of `p` cover its shapes, and nobody else uses `C`.
 pub(super) unsafe fn run<B: Operand>(p: &Product, b: &B, parts: Parts, threads: usize) {
     let kc = cut(p.k, KC, b.k_step().max(CHUNK));
     let step = SIDE.max(b.n_step());
@@ -387,8 +388,10 @@ unsafe fn task<B: Operand>(
     let step = SIDE.max(b.n_step());
     let nc = cut(cols.len(), (BLOCK / (4 * size)).max(1) * SIDE / step * step, step);
     let mut sums = Sums([0.0; SIDE * SIDE]);
-    // SAFETY: the unit is there; it is released below, and nothing in between panics or uses it otherwise.
-    unsafe { configure() };
+    if available() {
+        // SAFETY: the unit is there; it is released below, and nothing in between panics or uses it otherwise.
+        unsafe { configure() };
+    }
     for j in cols.clone().step_by(nc) {
         let block = j..(j + nc).min(cols.end);
         let right = right.get(block.len().div_ceil(SIDE) * size);
@@ -420,8 +423,10 @@ unsafe fn task<B: Operand>(
             }
         }
     }
-    // SAFETY: the tiles hold nothing any more.
-    unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+    if available() {
+        // SAFETY: the tiles hold nothing any more.
+        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+    }
 }
 
 /// A block of sums, 32 x 32.
@@ -437,6 +442,11 @@ unsafe fn multiply(
     ahead: *const f32,
     sums: &mut Sums,
 ) {
+    #[cfg(test)]
+    if !available() {
+        // SAFETY: the caller's promises.
+        return unsafe { emulate(parts, a, b, chunks, sums) };
+    }
     // Tiles 0 to 3 are the sums, 4 and 5 the left operand, 6 and 7 the right one. Each is loaded just before its
     // first use, so that loads and products overlap.
     macro_rules! left {
@@ -566,6 +576,39 @@ unsafe fn multiply(
                 next!("1", "1"),
                 "jnz 3b",
             ),
+        }
+    }
+}
+
+/// [`multiply`] in plain Rust.
+#[cfg(test)]
+unsafe fn emulate(parts: Parts, a: *const f32, b: *const f32, chunks: usize, sums: &mut Sums) {
+    // SAFETY: `chunks` packed chunks on both pointers, says the caller.
+    let [a, b] = [(a, parts.left()), (b, parts.right())]
+        .map(|(data, parts)| unsafe { std::slice::from_raw_parts(data, chunks * parts * 2 * TILE) });
+    let passes: [&[(usize, usize)]; 2] = match parts {
+        Parts::Exact => [&[(0, 2), (0, 1), (1, 1), (1, 0), (2, 0)], &[(0, 0)]],
+        Parts::ExactLeft => [&[(2, 0), (1, 0)], &[(0, 0)]],
+        Parts::Rounded => [&[], &[(0, 0)]],
+    };
+    let low = |pair: f32| f32::from_bits(pair.to_bits() << 16);
+    let high = |pair: f32| f32::from_bits(pair.to_bits() & 0xffff_0000);
+    sums.0.fill(0.0);
+    for pass in passes {
+        for (chunk, (left, right)) in (0..chunks).flat_map(|chunk| pass.iter().map(move |pair| (chunk, pair)))
+        {
+            let left = &a[(chunk * parts.left() + left) * 2 * TILE..][..2 * TILE];
+            let right = &b[(chunk * parts.right() + right) * 2 * TILE..][..2 * TILE];
+            for (sums, left) in sums.0.chunks_exact_mut(SIDE).zip(left.chunks_exact(16)) {
+                for (sums, right) in sums.chunks_exact_mut(16).zip(right.chunks_exact(TILE)) {
+                    for (x, right) in left.iter().zip(right.chunks_exact(16)) {
+                        for (sum, y) in sums.iter_mut().zip(right) {
+                            *sum += low(*x) * low(*y);
+                            *sum += high(*x) * high(*y);
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -250,10 +250,15 @@ unsafe fn tasks<D: Dot>(
                     #[inline(always)]
                     || pack::<D>(w, side, k.clone(), block.clone(), panels),
                 );
+                let next = block.end..(block.end + nc).min(cols.end);
+                let steps = left.rows.div_ceil(DOWN) * block.len().div_ceil(NR);
+                let mut step = 0;
                 for i in (0..left.rows).step_by(DOWN) {
                     let rows = i..(i + DOWN).min(left.rows);
                     for (panel, j) in panels.chunks_exact(NR * pairs).zip(block.clone().step_by(NR)) {
                         let width = NR.min(block.end - j);
+                        ask::<D>(w, side, &k, &next, step, steps);
+                        step += 1;
                         let panel = panel.as_ptr().cast();
                         D::enter(
                             #[inline(always)]
@@ -271,11 +276,29 @@ unsafe fn tasks<D: Dot>(
     }
 }
 
+/// Asks for share `step` of `steps` of what the next block packs: its rows are too short for the CPU to see a stream.
+#[inline]
+fn ask<D: Dot>(w: &WeightRef, side: Side, k: &Range<usize>, next: &Range<usize>, step: usize, steps: usize) {
+    if next.is_empty() {
+        return;
+    }
+    let (rows, cols) = if side == Side::Forward { (next, k) } else { (k, next) };
+    let share = |step: usize| rows.start + step * rows.len() / steps;
+    for row in share(step)..share(step + 1) {
+        let bytes = &w.row(row)[2 * cols.start..2 * cols.end];
+        let (line, last) = (bytes.as_ptr().cast::<f32>(), bytes.len().div_ceil(64));
+        (0..=last).for_each(|at| D::Pack::prefetch(line.wrapping_add(16 * at)));
+    }
+}
+
 /// Packs `B[k, n]` in panels: for each pair of `k`, 32 columns.
 #[inline(always)]
 unsafe fn pack<D: Dot>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usize>, panels: &mut [f32]) {
     let pairs = k.len().div_ceil(2);
+    let columns = |from: usize| from.min(n.end)..(from + NR).min(n.end);
+    ask::<D>(w, side, &k, &columns(n.start), 0, 1);
     for (panel, from) in panels.chunks_exact_mut(NR * pairs).zip(n.clone().step_by(NR)) {
+        ask::<D>(w, side, &k, &columns(from + NR), 0, 1);
         let width = NR.min(n.end - from);
         match side {
             Side::Forward => {

@@ -122,7 +122,7 @@ fn linear_case(level: Level, format: Format, n: usize, o: usize, k: usize, order
 
 #[test]
 fn products_over_every_format() {
-    for level in Level::available() {
+    for level in levels() {
         for format in Format::ALL {
             let block = format.block_len();
             for n in [1, 2, 3, 5, 8, 13, 33, 97] {
@@ -137,7 +137,7 @@ fn products_over_every_format() {
 
 #[test]
 fn products_longer_than_a_block() {
-    for level in Level::available() {
+    for level in levels() {
         linear_case(level, Format::F32, 103, 37, 1031, RowOrder::Plain, 0.0);
         // Rows of activations 4096 bytes apart, and more of them than are copied at a time.
         linear_case(level, Format::F32, 1029, 67, 1024, RowOrder::Plain, 1.0);
@@ -155,7 +155,7 @@ fn products_longer_than_a_block() {
 
 #[test]
 fn products_in_the_row_order_of_llama_cpp() {
-    for level in Level::available() {
+    for level in levels() {
         for format in [Format::F32, Format::F16, Format::Q4_0, Format::Q5_K, Format::NF4] {
             for n in [1, 4, 20] {
                 linear_case(level, format, n, 72, 256, RowOrder::RopeInterleaved { head_dim: 24 }, 0.0);
@@ -201,7 +201,7 @@ fn dense_products_of_every_layout() {
         (130, 19, 0),
         (2, 2, 900),
     ];
-    for level in Level::available() {
+    for level in levels() {
         for (m, n, k) in shapes {
             for way in 0..125 {
                 let (ars, acs, alen) = layout(way % 5, m, k);
@@ -259,13 +259,22 @@ fn any_number_of_threads_gives_the_same_bits() {
     }
 }
 
-/// Products below the size that pays for the tile unit too, on machines that have it.
+/// The levels of this machine, and the tile unit, which is emulated where there is none: only its packing needs AVX-512.
+fn levels() -> Vec<Level> {
+    let mut levels = Level::available();
+    if levels.last() == Some(&Level::Avx512) {
+        levels.push(Level::Amx);
+    }
+    levels
+}
+
+/// Products below the size that pays for the tile unit, too.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn the_tile_unit_has_right_edges() {
     use amx::Parts;
-    if !amx::available() {
-        eprintln!("skipped: this machine has no AMX-BF16");
+    if !levels().contains(&Level::Amx) {
+        eprintln!("skipped: this machine has no AVX-512");
         return;
     }
     let rounded = |x: &f32| half::bf16::from_f32(*x).to_f32();
@@ -306,7 +315,7 @@ fn the_tile_unit_has_right_edges() {
                 };
                 let (x, mut y) = (numbers.vec(n * k), start(n * o));
                 let (dy, mut dx) = (numbers.vec(n * o), start(n * k));
-                // SAFETY: the unit is there; the operands have their shapes.
+                // SAFETY: the unit is there or emulated; the operands have their shapes.
                 unsafe {
                     amx::run(&row_major(n, o, k, &x, &mut y, beta), &Forward(w), parts, 1 + case % 3);
                     amx::run(&row_major(n, k, o, &dy, &mut dx, beta), &Backward(w), parts, 1 + case % 2);
@@ -326,7 +335,7 @@ fn the_tile_unit_has_right_edges() {
         let mut c = before.clone();
         let product =
             Product { alpha: -1.5, beta: 0.5, crs: 1, ccs: n, ..row_major(n, o, k, &a, &mut c, 0.0) };
-        // SAFETY: the unit is there; the operands have their shapes.
+        // SAFETY: the unit is there or emulated; the operands have their shapes.
         unsafe { amx::run(&product, &Dense { data: b.as_ptr(), ks: o, ns: 1 }, Parts::Exact, 2) };
         let (at, of) = (|i: usize, l: usize| a[i * k + l], |l: usize, j: usize| b[l * o + j]);
         let put = |i: usize, j: usize| before[j * n + i];
