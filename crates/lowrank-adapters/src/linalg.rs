@@ -47,7 +47,7 @@ pub struct Randomized {
     pub rank: usize,
     /// Random directions beyond `rank`.
     pub oversampling: usize,
-    /// Multiplications by `A A^T`: each separates the leading directions further.
+    /// Multiplications by `A A^T`, at most: each separates the leading directions further, until they are settled.
     pub iterations: usize,
     /// Seed of the random directions: the same seed gives the same result.
     pub seed: u64,
@@ -88,12 +88,10 @@ fn scaled_columns(a: &[f32], s: &[f32]) -> Vec<f32> {
 
 /// `A[m,k] B[k,n]`, row-major.
 pub(crate) fn product(m: usize, n: usize, k: usize, a: &[f32], b: &[f32]) -> Vec<f32> {
-    let mut c = vec![0.0; m * n];
-    if !c.is_empty() && k > 0 {
-        let (a, b) = (kernels::MatRef::row_major(a, k), kernels::MatRef::row_major(b, n));
-        kernels::gemm(m, n, k, 1.0, a, b, 0.0, kernels::MatMut::row_major(&mut c, n));
+    if m * n == 0 || k == 0 {
+        return vec![0.0; m * n];
     }
-    c
+    multiply(m, n, k, by_rows(a, k), by_rows(b, n))
 }
 
 /// Householder QR of `a: [m, n]`; the signs are LAPACK's (so NumPy's and PyTorch's).
@@ -139,24 +137,55 @@ pub fn svd_randomized(m: usize, n: usize, a: &[f32], how: Randomized) -> Result<
     finite(a)?;
     let mut directions = vec![0.0; n * wide];
     kernels::normal(&mut directions, 0.0, 1.0, how.seed, RANGE_STREAM);
-    let mut q = qr(m, wide, &product(m, wide, n, a, &directions)).q;
-    for _ in 0..how.iterations {
-        let back = qr(n, wide, &product_of_transposed(n, wide, m, a, &q)).q;
-        q = qr(m, wide, &product(m, wide, n, a, &back)).q;
+    let a = by_rows(a, n);
+    let mut q = qr(m, wide, &multiply(m, wide, n, a, by_rows(&directions, wide))).q;
+    let mut before: Option<Vec<f32>> = None;
+    let mut left = how.iterations;
+    loop {
+        // A is Q (Q^T A), and Q^T A the transpose of P R, which leaves the singular values of a small matrix.
+        let Qr { q: p, r } = qr(n, wide, &multiply(n, wide, m, a.t(), by_rows(&q, wide)));
+        let core = svd(wide, wide, &r)?;
+        let u = multiply(m, wide, wide, by_rows(&q, wide), by_rows(&core.vt, wide).t());
+        let settled = before.is_some_and(|before| missed(m, wide, how.rank, &before, &u, &core.s) <= SETTLED);
+        if left == 0 || settled {
+            let vt = multiply(wide, n, wide, by_rows(&core.u, wide).t(), by_rows(&p, wide).t());
+            return Ok(Svd { u, s: core.s, vt, rows: m, cols: n }.truncate(how.rank));
+        }
+        let next = qr(m, wide, &multiply(m, wide, n, a, by_rows(&p, wide))).q;
+        before = Some(std::mem::replace(&mut q, next));
+        left -= 1;
     }
-    // A is Q (Q^T A), and Q^T A has few rows.
-    let inner = svd(wide, n, &product_of_transposed(wide, n, m, &q, a))?;
-    let u = product(m, wide, wide, &q, &inner.u);
-    Ok(Svd { u, s: inner.s, vt: inner.vt, rows: m, cols: n }.truncate(how.rank))
+}
+
+/// Share of the leading part of a matrix that directions may have missed for the next ones to be taken as settled: each
+/// iteration leaves less, and more than float32 can tell apart is not asked for.
+const SETTLED: f64 = 1e-5;
+
+/// What the directions `q: [m, wide]` leave of `U diag(s)`, its leading `rank` columns, as a share.
+fn missed(m: usize, wide: usize, rank: usize, q: &[f32], u: &[f32], s: &[f32]) -> f64 {
+    let along = multiply(wide, wide, m, by_rows(q, wide).t(), by_rows(u, wide));
+    let seen = multiply(m, wide, wide, by_rows(q, wide), by_rows(&along, wide));
+    let of = |number: f32, column: usize| (f64::from(number) * f64::from(s[column])).powi(2);
+    let (mut left, mut all) = (0.0, 0.0);
+    for (u, seen) in u.chunks_exact(wide).zip(seen.chunks_exact(wide)) {
+        for column in 0..rank {
+            left += of(u[column] - seen[column], column);
+            all += of(u[column], column);
+        }
+    }
+    (left / all).sqrt()
 }
 
 /// Stream of the random directions.
 const RANGE_STREAM: u64 = 3 << 61;
 
-/// `A^T[m,k] B[k,n]` of row-major `a: [k, m]` and `b: [k, n]`.
-fn product_of_transposed(m: usize, n: usize, k: usize, a: &[f32], b: &[f32]) -> Vec<f32> {
+fn by_rows(a: &[f32], columns: usize) -> kernels::MatRef<'_> {
+    kernels::MatRef::row_major(a, columns)
+}
+
+/// `A[m,k] B[k,n]`, row-major.
+fn multiply(m: usize, n: usize, k: usize, a: kernels::MatRef<'_>, b: kernels::MatRef<'_>) -> Vec<f32> {
     let mut c = vec![0.0; m * n];
-    let (a, b) = (kernels::MatRef::row_major(a, m).t(), kernels::MatRef::row_major(b, n));
     kernels::gemm(m, n, k, 1.0, a, b, 0.0, kernels::MatMut::row_major(&mut c, n));
     c
 }
