@@ -47,9 +47,9 @@ pub struct Scores {
     pub hits: Vec<bool>,
 }
 
-/// Logits that exist at once, in numbers: with 26 MB the head is expanded seldom enough to cost a few
-/// percent of its product, and the peak stays that of the blocks.
-const CHUNK: usize = 25 << 18;
+/// Logits that exist at once, in numbers: with 36 MB packing the head costs a few percent of its product, and the peak stays
+/// near that of the blocks.
+const CHUNK: usize = 17 << 19;
 
 /// Rows of one chunk: the labels in equal parts.
 fn chunk_rows(labels: usize, vocab: usize) -> usize {

@@ -276,8 +276,14 @@ unsafe fn tasks<D: Dot>(
     }
 }
 
+/// [`WeightRef::row`] of what is known to be BF16, for inner loops.
+#[inline(always)]
+fn row_of<'a>(w: &WeightRef<'a>, row: usize) -> &'a [u8] {
+    &w.bytes[w.stored_row(row) * 2 * w.cols..][..2 * w.cols]
+}
+
 /// Asks for share `step` of `steps` of what the next block packs: its rows are too short for the CPU to see a stream.
-#[inline]
+#[inline(always)]
 fn ask<D: Dot>(w: &WeightRef, side: Side, k: &Range<usize>, next: &Range<usize>, step: usize, steps: usize) {
     if next.is_empty() {
         return;
@@ -285,7 +291,7 @@ fn ask<D: Dot>(w: &WeightRef, side: Side, k: &Range<usize>, next: &Range<usize>,
     let (rows, cols) = if side == Side::Forward { (next, k) } else { (k, next) };
     let share = |step: usize| rows.start + step * rows.len() / steps;
     for row in share(step)..share(step + 1) {
-        let bytes = &w.row(row)[2 * cols.start..2 * cols.end];
+        let bytes = &row_of(w, row)[2 * cols.start..2 * cols.end];
         let (line, last) = (bytes.as_ptr().cast::<f32>(), bytes.len().div_ceil(64));
         (0..=last).for_each(|at| D::Pack::prefetch(line.wrapping_add(16 * at)));
     }
@@ -303,7 +309,7 @@ unsafe fn pack<D: Dot>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usiz
         match side {
             Side::Forward => {
                 let whole = k.len() / 2;
-                let row = |j: usize| w.row(from + j)[2 * k.start..2 * k.end].as_ptr();
+                let row = |j: usize| row_of(w, from + j)[2 * k.start..2 * k.end].as_ptr();
                 // SAFETY: each row holds `whole` pairs from the pointer on.
                 unsafe {
                     transpose_units::<D::Pack>(|j| row(j).cast(), whole, width, NR, &mut panel[..whole * NR])
@@ -311,7 +317,7 @@ unsafe fn pack<D: Dot>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usiz
                 if whole < pairs {
                     for (j, to) in panel[whole * NR..].iter_mut().enumerate() {
                         let last = if j < width {
-                            w.row(from + j)[2 * k.end - 2..].as_chunks().0[0]
+                            row_of(w, from + j)[2 * k.end - 2..].as_chunks().0[0]
                         } else {
                             [0; 2]
                         };
@@ -322,7 +328,7 @@ unsafe fn pack<D: Dot>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usiz
             Side::Backward => {
                 for (pair, to) in panel.chunks_exact_mut(NR).enumerate() {
                     let l = k.start + 2 * pair;
-                    let piece = |l: usize| w.row(l)[2 * from..2 * (from + width)].as_chunks::<2>().0;
+                    let piece = |l: usize| row_of(w, l)[2 * from..2 * (from + width)].as_chunks::<2>().0;
                     let low = piece(l);
                     // Beyond the last row stands a zero.
                     let high = if l + 1 < k.end { piece(l + 1) } else { &[[0; 2]; NR][..width] };
