@@ -27,6 +27,8 @@ const BLOCK: usize = 75 << 10;
 pub(super) const NR: usize = 32;
 /// Rows of a tile.
 const MR: usize = 12;
+/// Rows of the weight asked for ahead of their use.
+const AHEAD: usize = 16;
 /// Tasks for each thread.
 const TASKS: usize = 4;
 
@@ -250,14 +252,18 @@ unsafe fn tasks<D: Dot>(
                     #[inline(always)]
                     || pack::<D>(w, side, k.clone(), block.clone(), panels),
                 );
-                let next = block.end..(block.end + nc).min(cols.end);
+                let next = match block.end < cols.end {
+                    true => (k.clone(), block.end..(block.end + nc).min(cols.end)),
+                    // The same columns come next, further along `k`.
+                    false => (k.end..(k.end + k.len()).min(p.k), cols.start..(cols.start + nc).min(cols.end)),
+                };
                 let steps = left.rows.div_ceil(DOWN) * block.len().div_ceil(NR);
                 let mut step = 0;
                 for i in (0..left.rows).step_by(DOWN) {
                     let rows = i..(i + DOWN).min(left.rows);
                     for (panel, j) in panels.chunks_exact(NR * pairs).zip(block.clone().step_by(NR)) {
                         let width = NR.min(block.end - j);
-                        ask::<D>(w, side, &k, &next, step, steps);
+                        ask::<D>(w, side, &next.0, &next.1, step, steps);
                         step += 1;
                         let panel = panel.as_ptr().cast();
                         D::enter(
@@ -285,16 +291,20 @@ fn row_of<'a>(w: &WeightRef<'a>, row: usize) -> &'a [u8] {
 /// Asks for share `step` of `steps` of what the next block packs: its rows are too short for the CPU to see a stream.
 #[inline(always)]
 fn ask<D: Dot>(w: &WeightRef, side: Side, k: &Range<usize>, next: &Range<usize>, step: usize, steps: usize) {
-    if next.is_empty() {
+    if k.is_empty() || next.is_empty() {
         return;
     }
     let (rows, cols) = if side == Side::Forward { (next, k) } else { (k, next) };
     let share = |step: usize| rows.start + step * rows.len() / steps;
-    for row in share(step)..share(step + 1) {
-        let bytes = &row_of(w, row)[2 * cols.start..2 * cols.end];
-        let (line, last) = (bytes.as_ptr().cast::<f32>(), bytes.len().div_ceil(64));
-        (0..=last).for_each(|at| D::Pack::prefetch(line.wrapping_add(16 * at)));
-    }
+    (share(step)..share(step + 1)).for_each(|row| ask_row::<D>(w, row, cols));
+}
+
+/// Asks for the part `cols` of a row.
+#[inline(always)]
+fn ask_row<D: Dot>(w: &WeightRef, row: usize, cols: &Range<usize>) {
+    let bytes = &row_of(w, row)[2 * cols.start..2 * cols.end];
+    let (line, last) = (bytes.as_ptr().cast::<f32>(), bytes.len().div_ceil(64));
+    (0..=last).for_each(|at| D::Pack::prefetch(line.wrapping_add(16 * at)));
 }
 
 /// Packs `B[k, n]` in panels: for each pair of `k`, 32 columns.
@@ -302,40 +312,38 @@ fn ask<D: Dot>(w: &WeightRef, side: Side, k: &Range<usize>, next: &Range<usize>,
 unsafe fn pack<D: Dot>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usize>, panels: &mut [f32]) {
     let pairs = k.len().div_ceil(2);
     let columns = |from: usize| from.min(n.end)..(from + NR).min(n.end);
-    ask::<D>(w, side, &k, &columns(n.start), 0, 1);
-    for (panel, from) in panels.chunks_exact_mut(NR * pairs).zip(n.clone().step_by(NR)) {
-        ask::<D>(w, side, &k, &columns(from + NR), 0, 1);
-        let width = NR.min(n.end - from);
-        match side {
-            Side::Forward => {
-                let whole = k.len() / 2;
+    match side {
+        Side::Forward => {
+            ask::<D>(w, side, &k, &columns(n.start), 0, 1);
+            for (panel, from) in panels.chunks_exact_mut(NR * pairs).zip(n.clone().step_by(NR)) {
+                ask::<D>(w, side, &k, &columns(from + NR), 0, 1);
+                let (width, whole) = (columns(from).len(), k.len() / 2);
                 let row = |j: usize| row_of(w, from + j)[2 * k.start..2 * k.end].as_ptr();
                 // SAFETY: each row holds `whole` pairs from the pointer on.
                 unsafe {
                     transpose_units::<D::Pack>(|j| row(j).cast(), whole, width, NR, &mut panel[..whole * NR])
                 };
                 if whole < pairs {
+                    let last = |j: usize| row_of(w, from + j)[2 * k.end - 2..].as_chunks().0[0];
                     for (j, to) in panel[whole * NR..].iter_mut().enumerate() {
-                        let last = if j < width {
-                            row_of(w, from + j)[2 * k.end - 2..].as_chunks().0[0]
-                        } else {
-                            [0; 2]
-                        };
-                        *to = f32::from_bits(half(last));
+                        *to = f32::from_bits(if j < width { half(last(j)) } else { 0 });
                     }
                 }
             }
-            Side::Backward => {
-                for (pair, to) in panel.chunks_exact_mut(NR).enumerate() {
-                    let l = k.start + 2 * pair;
-                    let piece = |l: usize| row_of(w, l)[2 * from..2 * (from + width)].as_chunks::<2>().0;
-                    let low = piece(l);
-                    // Beyond the last row stands a zero.
-                    let high = if l + 1 < k.end { piece(l + 1) } else { &[[0; 2]; NR][..width] };
+        }
+        Side::Backward => {
+            for (pair, l) in k.clone().step_by(2).enumerate() {
+                (l + AHEAD..l + AHEAD + 2).filter(|l| *l < k.end).for_each(|l| ask_row::<D>(w, l, &n));
+                let row = |l: usize| row_of(w, l)[2 * n.start..2 * n.end].as_chunks::<2>().0;
+                let low = row(l);
+                // Beyond the last row stand zeros.
+                let (high, mask) = if l + 1 < k.end { (row(l + 1), !0) } else { (low, 0xffff) };
+                let panels = panels.chunks_exact_mut(NR).skip(pair).step_by(pairs);
+                for (to, (low, high)) in panels.zip(low.chunks(NR).zip(high.chunks(NR))) {
                     for (to, (low, high)) in to.iter_mut().zip(low.iter().zip(high)) {
-                        *to = f32::from_bits(half(*low) | half(*high) << 16);
+                        *to = f32::from_bits((half(*low) | half(*high) << 16) & mask);
                     }
-                    to[width..].fill(0.0);
+                    to[low.len()..].fill(0.0);
                 }
             }
         }
