@@ -84,6 +84,8 @@ def ours(args, paths, steps):
         "--lr-scheduler", "constant", "--weight-decay", "0", "--max-grad-norm", "0",
         "--threads", str(args.threads), "--log-json", log,
     ]
+    if length := TABLES[args.table].get("length"):
+        command += ["--max-seq-len", str(length)]
     if args.table == "e2e":
         command += ["--prompt-column", "mr", "--completion-column", "ref", "--prompt-template", "{prompt}\n"]
     if args.classify:
