@@ -5,27 +5,20 @@ mod common;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 
-use common::counting::{Counting, NOW, PEAK};
+use common::counting::{Counting, measured};
 use common::{raw_safetensors, safetensors, small_gguf};
 use lowrank_models::{Base, ChatTemplate, Message, Tokenizer};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The tests of this file count memory: one at a time.
-static ONE: Mutex<()> = Mutex::new(());
-
 const LIMIT: usize = 4 << 20;
 
 /// Runs a reader; the result as text. Panics only where the reader does what it must not.
 fn read<T>(what: &str, reader: impl FnOnce() -> lowrank_models::Result<T>) -> Result<(), String> {
-    let before = NOW.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    let result = catch_unwind(AssertUnwindSafe(|| reader().map(drop).map_err(|e| e.to_string())));
-    let took = PEAK.load(Ordering::Relaxed) - before;
+    let (result, _, took) =
+        measured(|| catch_unwind(AssertUnwindSafe(|| reader().map(drop).map_err(|e| e.to_string()))));
     assert!(took < LIMIT, "{what}: took {took} bytes");
     let result = result.unwrap_or_else(|_| panic!("{what}: the reader panicked"));
     if let Err(message) = &result {
@@ -83,7 +76,6 @@ fn good_safetensors() -> Vec<u8> {
 
 #[test]
 fn safetensors_cut_anywhere() {
-    let _one = ONE.lock();
     let folder = Folder::new();
     let good = good_safetensors();
     folder.with("whole", "model.safetensors", &good).unwrap();
@@ -96,7 +88,6 @@ fn safetensors_cut_anywhere() {
 
 #[test]
 fn safetensors_with_any_byte_wrong() {
-    let _one = ONE.lock();
     let folder = Folder::new();
     let good = good_safetensors();
     for at in 0..good.len() {
@@ -110,7 +101,6 @@ fn safetensors_with_any_byte_wrong() {
 
 #[test]
 fn safetensors_that_lie() {
-    let _one = ONE.lock();
     let folder = Folder::new();
     let one = |info: &str| raw_safetensors(&format!("{{\"w\":{info}}}"), &[0; 16]);
     let long = |n: u64| [&n.to_le_bytes()[..], b"{}"].concat();
@@ -175,7 +165,6 @@ fn safetensors_that_lie() {
 
 #[test]
 fn gguf_cut_anywhere() {
-    let _one = ONE.lock();
     let folder = Folder::new();
     small_gguf(&folder.path("good.gguf"));
     let good = fs::read(folder.path("good.gguf")).unwrap();
@@ -188,7 +177,6 @@ fn gguf_cut_anywhere() {
 
 #[test]
 fn gguf_with_any_byte_wrong() {
-    let _one = ONE.lock();
     let folder = Folder::new();
     small_gguf(&folder.path("good.gguf"));
     let good = fs::read(folder.path("good.gguf")).unwrap();
@@ -239,7 +227,6 @@ fn tensor(name: &str, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
 
 #[test]
 fn gguf_that_lies() {
-    let _one = ONE.lock();
     let folder = Folder::new();
     let counts = |tensors: u64, metadata: u64| {
         [b"GGUF\x03\0\0\0".as_slice(), &tensors.to_le_bytes(), &metadata.to_le_bytes(), &[0; 64]].concat()
@@ -294,7 +281,6 @@ fn gguf_that_lies() {
 
 #[test]
 fn json_files_that_hurt() {
-    let _one = ONE.lock();
     let folder = Folder::new();
     fs::write(folder.path("model.safetensors"), good_safetensors()).unwrap();
     let deep = "[".repeat(200_000);
@@ -325,7 +311,6 @@ fn json_files_that_hurt() {
 
 #[test]
 fn templates_that_hurt() {
-    let _one = ONE.lock();
     let run = |source: &str| {
         read(&source[..source.len().min(60)], || {
             ChatTemplate::new(source, "", "")?.render_with_spans(&[Message::new("user", "a")])
@@ -344,7 +329,6 @@ fn templates_that_hurt() {
 /// Every file of the fuzzers' corpus: `tests/corpus/<reader>/`.
 #[test]
 fn the_fuzzers_corpus() {
-    let _one = ONE.lock();
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
     let mut seen = 0;
     for (reader, name) in [

@@ -2,22 +2,12 @@
 
 mod common;
 
-use std::sync::atomic::Ordering;
-
-use common::counting::{Counting, NOW, PEAK};
+use common::counting::{Counting, measured};
 use common::real_gguf;
 use lowrank_models::Base;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// Runs `work`; its result, the bytes it keeps and the most it took.
-fn measured<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
-    let before = NOW.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    let result = work();
-    (result, NOW.load(Ordering::Relaxed) - before, PEAK.load(Ordering::Relaxed) - before)
-}
 
 #[test]
 fn the_real_model_and_its_tokenizer_are_small() {

@@ -6,9 +6,8 @@ use std::fs;
 use std::io::{Cursor, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
-use common::counting::{Counting, NOW, PEAK};
+use common::counting::{Counting, measured};
 use common::{fixture, test_data, write_llama_folder};
 use lowrank_models::{Base, Result, Tensors};
 use tempfile::NamedTempFile;
@@ -146,11 +145,9 @@ fn read(what: &str, bytes: &[u8]) -> std::result::Result<usize, String> {
     let file = file.unwrap();
     let path = file.path();
     fs::write(path, bytes).unwrap();
-    let before = NOW.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    let result = catch_unwind(AssertUnwindSafe(|| Tensors::open(path).map(|t| t.len())));
-    let took = PEAK.load(Ordering::Relaxed).saturating_sub(before);
-    assert!(took < (32 << 20) + 40 * bytes.len(), "{what}: took {took} bytes for {}", bytes.len());
+    let (result, _, took) =
+        measured(|| catch_unwind(AssertUnwindSafe(|| Tensors::open(path).map(|t| t.len()))));
+    assert!(took < (1 << 20) + 300 * bytes.len(), "{what}: took {took} bytes for {}", bytes.len());
     let result = result.unwrap_or_else(|_| panic!("{what}: the reader panicked"));
     result.map_err(|e| {
         let message = e.to_string();

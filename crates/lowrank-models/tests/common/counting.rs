@@ -2,27 +2,43 @@
 //! it makes it its own: `#[global_allocator] static ALLOCATOR: Counting = Counting;`
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::Cell;
 
-/// Counts the bytes in use, to see the largest amount a reader takes.
+/// Counts the bytes each thread takes, so that tests side by side do not count each other's.
 pub struct Counting;
 
-/// Bytes in use.
-pub static NOW: AtomicUsize = AtomicUsize::new(0);
-/// The most bytes that were in use.
-pub static PEAK: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    /// Bytes taken less those given back.
+    static NOW: Cell<isize> = const { Cell::new(0) };
+    /// The most of them so far.
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
 
-// SAFETY: hands every request to the system's allocator unchanged and only counts.
+fn count(bytes: isize) {
+    NOW.set(NOW.get() + bytes);
+    PEAK.set(PEAK.get().max(NOW.get()));
+}
+
+/// Runs `work`: its result, the bytes it keeps and the most it took, on this thread.
+pub fn measured<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
+    let before = NOW.get();
+    PEAK.set(before);
+    let result = work();
+    let since = |bytes: isize| usize::try_from(bytes - before).unwrap_or(0);
+    (result, since(NOW.get()), since(PEAK.get()))
+}
+
+// SAFETY: hands every request to the system's allocator unchanged and only counts, in cells that need neither
+// memory nor a destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
+        count(layout.size() as isize);
         // SAFETY: the caller's promises are passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
+        count(-(layout.size() as isize));
         // SAFETY: the caller's promises are passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
