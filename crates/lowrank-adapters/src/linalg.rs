@@ -165,12 +165,11 @@ const SETTLED: f64 = 1e-5;
 fn missed(m: usize, wide: usize, rank: usize, q: &[f32], u: &[f32], s: &[f32]) -> f64 {
     let along = multiply(wide, wide, m, by_rows(q, wide).t(), by_rows(u, wide));
     let seen = multiply(m, wide, wide, by_rows(q, wide), by_rows(&along, wide));
-    let of = |number: f32, column: usize| (f64::from(number) * f64::from(s[column])).powi(2);
-    let (mut left, mut all) = (0.0, 0.0);
+    let of = |number: f32, s: f32| (f64::from(number) * f64::from(s)).powi(2);
+    let (mut left, all): (f64, f64) = (0.0, s[..rank].iter().map(|s| of(1.0, *s)).sum());
     for (u, seen) in u.chunks_exact(wide).zip(seen.chunks_exact(wide)) {
         for column in 0..rank {
-            left += of(u[column] - seen[column], column);
-            all += of(u[column], column);
+            left += of(u[column] - seen[column], s[column]);
         }
     }
     (left / all).sqrt()

@@ -89,7 +89,10 @@ pub struct NormNumbers<'a> {
 pub trait Adapter: Send + Sync {
     /// `y = beta y + adapted(x)` for `x: [N,K]`, `y: [N,O]`; the base's bias is part of what is adapted, and with
     /// `beta` 0, `y` is only written. Returns what the backward pass needs. An adapter that is never attached to a linear
-    /// layer leaves this and [`Adapter::backward`] as they are.
+    /// layer leaves this and [`Adapter::backward`] as they are; one that is for inference alone, the latter.
+    ///
+    /// # Panics
+    /// Where an adapter leaves it as it is.
     fn forward(
         &self,
         scope: &Scope<'_>,
@@ -99,10 +102,13 @@ pub trait Adapter: Send + Sync {
         beta: f32,
     ) -> Vec<Tensor> {
         let _ = (scope, base, x, y, beta);
-        unreachable!("this adapter is not for linear layers")
+        panic!("this adapter is not for linear layers")
     }
 
     /// Given `dy: [N,O]`, accumulates the gradients of the adapter's parameters and, where asked, of `x`.
+    ///
+    /// # Panics
+    /// Where an adapter leaves it as it is.
     #[allow(clippy::too_many_arguments)]
     fn backward(
         &self,
@@ -115,7 +121,7 @@ pub trait Adapter: Send + Sync {
         dx: Option<&mut Accumulator>,
     ) {
         let _ = (scope, base, grads, x, dy, saved, dx);
-        unreachable!("this adapter is not trained at linear layers")
+        panic!("this adapter is for inference at linear layers, or not for them")
     }
 
     /// At an embedding: makes `y[i] = scale adapted(ids[i])` of `y: [N,D]`, which holds `scale` times the base's rows.

@@ -33,7 +33,7 @@ impl AtomicFile {
         Ok(Self { path: path.to_owned(), temporary, file: Some(BufWriter::with_capacity(1 << 18, file)) })
     }
 
-    /// Where the bytes stand until then, for writers that want a path and not a [`Write`].
+    /// Where the bytes stand until [`AtomicFile::commit`], for writers that want a path and not a [`Write`].
     pub fn temporary(&self) -> &Path {
         &self.temporary
     }
