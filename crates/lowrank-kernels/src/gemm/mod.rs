@@ -10,7 +10,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 mod bf16;
 mod driver;
 mod few;
@@ -174,7 +174,7 @@ pub fn linear_backward(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta
 }
 
 /// [`linear`] that may round `x` to BF16: where the weight is BF16, the tokens are more than a few, and the CPU
-/// multiplies BF16 faster than f32 (AVX512-BF16, AMX-BF16). Sums are f32 in any case.
+/// multiplies BF16 faster than f32 (AVX512-BF16, AMX-BF16, ARM's FEAT_BF16). Sums are f32 in any case.
 ///
 /// # Panics
 /// As [`linear`].
@@ -224,6 +224,12 @@ fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
         }
         return true;
     }
+    #[cfg(target_arch = "aarch64")]
+    if pays && bf16::available() {
+        // SAFETY: the instruction is there; the callers checked the lengths against the shapes.
+        unsafe { bf16::run::<bf16::Native>(product, w, side, rayon::current_num_threads()) };
+        return true;
+    }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (pays, side);
     false
@@ -268,6 +274,7 @@ fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n
 ///
 /// # Safety
 /// The pointers of `product` cover its shapes, and nobody else uses `C`.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 unsafe fn on_tiles(
     level: Level,
     product: &Product,

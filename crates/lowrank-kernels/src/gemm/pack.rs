@@ -30,6 +30,7 @@ pub(super) trait Operand: Sync {
         None
     }
     /// The weight and its side, where the operand is one stored as BF16.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn bf16(&self) -> Option<(&WeightRef<'_>, Side)> {
         None
     }
