@@ -23,6 +23,7 @@ impl Buffer {
 
 /// What one thread needs while it works on one task.
 #[derive(Default)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) struct Scratch {
     /// A packed block of the right operand.
     pub(super) panels: Buffer,
