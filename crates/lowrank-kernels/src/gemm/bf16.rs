@@ -3,8 +3,8 @@
 //! `bfmmla`).
 //!
 //! Numbers are packed in units along `k`, of one pair or two: the left operand row by row, the right one in panels
-//! of a tile's columns. A tile of sums (12 x 32, or 8 x 12) stays in registers. The code for pairs runs on a plain
-//! emulation of the instruction in the tests, on any machine.
+//! of a tile's columns. A tile of sums (12 x 32, or 8 x 12) stays in registers. The same code runs on
+//! plain emulations of the instructions in the tests, on any machine.
 
 use std::ops::Range;
 
@@ -45,13 +45,11 @@ pub(super) trait Kernel: Send + Sync + 'static {
     /// # Safety
     /// The CPU has the instruction.
     unsafe fn enter<T>(f: impl FnOnce() -> T) -> T;
-    /// `C = beta C + A B` for `rows` (at most `MR`) rows of `pairs` pairs, `stride` apart, and a panel.
+    /// `C = beta C + A B` for `R` (at most `MR`) rows of `pairs` pairs, `stride` apart, and a panel.
     ///
     /// # Safety
     /// Runs inside [`Kernel::enter`]; `pairs` is a multiple of `PAIRS`; the pointers cover the shapes.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn tile(
-        rows: usize,
+    unsafe fn tile<const R: usize>(
         pairs: usize,
         a: *const u32,
         stride: usize,
@@ -123,41 +121,6 @@ mod arm {
     /// Columns of the right operand in pairs.
     const COLS: usize = 6;
 
-    impl Kernel for Native {
-        type Pack = Portable;
-        // 4 x 6 of the 32 registers hold sums of 2 x 2, six the right operand, one the left.
-        const MR: usize = 8;
-        const NR: usize = 2 * COLS;
-        const PAIRS: usize = 2;
-
-        #[inline(always)]
-        unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
-            f()
-        }
-        #[inline(always)]
-        unsafe fn tile(
-            rows: usize,
-            pairs: usize,
-            a: *const u32,
-            stride: usize,
-            b: *const u32,
-            c: *mut f32,
-            crs: usize,
-            beta: f32,
-        ) {
-            macro_rules! heights {
-                ($($r:literal)*) => {
-                    match rows {
-                        // SAFETY: the caller's promises, passed on.
-                        $($r => unsafe { fixed::<$r>(pairs / 2, a, stride, b, c, crs, beta) },)*
-                        _ => unreachable!("a tile of {rows} rows"),
-                    }
-                };
-            }
-            heights!(1 2 3 4 5 6 7 8)
-        }
-    }
-
     /// `sum += a b^T`, for 2 x 2 sums by rows and twice two rows of four numbers. (Assembly until the intrinsic is
     /// stable.)
     #[inline(always)]
@@ -176,49 +139,62 @@ mod arm {
         sum
     }
 
-    unsafe fn fixed<const R: usize>(
-        units: usize,
-        a: *const u32,
-        stride: usize,
-        b: *const u32,
-        c: *mut f32,
-        crs: usize,
-        beta: f32,
-    ) {
-        // SAFETY: the caller vouches for the CPU and for every pointer.
-        unsafe {
-            let mut sums = [[vdupq_n_f32(0.0); COLS]; 4];
-            for l in 0..units {
-                let right: [uint32x4_t; COLS] = std::array::from_fn(|j| vld1q_u32(b.add((l * COLS + j) * 4)));
-                // Spelt out, so that the sums stay in registers.
-                macro_rules! rows {
-                    ($($i:literal)*) => {
-                        $(if 2 * $i < R {
-                            let first = vld1_u32(a.add(2 * $i * stride + 2 * l));
-                            let second = match 2 * $i + 1 < R {
-                                true => vld1_u32(a.add((2 * $i + 1) * stride + 2 * l)),
-                                false => vdup_n_u32(0),
-                            };
-                            let left = vcombine_u32(first, second);
-                            sums[$i][0] = mmla(sums[$i][0], left, right[0]);
-                            sums[$i][1] = mmla(sums[$i][1], left, right[1]);
-                            sums[$i][2] = mmla(sums[$i][2], left, right[2]);
-                            sums[$i][3] = mmla(sums[$i][3], left, right[3]);
-                            sums[$i][4] = mmla(sums[$i][4], left, right[4]);
-                            sums[$i][5] = mmla(sums[$i][5], left, right[5]);
-                        })*
-                    };
+    impl Kernel for Native {
+        type Pack = Portable;
+        // 4 x 6 of the 32 registers hold sums of 2 x 2, six the right operand, one the left.
+        const MR: usize = 8;
+        const NR: usize = 2 * COLS;
+        const PAIRS: usize = 2;
+
+        #[inline(always)]
+        unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
+            f()
+        }
+        unsafe fn tile<const R: usize>(
+            pairs: usize,
+            a: *const u32,
+            stride: usize,
+            b: *const u32,
+            c: *mut f32,
+            crs: usize,
+            beta: f32,
+        ) {
+            // SAFETY: the caller vouches for the CPU and for every pointer.
+            unsafe {
+                let mut sums = [[vdupq_n_f32(0.0); COLS]; 4];
+                for l in 0..pairs / 2 {
+                    let right: [uint32x4_t; COLS] =
+                        std::array::from_fn(|j| vld1q_u32(b.add((l * COLS + j) * 4)));
+                    // Spelt out, so that the sums stay in registers.
+                    macro_rules! rows {
+                        ($($i:literal)*) => {
+                            $(if 2 * $i < R {
+                                let first = vld1_u32(a.add(2 * $i * stride + 2 * l));
+                                let second = match 2 * $i + 1 < R {
+                                    true => vld1_u32(a.add((2 * $i + 1) * stride + 2 * l)),
+                                    false => vdup_n_u32(0),
+                                };
+                                let left = vcombine_u32(first, second);
+                                sums[$i][0] = mmla(sums[$i][0], left, right[0]);
+                                sums[$i][1] = mmla(sums[$i][1], left, right[1]);
+                                sums[$i][2] = mmla(sums[$i][2], left, right[2]);
+                                sums[$i][3] = mmla(sums[$i][3], left, right[3]);
+                                sums[$i][4] = mmla(sums[$i][4], left, right[4]);
+                                sums[$i][5] = mmla(sums[$i][5], left, right[5]);
+                            })*
+                        };
+                    }
+                    rows!(0 1 2 3);
                 }
-                rows!(0 1 2 3);
-            }
-            for i in 0..R {
-                for (j, pair) in sums[i / 2].as_chunks::<2>().0.iter().enumerate() {
-                    let sum = match i % 2 {
-                        0 => vcombine_f32(vget_low_f32(pair[0]), vget_low_f32(pair[1])),
-                        _ => vcombine_f32(vget_high_f32(pair[0]), vget_high_f32(pair[1])),
-                    };
-                    let to = c.add(i * crs + 4 * j);
-                    vst1q_f32(to, if beta == 0.0 { sum } else { vfmaq_n_f32(sum, vld1q_f32(to), beta) });
+                for i in 0..R {
+                    for (j, pair) in sums[i / 2].as_chunks::<2>().0.iter().enumerate() {
+                        let sum = match i % 2 {
+                            0 => vcombine_f32(vget_low_f32(pair[0]), vget_low_f32(pair[1])),
+                            _ => vcombine_f32(vget_high_f32(pair[0]), vget_high_f32(pair[1])),
+                        };
+                        let to = c.add(i * crs + 4 * j);
+                        vst1q_f32(to, if beta == 0.0 { sum } else { vfmaq_n_f32(sum, vld1q_f32(to), beta) });
+                    }
                 }
             }
         }
@@ -483,7 +459,8 @@ unsafe fn pack<K: Kernel>(w: &WeightRef, side: Side, k: Range<usize>, n: Range<u
                     let row = |j: usize| row(j).as_ptr().cast();
                     transpose_units::<K::Pack>(row, done, width, K::NR, &mut panel[..done * K::NR]);
                 }
-                for j in 0..K::NR {
+                // Nothing, most times.
+                for j in 0..if done < pairs { K::NR } else { 0 } {
                     let numbers = if j < width { row(j).as_chunks().0 } else { &[] };
                     let number = |l: usize| numbers.get(l).map_or(0, |bytes| half(*bytes));
                     for pair in done..pairs {
@@ -544,10 +521,10 @@ unsafe fn down<K: Kernel>(
             let a = left.data.add(i * left.stride);
             let c = p.c.add((first + i) * p.crs + col);
             if width == K::NR {
-                K::tile(height, pairs, a, left.stride, panel, c, p.crs, beta);
+                tile::<K>(height, pairs, a, left.stride, panel, c, p.crs, beta);
             } else {
                 let mut sums = [0.0; MOST];
-                K::tile(height, pairs, a, left.stride, panel, sums.as_mut_ptr(), K::NR, 0.0);
+                tile::<K>(height, pairs, a, left.stride, panel, sums.as_mut_ptr(), K::NR, 0.0);
                 for (r, sums) in sums.chunks_exact(K::NR).enumerate().take(height) {
                     for (s, &sum) in sums[..width].iter().enumerate() {
                         let at = c.add(r * p.crs + s);
@@ -558,6 +535,31 @@ unsafe fn down<K: Kernel>(
         }
         i += height;
     }
+}
+
+/// [`Kernel::tile`] at a height known at run time.
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn tile<K: Kernel>(
+    rows: usize,
+    pairs: usize,
+    a: *const u32,
+    stride: usize,
+    b: *const u32,
+    c: *mut f32,
+    crs: usize,
+    beta: f32,
+) {
+    macro_rules! heights {
+        ($($r:literal)*) => {
+            match rows {
+                // SAFETY: the caller's promises, passed on.
+                $($r if $r <= K::MR => unsafe { K::tile::<$r>(pairs, a, stride, b, c, crs, beta) },)*
+                _ => unreachable!("a tile of {rows} rows"),
+            }
+        };
+    }
+    heights!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
 impl<D: Dot> Kernel for D {
@@ -572,8 +574,7 @@ impl<D: Dot> Kernel for D {
         unsafe { <D as Dot>::enter(f) }
     }
     #[inline(always)]
-    unsafe fn tile(
-        rows: usize,
+    unsafe fn tile<const R: usize>(
         pairs: usize,
         a: *const u32,
         stride: usize,
@@ -582,49 +583,27 @@ impl<D: Dot> Kernel for D {
         crs: usize,
         beta: f32,
     ) {
-        macro_rules! heights {
-            ($($r:literal)*) => {
-                match rows {
-                    // SAFETY: the caller's promises, passed on.
-                    $($r => unsafe { fixed::<D, $r>(pairs, a, stride, b, c, crs, beta) },)*
-                    _ => unreachable!("a tile of {rows} rows"),
+        // SAFETY: the caller vouches for the CPU and for every pointer.
+        unsafe {
+            let mut sums = [[D::zero(); 2]; R];
+            for l in 0..pairs {
+                let right = [D::load(b.add(l * 32)), D::load(b.add(l * 32 + 16))];
+                // Spelt out, so that the sums stay in registers.
+                macro_rules! rows {
+                    ($($i:literal)*) => {
+                        $(if $i < R {
+                            let left = D::splat(*a.add($i * stride + l));
+                            sums[$i][0] = D::dot(sums[$i][0], left, right[0]);
+                            sums[$i][1] = D::dot(sums[$i][1], left, right[1]);
+                        })*
+                    };
                 }
-            };
-        }
-        heights!(1 2 3 4 5 6 7 8 9 10 11 12)
-    }
-}
-
-#[inline(always)]
-unsafe fn fixed<D: Dot, const R: usize>(
-    pairs: usize,
-    a: *const u32,
-    stride: usize,
-    b: *const u32,
-    c: *mut f32,
-    crs: usize,
-    beta: f32,
-) {
-    // SAFETY: the caller vouches for the CPU and for every pointer.
-    unsafe {
-        let mut sums = [[D::zero(); 2]; R];
-        for l in 0..pairs {
-            let right = [D::load(b.add(l * 32)), D::load(b.add(l * 32 + 16))];
-            // Spelt out, so that the sums stay in registers.
-            macro_rules! rows {
-                ($($i:literal)*) => {
-                    $(if $i < R {
-                        let left = D::splat(*a.add($i * stride + l));
-                        sums[$i][0] = D::dot(sums[$i][0], left, right[0]);
-                        sums[$i][1] = D::dot(sums[$i][1], left, right[1]);
-                    })*
-                };
+                rows!(0 1 2 3 4 5 6 7 8 9 10 11);
             }
-            rows!(0 1 2 3 4 5 6 7 8 9 10 11);
-        }
-        for (i, row) in sums.iter().enumerate() {
-            D::store(c.add(i * crs), row[0], beta);
-            D::store(c.add(i * crs + 16), row[1], beta);
+            for (i, row) in sums.iter().enumerate() {
+                D::store(c.add(i * crs), row[0], beta);
+                D::store(c.add(i * crs + 16), row[1], beta);
+            }
         }
     }
 }
@@ -666,6 +645,41 @@ mod tests {
                 // SAFETY: the caller vouches for the pointer.
                 let to = unsafe { &mut *to.add(i) };
                 *to = if beta == 0.0 { sum } else { beta * *to + sum };
+            }
+        }
+    }
+
+    /// ARM's tile in plain Rust, to test units of two pairs on any machine.
+    struct EmulatedUnits;
+
+    impl Kernel for EmulatedUnits {
+        type Pack = Portable;
+        const MR: usize = 8;
+        const NR: usize = 12;
+        const PAIRS: usize = 2;
+
+        unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
+            f()
+        }
+        unsafe fn tile<const R: usize>(
+            pairs: usize,
+            a: *const u32,
+            stride: usize,
+            b: *const u32,
+            c: *mut f32,
+            crs: usize,
+            beta: f32,
+        ) {
+            for (i, j) in (0..R).flat_map(|i| (0..Self::NR).map(move |j| (i, j))) {
+                // SAFETY: the caller vouches for the pointers.
+                unsafe {
+                    let sum = (0..pairs).fold([0.0; 16], |sum, l| {
+                        let right = *b.add((l / 2 * Self::NR + j) * 2 + l % 2);
+                        Emulated::dot(sum, [*a.add(i * stride + l); 16], [right; 16])
+                    });
+                    let to = &mut *c.add(i * crs + j);
+                    *to = if beta == 0.0 { sum[0] } else { beta * *to + sum[0] };
+                }
             }
         }
     }
@@ -736,6 +750,7 @@ mod tests {
     #[test]
     fn pairs_are_packed_and_multiplied_right() {
         cases::<Emulated>();
+        cases::<EmulatedUnits>();
     }
 
     #[test]
