@@ -7,10 +7,10 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use memmap2::Mmap;
+use crate::mapped::Mapped;
 
 /// Bytes of a mapped file.
-pub type Span = (Arc<Mmap>, Range<usize>);
+pub type Span = (Arc<Mapped>, Range<usize>);
 
 /// Pages come in groups of this many bytes where neighbours are in the system's cache (Linux' `fault_around_bytes`).
 const AROUND: usize = 64 << 10;

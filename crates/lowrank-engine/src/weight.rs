@@ -3,16 +3,20 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_kernels::{Format, RowOrder, WeightRef};
-use memmap2::Mmap;
+use lowrank_kernels::{self as kernels, Format, RowOrder, WeightRef};
+use rayon::prelude::*;
 
 use crate::Error;
+use crate::mapped::Mapped;
+
+/// Rows that one task reads from a file.
+const ROWS: usize = 64;
 
 /// Where the bytes of a frozen weight live.
 #[derive(Clone)]
 pub enum Storage {
     /// A range of a memory-mapped file.
-    Mapped(Arc<Mmap>, Range<usize>),
+    Mapped(Arc<Mapped>, Range<usize>),
     /// Bytes of our own (8-byte aligned), for weights that were made or changed in memory.
     Owned(Arc<Vec<u64>>, usize),
     /// No bytes at all: the Plan device needs shapes only.
@@ -159,6 +163,34 @@ impl FrozenWeight {
         &self.storage
     }
 
+    /// Rows `ids` as f32: `out[i,:] = W[ids[i],:]`. What a file holds is read from there row by row, so that a table
+    /// in which words are only looked up takes no memory.
+    ///
+    /// # Panics
+    /// Where an id is not below the rows or `out` has another length, and as [`FrozenWeight::view`].
+    pub fn rows_of(&self, ids: &[u32], out: &mut [f32]) {
+        let Storage::Mapped(file, range) = &self.storage else {
+            return kernels::embedding(out, ids, &self.view(), ids.len());
+        };
+        assert_eq!(out.len(), ids.len() * self.cols, "rows of {} numbers", self.cols);
+        let view = self.view();
+        let len = self.format.row_bytes(self.cols).expect("checked when made");
+        let tasks = ids.par_chunks(ROWS).zip(out.par_chunks_mut(ROWS * self.cols));
+        tasks.for_each(|(ids, out)| {
+            let mut bytes = vec![0; len];
+            for (id, out) in ids.iter().zip(out.chunks_exact_mut(self.cols)) {
+                let (row, rows) = (*id as usize, self.rows);
+                assert!(row < rows, "id {row} is not below the table's {rows} rows");
+                file.read(range.start + view.stored_row(row) * len, &mut bytes);
+                WeightRef { rows: 1, order: RowOrder::Plain, bytes: &bytes, ..view }.expand(
+                    0,
+                    0..self.cols,
+                    out,
+                );
+            }
+        });
+    }
+
     /// The view the kernels read.
     ///
     /// # Panics
@@ -184,5 +216,35 @@ fn as_bytes(words: &mut [u64]) -> &mut [u8] {
 impl std::fmt::Debug for FrozenWeight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "FrozenWeight({} x {} {})", self.rows, self.cols, self.format.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_a_file_are_those_of_memory() {
+        let (rows, cols) = (130, 24);
+        let numbers: Vec<f32> = (0..rows * cols).map(|i| i as f32 / 8.0).collect();
+        let owned = FrozenWeight::from_f32(rows, cols, &numbers);
+        let path = std::env::temp_dir().join(format!("lowrank-rows-{}", std::process::id()));
+        let mut bytes = vec![7; 12];
+        bytes.extend_from_slice(owned.view().bytes);
+        std::fs::write(&path, &bytes).unwrap();
+        let file = Arc::new(Mapped::new(std::fs::File::open(&path).unwrap()).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        let ids: Vec<u32> = (0..200).map(|i| i * 37 % 130).collect();
+        let order = RowOrder::RopeInterleaved { head_dim: 26 };
+        for order in [RowOrder::Plain, order] {
+            let storage = Storage::Mapped(file.clone(), 12..bytes.len());
+            let mapped = FrozenWeight::new(Format::F32, rows, cols, order, storage).unwrap();
+            let view = WeightRef { order, ..owned.view() };
+            let mut want = vec![0.0; ids.len() * cols];
+            kernels::embedding(&mut want, &ids, &view, ids.len());
+            let mut got = vec![f32::NAN; want.len()];
+            mapped.rows_of(&ids, &mut got);
+            assert_eq!(got, want);
+        }
     }
 }

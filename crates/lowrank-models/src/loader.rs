@@ -115,7 +115,7 @@ impl<'a> Loader<'a> {
         outputs: usize,
     ) -> Result<LmHead> {
         let weight = match tied {
-            Some(table) => table.weight.clone(),
+            Some(table) => self.matrix(&self.sites[table.site.0].path, outputs, inputs)?,
             None => self.matrix(path, outputs, inputs)?,
         };
         let kind = tied.map_or(SiteKind::Head, |table| SiteKind::TiedHead(table.site));
@@ -129,7 +129,10 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::linear`].
     pub fn embedding(&mut self, path: &str, rows: usize, width: usize) -> Result<Embedding> {
-        let weight = self.matrix(path, rows, width)?;
+        let name = format!("{path}.weight");
+        self.tensors.plan(&name, rows, width)?;
+        let weight = self.tensors.table(&name)?;
+        self.expect(&name, &[weight.rows(), weight.cols()], &[rows, width])?;
         let site = self.site(path, SiteKind::Embedding, rows, width, false);
         Ok(Embedding { site, weight, scale: 1.0 })
     }
@@ -158,7 +161,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn matrix(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
         let name = format!("{path}.weight");
         self.tensors.plan(&name, rows, cols)?;
-        let weight = self.tensors.matrix(&name, Role::Table)?;
+        let weight = self.tensors.matrix(&name, Role::Output)?;
         self.expect(&name, &[weight.rows(), weight.cols()], &[rows, cols])?;
         Ok(weight)
     }

@@ -192,6 +192,7 @@ pub fn finetune_with(
         batches: &prepared.batches,
         eval: prepared.eval.as_ref().map(|e| &e.examples[..]),
     };
+    session.forget_tokenizer();
     let summary = lowrank_train::run(
         &mut prepared.stepper,
         &data,

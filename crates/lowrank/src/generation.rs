@@ -122,7 +122,8 @@ impl<'m> TextGenerator<'m> {
         mut show: impl FnMut(&str),
     ) -> Result<Generated> {
         let mut out = Generated::default();
-        let mut stream = self.session.tokenizer()?.stream(true);
+        let tokenizer = self.session.tokenizer()?;
+        let mut stream = tokenizer.stream(true);
         let mut text = StopFilter::new(&limits.stop);
         let limit = self.session.model.position_limit().unwrap_or(usize::MAX);
         let limit = limit.saturating_sub(self.generator.virtual_tokens());

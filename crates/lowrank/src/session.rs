@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, read_task};
 use lowrank_engine::{Device, Format, Site, SiteKind};
@@ -21,7 +21,7 @@ pub struct Session {
     pub model: Box<dyn Model>,
     /// What it is for.
     pub task: TaskSpec,
-    tokenizer: OnceLock<Tokenizer>,
+    tokenizer: Mutex<Option<Arc<Tokenizer>>>,
 }
 
 impl Session {
@@ -107,7 +107,7 @@ impl Session {
         base.tensors.set_form(form);
         let task = task(&base)?;
         let model = build(&base, &task)?;
-        let session = Self { base, model, task, tokenizer: OnceLock::new() };
+        let session = Self { base, model, task, tokenizer: Mutex::default() };
         session.check_quantised()?;
         if form.stream && session.base.tensors.converted() > 0 {
             return Err(Error::Usage(
@@ -219,12 +219,17 @@ impl Session {
     ///
     /// # Errors
     /// Where the model has none.
-    pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        if let Some(tokenizer) = self.tokenizer.get() {
-            return Ok(tokenizer);
-        }
-        let tokenizer = self.base.tokenizer()?;
-        Ok(self.tokenizer.get_or_init(|| tokenizer))
+    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
+        let mut slot = self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match &mut *slot {
+            Some(tokenizer) => tokenizer.clone(),
+            empty => empty.insert(Arc::new(self.base.tokenizer()?)).clone(),
+        })
+    }
+
+    /// Gives the tokenizer's memory back (tens of megabytes), until it is asked for again.
+    pub fn forget_tokenizer(&self) {
+        self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// The tokens that end a generated text.
@@ -356,7 +361,7 @@ fn base_error(error: lowrank_models::Error) -> lowrank_adapters::Error {
 /// Turns text into tokens for the data readers.
 pub struct Encoder<'a> {
     session: &'a Session,
-    tokenizer: &'a Tokenizer,
+    tokenizer: Arc<Tokenizer>,
 }
 
 type Boxed = Box<dyn std::error::Error + Send + Sync>;

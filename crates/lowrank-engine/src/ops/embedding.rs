@@ -26,7 +26,7 @@ impl<'m> Tape<'m> {
         let known = self.known_ids(table, ids);
         let mut x = device.alloc(ids.len(), table.weight.cols());
         device.run(0, || {
-            kernels::embedding(x.data_mut(), &known, &table.weight.view(), ids.len());
+            table.weight.rows_of(&known, x.data_mut());
             if table.scale != 1.0 {
                 kernels::scale(x.data_mut(), table.scale);
             }

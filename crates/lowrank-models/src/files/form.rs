@@ -1,10 +1,10 @@
 //! The form a base model's matrices take in memory: as their file has them, or converted while they are read,
 //! tensor by tensor, so that no more than one of them is ever there twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 
-use lowrank_engine::{BaseStream, FrozenWeight, Span};
+use lowrank_engine::{BaseStream, FrozenWeight, Span, Storage};
 use lowrank_kernels::{Format, WeightRef, quantize_matrix};
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +89,8 @@ pub struct Form {
 pub(super) struct Converted {
     bytes: HashMap<String, usize>,
     left: Vec<String>,
+    /// Tables of which only single rows are read.
+    lookups: HashSet<String>,
 }
 
 /// What a matrix is for.
@@ -96,8 +98,8 @@ pub(super) struct Converted {
 pub(crate) enum Role {
     /// The weight of a linear layer.
     Linear,
-    /// An embedding table or an output layer.
-    Table,
+    /// An output layer.
+    Output,
 }
 
 impl Tensors {
@@ -119,7 +121,10 @@ impl Tensors {
             return stream.window_bytes() as u64;
         }
         let converted = self.converted.lock().expect("nobody panics with it");
-        let bytes = |name: &str, stored: usize| converted.bytes.get(name).copied().unwrap_or(stored) as u64;
+        let bytes = |name: &str, stored: usize| match converted.lookups.contains(name) {
+            true => 0,
+            false => converted.bytes.get(name).copied().unwrap_or(stored) as u64,
+        };
         match &self.planned {
             Some(planned) => planned.sizes().iter().map(|(name, stored)| bytes(name, *stored)).sum(),
             None => self.stored_sizes().map(|(name, stored)| bytes(name, stored)).sum(),
@@ -159,11 +164,25 @@ impl Tensors {
     /// As [`Tensors::weight`], and where a number to be quantised is not finite.
     pub(crate) fn matrix(&self, name: &str, role: Role) -> Result<FrozenWeight> {
         let stored = self.weight(name)?;
+        self.converted.lock().expect("nobody panics with it").lookups.remove(name);
         let weight = match self.target(name, stored.format(), stored.cols(), role) {
             Some(format) => self.convert(name, &stored, format)?,
             None => stored,
         };
         Ok(self.precise(weight))
+    }
+
+    /// A table whose rows are only looked up. It stays in its file as it is and takes no memory, unless it is asked for
+    /// with [`Tensors::matrix`] later.
+    ///
+    /// # Errors
+    /// As [`Tensors::weight`].
+    pub(crate) fn table(&self, name: &str) -> Result<FrozenWeight> {
+        let stored = self.weight(name)?;
+        if !matches!(stored.storage(), Storage::Owned(..)) {
+            self.converted.lock().expect("nobody panics with it").lookups.insert(name.to_owned());
+        }
+        Ok(stored)
     }
 
     /// The weight with the products that the precision asks for.

@@ -6,9 +6,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use lowrank_engine::{FrozenWeight, Span, Storage, give_back};
+use lowrank_engine::{FrozenWeight, Mapped, Span, Storage, give_back};
 use lowrank_kernels::{Format, RowOrder, WeightRef};
-use memmap2::Mmap;
 use rayon::prelude::*;
 
 use super::form::{Converted, Form};
@@ -21,7 +20,7 @@ use crate::{Error, Result};
 #[derive(Clone)]
 pub(crate) struct MappedFile {
     pub path: PathBuf,
-    pub map: Arc<Mmap>,
+    pub map: Arc<Mapped>,
 }
 
 impl MappedFile {
@@ -30,9 +29,7 @@ impl MappedFile {
         if !file.metadata().map_err(Error::io(path))?.is_file() {
             return Err(Error::file(path, "is not a regular file"));
         }
-        // SAFETY: the map is read-only; as with every mapped model file, nobody may shorten or rewrite
-        // it while the model is in use (our own writers replace files by rename and never in place).
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let map = Mapped::new(file).map_err(Error::io(path))?;
         Ok(Self { path: path.to_owned(), map: Arc::new(map) })
     }
 }
