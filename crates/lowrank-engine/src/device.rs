@@ -13,22 +13,37 @@ pub struct Device {
     plan: bool,
     flops: AtomicU64,
     stream: Option<BaseStream>,
+    rounds_kept: bool,
 }
 
 impl Device {
     /// The processor this program runs on.
     pub fn cpu() -> Self {
-        Self { arena: Arena::reserve(), plan: false, flops: AtomicU64::new(0), stream: None }
+        Self::over(Arena::reserve(), false)
     }
 
     /// The Plan device.
     pub fn plan() -> Self {
-        Self { arena: Arena::counting(), plan: true, flops: AtomicU64::new(0), stream: None }
+        Self::over(Arena::counting(), true)
+    }
+
+    fn over(arena: Arena, plan: bool) -> Self {
+        Self { arena, plan, flops: AtomicU64::new(0), stream: None, rounds_kept: false }
     }
 
     /// The same device, on which a model's weights are in memory one block at a time.
     pub fn streaming(self, stream: Option<BaseStream>) -> Self {
         Self { stream, ..self }
+    }
+
+    /// The same device, where activations kept for the backward pass are rounded to BF16 if `rounds`: they take half
+    /// the memory, the forward pass stays exact, and gradients get the error of the rounding.
+    pub fn rounding_kept(self, rounds: bool) -> Self {
+        Self { rounds_kept: rounds, ..self }
+    }
+
+    pub(crate) fn rounds_kept(&self) -> bool {
+        self.rounds_kept
     }
 
     /// Says that block `block` of the model is about to run. Returns whether weights are streamed at all.

@@ -10,6 +10,7 @@ mod arena;
 mod cache;
 mod device;
 mod error;
+mod kept;
 mod mapped;
 mod ops;
 mod params;

@@ -25,8 +25,12 @@ impl Mapped {
         Ok(Self { map, file })
     }
 
-    /// Copies the bytes from `at` on, without their pages (and those around them) becoming this process's memory.
-    pub(crate) fn read(&self, at: usize, to: &mut [u8]) {
+    /// Copies the bytes from `at` on, without their pages becoming this process's memory, nor those around them (up to
+    /// 2 MB on Linux).
+    ///
+    /// # Panics
+    /// Where the file is shorter.
+    pub fn read(&self, at: usize, to: &mut [u8]) {
         #[cfg(unix)]
         if std::os::unix::fs::FileExt::read_exact_at(&self.file, to, at as u64).is_ok() {
             return;

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use crate::adapter::{Accumulator, ActiveAdapters};
 use crate::cache::KvCache;
+use crate::kept::Kept;
 use crate::params::Grads;
 use crate::scope::Scope;
 use crate::tensor::Tensor;
@@ -35,33 +36,15 @@ impl<'m> Var<'m> {
     }
 
     /// What a backward pass keeps of it: the recipe where there is one.
-    pub(crate) fn save(&self) -> Saved<'m> {
-        match &self.recipe {
-            Some(recipe) => Saved::Recipe(recipe.clone()),
-            None => Saved::Tensor(self.tensor.clone()),
-        }
+    pub(crate) fn save(&self, scope: &Scope<'_>) -> Rc<dyn Recipe + 'm> {
+        self.recipe.clone().unwrap_or_else(|| Rc::new(Kept::new(scope.device, &self.tensor)))
     }
 }
 
-/// Cheap to compute again (a norm, an activation): kept as its inputs instead of its numbers.
+/// A value as it is kept: cheap to compute again from its inputs (a norm, an activation), or the numbers themselves.
 pub(crate) trait Recipe {
     /// Computes the numbers, or returns those computed a moment ago.
     fn get(&self, scope: &Scope<'_>) -> Tensor;
-}
-
-/// A value kept for the backward pass.
-pub(crate) enum Saved<'m> {
-    Tensor(Tensor),
-    Recipe(Rc<dyn Recipe + 'm>),
-}
-
-impl Saved<'_> {
-    pub fn get(&self, scope: &Scope<'_>) -> Tensor {
-        match self {
-            Self::Tensor(tensor) => tensor.clone(),
-            Self::Recipe(recipe) => recipe.get(scope),
-        }
-    }
 }
 
 /// One recorded operation.

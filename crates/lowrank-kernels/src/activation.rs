@@ -1,5 +1,6 @@
 //! Activation functions, plain and gated (`act(gate) * up`), forward and backward.
 
+use crate::halves::{PIECE, expand_run, for_pieces, halves_len};
 use crate::math::{erf, sigmoid, tanh};
 use crate::parallel::{SharedMut, for_rows};
 use crate::vector::{Vector, dispatch, for_lanes};
@@ -105,6 +106,24 @@ dispatch! {
     }
 }
 
+/// [`activate_backward`] for an `x` kept by [`to_halves`](crate::to_halves).
+///
+/// # Panics
+/// If the lengths differ.
+pub fn activate_backward_halves(dx: &mut [f32], x: &[f32], dy: &[f32], act: Activation, accumulate: bool) {
+    let lengths = [("words", halves_len(dy.len())), ("x", x.len())];
+    same("activate_backward_halves", &lengths);
+    same("activate_backward_halves", &[("dx", dx.len()), ("dy", dy.len())]);
+    let dx = SharedMut::new(dx);
+    for_pieces(dy.len(), COST, |r, words| {
+        let mut piece = [0.0; PIECE];
+        let piece = &mut piece[..r.len()];
+        expand_run(piece, &x[words]);
+        // SAFETY: the pieces are disjoint.
+        activate_backward_run(unsafe { dx.part(r.clone()) }, piece, &dy[r], act, accumulate);
+    });
+}
+
 /// `h = act(gate) * up`.
 ///
 /// # Panics
@@ -166,6 +185,33 @@ dispatch! {
             dh.mul(value).store(dup, at, lanes);
         });
     }
+}
+
+/// [`gated_backward`] for inputs kept by [`to_halves`](crate::to_halves).
+///
+/// # Panics
+/// If the lengths differ.
+pub fn gated_backward_halves(
+    dgate: &mut [f32],
+    dup: &mut [f32],
+    gate: &[f32],
+    up: &[f32],
+    dh: &[f32],
+    act: Activation,
+) {
+    let lengths = [("words", halves_len(dh.len())), ("gate", gate.len()), ("up", up.len())];
+    same("gated_backward_halves", &lengths);
+    same("gated_backward_halves", &[("dgate", dgate.len()), ("dup", dup.len()), ("dh", dh.len())]);
+    let (dgate, dup) = (SharedMut::new(dgate), SharedMut::new(dup));
+    for_pieces(dh.len(), COST, |r, words| {
+        let (mut piece, mut other) = ([0.0; PIECE], [0.0; PIECE]);
+        let (piece, other) = (&mut piece[..r.len()], &mut other[..r.len()]);
+        expand_run(piece, &gate[words.clone()]);
+        expand_run(other, &up[words]);
+        // SAFETY: the pieces are disjoint.
+        let (dgate, dup) = unsafe { (dgate.part(r.clone()), dup.part(r.clone())) };
+        gated_backward_run(dgate, dup, piece, other, &dh[r], act);
+    });
 }
 
 /// [`gated_backward`] that overwrites `gate` with `dgate` and `up` with `dup`, which saves two buffers.
@@ -243,6 +289,38 @@ mod tests {
 
     fn close(got: f32, want: f64, limit: f64, what: &str) {
         assert!((f64::from(got) - want).abs() <= limit * want.abs().max(1.0), "{what}: {got}, not {want}");
+    }
+
+    #[test]
+    fn halves_give_what_their_numbers_give() {
+        for n in [1, 31, 33, 2048, 2049, 70_001] {
+            let [x, up, dy] = [1, 2, 3].map(|seed| {
+                let mut numbers = vec![0.0; n];
+                crate::normal(&mut numbers, 0.0, 1.0, seed, 0);
+                numbers
+            });
+            let kept = [&x, &up].map(|x| {
+                let mut words = vec![f32::NAN; halves_len(n)];
+                crate::to_halves(&mut words, x);
+                words
+            });
+            let [x, up] = kept.each_ref().map(|words| {
+                let mut numbers = vec![f32::NAN; n];
+                crate::from_halves(&mut numbers, words);
+                numbers
+            });
+            for accumulate in [false, true] {
+                let start = if accumulate { 1.0 } else { f32::NAN };
+                let (mut want, mut got) = (vec![start; n], vec![start; n]);
+                activate_backward(&mut want, &x, &dy, Activation::Gelu, accumulate);
+                activate_backward_halves(&mut got, &kept[0], &dy, Activation::Gelu, accumulate);
+                assert_eq!(got, want);
+            }
+            let [mut dgate, mut dup, mut got, mut got_up] = [(); 4].map(|()| vec![f32::NAN; n]);
+            gated_backward(&mut dgate, &mut dup, &x, &up, &dy, Activation::Silu);
+            gated_backward_halves(&mut got, &mut got_up, &kept[0], &kept[1], &dy, Activation::Silu);
+            assert_eq!((got, got_up), (dgate, dup));
+        }
     }
 
     #[test]

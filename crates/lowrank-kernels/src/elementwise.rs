@@ -44,6 +44,54 @@ pub fn copy(y: &mut [f32], x: &[f32]) {
     });
 }
 
+/// `y[:, at..at + width] = x[:, from..from + width]` for `y: [N,D]` and `x: [N,E]`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn copy_columns(y: &mut [f32], x: &[f32], n: usize, at: usize, from: usize, width: usize) {
+    let (d, e) = (y.len() / n.max(1), x.len() / n.max(1));
+    assert!(
+        (n * d, n * e) == (y.len(), x.len()),
+        "copy_columns: {} and {} numbers in {n} rows",
+        y.len(),
+        x.len()
+    );
+    assert!(at + width <= d && from + width <= e, "copy_columns: {width} from {from} of {e} to {at} of {d}");
+    let shared = SharedMut::new(y);
+    for_rows(n, width, |r| {
+        for i in r {
+            // SAFETY: rows are disjoint.
+            let to = unsafe { shared.part(i * d + at..i * d + at + width) };
+            to.copy_from_slice(&x[i * e + from..][..width]);
+        }
+    });
+}
+
+/// `y[i,:] = bias`, or `x[i,:] + bias`, for `y, x: [N,D]`, `bias: [D]`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn set_bias(y: &mut [f32], x: Option<&[f32]>, bias: &[f32], n: usize) {
+    let d = bias.len();
+    assert_eq!(y.len(), n * d, "set_bias: y has {} numbers, not {n} x {d}", y.len());
+    assert!(x.is_none_or(|x| x.len() == n * d), "set_bias: x has not {n} x {d} numbers");
+    let shared = SharedMut::new(y);
+    for_rows(n, d, |r| {
+        for i in r {
+            // SAFETY: rows are disjoint.
+            let y = unsafe { shared.part(i * d..(i + 1) * d) };
+            match x {
+                None => y.copy_from_slice(bias),
+                Some(x) => {
+                    for ((y, x), b) in y.iter_mut().zip(&x[i * d..(i + 1) * d]).zip(bias) {
+                        *y = x + b;
+                    }
+                }
+            }
+        }
+    });
+}
+
 /// `y[i,:] += bias` for `y: [N,D]`, `bias: [D]`.
 ///
 /// # Panics
@@ -118,6 +166,26 @@ mod tests {
 
     fn numbers(n: usize, salt: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 50.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn columns_and_biases() {
+        let n = 300;
+        let x: Vec<f32> = (0..n * 70).map(|i| i as f32).collect();
+        let mut y = vec![-1.0; n * 200];
+        copy_columns(&mut y, &x, n, 90, 5, 65);
+        for (y, x) in y.chunks(200).zip(x.chunks(70)) {
+            assert_eq!(&y[90..155], &x[5..]);
+            assert!(y[..90].iter().chain(&y[155..]).all(|y| *y == -1.0));
+        }
+        let bias: Vec<f32> = (0..70).map(|i| 0.5 * i as f32).collect();
+        let mut z = vec![f32::NAN; x.len()];
+        set_bias(&mut z, Some(&x), &bias, n);
+        let mut want = x.clone();
+        add_bias(&mut want, &bias, n, 70);
+        assert_eq!(z, want);
+        set_bias(&mut z, None, &bias, n);
+        assert!(z.chunks(70).all(|row| row == bias));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub(crate) trait Vector: Copy {
     fn copy_sign(self, sign: Self) -> Self;
     /// `self < limit ? yes : no`, lane by lane (`no` where a side is not a number).
     fn if_less(self, limit: Self, yes: Self, no: Self) -> Self;
+    /// The BF16 in the low half of each lane, and the one in the high half.
+    fn halves(self) -> [Self; 2];
     /// The lanes as an array, zero above `LANES`.
     fn lanes(self) -> [f32; 16];
 
@@ -224,6 +226,12 @@ impl Vector for Portable {
     #[inline(always)]
     fn abs(self) -> Self {
         Self(self.0.map(f32::abs))
+    }
+    #[inline(always)]
+    fn halves(self) -> [Self; 2] {
+        let bits = self.0.map(f32::to_bits);
+        [bits.map(|bits| bits << 16), bits.map(|bits| bits & 0xffff_0000)]
+            .map(|bits| Self(bits.map(f32::from_bits)))
     }
     #[inline(always)]
     fn copy_sign(self, sign: Self) -> Self {

@@ -39,9 +39,12 @@ impl RunState {
     /// # Errors
     /// Names an option that changed.
     pub fn check(&self, fingerprint: &Map<String, Value>, run: &Path) -> Result<(), Error> {
-        let changed = fingerprint.iter().find(|(key, value)| self.fingerprint.get(*key) != Some(value));
-        let Some((key, now)) = changed else { return Ok(()) };
-        let was = self.fingerprint.get(key).unwrap_or(&Value::Null);
+        // An option that the run did not know yet was not given.
+        let was = |key: &str| self.fingerprint.get(key).unwrap_or(&Value::Null);
+        let Some((key, now)) = fingerprint.iter().find(|(key, value)| was(key) != *value) else {
+            return Ok(());
+        };
+        let was = was(key);
         let what = format!("{key} was {was} and is {now} now: resume with the options of the run");
         Err(Error::Checkpoint { path: run.to_owned(), what })
     }

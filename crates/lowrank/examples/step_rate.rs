@@ -1,6 +1,7 @@
 //! How fast training steps are, and what the threads did meanwhile.
 //!
-//! `step_rate MODEL [--batch 8] [--length 128] [--labels ALL] [--steps 5] [--threads 2] [--targets q_proj,v_proj] [--checkpoint]`
+//! `step_rate MODEL [--batch 8] [--length 128] [--labels ALL] [--steps 5] [--threads 2] [--targets q_proj,v_proj]
+//! [--precision f32] [--checkpoint]`
 //!
 //! Rows of random tokens; the last `--labels` of each carry loss. For every step: seconds on the wall and
 //! of processor time, GFLOP/s of the operations a step needs, on the wall and for each second of one
@@ -11,6 +12,7 @@ use std::time::Instant;
 
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
 use lowrank::engine::Device;
+use lowrank::models::files::{Form, Precision};
 use lowrank::train::{Example, ExampleId, PackedBatch, StepOptions, Stepper, pack};
 use lowrank::{Error, Result, Session};
 
@@ -22,6 +24,7 @@ struct Options {
     steps: usize,
     threads: usize,
     targets: String,
+    form: Form,
     checkpoint: bool,
 }
 
@@ -36,6 +39,7 @@ fn options() -> Result<Options> {
         steps: 5,
         threads: 2,
         targets: "q_proj,v_proj".into(),
+        form: Form::default(),
         checkpoint: false,
     };
     while let Some(arg) = args.next() {
@@ -52,6 +56,7 @@ fn options() -> Result<Options> {
             "--steps" => o.steps = number()?,
             "--threads" => o.threads = number()?,
             "--targets" => o.targets = value,
+            "--precision" => o.form.precision = value.parse().map_err(|_| usage())?,
             _ => return Err(usage()),
         }
     }
@@ -98,7 +103,7 @@ fn spent() -> [f64; 3] {
 }
 
 fn run(o: &Options) -> Result<()> {
-    let session = Session::open(&o.model)?;
+    let session = Session::open_as(&o.model, o.form)?;
     let config = LoraConfig {
         r: 8,
         lora_alpha: 16.0,
@@ -109,7 +114,12 @@ fn run(o: &Options) -> Result<()> {
     let vocabulary = session.base.config["vocab_size"].as_u64().unwrap_or(1000);
     let options =
         StepOptions { checkpoint_activations: o.checkpoint, weight_decay: 0.0, max_grad_norm: 1.0, seed: 1 };
-    let mut stepper = Stepper::new(&*session.model, adapters, Device::cpu(), options);
+    let mut stepper = Stepper::new(
+        &*session.model,
+        adapters,
+        Device::cpu().rounding_kept(o.form.precision == Precision::Bf16),
+        options,
+    );
     println!("   wall s  cpu s  GFLOP/s  /cpu s   tokens/s   work  ready  idle   pages  loss");
     for step in 0..o.steps {
         let batch = batch(o, step, vocabulary);

@@ -43,6 +43,7 @@ pub struct Prepared<'m> {
 /// Where data, adapter or options are wrong.
 pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device) -> Result<Prepared<'m>> {
     options.check()?;
+    let device = options.saving_on(device);
     let form = session.base.tensors.form();
     if (Form { shapes_only: false, ..form }) != options.form() {
         return Err(Error::Usage(

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_adapters::variants::prompt::TOKENS as VIRTUAL_TOKENS;
 use lowrank_adapters::{AdapterSet, CLASSIFIERS, LoraConfig, OneOrMany, Targets};
+use lowrank_engine::Device;
 use lowrank_models::Model;
 use lowrank_models::files::{Form, Precision, Quantize};
 use lowrank_models::heads::Reads;
@@ -79,6 +80,7 @@ pub struct TrainOptions {
     pub no_share_prefix: bool,
     pub prompt_group: usize,
     pub checkpoint_activations: bool,
+    pub saved_activations: Option<Precision>,
 
     pub data_format: Option<DataFormat>,
     pub prompt_column: Option<String>,
@@ -146,6 +148,7 @@ impl Default for TrainOptions {
             no_share_prefix: false,
             prompt_group: 4,
             checkpoint_activations: false,
+            saved_activations: None,
             data_format: None,
             prompt_column: None,
             completion_column: None,
@@ -364,6 +367,11 @@ impl TrainOptions {
     pub fn read_options(&self) -> Result<DataOptions> {
         let prompt_template = self.prompt_template.as_deref().map(Template::parse).transpose()?;
         Ok(DataOptions { prompt_template, ..self.column_options() })
+    }
+
+    /// `device`, on which activations are kept for the backward pass as is asked for.
+    pub(crate) fn saving_on(&self, device: Device) -> Device {
+        device.rounding_kept(self.saved_activations.unwrap_or(self.precision) == Precision::Bf16)
     }
 
     /// What must not change when a run is resumed: everything that changes its numbers.

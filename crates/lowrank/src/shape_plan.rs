@@ -79,12 +79,12 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
         loss_mask: (0..=tokens).map(|i| i > 0).collect(),
         ..Example::default()
     };
-    let mut stepper = Stepper::new(model, adapters, Device::plan(), step);
+    let mut stepper = Stepper::new(model, adapters, options.saving_on(Device::plan()), step);
     let batch = stepper.pack(&vec![&example; options.batch_size], false, 0);
     stepper.gradients(&[batch])?;
 
     let tensors = &session.base.tensors;
-    let (parameters, base_bytes) = (tensors.parameters(), tensors.resident_bytes() as usize);
+    let (parameters, base_bytes) = (tensors.parameters(), tensors.weight_bytes() as usize);
     // What is trained whole is not quantised.
     let stored_bytes = tensors.byte_len() as usize;
     let full = Need {

@@ -169,6 +169,36 @@ fn checkpoints_give_the_same_bits_even_with_dropout() {
     assert_eq!(kept, gradients(&session, &set, &batch(true), PLAIN), "and so does another run");
 }
 
+/// Rounding what is kept leaves the loss as it is, moves gradients by its error, and takes less memory, all of it planned.
+#[test]
+fn kept_activations_can_be_rounded() {
+    for case in ["llama_gqa_tied", "qwen3_qk_norm", "gpt2_c_attn", "mistral_window", "qwen2_bias"] {
+        let session = Session::open(fixture(case).to_str().unwrap()).unwrap();
+        let set = adapters(&session, 0.0, "all-linear");
+        let (loss, want) = gradients(&session, &set, &batch(true), PLAIN);
+        let stepper = |device: Device| {
+            let mut stepper = Stepper::new(&*session.model, set.clone(), device.rounding_kept(true), PLAIN);
+            let outcome = stepper.gradients(std::slice::from_ref(&batch(true))).unwrap();
+            (stepper, outcome.loss)
+        };
+        let ((rounded, rounded_loss), (plan, _)) = (stepper(Device::cpu()), stepper(Device::plan()));
+        assert_eq!(rounded_loss, loss, "{case}");
+        assert_eq!(rounded.device().peak_bytes(), plan.device().peak_bytes(), "{case}");
+        let mut exact = Stepper::new(&*session.model, set.clone(), Device::plan(), PLAIN);
+        exact.gradients(std::slice::from_ref(&batch(true))).unwrap();
+        assert!(plan.device().peak_bytes() < exact.device().peak_bytes(), "{case}");
+        let (mut error, mut size) = (0.0, 0.0);
+        for ((id, _), want) in set.params.iter().zip(&want) {
+            for (got, want) in rounded.grads().get(id).iter().zip(want) {
+                error += f64::from(got - want).powi(2);
+                size += f64::from(*want).powi(2);
+            }
+        }
+        let error = (error / size).sqrt();
+        assert!(error > 0.0 && error < 1e-2, "{case}: gradients are {error} away");
+    }
+}
+
 #[test]
 fn planning_counts_what_running_takes() {
     let session = Session::open(fixture("qwen3_qk_norm").to_str().unwrap()).unwrap();

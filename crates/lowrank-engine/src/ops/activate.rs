@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use lowrank_kernels::{self as kernels, Activation};
 
+use crate::kept::Kept;
 use crate::scope::Scope;
 use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
 use crate::tensor::Tensor;
@@ -19,7 +20,11 @@ impl<'m> Tape<'m> {
         let (true, Some(id), Some(out_id)) = (self.keeps(out), x.id, out) else {
             return Var { tensor: y, id: out, recipe: None };
         };
-        let recipe = Rc::new(ActivationRecipe { x: x.tensor, activation, again: RefCell::new(None) });
+        let recipe = Rc::new(ActivationRecipe {
+            x: Kept::new(device, &x.tensor),
+            activation,
+            again: RefCell::new(None),
+        });
         self.push(ActivationNode { recipe: recipe.clone(), x: id, out: out_id });
         Var { tensor: y, id: out, recipe: Some(recipe) }
     }
@@ -27,7 +32,7 @@ impl<'m> Tape<'m> {
 
 /// The output of an activation from its input.
 struct ActivationRecipe {
-    x: Tensor,
+    x: Kept,
     activation: Activation,
     again: RefCell<Option<Tensor>>,
 }
@@ -35,8 +40,9 @@ struct ActivationRecipe {
 impl Recipe for ActivationRecipe {
     fn get(&self, scope: &Scope<'_>) -> Tensor {
         let compute = || {
-            let mut y = scope.alloc(self.x.rows(), self.x.cols());
-            scope.device.run(0, || kernels::activate(y.data_mut(), self.x.data(), self.activation));
+            let x = self.x.get(scope.device);
+            let mut y = scope.alloc(x.rows(), x.cols());
+            scope.device.run(0, || kernels::activate(y.data_mut(), x.data(), self.activation));
             y
         };
         self.again.borrow_mut().get_or_insert_with(compute).clone()
@@ -55,10 +61,18 @@ impl<'m> Node<'m> for ActivationNode {
         // All that read the output have run backward.
         again.take();
         let Some(dy) = back.take(self.out) else { return };
-        let mut dx = back.open(self.x, x.rows(), x.cols());
+        let (rows, cols) = x.shape();
+        let mut dx = back.open(self.x, rows, cols);
         let accumulate = dx.beta() != 0.0;
         back.scope.device.run(0, || {
-            kernels::activate_backward(dx.tensor.data_mut(), x.data(), dy.data(), *activation, accumulate);
+            let (dx, dy) = (dx.tensor.data_mut(), dy.data());
+            match x.halves() {
+                Some(x) => kernels::activate_backward_halves(dx, x, dy, *activation, accumulate),
+                None => {
+                    let x = x.get(back.scope.device);
+                    kernels::activate_backward(dx, x.data(), dy, *activation, accumulate);
+                }
+            }
         });
         back.put(self.x, dx);
     }

@@ -9,6 +9,7 @@ use lowrank_kernels::{self as kernels, AttentionShape, Segment};
 
 use super::prefix::Part;
 use crate::Device;
+use crate::kept::Kept;
 use crate::tape::{Backward, Node, Tape, Var, VarId};
 use crate::tensor::Tensor;
 
@@ -64,7 +65,10 @@ impl<'m> Tape<'m> {
         let out = self.id(ids.iter().any(Option::is_some) || prefix.is_some());
         if self.keeps(out) {
             let out = out.expect("kept, so it has a number");
-            self.push(AttentionNode { attention: a, saved: [q, k, v, o.clone(), lse], prefix, ids, out });
+            let kept = Rc::new(Kept::new(device, &o));
+            let inputs = [q, k, v].map(|x| Kept::new(device, &x));
+            self.push(AttentionNode { attention: a, inputs, o: kept.clone(), lse, prefix, ids, out });
+            return Var { tensor: o, id: Some(out), recipe: Some(kept) };
         }
         Var { tensor: o, id: out, recipe: None }
     }
@@ -105,8 +109,10 @@ type Prefix = ([Part; 2], Rc<[(usize, usize)]>);
 
 struct AttentionNode<'m> {
     attention: Attention<'m>,
-    /// q, k (rotated), v, o, lse.
-    saved: [Tensor; 5],
+    /// q, k (rotated), v.
+    inputs: [Kept; 3],
+    o: Rc<Kept>,
+    lse: Tensor,
     /// Keys and values that are parameters, and their rows.
     prefix: Option<Prefix>,
     ids: [Option<VarId>; 3],
@@ -117,8 +123,9 @@ impl<'m> Node<'m> for AttentionNode<'m> {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dy) = back.take(self.out) else { return };
         let a = &self.attention;
-        let [q, k, v, o, lse] = self.saved;
         let device = back.scope.device;
+        let [q, k, v] = self.inputs.map(|x| x.take(device));
+        let (o, lse) = (self.o.get(device), self.lse);
         let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| device.alloc(x.rows(), x.cols()));
         device.run(10 * multiply_adds(a), || {
             kernels::attention_backward(

@@ -7,6 +7,7 @@ use lowrank_kernels::{
     self as kernels, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment,
 };
 
+use crate::kept::Kept;
 use crate::tape::{Backward, Node, Tape, Var, VarId};
 use crate::tensor::Tensor;
 
@@ -72,7 +73,11 @@ impl<'m> Tape<'m> {
         let out = self.id(ids.iter().any(Option::is_some));
         if self.keeps(out) {
             let out = out.expect("kept, so it has a number");
-            self.push(DisentangledNode { attention, saved, o: o.clone(), lse, ids, out });
+            let kept = Rc::new(Kept::new(device, &o));
+            let contents = saved.contents.map(|x| Kept::new(device, &x));
+            let tables = saved.tables;
+            self.push(DisentangledNode { attention, contents, tables, o: kept.clone(), lse, ids, out });
+            return Var { tensor: o, id: Some(out), recipe: Some(kept) };
         }
         Var { tensor: o, id: out, recipe: None }
     }
@@ -99,8 +104,10 @@ impl Saved {
 
 struct DisentangledNode<'m> {
     attention: Disentangled<'m>,
-    saved: Saved,
-    o: Tensor,
+    /// q, k, v.
+    contents: [Kept; 3],
+    tables: [Option<Tensor>; 2],
+    o: Rc<Kept>,
     lse: Tensor,
     /// q, k, v, keys and queries of distances.
     ids: [Option<VarId>; 5],
@@ -110,7 +117,9 @@ struct DisentangledNode<'m> {
 impl<'m> Node<'m> for DisentangledNode<'m> {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dy) = back.take(self.out) else { return };
-        let (device, a, saved) = (back.scope.device, &self.attention, &self.saved);
+        let (device, a) = (back.scope.device, &self.attention);
+        let saved = Saved { contents: self.contents.map(|x| x.take(device)), tables: self.tables };
+        let o = self.o.get(device);
         let like = |x: &Tensor| device.alloc(x.rows(), x.cols());
         let [mut dq, mut dk, mut dv] = saved.contents.each_ref().map(like);
         let [mut dpos_key, mut dpos_query] = saved.tables.each_ref().map(|table| table.as_ref().map(like));
@@ -127,7 +136,7 @@ impl<'m> Node<'m> for DisentangledNode<'m> {
             kernels::disentangled_attention_backward(
                 gradients,
                 dy.data(),
-                self.o.data(),
+                o.data(),
                 self.lse.data(),
                 &saved.inputs(),
                 &a.shape(),

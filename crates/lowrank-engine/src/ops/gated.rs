@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use lowrank_kernels::{self as kernels, Activation};
 
+use crate::kept::Kept;
 use crate::scope::Scope;
 use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
 use crate::tensor::Tensor;
@@ -21,16 +22,20 @@ impl<'m> Tape<'m> {
         }
         let out_id = out.expect("kept, so it has a number");
         let ids = (gate.id, up.id);
-        let recipe =
-            Rc::new(GatedRecipe { gate: gate.tensor, up: up.tensor, activation, again: RefCell::new(None) });
+        let recipe = Rc::new(GatedRecipe {
+            gate: Kept::new(device, &gate.tensor),
+            up: Kept::new(device, &up.tensor),
+            activation,
+            again: RefCell::new(None),
+        });
         self.push(GatedNode { recipe: recipe.clone(), ids, out: out_id });
         Var { tensor: h, id: out, recipe: Some(recipe) }
     }
 }
 
 struct GatedRecipe {
-    gate: Tensor,
-    up: Tensor,
+    gate: Kept,
+    up: Kept,
     activation: Activation,
     again: RefCell<Option<Tensor>>,
 }
@@ -38,10 +43,9 @@ struct GatedRecipe {
 impl Recipe for GatedRecipe {
     fn get(&self, scope: &Scope<'_>) -> Tensor {
         let compute = || {
-            let mut h = scope.alloc(self.gate.rows(), self.gate.cols());
-            scope.device.run(0, || {
-                kernels::gated(h.data_mut(), self.gate.data(), self.up.data(), self.activation);
-            });
+            let (gate, up) = (self.gate.get(scope.device), self.up.get(scope.device));
+            let mut h = scope.alloc(gate.rows(), gate.cols());
+            scope.device.run(0, || kernels::gated(h.data_mut(), gate.data(), up.data(), self.activation));
             h
         };
         self.again.borrow_mut().get_or_insert_with(compute).clone()
@@ -58,13 +62,27 @@ impl<'m> Node<'m> for GatedNode {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dh) = back.take(self.out) else { return };
         // Those that read the output have run backward, so the inputs are ours to overwrite.
-        let GatedRecipe { mut gate, mut up, activation, .. } = Rc::try_unwrap(self.recipe)
+        let GatedRecipe { gate, up, activation, .. } = Rc::try_unwrap(self.recipe)
             .ok()
             .expect("no operation holds an activation longer than its backward");
         let device = back.scope.device;
-        device.run(0, || {
-            kernels::gated_backward_in_place(gate.data_mut(), up.data_mut(), dh.data(), activation);
-        });
+        let [gate, up] = match (gate.halves(), up.halves()) {
+            (Some(gate), Some(up)) => {
+                let [mut dgate, mut dup] = [(); 2].map(|()| device.alloc(dh.rows(), dh.cols()));
+                device.run(0, || {
+                    let (dgate, dup) = (dgate.data_mut(), dup.data_mut());
+                    kernels::gated_backward_halves(dgate, dup, gate, up, dh.data(), activation);
+                });
+                [dgate, dup]
+            }
+            _ => {
+                let [mut gate, mut up] = [gate, up].map(|x| x.take(device));
+                device.run(0, || {
+                    kernels::gated_backward_in_place(gate.data_mut(), up.data_mut(), dh.data(), activation);
+                });
+                [gate, up]
+            }
+        };
         for (id, gradient) in [(self.ids.0, gate), (self.ids.1, up)] {
             if let Some(id) = id {
                 back.add(id, gradient);

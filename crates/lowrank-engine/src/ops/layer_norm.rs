@@ -6,6 +6,7 @@ use std::rc::Rc;
 use lowrank_kernels as kernels;
 
 use crate::adapter::{Accumulator, NormNumbers, SiteId};
+use crate::kept::Kept;
 use crate::params::ParamId;
 use crate::scope::Scope;
 use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
@@ -67,7 +68,13 @@ impl<'m> Tape<'m> {
         }
         let (mut mean, mut rstd) = (device.alloc(n, 1), device.alloc(n, 1));
         device.run(0, || norm.run(&mut y, Some((&mut mean, &mut rstd)), &x.tensor));
-        let recipe = Rc::new(NormRecipe { norm, x: x.tensor.clone(), mean, rstd, again: RefCell::new(None) });
+        let recipe = Rc::new(NormRecipe {
+            norm,
+            x: Kept::new(device, &x.tensor),
+            mean,
+            rstd,
+            again: RefCell::new(None),
+        });
         if let Some(out) = out {
             self.push(NormNode { recipe: recipe.clone(), trained, x: x.id, out });
         }
@@ -78,7 +85,7 @@ impl<'m> Tape<'m> {
 /// The output of a norm from its input.
 struct NormRecipe<'m> {
     norm: Numbers<'m>,
-    x: Tensor,
+    x: Kept,
     mean: Tensor,
     rstd: Tensor,
     again: RefCell<Option<Tensor>>,
@@ -87,8 +94,9 @@ struct NormRecipe<'m> {
 impl Recipe for NormRecipe<'_> {
     fn get(&self, scope: &Scope<'_>) -> Tensor {
         let compute = || {
-            let mut y = scope.alloc(self.x.rows(), self.x.cols());
-            scope.device.run(0, || self.norm.run(&mut y, None, &self.x));
+            let x = self.x.get(scope.device);
+            let mut y = scope.alloc(x.rows(), x.cols());
+            scope.device.run(0, || self.norm.run(&mut y, None, &x));
             y
         };
         self.again.borrow_mut().get_or_insert_with(compute).clone()
@@ -108,6 +116,7 @@ impl<'m> Node<'m> for NormNode<'m> {
         // All that read the output have run backward.
         again.take();
         let Some(dy) = back.take(self.out) else { return };
+        let x = x.get(back.scope.device);
         let mut dx = match self.x {
             Some(id) => back.open(id, x.rows(), x.cols()),
             None => Accumulator::fresh(back.scope.alloc(x.rows(), x.cols())),

@@ -1,10 +1,12 @@
 //! Linear layer over a frozen weight, with its adapter: `y = x W^T + b [+ residual] [+ adapter(x)]`.
 
+use std::rc::Rc;
+
 use lowrank_kernels as kernels;
 
 use crate::adapter::{Accumulator, SiteId};
 use crate::scope::Scope;
-use crate::tape::{Backward, Node, Saved, Tape, Var, VarId};
+use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
 use crate::tensor::Tensor;
 use crate::weight::FrozenWeight;
 
@@ -48,13 +50,24 @@ impl Linear {
         }
     }
 
-    /// `y = beta y + x W^T + b` for `x: [N,K]`, `y: [N,O]`; with `beta` 0, `y` is only written.
+    /// `y = beta y + x W^T + b` for `x: [N,K]`, `y: [N,O]`; `beta` is 1, or 0, with which `y` is only written.
     pub fn forward(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor, beta: f32) {
-        self.product(scope, x, y, beta);
         let (n, o) = (y.rows(), y.cols());
-        if let Some(bias) = &self.bias {
-            scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, o));
-        }
+        let Some(bias) = &self.bias else { return self.product(scope, x, y, beta) };
+        scope.device.run(0, || match beta {
+            0.0 => kernels::set_bias(y.data_mut(), None, bias, n),
+            _ => kernels::add_bias(y.data_mut(), bias, n, o),
+        });
+        self.product(scope, x, y, 1.0);
+    }
+
+    /// `y = residual + x W^T + b`.
+    fn forward_onto(&self, scope: &Scope<'_>, x: &Tensor, residual: &Tensor, y: &mut Tensor) {
+        scope.device.run(0, || match &self.bias {
+            Some(bias) => kernels::set_bias(y.data_mut(), Some(residual.data()), bias, residual.rows()),
+            None => kernels::copy(y.data_mut(), residual.data()),
+        });
+        self.product(scope, x, y, 1.0);
     }
 
     /// The same without bias.
@@ -83,15 +96,19 @@ impl<'m> Tape<'m> {
         assert_eq!(x.tensor.cols(), k, "input features of a linear layer");
         let scope = self.scope;
         let mut y = scope.alloc(n, o);
-        if let Some(r) = residual {
-            scope.device.run(0, || kernels::copy(y.data_mut(), r.tensor.data()));
-        }
-        let beta = if residual.is_some() { 1.0 } else { 0.0 };
         let adapter = self.adapters.get(layer.site);
-        let saved = match adapter {
-            Some(adapter) => Some(adapter.forward(&scope, layer, &x.tensor, &mut y, beta)),
-            None => {
-                layer.forward(&scope, &x.tensor, &mut y, beta);
+        let saved = match (adapter, residual) {
+            (Some(adapter), Some(r)) => {
+                scope.device.run(0, || kernels::copy(y.data_mut(), r.tensor.data()));
+                Some(adapter.forward(&scope, layer, &x.tensor, &mut y, 1.0))
+            }
+            (Some(adapter), None) => Some(adapter.forward(&scope, layer, &x.tensor, &mut y, 0.0)),
+            (None, Some(r)) => {
+                layer.forward_onto(&scope, &x.tensor, &r.tensor, &mut y);
+                None
+            }
+            (None, None) => {
+                layer.forward(&scope, &x.tensor, &mut y, 0.0);
                 None
             }
         };
@@ -99,7 +116,7 @@ impl<'m> Tape<'m> {
         let residual_id = residual.and_then(|r| r.id);
         let out = self.id(x.id.is_some() || residual_id.is_some() || adapter.is_some());
         if self.keeps(out) {
-            let adapted = saved.map(|saved| Adapted { saved, x: x.save() });
+            let adapted = saved.map(|saved| Adapted { saved, x: x.save(&scope) });
             let out = out.expect("kept, so it has a number");
             self.push(LinearNode { layer, adapted, x: x.id, residual: residual_id, out });
         }
@@ -108,7 +125,7 @@ impl<'m> Tape<'m> {
 }
 
 struct Adapted<'m> {
-    x: Saved<'m>,
+    x: Rc<dyn Recipe + 'm>,
     saved: Vec<Tensor>,
 }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use lowrank_kernels as kernels;
 
 use crate::adapter::{Accumulator, SiteId};
+use crate::kept::Kept;
 use crate::params::ParamId;
 use crate::scope::Scope;
 use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
@@ -54,8 +55,13 @@ impl<'m> Tape<'m> {
         if !keeps {
             return Var { tensor: y, id: out, recipe: None };
         }
-        let recipe =
-            Rc::new(NormRecipe { norm, weight, x: x.tensor.clone(), rstd, again: RefCell::new(None) });
+        let recipe = Rc::new(NormRecipe {
+            norm,
+            weight,
+            x: Kept::new(device, &x.tensor),
+            rstd,
+            again: RefCell::new(None),
+        });
         if let Some(out) = out {
             self.push(NormNode { recipe: recipe.clone(), trained, x: x.id, out });
         }
@@ -72,7 +78,7 @@ impl<'m> Tape<'m> {
 struct NormRecipe<'m> {
     norm: &'m RmsNorm,
     weight: &'m [f32],
-    x: Tensor,
+    x: Kept,
     rstd: Tensor,
     again: RefCell<Option<Tensor>>,
 }
@@ -80,13 +86,14 @@ struct NormRecipe<'m> {
 impl Recipe for NormRecipe<'_> {
     fn get(&self, scope: &Scope<'_>) -> Tensor {
         let compute = || {
-            let mut y = scope.alloc(self.x.rows(), self.x.cols());
+            let x = self.x.get(scope.device);
+            let mut y = scope.alloc(x.rows(), x.cols());
             let (d, n) = (self.norm.weight.len(), self.rstd.rows());
             scope.device.run(0, || {
                 kernels::rms_norm(
                     y.data_mut(),
                     &mut [],
-                    self.x.data(),
+                    x.data(),
                     self.weight,
                     self.norm.eps,
                     n,
@@ -113,6 +120,7 @@ impl<'m> Node<'m> for NormNode<'m> {
         // All that read the output have run backward.
         again.take();
         let Some(dy) = back.take(self.out) else { return };
+        let x = x.get(back.scope.device);
         let mut dx = match self.x {
             Some(id) => back.open(id, x.rows(), x.cols()),
             None => Accumulator::fresh(back.scope.alloc(x.rows(), x.cols())),

@@ -1,5 +1,7 @@
 //! Parts of a fused projection: `x = [x_1 | x_2 | ..]` by columns, such as query, key and value.
 
+use lowrank_kernels as kernels;
+
 use crate::tape::{Backward, Node, Tape, Var, VarId};
 use crate::tensor::Tensor;
 
@@ -12,12 +14,7 @@ impl<'m> Tape<'m> {
         let mut at = 0;
         let parts = widths.map(|width| {
             let mut part = device.alloc(n, width);
-            device.run(0, || {
-                let rows = x.tensor.data().chunks_exact(x.tensor.cols());
-                for (to, from) in part.data_mut().chunks_exact_mut(width).zip(rows) {
-                    to.copy_from_slice(&from[at..at + width]);
-                }
-            });
+            device.run(0, || kernels::copy_columns(part.data_mut(), x.tensor.data(), n, 0, at, width));
             at += width;
             let id = self.id(x.id.is_some());
             Var { tensor: part, id, recipe: None }
@@ -49,15 +46,9 @@ impl<'m> Node<'m> for SplitNode {
         let mut dx = device.alloc(self.rows, cols);
         let mut at = 0;
         for (dy, width) in &parts {
-            device.run(0, || {
-                for (i, row) in dx.data_mut().chunks_exact_mut(cols).enumerate() {
-                    match dy {
-                        Some(dy) => {
-                            row[at..at + width].copy_from_slice(&dy.data()[i * width..(i + 1) * width])
-                        }
-                        None => row[at..at + width].fill(0.0),
-                    }
-                }
+            device.run(0, || match dy {
+                Some(dy) => kernels::copy_columns(dx.data_mut(), dy.data(), self.rows, at, 0, *width),
+                None => dx.data_mut().chunks_exact_mut(cols).for_each(|row| row[at..at + width].fill(0.0)),
             });
             at += width;
         }

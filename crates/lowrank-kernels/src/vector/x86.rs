@@ -112,6 +112,14 @@ impl Vector for Avx2 {
         Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
     }
     #[inline(always)]
+    fn halves(self) -> [Self; 2] {
+        unsafe {
+            let bits = _mm256_castps_si256(self.0);
+            let high = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_slli_epi32::<16>(bits), high].map(|bits| Self(_mm256_castsi256_ps(bits)))
+        }
+    }
+    #[inline(always)]
     fn copy_sign(self, sign: Self) -> Self {
         let bit = unsafe { _mm256_and_ps(_mm256_set1_ps(-0.0), sign.0) };
         Self(unsafe { _mm256_or_ps(bit, self.abs().0) })
@@ -224,6 +232,14 @@ impl Vector for Avx512 {
     #[inline(always)]
     fn abs(self) -> Self {
         Self(unsafe { _mm512_abs_ps(self.0) })
+    }
+    #[inline(always)]
+    fn halves(self) -> [Self; 2] {
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let high = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_slli_epi32::<16>(bits), high].map(|bits| Self(_mm512_castsi512_ps(bits)))
+        }
     }
     #[inline(always)]
     fn copy_sign(self, sign: Self) -> Self {

@@ -114,16 +114,26 @@ impl Tensors {
         self.form
     }
 
-    /// Bytes that the tensors take in memory: those that were converted in their new form, the others as stored;
-    /// the largest window, where they are streamed.
+    /// Bytes of all tensors: those that were converted in their new form, the others as stored.
+    pub fn weight_bytes(&self) -> u64 {
+        self.bytes_of(|_| true)
+    }
+
+    /// Bytes that the tensors take in memory: all but tables in which rows are only looked up; the largest window,
+    /// where they are streamed.
     pub fn resident_bytes(&self) -> u64 {
         if let Some(stream) = self.stream() {
             return stream.window_bytes() as u64;
         }
+        let lookups = self.converted.lock().expect("nobody panics with it").lookups.clone();
+        self.bytes_of(|name| !lookups.contains(name))
+    }
+
+    fn bytes_of(&self, counts: impl Fn(&str) -> bool) -> u64 {
         let converted = self.converted.lock().expect("nobody panics with it");
-        let bytes = |name: &str, stored: usize| match converted.lookups.contains(name) {
-            true => 0,
-            false => converted.bytes.get(name).copied().unwrap_or(stored) as u64,
+        let bytes = |name: &str, stored: usize| match counts(name) {
+            true => converted.bytes.get(name).copied().unwrap_or(stored) as u64,
+            false => 0,
         };
         match &self.planned {
             Some(planned) => planned.sizes().iter().map(|(name, stored)| bytes(name, *stored)).sum(),

@@ -34,6 +34,9 @@ impl MappedFile {
     }
 }
 
+/// Bytes of a tensor up to which it is read at once and its pages are left alone.
+const SMALL: usize = 64 << 10;
+
 /// Numbers from which on reading is shared among threads.
 const PARALLEL: usize = 1 << 16;
 
@@ -302,7 +305,15 @@ impl Tensors {
             rows.zip(out.chunks_exact_mut(cols)).for_each(|(row, out)| view.expand(row, 0..cols, out));
             return Ok(());
         }
-        let bytes = &file.map[entry.bytes.clone()];
+        let copy;
+        let bytes = if entry.bytes.len() <= SMALL {
+            let mut bytes = vec![0; entry.bytes.len()];
+            file.map.read(entry.bytes.start, &mut bytes);
+            copy = bytes;
+            &copy[..]
+        } else {
+            &file.map[entry.bytes.clone()]
+        };
         let view = WeightRef { format, rows: total, cols, order: entry.order, bytes };
         let one = |(at, out): (usize, &mut [f32])| view.expand(rows.start + at, 0..cols, out);
         if out.len() < PARALLEL {

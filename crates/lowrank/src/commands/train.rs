@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lowrank::models::files::Precision;
 use lowrank::train::Task;
 use lowrank::{Error, Result, Session, TrainOptions, finetune};
 use serde::{Serialize, Serializer};
@@ -198,6 +199,9 @@ pub struct Flags {
     #[arg(long, help_heading = "Run")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     checkpoint_activations: bool,
+    /// What the backward pass needs, kept as f32, or rounded to bf16 in half the memory [default: as --precision]
+    #[arg(long, value_name = "TYPE", help_heading = "Run")]
+    saved_activations: Option<Precision>,
     /// Threads [default: all processors]
     #[arg(long, help_heading = "Run")]
     threads: Option<usize>,

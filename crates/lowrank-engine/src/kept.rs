@@ -1,0 +1,60 @@
+//! What a backward pass keeps of activations: the numbers as they are, or rounded to BF16 in half the memory.
+
+use lowrank_kernels as kernels;
+
+use crate::device::Device;
+use crate::scope::Scope;
+use crate::tape::Recipe;
+use crate::tensor::Tensor;
+
+/// A kept value `rows x cols`.
+pub(crate) struct Kept {
+    tensor: Tensor,
+    /// The shape of what was rounded.
+    rounded: Option<(usize, usize)>,
+}
+
+impl Kept {
+    /// Keeps `x`, rounded where the device is told to.
+    pub fn new(device: &Device, x: &Tensor) -> Self {
+        if !device.rounds_kept() {
+            return Self { tensor: x.clone(), rounded: None };
+        }
+        let (rows, cols) = (x.rows(), x.cols());
+        let mut tensor = device.alloc(1, kernels::halves_len(rows * cols));
+        device.run(0, || kernels::to_halves(tensor.data_mut(), x.data()));
+        Self { tensor, rounded: Some((rows, cols)) }
+    }
+
+    /// The numbers.
+    pub fn get(&self, device: &Device) -> Tensor {
+        let Some((rows, cols)) = self.rounded else { return self.tensor.clone() };
+        let mut x = device.alloc(rows, cols);
+        device.run(0, || kernels::from_halves(x.data_mut(), self.tensor.data()));
+        x
+    }
+
+    /// The words of rounded numbers, for [`kernels::from_halves`] and its kin.
+    pub fn halves(&self) -> Option<&[f32]> {
+        self.rounded.map(|_| self.tensor.data())
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        self.rounded.unwrap_or((self.tensor.rows(), self.tensor.cols()))
+    }
+
+    /// The numbers, when they are needed for the last time.
+    pub fn take(self, device: &Device) -> Tensor {
+        match self.rounded {
+            None => self.tensor,
+            Some(_) => self.get(device),
+        }
+    }
+}
+
+impl Recipe for Kept {
+    fn get(&self, scope: &Scope<'_>) -> Tensor {
+        self.get(scope.device)
+    }
+}
