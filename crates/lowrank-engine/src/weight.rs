@@ -175,8 +175,7 @@ impl FrozenWeight {
         assert_eq!(out.len(), ids.len() * self.cols, "rows of {} numbers", self.cols);
         let view = self.view();
         let len = self.format.row_bytes(self.cols).expect("checked when made");
-        let tasks = ids.par_chunks(ROWS).zip(out.par_chunks_mut(ROWS * self.cols));
-        tasks.for_each(|(ids, out)| {
+        let copy = |(ids, out): (&[u32], &mut [f32])| {
             let mut bytes = vec![0; len];
             for (id, out) in ids.iter().zip(out.chunks_exact_mut(self.cols)) {
                 let (row, rows) = (*id as usize, self.rows);
@@ -188,7 +187,11 @@ impl FrozenWeight {
                     out,
                 );
             }
-        });
+        };
+        match ids.len() {
+            ..=ROWS => copy((ids, out)),
+            _ => ids.par_chunks(ROWS).zip(out.par_chunks_mut(ROWS * self.cols)).for_each(copy),
+        }
     }
 
     /// The view the kernels read.

@@ -42,7 +42,7 @@ pub use embedding::embedding;
 pub use format::{Format, RowOrder, WeightRef};
 pub use gemm::{
     MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, linear_backward_bf16, linear_bf16,
-    rounds_to_bf16, scratch_bytes,
+    linear_onto, rounds_to_bf16, scratch_bytes,
 };
 pub use halves::{from_halves, halves_len, to_halves};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};

@@ -105,10 +105,28 @@ fn a_plan_is_exact() {
     let examples: Vec<Example> =
         [5, 17, 30].map(|n| Example { tokens: vec![7; n], target: target(), ..Example::default() }).into();
     let batch = pack(&examples.iter().collect::<Vec<_>>(), false);
-    let peaks = [Device::cpu(), Device::plan()].map(|device| {
+    let run = |device: Device| {
         let mut stepper = Stepper::new(&*model, adapters.clone(), device, PLAIN);
-        stepper.gradients(std::slice::from_ref(&batch)).unwrap();
-        (stepper.device().peak_bytes(), stepper.device().flops())
-    });
-    assert_eq!(peaks[0], peaks[1]);
+        let loss = stepper.gradients(std::slice::from_ref(&batch)).unwrap().loss;
+        (stepper, loss)
+    };
+    let mut all = Vec::new();
+    for rounds in [false, true] {
+        let [(real, loss), (plan, _)] =
+            [Device::cpu(), Device::plan()].map(|device| run(device.rounding_kept(rounds)));
+        let [real_size, plan_size] =
+            [&real, &plan].map(|stepper| (stepper.device().peak_bytes(), stepper.device().flops()));
+        assert_eq!(real_size, plan_size);
+        let ids = adapters.params.iter().map(|(id, _)| id);
+        let grads: Vec<f32> = ids.flat_map(|id| real.grads().get(id).to_vec()).collect();
+        all.push((loss, grads, real_size.0));
+    }
+    // Rounding what is kept leaves the loss alone and moves the gradients by its error.
+    let [(loss, exact, most), (rounded_loss, rounded, fewer)] = all.try_into().unwrap();
+    assert_eq!(loss, rounded_loss);
+    assert!(fewer < most);
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = exact.iter().zip(&rounded).map(|(a, b)| square(a - b)).sum();
+    let size: f64 = exact.iter().copied().map(square).sum();
+    assert!(error > 0.0 && error < 1e-4 * size, "gradients are {} away", (error / size).sqrt());
 }

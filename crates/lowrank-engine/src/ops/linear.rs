@@ -54,20 +54,30 @@ impl Linear {
     pub fn forward(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor, beta: f32) {
         let (n, o) = (y.rows(), y.cols());
         let Some(bias) = &self.bias else { return self.product(scope, x, y, beta) };
-        scope.device.run(0, || match beta {
-            0.0 => kernels::set_bias(y.data_mut(), None, bias, n),
-            _ => kernels::add_bias(y.data_mut(), bias, n, o),
-        });
+        if beta == 0.0 {
+            return self.product_onto(scope, x, None, y);
+        }
+        scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, o));
         self.product(scope, x, y, 1.0);
     }
 
     /// `y = residual + x W^T + b`.
-    fn forward_onto(&self, scope: &Scope<'_>, x: &Tensor, residual: &Tensor, y: &mut Tensor) {
-        scope.device.run(0, || match &self.bias {
-            Some(bias) => kernels::set_bias(y.data_mut(), Some(residual.data()), bias, residual.rows()),
-            None => kernels::copy(y.data_mut(), residual.data()),
+    fn product_onto(&self, scope: &Scope<'_>, x: &Tensor, residual: Option<&Tensor>, y: &mut Tensor) {
+        let n = x.rows();
+        let (transposed, rounded) = (self.transposed, self.weight.bf16_products());
+        scope.device.run(2 * n * x.cols() * y.cols(), || {
+            let (rows, bias) = (residual.map(Tensor::data), self.bias.as_deref());
+            kernels::linear_onto(
+                y.data_mut(),
+                x.data(),
+                &self.weight.view(),
+                n,
+                rows,
+                bias,
+                transposed,
+                rounded,
+            );
         });
-        self.product(scope, x, y, 1.0);
     }
 
     /// The same without bias.
@@ -104,7 +114,7 @@ impl<'m> Tape<'m> {
             }
             (Some(adapter), None) => Some(adapter.forward(&scope, layer, &x.tensor, &mut y, 0.0)),
             (None, Some(r)) => {
-                layer.forward_onto(&scope, &x.tensor, &r.tensor, &mut y);
+                layer.product_onto(&scope, &x.tensor, Some(&r.tensor), &mut y);
                 None
             }
             (None, None) => {

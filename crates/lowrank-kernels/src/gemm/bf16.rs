@@ -54,7 +54,7 @@ pub(super) trait Kernel: Send + Sync + 'static {
     unsafe fn round_row(from: &[f32], to: &mut [f32]) {
         round_row(from, to);
     }
-    /// `C = beta C + A B` for `R` (at most `MR`) rows of `pairs` pairs, `stride` apart, and a panel.
+    /// `C = beta old + A B` for `R` (at most `MR`) rows of `pairs` pairs, `stride` apart, and a panel.
     ///
     /// # Safety
     /// Runs inside [`Kernel::enter`]; `pairs` is a multiple of `PAIRS`; the pointers cover the shapes.
@@ -65,6 +65,8 @@ pub(super) trait Kernel: Send + Sync + 'static {
         b: *const u32,
         c: *mut f32,
         crs: usize,
+        old: *const f32,
+        ors: usize,
         beta: f32,
     );
 }
@@ -101,11 +103,11 @@ pub(super) trait Dot: Send + Sync + 'static {
     unsafe fn round_row(from: &[f32], to: &mut [f32]) {
         round_row(from, to);
     }
-    /// `to = beta to + sum`; with `beta` 0 it is only written.
+    /// `to = beta old + sum`; with `beta` 0, `old` is not read.
     ///
     /// # Safety
     /// As [`Dot::enter`]; `to` can be written for sixteen numbers.
-    unsafe fn store(to: *mut f32, sum: Self::Sum, beta: f32);
+    unsafe fn store(to: *mut f32, sum: Self::Sum, old: *const f32, beta: f32);
 }
 
 /// Whether this CPU has the instruction, twice as fast as f32's, and no narrower level was asked for. (Intel's have
@@ -174,6 +176,8 @@ mod arm {
             b: *const u32,
             c: *mut f32,
             crs: usize,
+            old: *const f32,
+            ors: usize,
             beta: f32,
         ) {
             // SAFETY: the caller vouches for the CPU and for every pointer.
@@ -209,8 +213,9 @@ mod arm {
                             0 => vcombine_f32(vget_low_f32(pair[0]), vget_low_f32(pair[1])),
                             _ => vcombine_f32(vget_high_f32(pair[0]), vget_high_f32(pair[1])),
                         };
-                        let to = c.add(i * crs + 4 * j);
-                        vst1q_f32(to, if beta == 0.0 { sum } else { vfmaq_n_f32(sum, vld1q_f32(to), beta) });
+                        let old = old.wrapping_add(i * ors + 4 * j);
+                        let sum = if beta == 0.0 { sum } else { vfmaq_n_f32(sum, vld1q_f32(old), beta) };
+                        vst1q_f32(c.add(i * crs + 4 * j), sum);
                     }
                 }
             }
@@ -285,12 +290,12 @@ mod x86 {
             super::round_row(rest, last);
         }
         #[inline(always)]
-        unsafe fn store(to: *mut f32, sum: __m512, beta: f32) {
+        unsafe fn store(to: *mut f32, sum: __m512, old: *const f32, beta: f32) {
             // SAFETY: the caller vouches for the CPU and the pointer.
             unsafe {
                 let sum = match beta {
                     0.0 => sum,
-                    beta => _mm512_fmadd_ps(_mm512_set1_ps(beta), _mm512_loadu_ps(to), sum),
+                    beta => _mm512_fmadd_ps(_mm512_set1_ps(beta), _mm512_loadu_ps(old), sum),
                 };
                 _mm512_storeu_ps(to, sum);
             }
@@ -321,7 +326,7 @@ pub(super) unsafe fn run<K: Kernel>(p: &Product, w: &WeightRef, side: Side, thre
         let rows = i..(i + ROWS).min(p.m);
         for l in (0..p.k).step_by(kc) {
             let k = l..(l + kc).min(p.k);
-            let beta = if l == 0 { p.beta } else { 1.0 };
+            let first = l == 0;
             with_left(|left| {
                 let pairs = k.len().div_ceil(2).next_multiple_of(K::PAIRS);
                 // An odd number of lines apart, so that rows do not drive each other out of the first cache.
@@ -346,7 +351,7 @@ pub(super) unsafe fn run<K: Kernel>(p: &Product, w: &WeightRef, side: Side, thre
                 }
                 let left = Left { data: left.as_ptr().cast(), stride, rows: rows.len() };
                 // SAFETY: the caller's promises, for a part of the product.
-                unsafe { tasks::<K>(p, &left, rows.start, k.clone(), w, side, beta, threads) };
+                unsafe { tasks::<K>(p, &left, rows.start, k.clone(), w, side, first, threads) };
             });
         }
     }
@@ -383,7 +388,7 @@ unsafe fn tasks<K: Kernel>(
     k: Range<usize>,
     w: &WeightRef,
     side: Side,
-    beta: f32,
+    begins: bool,
     threads: usize,
 ) {
     let wanted = if threads <= 1 { 1 } else { threads * TASKS };
@@ -417,7 +422,7 @@ unsafe fn tasks<K: Kernel>(
                         let panel = panel.as_ptr().cast();
                         K::enter(
                             #[inline(always)]
-                            || down::<K>(p, left, first, rows.clone(), pairs, panel, j, width, beta),
+                            || down::<K>(p, left, first, rows.clone(), pairs, panel, j, width, begins),
                         );
                     }
                 }
@@ -533,7 +538,7 @@ unsafe fn down<K: Kernel>(
     panel: *const u32,
     col: usize,
     width: usize,
-    beta: f32,
+    begins: bool,
 ) {
     let mut i = rows.start;
     while i < rows.end {
@@ -543,15 +548,17 @@ unsafe fn down<K: Kernel>(
         unsafe {
             let a = left.data.add(i * left.stride);
             let c = p.c.add((first + i) * p.crs + col);
+            let (old, ors, beta) = p.old(begins, c, col);
             if width == K::NR {
-                tile::<K>(height, pairs, a, left.stride, panel, c, p.crs, beta);
+                tile::<K>(height, pairs, a, left.stride, panel, c, p.crs, old, ors, beta);
             } else {
                 let mut sums = [0.0; MOST];
-                tile::<K>(height, pairs, a, left.stride, panel, sums.as_mut_ptr(), K::NR, 0.0);
+                let to = sums.as_mut_ptr();
+                tile::<K>(height, pairs, a, left.stride, panel, to, K::NR, to, K::NR, 0.0);
                 for (r, sums) in sums.chunks_exact(K::NR).enumerate().take(height) {
                     for (s, &sum) in sums[..width].iter().enumerate() {
                         let at = c.add(r * p.crs + s);
-                        *at = if beta == 0.0 { sum } else { beta * *at + sum };
+                        *at = if beta == 0.0 { sum } else { beta * *old.add(r * ors + s) + sum };
                     }
                 }
             }
@@ -571,13 +578,15 @@ unsafe fn tile<K: Kernel>(
     b: *const u32,
     c: *mut f32,
     crs: usize,
+    old: *const f32,
+    ors: usize,
     beta: f32,
 ) {
     macro_rules! heights {
         ($($r:literal)*) => {
             match rows {
                 // SAFETY: the caller's promises, passed on.
-                $($r if $r <= K::MR => unsafe { K::tile::<$r>(pairs, a, stride, b, c, crs, beta) },)*
+                $($r if $r <= K::MR => unsafe { K::tile::<$r>(pairs, a, stride, b, c, crs, old, ors, beta) },)*
                 _ => unreachable!("a tile of {rows} rows"),
             }
         };
@@ -609,6 +618,8 @@ impl<D: Dot> Kernel for D {
         b: *const u32,
         c: *mut f32,
         crs: usize,
+        old: *const f32,
+        ors: usize,
         beta: f32,
     ) {
         // SAFETY: the caller vouches for the CPU and for every pointer.
@@ -629,8 +640,8 @@ impl<D: Dot> Kernel for D {
                 rows!(0 1 2 3 4 5 6 7 8 9 10 11);
             }
             for (i, row) in sums.iter().enumerate() {
-                D::store(c.add(i * crs), row[0], beta);
-                D::store(c.add(i * crs + 16), row[1], beta);
+                D::store(c.add(i * crs), row[0], old.wrapping_add(i * ors), beta);
+                D::store(c.add(i * crs + 16), row[1], old.wrapping_add(i * ors + 16), beta);
             }
         }
     }
@@ -668,11 +679,10 @@ mod tests {
             let high = |x: u32| f32::from_bits(x & 0xffff_0000);
             std::array::from_fn(|i| sum[i] + high(a[i]) * high(b[i]) + low(a[i]) * low(b[i]))
         }
-        unsafe fn store(to: *mut f32, sum: [f32; 16], beta: f32) {
+        unsafe fn store(to: *mut f32, sum: [f32; 16], old: *const f32, beta: f32) {
             for (i, sum) in sum.into_iter().enumerate() {
                 // SAFETY: the caller vouches for the pointer.
-                let to = unsafe { &mut *to.add(i) };
-                *to = if beta == 0.0 { sum } else { beta * *to + sum };
+                unsafe { *to.add(i) = if beta == 0.0 { sum } else { beta * *old.add(i) + sum } };
             }
         }
     }
@@ -696,6 +706,8 @@ mod tests {
             b: *const u32,
             c: *mut f32,
             crs: usize,
+            old: *const f32,
+            ors: usize,
             beta: f32,
         ) {
             for (i, j) in (0..R).flat_map(|i| (0..Self::NR).map(move |j| (i, j))) {
@@ -705,8 +717,8 @@ mod tests {
                         let right = *b.add((l / 2 * Self::NR + j) * 2 + l % 2);
                         Emulated::dot(sum, [*a.add(i * stride + l); 16], [right; 16])
                     });
-                    let to = &mut *c.add(i * crs + j);
-                    *to = if beta == 0.0 { sum[0] } else { beta * *to + sum[0] };
+                    let old = old.wrapping_add(i * ors + j);
+                    *c.add(i * crs + j) = if beta == 0.0 { sum[0] } else { beta * *old + sum[0] };
                 }
             }
         }

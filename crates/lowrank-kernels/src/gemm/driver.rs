@@ -23,6 +23,21 @@ pub(super) struct Product {
     pub(super) c: *mut f32,
     pub(super) crs: usize,
     pub(super) ccs: usize,
+    /// One number for each column, with which the sums begin in place of `beta C`, or null. `C` is row-major then.
+    pub(super) bias: *const f32,
+}
+
+impl Product {
+    /// Where the numbers lie that the sums of a tile at `c`, whose first column is `j`, are added to, how far apart their
+    /// rows are, and their factor.
+    #[inline(always)]
+    pub(super) fn old(&self, first: bool, c: *mut f32, j: usize) -> (*const f32, usize, f32) {
+        match (first, self.bias.is_null()) {
+            (true, false) => (self.bias.wrapping_add(j), 0, 1.0),
+            (true, true) => (c, self.crs, self.beta),
+            (false, _) => (c, self.crs, 1.0),
+        }
+    }
 }
 
 // SAFETY: tasks read all of A, which nobody writes, and write disjoint parts of C.
@@ -107,6 +122,7 @@ pub(super) unsafe fn run<A: Arch, B: Operand>(product: &Product, b: &B, threads:
                             ars,
                             acs: 1,
                             c: p.c.add(i * p.crs),
+                            bias: if l == 0 { p.bias } else { std::ptr::null() },
                             ..*p
                         };
                         tasks::<A, B>(&part, k, b, threads);
@@ -253,7 +269,7 @@ unsafe fn task<A: Arch, B: Operand>(
                     || b.pack::<A>(k.clone(), packed.clone(), panels, expanded),
                 )
             };
-            let beta = if l == all.start { p.beta } else { 1.0 };
+            let first = l == all.start;
             for i in rows.clone().step_by(TILES_DOWN * A::MR) {
                 let rows = i..(i + TILES_DOWN * A::MR).min(rows.end);
                 let panel = |j: usize| match direct {
@@ -261,12 +277,13 @@ unsafe fn task<A: Arch, B: Operand>(
                     _ => (panels[(j - packed.start) * k.len()..].as_ptr(), nr),
                 };
                 // SAFETY: the caller's promises.
-                unsafe { multiply::<A>(p, rows, block.clone(), k.clone(), panel, beta) };
+                unsafe { multiply::<A>(p, rows, block.clone(), k.clone(), panel, first) };
             }
         }
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 /// One block of rows times the panels. `panel(j)` tells where the panel of column `j` starts, and how far
 /// apart its rows are.
 #[inline(always)]
@@ -276,7 +293,7 @@ unsafe fn multiply<A: Arch>(
     cols: Range<usize>,
     k: Range<usize>,
     panel: impl Fn(usize) -> (*const f32, usize),
-    beta: f32,
+    first: bool,
 ) {
     let nr = nr::<A>();
     for j in cols.clone().step_by(nr) {
@@ -290,15 +307,17 @@ unsafe fn multiply<A: Arch>(
             unsafe {
                 let a = p.a.wrapping_add(i * p.ars + k.start * p.acs);
                 let c = p.c.add(i * p.crs + j * p.ccs);
+                let (old, ors, beta) = p.old(first, c, j);
                 if width == nr && p.ccs == 1 {
-                    tile::<A>(height, k.len(), a, p.ars, p.acs, b, bks, c, p.crs, p.alpha, beta);
+                    tile::<A>(height, k.len(), a, p.ars, p.acs, b, bks, c, p.crs, p.alpha, old, ors, beta);
                 } else {
                     let mut sums = [0.0; MAX_TILE];
-                    tile::<A>(height, k.len(), a, p.ars, p.acs, b, bks, sums.as_mut_ptr(), nr, p.alpha, 0.0);
+                    let to = sums.as_mut_ptr();
+                    tile::<A>(height, k.len(), a, p.ars, p.acs, b, bks, to, nr, p.alpha, to, nr, 0.0);
                     for (r, sums) in sums.chunks_exact(nr).enumerate().take(height) {
                         for (s, &sum) in sums[..width].iter().enumerate() {
                             let at = c.add(r * p.crs + s * p.ccs);
-                            *at = if beta == 0.0 { sum } else { beta * *at + sum };
+                            *at = if beta == 0.0 { sum } else { beta * *old.add(r * ors + s * p.ccs) + sum };
                         }
                     }
                 }

@@ -139,6 +139,7 @@ fn dense(
         crs: if swap { c.cs } else { c.rs },
         ccs: if swap { c.rs } else { c.cs },
         c: c.data.as_mut_ptr(),
+        bias: std::ptr::null(),
     };
     let right = Dense { data: b.data.as_ptr(), ks: b.rs, ns: b.cs };
     // SAFETY: the checks above hold every index inside its slice; C is borrowed for this call alone.
@@ -193,6 +194,78 @@ pub fn linear_backward_bf16(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize,
     assert_eq!((dy.len(), dx.len()), (n * w.rows, n * w.cols), "dy is N x O, dx is N x K");
     if !native_bf16(&row_major(n, w.cols, w.rows, dy, dx, beta), w, bf16::Side::Backward) {
         linear_backward_at(level(), dx, dy, w, n, beta);
+    }
+}
+
+/// [`linear`], or [`linear_backward`] where the weight is stored `transposed`, or those `rounded` to BF16, that begins
+/// with something else than its output: `y[N,O] = rows + bias + x W^T`, for `rows: [N,O]` and `bias: [O]`.
+///
+/// # Panics
+/// As [`linear`], and where rows or bias have another length.
+#[allow(clippy::too_many_arguments)]
+pub fn linear_onto(
+    y: &mut [f32],
+    x: &[f32],
+    w: &WeightRef,
+    n: usize,
+    rows: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    transposed: bool,
+    rounded: bool,
+) {
+    linear_onto_at(level(), y, x, w, n, rows, bias, transposed, rounded);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn linear_onto_at(
+    level: Level,
+    y: &mut [f32],
+    x: &[f32],
+    w: &WeightRef,
+    n: usize,
+    rows: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    transposed: bool,
+    rounded: bool,
+) {
+    let (o, k) = if transposed { (w.cols, w.rows) } else { (w.rows, w.cols) };
+    assert_eq!((y.len(), x.len()), (n * o, n * k), "y is N x O, x is N x K");
+    assert!(rows.is_none_or(|rows| rows.len() == y.len()), "rows are N x O");
+    assert!(bias.is_none_or(|bias| bias.len() == o), "a bias has O numbers");
+    // Rows are copied first; a bias alone is what the first sums are added to.
+    let threads = rayon::current_num_threads();
+    let many = rows.is_none() && n > few::MOST && o > 0 && k > 0 && level != Level::Amx;
+    let bias_at = bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
+    let product = Product { bias: bias_at, ..row_major(n, o, k, x, y, 0.0) };
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if many && rounded && w.format == Format::BF16 && bf16::available() {
+        let side = if transposed { bf16::Side::Backward } else { bf16::Side::Forward };
+        // SAFETY: the instruction is there; the lengths were checked against the shapes.
+        return unsafe { bf16::run::<bf16::Native>(&product, w, side, threads) };
+    }
+    // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
+    let done = at_level!(level, A => unsafe {
+        match transposed {
+            true if many => Some(driver::run::<A, _>(&product, &Backward(*w), threads)),
+            false if many && !short::fits::<A>(w, n) => {
+                Some(driver::run::<A, _>(&product, &Forward(*w), threads))
+            }
+            _ => None,
+        }
+    });
+    if done.is_some() {
+        return;
+    }
+    match (rows, bias) {
+        (rows, Some(bias)) => crate::set_bias(y, rows, bias, n),
+        (Some(rows), None) => crate::copy(y, rows),
+        (None, None) => y.fill(0.0),
+    }
+    match (transposed, rounded) {
+        (false, false) => linear_at(level, y, x, w, n, 1.0),
+        (true, false) => linear_backward_at(level, y, x, w, n, 1.0),
+        (false, true) => linear_bf16(y, x, w, n, 1.0),
+        (true, true) => linear_backward_bf16(y, x, w, n, 1.0),
     }
 }
 
@@ -297,5 +370,5 @@ unsafe fn on_tiles(
 /// `C[m,n] = beta C + A[m,k] B`, `A` and `C` row-major.
 fn row_major(m: usize, n: usize, k: usize, a: &[f32], c: &mut [f32], beta: f32) -> Product {
     let (a, c) = (a.as_ptr(), c.as_mut_ptr());
-    Product { m, n, k, alpha: 1.0, beta, a, ars: k, acs: 1, c, crs: n, ccs: 1 }
+    Product { m, n, k, alpha: 1.0, beta, a, ars: k, acs: 1, c, crs: n, ccs: 1, bias: std::ptr::null() }
 }

@@ -131,7 +131,8 @@ unsafe fn block_of_rows<A: Arch>(
                 // TILES_DOWN tiles.
                 unsafe {
                     let (a, b) = (a.wrapping_add(i * ars + l), b.as_ptr().add(l * nr));
-                    tile::<A>(height, len, a, ars, 1, b, nr, sums.as_mut_ptr().add(i * nr), nr, 1.0, beta);
+                    let to = sums.as_mut_ptr().add(i * nr);
+                    tile::<A>(height, len, a, ars, 1, b, nr, to, nr, 1.0, to, nr, beta);
                 }
             }
             i += height;

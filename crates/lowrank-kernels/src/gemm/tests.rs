@@ -121,6 +121,46 @@ fn linear_case(level: Level, format: Format, n: usize, o: usize, k: usize, order
 }
 
 #[test]
+fn a_product_can_begin_with_rows_and_a_bias() {
+    let mut numbers = Numbers(5);
+    for level in levels() {
+        for format in [Format::F32, Format::BF16, Format::Q8_0] {
+            for (n, o, k) in [(3, 33usize, 32), (40, 7, 96), (200, 65, 64), (500, 130, 2080)] {
+                for transposed in [false, true] {
+                    let (rows, cols) = if transposed { (k, o.next_multiple_of(32)) } else { (o, k) };
+                    let o = if transposed { cols } else { o };
+                    let bytes = numbers.weight(format, rows, cols);
+                    let w = WeightRef { format, rows, cols, order: RowOrder::Plain, bytes: &bytes };
+                    let (x, r, b) = (numbers.vec(n * k), numbers.vec(n * o), numbers.vec(o));
+                    for (r, b) in [(Some(&r), Some(&b)), (Some(&r), None), (None, Some(&b)), (None, None)] {
+                        let (r, b) = (r.map(|r| &r[..]), b.map(|b| &b[..]));
+                        let start = |i: usize| r.map_or(0.0, |r| r[i]) + b.map_or(0.0, |b| b[i % o]);
+                        for rounded in [false, true] {
+                            let mut want: Vec<f32> = (0..n * o).map(start).collect();
+                            match (transposed, rounded) {
+                                (false, false) => linear_at(level, &mut want, &x, &w, n, 1.0),
+                                (true, false) => linear_backward_at(level, &mut want, &x, &w, n, 1.0),
+                                (false, true) => linear_bf16(&mut want, &x, &w, n, 1.0),
+                                (true, true) => linear_backward_bf16(&mut want, &x, &w, n, 1.0),
+                            }
+                            let mut got = vec![f32::NAN; n * o];
+                            linear_onto_at(level, &mut got, &x, &w, n, r, b, transposed, rounded);
+                            for (got, want) in got.iter().zip(&want) {
+                                let size = 1e-4 * (1.0 + want.abs());
+                                assert!(
+                                    (got - want).abs() <= size,
+                                    "{level:?} {format:?} {n} x {o} x {k}: {got} {want}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn products_over_every_format() {
     for level in levels() {
         for format in Format::ALL {

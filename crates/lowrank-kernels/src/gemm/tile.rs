@@ -13,7 +13,7 @@ const AHEAD: usize = 8;
 /// Most numbers in a tile at any level.
 pub(super) const MAX_TILE: usize = 14 * 32;
 
-/// `C[rows, NR] = beta C + alpha A[rows, k] B[k, NR]`.
+/// `C[rows, NR] = beta old[rows, NR] + alpha A[rows, k] B[k, NR]`; `old` is `C`, most times.
 ///
 /// `A(i, l)` lies at `a + i*ars + l*aks`: the rows are read in place, since a row of activations runs
 /// along `k` and six rows are six streams that the caches follow well. `B(l, j)` lies at
@@ -21,7 +21,7 @@ pub(super) const MAX_TILE: usize = 14 * 32;
 /// so it does not depend on the height of the tile it falls into.
 ///
 /// # Safety
-/// The CPU has the level; `rows` is in `1..=MR`; the pointers cover the shapes; with `beta` 0 `c` need
+/// The CPU has the level; `rows` is in `1..=MR`; the pointers cover the shapes; with `beta` 0 `old` need
 /// not be initialised.
 #[allow(clippy::too_many_arguments)]
 #[inline]
@@ -36,6 +36,8 @@ pub(super) unsafe fn tile<A: Arch>(
     c: *mut f32,
     crs: usize,
     alpha: f32,
+    old: *const f32,
+    ors: usize,
     beta: f32,
 ) {
     macro_rules! heights {
@@ -44,7 +46,7 @@ pub(super) unsafe fn tile<A: Arch>(
                 // Heights beyond MR are never asked for, and not compiled.
                 $($r if $r <= A::MR => {
                     // SAFETY: the caller's promises, passed on.
-                    unsafe { A::enter(#[inline(always)] || fixed::<A, $r>(k, a, ars, aks, b, bks, c, crs, alpha, beta)) }
+                    unsafe { A::enter(#[inline(always)] || fixed::<A, $r>(k, a, ars, aks, b, bks, c, crs, alpha, old, ors, beta)) }
                 })*
                 _ => unreachable!("a tile of {rows} rows"),
             }
@@ -65,6 +67,8 @@ unsafe fn fixed<A: Arch, const R: usize>(
     c: *mut f32,
     crs: usize,
     alpha: f32,
+    old: *const f32,
+    ors: usize,
     beta: f32,
 ) {
     // SAFETY: the caller of `tile` vouches for the CPU and for every pointer below.
@@ -103,7 +107,7 @@ unsafe fn fixed<A: Arch, const R: usize>(
                 let at = c.add(i * crs + j * A::LANES);
                 let mut number = A::mul(alpha, sum);
                 if beta != 0.0 {
-                    number = A::fma(scale, A::load(at), number);
+                    number = A::fma(scale, A::load(old.add(i * ors + j * A::LANES)), number);
                 }
                 A::store(at, number);
             }
