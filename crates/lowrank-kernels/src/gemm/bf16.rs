@@ -58,6 +58,7 @@ pub(super) trait Kernel: Send + Sync + 'static {
     ///
     /// # Safety
     /// Runs inside [`Kernel::enter`]; `pairs` is a multiple of `PAIRS`; the pointers cover the shapes.
+    #[allow(clippy::too_many_arguments)]
     unsafe fn tile<const R: usize>(
         pairs: usize,
         a: *const u32,

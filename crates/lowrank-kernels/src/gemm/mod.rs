@@ -245,15 +245,15 @@ fn linear_onto_at(
     }
     // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
     let done = at_level!(level, A => unsafe {
+        let takes = many && (transposed || !short::fits::<A>(w, n));
         match transposed {
-            true if many => Some(driver::run::<A, _>(&product, &Backward(*w), threads)),
-            false if many && !short::fits::<A>(w, n) => {
-                Some(driver::run::<A, _>(&product, &Forward(*w), threads))
-            }
-            _ => None,
+            _ if !takes => {}
+            true => driver::run::<A, _>(&product, &Backward(*w), threads),
+            false => driver::run::<A, _>(&product, &Forward(*w), threads),
         }
+        takes
     });
-    if done.is_some() {
+    if done {
         return;
     }
     match (rows, bias) {
