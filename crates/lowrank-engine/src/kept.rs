@@ -1,6 +1,6 @@
 //! What a backward pass keeps of activations: the numbers as they are, or rounded to BF16 in half the memory.
 
-use lowrank_kernels as kernels;
+use lowrank_kernels::{self as kernels, Numbers};
 
 use crate::device::Device;
 use crate::scope::Scope;
@@ -34,9 +34,12 @@ impl Kept {
         x
     }
 
-    /// The words of rounded numbers, for [`kernels::from_halves`] and its kin.
-    pub fn halves(&self) -> Option<&[f32]> {
-        self.rounded.map(|_| self.tensor.data())
+    /// The numbers as they are kept.
+    pub fn numbers(&self) -> Numbers<'_> {
+        match self.rounded {
+            None => Numbers::Whole(self.tensor.data()),
+            Some(_) => Numbers::Halves(self.tensor.data()),
+        }
     }
 
     /// Rows and columns.

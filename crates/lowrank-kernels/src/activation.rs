@@ -1,6 +1,6 @@
 //! Activation functions, plain and gated (`act(gate) * up`), forward and backward.
 
-use crate::halves::{PIECE, expand_run, for_pieces, halves_len};
+use crate::halves::{Numbers, PIECE, for_pieces};
 use crate::math::{erf, sigmoid, tanh};
 use crate::parallel::{SharedMut, for_rows};
 use crate::vector::{Vector, dispatch, for_lanes};
@@ -86,13 +86,21 @@ dispatch! {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn activate_backward(dx: &mut [f32], x: &[f32], dy: &[f32], act: Activation, accumulate: bool) {
-    same("activate_backward", &[("dx", dx.len()), ("x", x.len()), ("dy", dy.len())]);
+pub fn activate_backward<'a>(
+    dx: &mut [f32],
+    x: impl Into<Numbers<'a>>,
+    dy: &[f32],
+    act: Activation,
+    accumulate: bool,
+) {
+    same("activate_backward", &[("dx", dx.len()), ("dy", dy.len())]);
+    let x = x.into();
+    x.check("activate_backward", dy.len());
     let dx = SharedMut::new(dx);
-    for_rows(x.len(), COST, |r| {
-        // SAFETY: the ranges of `for_rows` are disjoint.
+    for_pieces(dy.len(), COST, |r| {
+        // SAFETY: the pieces are disjoint.
         let dx = unsafe { dx.part(r.clone()) };
-        activate_backward_run(dx, &x[r.clone()], &dy[r], act, accumulate);
+        activate_backward_run(dx, x.piece(r.clone(), &mut [0.0; PIECE]), &dy[r], act, accumulate);
     });
 }
 
@@ -104,24 +112,6 @@ dispatch! {
             V::load(dy, at, lanes).mul_add(slope, old).store(dx, at, lanes);
         });
     }
-}
-
-/// [`activate_backward`] for an `x` kept by [`to_halves`](crate::to_halves).
-///
-/// # Panics
-/// If the lengths differ.
-pub fn activate_backward_halves(dx: &mut [f32], x: &[f32], dy: &[f32], act: Activation, accumulate: bool) {
-    let lengths = [("words", halves_len(dy.len())), ("x", x.len())];
-    same("activate_backward_halves", &lengths);
-    same("activate_backward_halves", &[("dx", dx.len()), ("dy", dy.len())]);
-    let dx = SharedMut::new(dx);
-    for_pieces(dy.len(), COST, |r, words| {
-        let mut piece = [0.0; PIECE];
-        let piece = &mut piece[..r.len()];
-        expand_run(piece, &x[words]);
-        // SAFETY: the pieces are disjoint.
-        activate_backward_run(unsafe { dx.part(r.clone()) }, piece, &dy[r], act, accumulate);
-    });
 }
 
 /// `h = act(gate) * up`.
@@ -150,27 +140,24 @@ dispatch! {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn gated_backward(
+pub fn gated_backward<'a>(
     dgate: &mut [f32],
     dup: &mut [f32],
-    gate: &[f32],
-    up: &[f32],
+    gate: impl Into<Numbers<'a>>,
+    up: impl Into<Numbers<'a>>,
     dh: &[f32],
     act: Activation,
 ) {
-    let lengths = [
-        ("gate", gate.len()),
-        ("dgate", dgate.len()),
-        ("dup", dup.len()),
-        ("up", up.len()),
-        ("dh", dh.len()),
-    ];
-    same("gated_backward", &lengths);
+    same("gated_backward", &[("dgate", dgate.len()), ("dup", dup.len()), ("dh", dh.len())]);
+    let (gate, up) = (gate.into(), up.into());
+    [gate, up].iter().for_each(|x| x.check("gated_backward", dh.len()));
     let (dgate, dup) = (SharedMut::new(dgate), SharedMut::new(dup));
-    for_rows(gate.len(), COST, |r| {
-        // SAFETY: the ranges of `for_rows` are disjoint.
+    for_pieces(dh.len(), COST, |r| {
+        let rooms = (&mut [0.0; PIECE], &mut [0.0; PIECE]);
+        let (gate, up) = (gate.piece(r.clone(), rooms.0), up.piece(r.clone(), rooms.1));
+        // SAFETY: the pieces are disjoint.
         let (dgate, dup) = unsafe { (dgate.part(r.clone()), dup.part(r.clone())) };
-        gated_backward_run(dgate, dup, &gate[r.clone()], &up[r.clone()], &dh[r], act);
+        gated_backward_run(dgate, dup, gate, up, &dh[r], act);
     });
 }
 
@@ -185,33 +172,6 @@ dispatch! {
             dh.mul(value).store(dup, at, lanes);
         });
     }
-}
-
-/// [`gated_backward`] for inputs kept by [`to_halves`](crate::to_halves).
-///
-/// # Panics
-/// If the lengths differ.
-pub fn gated_backward_halves(
-    dgate: &mut [f32],
-    dup: &mut [f32],
-    gate: &[f32],
-    up: &[f32],
-    dh: &[f32],
-    act: Activation,
-) {
-    let lengths = [("words", halves_len(dh.len())), ("gate", gate.len()), ("up", up.len())];
-    same("gated_backward_halves", &lengths);
-    same("gated_backward_halves", &[("dgate", dgate.len()), ("dup", dup.len()), ("dh", dh.len())]);
-    let (dgate, dup) = (SharedMut::new(dgate), SharedMut::new(dup));
-    for_pieces(dh.len(), COST, |r, words| {
-        let (mut piece, mut other) = ([0.0; PIECE], [0.0; PIECE]);
-        let (piece, other) = (&mut piece[..r.len()], &mut other[..r.len()]);
-        expand_run(piece, &gate[words.clone()]);
-        expand_run(other, &up[words]);
-        // SAFETY: the pieces are disjoint.
-        let (dgate, dup) = unsafe { (dgate.part(r.clone()), dup.part(r.clone())) };
-        gated_backward_run(dgate, dup, piece, other, &dh[r], act);
-    });
 }
 
 /// [`gated_backward`] that overwrites `gate` with `dgate` and `up` with `dup`, which saves two buffers.
@@ -300,7 +260,7 @@ mod tests {
                 numbers
             });
             let kept = [&x, &up].map(|x| {
-                let mut words = vec![f32::NAN; halves_len(n)];
+                let mut words = vec![f32::NAN; crate::halves_len(n)];
                 crate::to_halves(&mut words, x);
                 words
             });
@@ -313,12 +273,13 @@ mod tests {
                 let start = if accumulate { 1.0 } else { f32::NAN };
                 let (mut want, mut got) = (vec![start; n], vec![start; n]);
                 activate_backward(&mut want, &x, &dy, Activation::Gelu, accumulate);
-                activate_backward_halves(&mut got, &kept[0], &dy, Activation::Gelu, accumulate);
+                activate_backward(&mut got, Numbers::Halves(&kept[0]), &dy, Activation::Gelu, accumulate);
                 assert_eq!(got, want);
             }
             let [mut dgate, mut dup, mut got, mut got_up] = [(); 4].map(|()| vec![f32::NAN; n]);
             gated_backward(&mut dgate, &mut dup, &x, &up, &dy, Activation::Silu);
-            gated_backward_halves(&mut got, &mut got_up, &kept[0], &kept[1], &dy, Activation::Silu);
+            let [gate, up] = kept.each_ref().map(|words| Numbers::Halves(words));
+            gated_backward(&mut got, &mut got_up, gate, up, &dy, Activation::Silu);
             assert_eq!((got, got_up), (dgate, dup));
         }
     }

@@ -44,16 +44,58 @@ pub fn from_halves(to: &mut [f32], from: &[f32]) {
     });
 }
 
+/// Numbers as they are, or as [`to_halves`] keeps them.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers<'a> {
+    /// f32.
+    Whole(&'a [f32]),
+    /// Words of two BF16.
+    Halves(&'a [f32]),
+}
+
+impl<'a> Numbers<'a> {
+    /// # Panics
+    /// If these are not `len` numbers.
+    pub(crate) fn check(self, what: &str, len: usize) {
+        let (have, want) = match self {
+            Self::Whole(x) => (x.len(), len),
+            Self::Halves(words) => (words.len(), halves_len(len)),
+        };
+        assert_eq!(have, want, "{what}: the length of one input of {len} numbers");
+    }
+
+    /// The numbers of a piece of [`for_pieces`], in `room` if they have to be expanded.
+    #[inline(always)]
+    pub(crate) fn piece<'b>(self, r: Range<usize>, room: &'b mut [f32; PIECE]) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::Whole(x) => &x[r],
+            Self::Halves(words) => {
+                let to = &mut room[..r.len()];
+                expand_run(to, &words[r.start / 2..halves_len(r.end)]);
+                to
+            }
+        }
+    }
+}
+
+impl<'a, T: AsRef<[f32]> + ?Sized> From<&'a T> for Numbers<'a> {
+    fn from(x: &'a T) -> Self {
+        Self::Whole(x.as_ref())
+    }
+}
+
 /// Numbers that are expanded at a time by those that use them at once: they stay in the first cache.
 pub(crate) const PIECE: usize = 64 * RUN;
 
-/// Calls `f` on consecutive pieces of `len` numbers, each at most [`PIECE`] long, with the range of numbers and that of
-/// their words; in parallel where `len * cost` is worth it.
-pub(crate) fn for_pieces(len: usize, cost: usize, f: impl Fn(Range<usize>, Range<usize>) + Sync) {
+/// Calls `f` on consecutive pieces of `len` numbers, each at most [`PIECE`] long, in parallel where `len * cost` is worth
+/// it.
+pub(crate) fn for_pieces(len: usize, cost: usize, f: impl Fn(Range<usize>) + Sync) {
     for_rows(len.div_ceil(PIECE), PIECE * cost, |pieces| {
         for piece in pieces {
-            let numbers = piece * PIECE..((piece + 1) * PIECE).min(len);
-            f(numbers.clone(), numbers.start / 2..halves_len(numbers.end));
+            f(piece * PIECE..((piece + 1) * PIECE).min(len));
         }
     });
 }
@@ -86,7 +128,7 @@ dispatch! {
 }
 
 dispatch! {
-    pub(crate) fn expand_run<V>(to: &mut [f32], from: &[f32]) {
+    fn expand_run<V>(to: &mut [f32], from: &[f32]) {
         #[inline(always)]
         fn expand<V: Vector>(to: &mut [f32; RUN], from: &[f32; RUN / 2]) {
             for at in (0..RUN / 2).step_by(V::LANES) {

@@ -27,8 +27,7 @@ mod unfold;
 mod vector;
 
 pub use activation::{
-    Activation, activate, activate_backward, activate_backward_halves, gated, gated_backward,
-    gated_backward_halves, gated_backward_in_place,
+    Activation, activate, activate_backward, gated, gated_backward, gated_backward_in_place,
 };
 pub use adamw::{AdamW, adamw};
 pub use attention::{
@@ -41,10 +40,10 @@ pub use elementwise::{add, add_bias, bias_backward, copy, copy_columns, scale, s
 pub use embedding::embedding;
 pub use format::{Format, RowOrder, WeightRef};
 pub use gemm::{
-    MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, linear_backward_bf16, linear_bf16,
+    LinearRef, MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, linear_backward_bf16, linear_bf16,
     linear_onto, rounds_to_bf16, scratch_bytes,
 };
-pub use halves::{from_halves, halves_len, to_halves};
+pub use halves::{Numbers, from_halves, halves_len, to_halves};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use patches::{Window, patches, patches_backward};
 pub use quant::{QuantizeError, quantize, quantize_matrix};

@@ -132,9 +132,9 @@ fn rows(side: Side) {
             let (mut gate, mut up) = (side.numbers(n * d), side.numbers(n * d));
             let (mut dgate, mut dup) = (side.out(n * d), side.out(n * d));
             activate(&mut h, &x, act);
-            activate_backward(&mut h, &x, &dy, act, true);
+            activate_backward(&mut h, &x[..], &dy, act, true);
             gated(&mut h, &gate, &up, act);
-            gated_backward(&mut dgate, &mut dup, &gate, &up, &dy, act);
+            gated_backward(&mut dgate, &mut dup, &gate[..], &up[..], &dy, act);
             gated_backward_in_place(&mut gate, &mut up, &dy, act);
             [&h, &dgate, &dup, &gate, &up].iter().for_each(|out| written("activation", out));
         }

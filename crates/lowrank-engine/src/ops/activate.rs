@@ -65,14 +65,7 @@ impl<'m> Node<'m> for ActivationNode {
         let mut dx = back.open(self.x, rows, cols);
         let accumulate = dx.beta() != 0.0;
         back.scope.device.run(0, || {
-            let (dx, dy) = (dx.tensor.data_mut(), dy.data());
-            match x.halves() {
-                Some(x) => kernels::activate_backward_halves(dx, x, dy, *activation, accumulate),
-                None => {
-                    let x = x.get(back.scope.device);
-                    kernels::activate_backward(dx, x.data(), dy, *activation, accumulate);
-                }
-            }
+            kernels::activate_backward(dx.tensor.data_mut(), x.numbers(), dy.data(), *activation, accumulate);
         });
         back.put(self.x, dx);
     }

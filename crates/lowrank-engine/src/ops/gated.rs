@@ -66,22 +66,19 @@ impl<'m> Node<'m> for GatedNode {
             .ok()
             .expect("no operation holds an activation longer than its backward");
         let device = back.scope.device;
-        let [gate, up] = match (gate.halves(), up.halves()) {
-            (Some(gate), Some(up)) => {
-                let [mut dgate, mut dup] = [(); 2].map(|()| device.alloc(dh.rows(), dh.cols()));
-                device.run(0, || {
-                    let (dgate, dup) = (dgate.data_mut(), dup.data_mut());
-                    kernels::gated_backward_halves(dgate, dup, gate, up, dh.data(), activation);
-                });
-                [dgate, dup]
-            }
-            _ => {
-                let [mut gate, mut up] = [gate, up].map(|x| x.take(device));
-                device.run(0, || {
-                    kernels::gated_backward_in_place(gate.data_mut(), up.data_mut(), dh.data(), activation);
-                });
-                [gate, up]
-            }
+        let [gate, up] = if device.rounds_kept() {
+            let [mut dgate, mut dup] = [(); 2].map(|()| device.alloc(dh.rows(), dh.cols()));
+            device.run(0, || {
+                let (dgate, dup) = (dgate.data_mut(), dup.data_mut());
+                kernels::gated_backward(dgate, dup, gate.numbers(), up.numbers(), dh.data(), activation);
+            });
+            [dgate, dup]
+        } else {
+            let [mut gate, mut up] = [gate, up].map(|x| x.take(device));
+            device.run(0, || {
+                kernels::gated_backward_in_place(gate.data_mut(), up.data_mut(), dh.data(), activation);
+            });
+            [gate, up]
         };
         for (id, gradient) in [(self.ids.0, gate), (self.ids.1, up)] {
             if let Some(id) = id {

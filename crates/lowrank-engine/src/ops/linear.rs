@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use lowrank_kernels as kernels;
+use lowrank_kernels::{self as kernels, LinearRef};
 
 use crate::adapter::{Accumulator, SiteId};
 use crate::scope::Scope;
@@ -64,19 +64,14 @@ impl Linear {
     /// `y = residual + x W^T + b`.
     fn product_onto(&self, scope: &Scope<'_>, x: &Tensor, residual: Option<&Tensor>, y: &mut Tensor) {
         let n = x.rows();
-        let (transposed, rounded) = (self.transposed, self.weight.bf16_products());
         scope.device.run(2 * n * x.cols() * y.cols(), || {
-            let (rows, bias) = (residual.map(Tensor::data), self.bias.as_deref());
-            kernels::linear_onto(
-                y.data_mut(),
-                x.data(),
-                &self.weight.view(),
-                n,
-                rows,
-                bias,
-                transposed,
-                rounded,
-            );
+            let layer = LinearRef {
+                weight: self.weight.view(),
+                bias: self.bias.as_deref(),
+                transposed: self.transposed,
+                rounded: self.weight.bf16_products(),
+            };
+            kernels::linear_onto(y.data_mut(), x.data(), &layer, n, residual.map(Tensor::data));
         });
     }
 

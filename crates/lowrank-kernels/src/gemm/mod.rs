@@ -197,64 +197,55 @@ pub fn linear_backward_bf16(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize,
     }
 }
 
-/// [`linear`], or [`linear_backward`] where the weight is stored `transposed`, or those `rounded` to BF16, that begins
-/// with something else than its output: `y[N,O] = rows + bias + x W^T`, for `rows: [N,O]` and `bias: [O]`.
+/// A linear layer as its kernels see it.
+#[derive(Clone, Copy)]
+pub struct LinearRef<'a> {
+    /// `W: [O,K]`, or `[K,O]` where it is stored transposed.
+    pub weight: WeightRef<'a>,
+    /// `b: [O]`.
+    pub bias: Option<&'a [f32]>,
+    /// Whether the weight is stored transposed.
+    pub transposed: bool,
+    /// Whether `x` may be rounded to BF16, as by [`linear_bf16`].
+    pub rounded: bool,
+}
+
+/// `y[N,O] = rows + b + x[N,K] W^T`, for `rows: [N,O]`.
 ///
 /// # Panics
 /// As [`linear`], and where rows or bias have another length.
-#[allow(clippy::too_many_arguments)]
-pub fn linear_onto(
-    y: &mut [f32],
-    x: &[f32],
-    w: &WeightRef,
-    n: usize,
-    rows: Option<&[f32]>,
-    bias: Option<&[f32]>,
-    transposed: bool,
-    rounded: bool,
-) {
-    linear_onto_at(level(), y, x, w, n, rows, bias, transposed, rounded);
+pub fn linear_onto(y: &mut [f32], x: &[f32], layer: &LinearRef, n: usize, rows: Option<&[f32]>) {
+    linear_onto_at(level(), y, x, layer, n, rows);
 }
 
-#[allow(clippy::too_many_arguments)]
-fn linear_onto_at(
-    level: Level,
-    y: &mut [f32],
-    x: &[f32],
-    w: &WeightRef,
-    n: usize,
-    rows: Option<&[f32]>,
-    bias: Option<&[f32]>,
-    transposed: bool,
-    rounded: bool,
-) {
+fn linear_onto_at(level: Level, y: &mut [f32], x: &[f32], layer: &LinearRef, n: usize, rows: Option<&[f32]>) {
+    let LinearRef { weight: ref w, bias, transposed, rounded } = *layer;
     let (o, k) = if transposed { (w.cols, w.rows) } else { (w.rows, w.cols) };
     assert_eq!((y.len(), x.len()), (n * o, n * k), "y is N x O, x is N x K");
     assert!(rows.is_none_or(|rows| rows.len() == y.len()), "rows are N x O");
     assert!(bias.is_none_or(|bias| bias.len() == o), "a bias has O numbers");
-    // Rows are copied first; a bias alone is what the first sums are added to.
-    let threads = rayon::current_num_threads();
-    let many = rows.is_none() && n > few::MOST && o > 0 && k > 0 && level != Level::Amx;
-    let bias_at = bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
-    let product = Product { bias: bias_at, ..row_major(n, o, k, x, y, 0.0) };
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    if many && rounded && w.format == Format::BF16 && bf16::available() {
+    if rows.is_none() && n > few::MOST && o > 0 && k > 0 && level != Level::Amx {
+        // A bias alone is what the first sums are added to.
+        let bias = bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
+        let product = Product { bias, ..row_major(n, o, k, x, y, 0.0) };
         let side = if transposed { bf16::Side::Backward } else { bf16::Side::Forward };
-        // SAFETY: the instruction is there; the lengths were checked against the shapes.
-        return unsafe { bf16::run::<bf16::Native>(&product, w, side, threads) };
-    }
-    // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
-    let done = at_level!(level, A => unsafe {
-        let takes = many && (transposed || !short::fits::<A>(w, n));
-        match transposed {
-            _ if !takes => {}
-            true => driver::run::<A, _>(&product, &Backward(*w), threads),
-            false => driver::run::<A, _>(&product, &Forward(*w), threads),
+        if rounded && native_bf16(&product, w, side) {
+            return;
         }
-        takes
-    });
-    if done {
-        return;
+        let threads = rayon::current_num_threads();
+        // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
+        let done = at_level!(level, A => unsafe {
+            let takes = transposed || !short::fits::<A>(w, n);
+            match transposed {
+                _ if !takes => {}
+                true => driver::run::<A, _>(&product, &Backward(*w), threads),
+                false => driver::run::<A, _>(&product, &Forward(*w), threads),
+            }
+            takes
+        });
+        if done {
+            return;
+        }
     }
     match (rows, bias) {
         (rows, Some(bias)) => crate::set_bias(y, rows, bias, n),
@@ -281,7 +272,9 @@ fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
     #[cfg(target_arch = "x86_64")]
     if pays {
         let threads = rayon::current_num_threads();
-        let tiles = level() == Level::Amx && amx::fits(product, amx::Parts::Rounded);
+        // The tile unit knows no bias.
+        let tiles =
+            level() == Level::Amx && product.bias.is_null() && amx::fits(product, amx::Parts::Rounded);
         // SAFETY: the instructions are there; the callers checked the lengths against the shapes.
         unsafe {
             match side {

@@ -144,7 +144,8 @@ fn a_product_can_begin_with_rows_and_a_bias() {
                                 (true, true) => linear_backward_bf16(&mut want, &x, &w, n, 1.0),
                             }
                             let mut got = vec![f32::NAN; n * o];
-                            linear_onto_at(level, &mut got, &x, &w, n, r, b, transposed, rounded);
+                            let layer = LinearRef { weight: w, bias: b, transposed, rounded };
+                            linear_onto_at(level, &mut got, &x, &layer, n, r);
                             for (got, want) in got.iter().zip(&want) {
                                 let size = 1e-4 * (1.0 + want.abs());
                                 assert!(

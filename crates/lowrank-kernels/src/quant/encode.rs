@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::nf4;
 use crate::Format;
+use crate::halves::round;
 
 /// Why a row could not be stored in a format.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub fn quantize(format: Format, row: &[f32], out: &mut Vec<u8>) -> Result<(), Qu
             halves.convert_from_f32_slice(row);
             put(&halves, out, f16::to_le_bytes);
         }
-        Format::BF16 => put(row, out, |x| to_bf16(x).to_le_bytes()),
+        Format::BF16 => put(row, out, |x| (round(x) as u16).to_le_bytes()),
         Format::Q8_0 => row.chunks_exact(32).for_each(|block| q8_0(block, out)),
         Format::Q4_0 => row.chunks_exact(32).for_each(|block| q4_0(block, out)),
         Format::Q4_1 => row.chunks_exact(32).for_each(|block| q4_1(block, out)),
@@ -99,15 +100,6 @@ fn put<T: Copy, const N: usize>(numbers: &[T], out: &mut Vec<u8>, bytes: impl Fn
     out.resize(at + N * numbers.len(), 0);
     let places = out[at..].chunks_exact_mut(N).zip(numbers);
     places.for_each(|(place, number)| place.copy_from_slice(&bytes(*number)));
-}
-
-/// The bits of the nearest bf16, ties to even, as `half::bf16::from_f32` rounds but without a branch.
-fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    // A NaN stays one: its lowest bits may be all it has.
-    let nan = bits >> 16 | 0x40;
-    (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
 }
 
 fn put_half(x: f32, out: &mut Vec<u8>) {
