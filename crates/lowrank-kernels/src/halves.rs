@@ -109,20 +109,27 @@ pub(crate) fn round(x: f32) -> u32 {
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
 }
 
+/// Two of them.
 #[inline(always)]
-fn word(low: f32, high: f32) -> f32 {
+pub(crate) fn word(low: f32, high: f32) -> f32 {
     f32::from_bits(round(low) | round(high) << 16)
 }
 
 dispatch! {
     fn round_run<V>(to: &mut [f32], from: &[f32]) {
-        let (to, (runs, rest)) = (to.as_chunks_mut::<{ RUN / 2 }>().0, from.as_chunks::<RUN>());
-        for (to, from) in to.iter_mut().zip(runs) {
-            *to = std::array::from_fn(|i| word(from[i], from[i + RUN / 2]));
+        #[inline(always)]
+        fn round<V: Vector>(to: &mut [f32; RUN / 2], from: &[f32; RUN]) {
+            for at in (0..RUN / 2).step_by(V::LANES) {
+                let [low, high] = [at, at + RUN / 2].map(|at| V::load(from, at, V::LANES));
+                V::from_halves(low, high).store(to, at, V::LANES);
+            }
         }
+        let (to, (runs, rest)) = (to.as_chunks_mut::<{ RUN / 2 }>().0, from.as_chunks::<RUN>());
+        to.iter_mut().zip(runs).for_each(|(to, from)| round::<V>(to, from));
         if !rest.is_empty() {
-            let at = |i: usize| rest.get(i).copied().unwrap_or(0.0);
-            to[runs.len()] = std::array::from_fn(|i| word(at(i), at(i + RUN / 2)));
+            let mut last = [0.0; RUN];
+            last[..rest.len()].copy_from_slice(rest);
+            round::<V>(&mut to[runs.len()], &last);
         }
     }
 }
@@ -163,6 +170,15 @@ mod tests {
             from_halves(&mut back, &words);
             for (x, y) in from.iter().zip(&back) {
                 assert_eq!(half::bf16::from_f32(*x).to_f32(), *y, "of {len}");
+            }
+            // Whatever must not become another kind of number.
+            let strange = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, f32::MAX];
+            let strange = &strange[..len.min(strange.len())];
+            from[..strange.len()].copy_from_slice(strange);
+            to_halves(&mut words, &from);
+            from_halves(&mut back, &words);
+            for (x, y) in strange.iter().zip(&back) {
+                assert_eq!(half::bf16::from_f32(*x).to_f32().to_bits(), y.to_bits(), "{x}");
             }
         }
     }

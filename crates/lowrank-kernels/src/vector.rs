@@ -54,6 +54,8 @@ pub(crate) trait Vector: Copy {
     fn if_less(self, limit: Self, yes: Self, no: Self) -> Self;
     /// The BF16 in the low half of each lane, and the one in the high half.
     fn halves(self) -> [Self; 2];
+    /// The inverse of [`Vector::halves`], rounding as [`round`](crate::halves::round).
+    fn from_halves(low: Self, high: Self) -> Self;
     /// The lanes as an array, zero above `LANES`.
     fn lanes(self) -> [f32; 16];
 
@@ -226,6 +228,10 @@ impl Vector for Portable {
     #[inline(always)]
     fn abs(self) -> Self {
         Self(self.0.map(f32::abs))
+    }
+    #[inline(always)]
+    fn from_halves(low: Self, high: Self) -> Self {
+        low.zip(high, crate::halves::word)
     }
     #[inline(always)]
     fn halves(self) -> [Self; 2] {

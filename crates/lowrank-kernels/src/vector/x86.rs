@@ -112,6 +112,25 @@ impl Vector for Avx2 {
         Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
     }
     #[inline(always)]
+    fn from_halves(low: Self, high: Self) -> Self {
+        // A function, since a closure would not be compiled for the CPU of its surroundings.
+        #[inline(always)]
+        unsafe fn round(x: __m256) -> __m256i {
+            unsafe {
+                let bits = _mm256_castps_si256(x);
+                let top = _mm256_srli_epi32::<16>(bits);
+                let even = _mm256_and_si256(top, _mm256_set1_epi32(1));
+                let up = _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff));
+                let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+                _mm256_blendv_epi8(rounded, _mm256_or_si256(top, _mm256_set1_epi32(0x40)), nan)
+            }
+        }
+        Self(unsafe {
+            _mm256_castsi256_ps(_mm256_or_si256(round(low.0), _mm256_slli_epi32::<16>(round(high.0))))
+        })
+    }
+    #[inline(always)]
     fn halves(self) -> [Self; 2] {
         unsafe {
             let bits = _mm256_castps_si256(self.0);
@@ -232,6 +251,25 @@ impl Vector for Avx512 {
     #[inline(always)]
     fn abs(self) -> Self {
         Self(unsafe { _mm512_abs_ps(self.0) })
+    }
+    #[inline(always)]
+    fn from_halves(low: Self, high: Self) -> Self {
+        // A function, since a closure would not be compiled for the CPU of its surroundings.
+        #[inline(always)]
+        unsafe fn round(x: __m512) -> __m512i {
+            unsafe {
+                let bits = _mm512_castps_si512(x);
+                let top = _mm512_srli_epi32::<16>(bits);
+                let even = _mm512_and_si512(top, _mm512_set1_epi32(1));
+                let up = _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff));
+                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+                _mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40))
+            }
+        }
+        Self(unsafe {
+            _mm512_castsi512_ps(_mm512_or_si512(round(low.0), _mm512_slli_epi32::<16>(round(high.0))))
+        })
     }
     #[inline(always)]
     fn halves(self) -> [Self; 2] {

@@ -116,7 +116,7 @@ impl Tensors {
 
     /// Bytes of all tensors: those that were converted in their new form, the others as stored.
     pub fn weight_bytes(&self) -> u64 {
-        self.bytes_of(|_| true)
+        self.bytes(true)
     }
 
     /// Bytes that the tensors take in memory: all but tables in which rows are only looked up; the largest window,
@@ -125,13 +125,12 @@ impl Tensors {
         if let Some(stream) = self.stream() {
             return stream.window_bytes() as u64;
         }
-        let lookups = self.converted.lock().expect("nobody panics with it").lookups.clone();
-        self.bytes_of(|name| !lookups.contains(name))
+        self.bytes(false)
     }
 
-    fn bytes_of(&self, counts: impl Fn(&str) -> bool) -> u64 {
+    fn bytes(&self, lookups: bool) -> u64 {
         let converted = self.converted.lock().expect("nobody panics with it");
-        let bytes = |name: &str, stored: usize| match counts(name) {
+        let bytes = |name: &str, stored: usize| match lookups || !converted.lookups.contains(name) {
             true => converted.bytes.get(name).copied().unwrap_or(stored) as u64,
             false => 0,
         };
