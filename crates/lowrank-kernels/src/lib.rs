@@ -15,6 +15,7 @@ mod embedding;
 mod format;
 mod gemm;
 mod halves;
+mod heap;
 mod math;
 mod norm;
 mod parallel;
@@ -44,6 +45,7 @@ pub use gemm::{
     linear_onto, rounds_to_bf16, scratch_bytes,
 };
 pub use halves::{Numbers, from_halves, halves_len, to_halves};
+pub use heap::trim_heap;
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use patches::{Window, patches, patches_backward};
 pub use quant::{QuantizeError, quantize, quantize_matrix};

@@ -230,6 +230,7 @@ impl Session {
     /// Gives the tokenizer's memory back (tens of megabytes), until it is asked for again.
     pub fn forget_tokenizer(&self) {
         self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lowrank_engine::kernels::trim_heap();
     }
 
     /// The tokens that end a generated text.

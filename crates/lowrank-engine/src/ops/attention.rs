@@ -1,7 +1,8 @@
 //! Rotary position embedding and attention over segments.
 //!
 //! For each segment and head: `o = softmax(scale * rope(q) rope(k)^T + mask) v`. The rotation happens
-//! in place, the probabilities are never stored and are computed again in the backward pass.
+//! in place, the probabilities are never stored and are computed again in the backward pass. So is the output where
+//! each query sees few keys.
 
 use std::rc::Rc;
 
@@ -10,7 +11,7 @@ use lowrank_kernels::{self as kernels, AttentionShape, Segment};
 use super::prefix::Part;
 use crate::Device;
 use crate::kept::Kept;
-use crate::tape::{Backward, Node, Tape, Var, VarId};
+use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
 use crate::tensor::Tensor;
 
 /// Cosines and sines of the batch's positions, `[N, rot_dim / 2]` each (Su et al. 2021). A scaling of
@@ -39,7 +40,7 @@ impl<'m> Tape<'m> {
     /// `q: [N, H*d]`, `k, v: [N, K*d]` to `[N, H*d]`.
     pub fn attention(&mut self, q: Var<'m>, k: Var<'m>, v: Var<'m>, a: Attention<'m>) -> Var<'m> {
         let device = self.scope.device;
-        let AttentionShape { heads, kv_heads, head_dim, .. } = a.shape;
+        let AttentionShape { heads, kv_heads, .. } = a.shape;
         let ids = [q.id, k.id, v.id];
         let (q, mut k, mut v) = (rotate(device, q, &a, heads), rotate(device, k, &a, kv_heads), v.tensor);
         let (scope, layer) = (self.scope, a.layer);
@@ -55,23 +56,40 @@ impl<'m> Tape<'m> {
             Some(cache) => cache.borrow_mut().extend(a.layer, &k, &v),
             None => (k.clone(), v.clone()),
         };
-        let n = q.rows();
-        let mut o = device.alloc(n, heads * head_dim);
-        let mut lse = device.alloc(n, heads);
-        device.run(4 * multiply_adds(&a), || {
-            let (o, lse) = (o.data_mut(), lse.data_mut());
-            kernels::attention(o, lse, q.data(), keys.data(), values.data(), &a.shape, a.segments);
-        });
+        let (o, lse) = attend(device, &a, &q, &keys, &values);
         let out = self.id(ids.iter().any(Option::is_some) || prefix.is_some());
         if self.keeps(out) {
             let out = out.expect("kept, so it has a number");
-            let kept = Rc::new(Kept::new(device, &o));
             let inputs = [q, k, v].map(|x| Kept::new(device, &x));
-            self.push(AttentionNode { attention: a, inputs, o: kept.clone(), lse, prefix, ids, out });
-            return Var { tensor: o, id: Some(out), recipe: Some(kept) };
+            let output = (!cheap(device, &a)).then(|| (Rc::new(Kept::new(device, &o)), lse));
+            let recipe = output.as_ref().map(|(kept, _)| kept.clone() as Rc<dyn Recipe>);
+            self.push(AttentionNode { attention: a, inputs, output, prefix, ids, out });
+            return Var { tensor: o, id: Some(out), recipe };
         }
         Var { tensor: o, id: out, recipe: None }
     }
+}
+
+/// Computes `o: [N, H*d]` and the logarithms of its softmaxes' sums, `[N, H]`.
+fn attend(device: &Device, a: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+    let AttentionShape { heads, head_dim, .. } = a.shape;
+    let (mut o, mut lse) = (device.alloc(q.rows(), heads * head_dim), device.alloc(q.rows(), heads));
+    device.run(4 * multiply_adds(a), || {
+        let (o, lse) = (o.data_mut(), lse.data_mut());
+        kernels::attention(o, lse, q.data(), k.data(), v.data(), &a.shape, a.segments);
+    });
+    (o, lse)
+}
+
+/// Keys that a query sees on the average, up to which the output is computed again in the backward pass and not kept: that
+/// is under one percent of a step's products.
+const CHEAP: usize = 40;
+
+/// Whether the output is not worth its memory. Where kept numbers are rounded, memory is asked for and worth twice as much.
+fn cheap(device: &Device, a: &Attention<'_>) -> bool {
+    let AttentionShape { heads, head_dim, .. } = a.shape;
+    let rows: usize = a.segments.iter().map(|s| s.q.len()).sum();
+    multiply_adds(a) <= (CHEAP << u32::from(device.rounds_kept())) * rows * heads * head_dim
 }
 
 /// Rotates q or k, in place where no one else reads the numbers.
@@ -111,8 +129,8 @@ struct AttentionNode<'m> {
     attention: Attention<'m>,
     /// q, k (rotated), v.
     inputs: [Kept; 3],
-    o: Rc<Kept>,
-    lse: Tensor,
+    /// The output and its sums, where they are kept.
+    output: Option<(Rc<Kept>, Tensor)>,
     /// Keys and values that are parameters, and their rows.
     prefix: Option<Prefix>,
     ids: [Option<VarId>; 3],
@@ -125,7 +143,10 @@ impl<'m> Node<'m> for AttentionNode<'m> {
         let a = &self.attention;
         let device = back.scope.device;
         let [q, k, v] = self.inputs.map(|x| x.take(device));
-        let (o, lse) = (self.o.get(device), self.lse);
+        let (o, lse) = match self.output {
+            Some((o, lse)) => (o.get(device), lse),
+            None => attend(device, a, &q, &k, &v),
+        };
         let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| device.alloc(x.rows(), x.cols()));
         device.run(10 * multiply_adds(a), || {
             kernels::attention_backward(
