@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use crate::adapter::{Accumulator, ActiveAdapters};
 use crate::cache::KvCache;
+use crate::device::Device;
 use crate::kept::Kept;
 use crate::params::Grads;
 use crate::scope::Scope;
@@ -37,12 +38,17 @@ impl<'m> Var<'m> {
 
     /// What a backward pass keeps of it: the recipe where there is one.
     pub(crate) fn save(&self, scope: &Scope<'_>) -> Rc<dyn Recipe + 'm> {
-        self.recipe.clone().unwrap_or_else(|| Rc::new(Kept::new(scope.device, &self.tensor)))
+        let Some(recipe) = &self.recipe else { return Rc::new(Kept::new(scope.device, &self.tensor)) };
+        recipe.keep(scope.device, &self.tensor);
+        recipe.clone()
     }
 }
 
 /// A value as it is kept: cheap to compute again from its inputs (a norm, an activation), or the numbers themselves.
 pub(crate) trait Recipe {
+    /// Someone will ask for the numbers, which are those of `tensor`.
+    fn keep(&self, _device: &Device, _tensor: &Tensor) {}
+
     /// Computes the numbers, or returns those computed a moment ago.
     fn get(&self, scope: &Scope<'_>) -> Tensor;
 }

@@ -169,6 +169,26 @@ fn checkpoints_give_the_same_bits_even_with_dropout() {
     assert_eq!(kept, gradients(&session, &set, &batch(true), PLAIN), "and so does another run");
 }
 
+/// Attention over a long text keeps its output, among many short texts it computes it again, and with an adapter on what
+/// follows it is kept anyway: the gradient is the same.
+#[test]
+fn an_output_of_attention_computed_again_is_the_one_kept() {
+    let session = Session::open(fixture("llama_gqa_tied").to_str().unwrap()).unwrap();
+    let ids: Vec<i64> = (0..120).map(|i| i * 7 % 96).collect();
+    let (long, short) = (example(&ids, &ids), example(&ids[..6], &[-100; 6]));
+    let alone = pack(&[&long], false);
+    let among = pack(&[&[&long][..], &[&short; 100]].concat(), false);
+    for targets in ["v_proj", "all-linear"] {
+        let set = adapters(&session, 0.0, targets);
+        let [(loss, kept), (same, again)] =
+            [&alone, &among].map(|batch| gradients(&session, &set, batch, PLAIN));
+        assert!((loss - same).abs() < 1e-6 * loss, "{targets}: {loss} and {same}");
+        for (kept, again) in kept.iter().zip(&again) {
+            close(targets, again, kept, 1e-5);
+        }
+    }
+}
+
 /// Rounding what is kept leaves the loss as it is, moves gradients by its error, and takes less memory, all of it planned.
 #[test]
 fn kept_activations_can_be_rounded() {
