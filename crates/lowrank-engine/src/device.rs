@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lowrank_kernels as kernels;
+
 use crate::arena::Arena;
 use crate::stream::{BaseStream, Direction};
 use crate::tensor::Tensor;
@@ -61,7 +63,12 @@ impl Device {
 
     /// A tensor with undefined numbers.
     pub fn alloc(&self, rows: usize, cols: usize) -> Tensor {
-        Tensor::new(self.arena.take(rows * cols), rows, cols)
+        Tensor::new(self.arena.take(rows * cols, false), rows, cols)
+    }
+
+    /// The same for what the backward pass will read.
+    pub(crate) fn alloc_lasting(&self, rows: usize, cols: usize) -> Tensor {
+        Tensor::new(self.arena.take(rows * cols, true), rows, cols)
     }
 
     /// A tensor of zeros.
@@ -79,6 +86,16 @@ impl Device {
             tensor.data_mut().copy_from_slice(data);
         }
         tensor
+    }
+
+    /// `x` to write to: a copy where someone else reads it.
+    pub(crate) fn own(&self, mut x: Tensor) -> Tensor {
+        if x.is_unique() {
+            return x;
+        }
+        let mut copy = self.alloc(x.rows(), x.cols());
+        self.run(0, || kernels::copy(copy.data_mut(), x.data()));
+        copy
     }
 
     /// Runs a kernel of `flops` floating-point operations, or only counts it.

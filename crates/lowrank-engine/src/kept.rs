@@ -21,7 +21,7 @@ impl Kept {
             return Self { tensor: x.clone(), rounded: None };
         }
         let (rows, cols) = (x.rows(), x.cols());
-        let mut tensor = device.alloc(1, kernels::halves_len(rows * cols));
+        let mut tensor = device.alloc_lasting(1, kernels::halves_len(rows * cols));
         device.run(0, || kernels::to_halves(tensor.data_mut(), x.data()));
         Self { tensor, rounded: Some((rows, cols)) }
     }
@@ -40,11 +40,6 @@ impl Kept {
             None => Numbers::Whole(self.tensor.data()),
             Some(_) => Numbers::Halves(self.tensor.data()),
         }
-    }
-
-    /// Rows and columns.
-    pub fn shape(&self) -> (usize, usize) {
-        self.rounded.unwrap_or((self.tensor.rows(), self.tensor.cols()))
     }
 
     /// The numbers, when they are needed for the last time.

@@ -82,34 +82,41 @@ dispatch! {
     }
 }
 
-/// Backward of [`activate`]: `dx = dy act'(x)`, added to `dx` where `accumulate`.
+/// [`activate`] that overwrites `x` with `act(x)`.
+pub fn activate_in_place(x: &mut [f32], act: Activation) {
+    let (len, x) = (x.len(), SharedMut::new(x));
+    // SAFETY: the ranges of `for_rows` are disjoint.
+    for_rows(len, COST, |r| activate_in_place_run(unsafe { x.part(r) }, act));
+}
+
+dispatch! {
+    fn activate_in_place_run<V>(x: &mut [f32], act: Activation) {
+        for_lanes!(V, x.len(), |at, lanes| {
+            value_and_slope(act, V::load(x, at, lanes)).0.store(x, at, lanes);
+        });
+    }
+}
+
+/// Backward of [`activate`]: overwrites `dy` with `dx = dy act'(x)`.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn activate_backward<'a>(
-    dx: &mut [f32],
-    x: impl Into<Numbers<'a>>,
-    dy: &[f32],
-    act: Activation,
-    accumulate: bool,
-) {
-    same("activate_backward", &[("dx", dx.len()), ("dy", dy.len())]);
-    let x = x.into();
-    x.check("activate_backward", dy.len());
-    let dx = SharedMut::new(dx);
-    for_pieces(dy.len(), COST, |r| {
+pub fn activate_backward<'a>(dy: &mut [f32], x: impl Into<Numbers<'a>>, act: Activation) {
+    let (len, x) = (dy.len(), x.into());
+    x.check("activate_backward", len);
+    let dy = SharedMut::new(dy);
+    for_pieces(len, COST, |r| {
         // SAFETY: the pieces are disjoint.
-        let dx = unsafe { dx.part(r.clone()) };
-        activate_backward_run(dx, x.piece(r.clone(), &mut [0.0; PIECE]), &dy[r], act, accumulate);
+        let dy = unsafe { dy.part(r.clone()) };
+        activate_backward_run(dy, x.piece(r, &mut [0.0; PIECE]), act);
     });
 }
 
 dispatch! {
-    fn activate_backward_run<V>(dx: &mut [f32], x: &[f32], dy: &[f32], act: Activation, accumulate: bool) {
+    fn activate_backward_run<V>(dy: &mut [f32], x: &[f32], act: Activation) {
         for_lanes!(V, x.len(), |at, lanes| {
             let slope = value_and_slope(act, V::load(x, at, lanes)).1;
-            let old = if accumulate { V::load(dx, at, lanes) } else { V::zero() };
-            V::load(dy, at, lanes).mul_add(slope, old).store(dx, at, lanes);
+            V::load(dy, at, lanes).mul(slope).store(dy, at, lanes);
         });
     }
 }
@@ -136,45 +143,64 @@ dispatch! {
     }
 }
 
-/// Backward of [`gated`]: `dgate = dh up act'(gate)`, `dup = dh act(gate)`.
+/// [`gated`] that overwrites `gate` with `h`.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn gated_backward<'a>(
-    dgate: &mut [f32],
-    dup: &mut [f32],
-    gate: impl Into<Numbers<'a>>,
-    up: impl Into<Numbers<'a>>,
-    dh: &[f32],
-    act: Activation,
-) {
-    same("gated_backward", &[("dgate", dgate.len()), ("dup", dup.len()), ("dh", dh.len())]);
-    let (gate, up) = (gate.into(), up.into());
-    [gate, up].iter().for_each(|x| x.check("gated_backward", dh.len()));
-    let (dgate, dup) = (SharedMut::new(dgate), SharedMut::new(dup));
-    for_pieces(dh.len(), COST, |r| {
-        let rooms = (&mut [0.0; PIECE], &mut [0.0; PIECE]);
-        let (gate, up) = (gate.piece(r.clone(), rooms.0), up.piece(r.clone(), rooms.1));
-        // SAFETY: the pieces are disjoint.
-        let (dgate, dup) = unsafe { (dgate.part(r.clone()), dup.part(r.clone())) };
-        gated_backward_run(dgate, dup, gate, up, &dh[r], act);
+pub fn gated_in_place(gate: &mut [f32], up: &[f32], act: Activation) {
+    same("gated_in_place", &[("gate", gate.len()), ("up", up.len())]);
+    let gate = SharedMut::new(gate);
+    for_rows(up.len(), COST, |r| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        gated_in_place_run(unsafe { gate.part(r.clone()) }, &up[r], act);
     });
 }
 
 dispatch! {
-    fn gated_backward_run<V>(
-        dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dh: &[f32], act: Activation,
-    ) {
-        for_lanes!(V, gate.len(), |at, lanes| {
-            let (value, slope) = value_and_slope(act, V::load(gate, at, lanes));
-            let dh = V::load(dh, at, lanes);
-            dh.mul(V::load(up, at, lanes)).mul(slope).store(dgate, at, lanes);
-            dh.mul(value).store(dup, at, lanes);
+    fn gated_in_place_run<V>(gate: &mut [f32], up: &[f32], act: Activation) {
+        for_lanes!(V, up.len(), |at, lanes| {
+            let a = value_and_slope(act, V::load(gate, at, lanes)).0;
+            a.mul(V::load(up, at, lanes)).store(gate, at, lanes);
         });
     }
 }
 
-/// [`gated_backward`] that overwrites `gate` with `dgate` and `up` with `dup`, which saves two buffers.
+/// Backward of [`gated`]: writes `dup = dh act(gate)` and overwrites `dh` with `dgate = dh up act'(gate)`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn gated_backward<'a>(
+    dh: &mut [f32],
+    dup: &mut [f32],
+    gate: impl Into<Numbers<'a>>,
+    up: impl Into<Numbers<'a>>,
+    act: Activation,
+) {
+    same("gated_backward", &[("dh", dh.len()), ("dup", dup.len())]);
+    let (len, gate, up) = (dh.len(), gate.into(), up.into());
+    [gate, up].iter().for_each(|x| x.check("gated_backward", len));
+    let (dh, dup) = (SharedMut::new(dh), SharedMut::new(dup));
+    for_pieces(len, COST, |r| {
+        let rooms = (&mut [0.0; PIECE], &mut [0.0; PIECE]);
+        let (gate, up) = (gate.piece(r.clone(), rooms.0), up.piece(r.clone(), rooms.1));
+        // SAFETY: the pieces are disjoint.
+        let (dh, dup) = unsafe { (dh.part(r.clone()), dup.part(r)) };
+        gated_backward_run(dh, dup, gate, up, act);
+    });
+}
+
+dispatch! {
+    fn gated_backward_run<V>(dh: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], act: Activation) {
+        for_lanes!(V, gate.len(), |at, lanes| {
+            let (value, slope) = value_and_slope(act, V::load(gate, at, lanes));
+            let d = V::load(dh, at, lanes);
+            d.mul(value).store(dup, at, lanes);
+            d.mul(V::load(up, at, lanes)).mul(slope).store(dh, at, lanes);
+        });
+    }
+}
+
+/// [`gated_backward`] that overwrites `gate` with `dgate` and `up` with `dup`, and only reads `dh`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -269,17 +295,15 @@ mod tests {
                 crate::from_halves(&mut numbers, words);
                 numbers
             });
-            for accumulate in [false, true] {
-                let start = if accumulate { 1.0 } else { f32::NAN };
-                let (mut want, mut got) = (vec![start; n], vec![start; n]);
-                activate_backward(&mut want, &x, &dy, Activation::Gelu, accumulate);
-                activate_backward(&mut got, Numbers::Halves(&kept[0]), &dy, Activation::Gelu, accumulate);
-                assert_eq!(got, want);
-            }
-            let [mut dgate, mut dup, mut got, mut got_up] = [(); 4].map(|()| vec![f32::NAN; n]);
-            gated_backward(&mut dgate, &mut dup, &x, &up, &dy, Activation::Silu);
+            let (mut want, mut got) = (dy.clone(), dy.clone());
+            activate_backward(&mut want, &x, Activation::Gelu);
+            activate_backward(&mut got, Numbers::Halves(&kept[0]), Activation::Gelu);
+            assert_eq!(got, want);
+            let (mut dgate, mut got) = (dy.clone(), dy);
+            let [mut dup, mut got_up] = [(); 2].map(|()| vec![f32::NAN; n]);
+            gated_backward(&mut dgate, &mut dup, &x, &up, Activation::Silu);
             let [gate, up] = kept.each_ref().map(|words| Numbers::Halves(words));
-            gated_backward(&mut got, &mut got_up, gate, up, &dy, Activation::Silu);
+            gated_backward(&mut got, &mut got_up, gate, up, Activation::Silu);
             assert_eq!((got, got_up), (dgate, dup));
         }
     }
@@ -289,20 +313,18 @@ mod tests {
         let x = points();
         let n = x.len();
         for act in ALL {
-            let (mut y, mut dx) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+            let (mut y, mut dx) = (vec![f32::NAN; n], vec![2.0; n]);
             activate(&mut y, &x, act);
-            activate_backward(&mut dx, &x, &vec![2.0; n], act, false);
+            let mut in_place = x.clone();
+            activate_in_place(&mut in_place, act);
+            assert_eq!(in_place, y);
+            activate_backward(&mut dx, &x, act);
             for (i, &x) in x.iter().enumerate() {
                 let x = f64::from(x);
                 close(y[i], truth(act, x), 1e-6, &format!("{act:?}({x})"));
                 let slope = (truth(act, x + 1e-5) - truth(act, x - 1e-5)) / 2e-5;
                 close(dx[i], 2.0 * slope, 3e-6, &format!("{act:?}'({x})"));
             }
-            let once = dx.clone();
-            activate_backward(&mut dx, &x, &vec![2.0; n], act, true);
-            dx.iter()
-                .zip(&once)
-                .for_each(|(two, one)| close(*two, 2.0 * f64::from(*one), 1e-6, "accumulated"));
         }
     }
 
@@ -314,13 +336,15 @@ mod tests {
             let up: Vec<f32> = (0..n).map(|i| (i % 19) as f32 / 9.0 - 1.0).collect();
             let dh: Vec<f32> = (0..n).map(|i| (i % 13) as f32 / 6.0 - 1.0).collect();
             for act in [Activation::Silu, Activation::GeluTanh] {
-                let (mut a, mut slope) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+                let (mut a, mut slope) = (vec![f32::NAN; n], vec![1.0; n]);
                 activate(&mut a, &gate, act);
-                activate_backward(&mut slope, &gate, &vec![1.0; n], act, false);
-                let mut h = vec![f32::NAN; n];
+                activate_backward(&mut slope, &gate, act);
+                let (mut h, mut in_place) = (vec![f32::NAN; n], gate.clone());
                 gated(&mut h, &gate, &up, act);
-                let (mut dgate, mut dup) = (vec![f32::NAN; n], vec![f32::NAN; n]);
-                gated_backward(&mut dgate, &mut dup, &gate, &up, &dh, act);
+                gated_in_place(&mut in_place, &up, act);
+                assert!(in_place == h);
+                let (mut dgate, mut dup) = (dh.clone(), vec![f32::NAN; n]);
+                gated_backward(&mut dgate, &mut dup, &gate, &up, act);
                 let (mut gate, mut up_in_place) = (gate.clone(), up.clone());
                 gated_backward_in_place(&mut gate, &mut up_in_place, &dh, act);
                 assert!(gate == dgate && up_in_place == dup);
@@ -341,8 +365,8 @@ mod tests {
             let top = if act == Activation::Tanh { [-1.0, 1.0] } else { [0.0, 1e4] };
             assert_eq!([y[0], y[1]], top, "{act:?}");
             assert!(y[2].is_nan(), "{act:?}");
-            let mut dx = [f32::NAN; 2];
-            activate_backward(&mut dx, &[-1e4, 1e4], &[1.0; 2], act, false);
+            let mut dx = [1.0; 2];
+            activate_backward(&mut dx, &[-1e4, 1e4], act);
             let ends = if act == Activation::Tanh { [0.0, 0.0] } else { [0.0, 1.0] };
             assert_eq!(dx, ends, "{act:?}");
         }

@@ -28,7 +28,8 @@ mod unfold;
 mod vector;
 
 pub use activation::{
-    Activation, activate, activate_backward, gated, gated_backward, gated_backward_in_place,
+    Activation, activate, activate_backward, activate_in_place, gated, gated_backward,
+    gated_backward_in_place, gated_in_place,
 };
 pub use adamw::{AdamW, adamw};
 pub use attention::{
@@ -45,7 +46,7 @@ pub use gemm::{
     linear_onto, rounds_to_bf16, scratch_bytes,
 };
 pub use halves::{Numbers, from_halves, halves_len, to_halves};
-pub use heap::trim_heap;
+pub use heap::{return_large_blocks, trim_heap};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use patches::{Window, patches, patches_backward};
 pub use quant::{QuantizeError, quantize, quantize_matrix};

@@ -130,13 +130,15 @@ fn rows(side: Side) {
         let mut h = side.out(n * d);
         for act in [Activation::Silu, Activation::Relu] {
             let (mut gate, mut up) = (side.numbers(n * d), side.numbers(n * d));
-            let (mut dgate, mut dup) = (side.out(n * d), side.out(n * d));
+            let (mut dgate, mut dup, mut dx) = (side.numbers(n * d), side.out(n * d), side.numbers(n * d));
             activate(&mut h, &x, act);
-            activate_backward(&mut h, &x[..], &dy, act, true);
+            activate_in_place(&mut h, act);
+            activate_backward(&mut dx, &x[..], act);
             gated(&mut h, &gate, &up, act);
-            gated_backward(&mut dgate, &mut dup, &gate[..], &up[..], &dy, act);
+            gated_in_place(&mut h, &up, act);
+            gated_backward(&mut dgate, &mut dup, &gate[..], &up[..], act);
             gated_backward_in_place(&mut gate, &mut up, &dy, act);
-            [&h, &dgate, &dup, &gate, &up].iter().for_each(|out| written("activation", out));
+            [&h, &dx, &dgate, &dup, &gate, &up].iter().for_each(|out| written("activation", out));
         }
         copy(&mut h, &x);
         add(&mut h, &dy);

@@ -390,9 +390,9 @@ impl Layer {
         drop(h);
 
         let up = tape.linear(&self.up, &x, None);
-        let h = tape.activate(up, self.activation);
-        let h = tape.linear(&self.down, &h, Some(&x));
-        drop(x);
+        let act = tape.activate(up, self.activation);
+        let h = tape.linear(&self.down, &act, Some(&x));
+        drop((act, x));
         tape.layer_norm(&self.output_norm, &h)
     }
 }

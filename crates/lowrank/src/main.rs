@@ -57,6 +57,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    lowrank_engine::kernels::return_large_blocks();
     let result = match Cli::parse().command {
         Command::Train(args) => commands::train::run(&args),
         Command::Generate(args) => commands::generate::run(&args),

@@ -110,12 +110,10 @@ impl Adapter for Bottleneck {
         let a = self.activated(scope, u);
         scope.gemm(1.0, dy.mat().t(), a.mat(), 1.0, grads.mat_mut(self.up[0]));
         bias_gradient(scope, grads, self.up[1], dy);
-        let mut da = a;
-        scope.gemm(1.0, dy.mat(), scope.param(self.up[0]), 0.0, da.mat_mut());
-        let mut du = scope.alloc(n, self.r);
-        scope.device.run(0, || {
-            kernels::activate_backward(du.data_mut(), u.data(), da.data(), self.activation, false);
-        });
+        // First the gradient of `a`, in its place.
+        let mut du = a;
+        scope.gemm(1.0, dy.mat(), scope.param(self.up[0]), 0.0, du.mat_mut());
+        scope.device.run(0, || kernels::activate_backward(du.data_mut(), u.data(), self.activation));
         let (read, stats) = self.read(scope, t);
         scope.gemm(1.0, du.mat().t(), read.mat(), 1.0, grads.mat_mut(self.down[0]));
         bias_gradient(scope, grads, self.down[1], &du);

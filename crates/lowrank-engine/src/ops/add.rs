@@ -10,12 +10,7 @@ impl<'m> Tape<'m> {
         let device = self.scope.device;
         let ids = (a.id, b.id);
         // A recipe makes its numbers anew and does not hold these.
-        let mut y = a.tensor;
-        if !y.is_unique() {
-            let mut copy = device.alloc(y.rows(), y.cols());
-            device.run(0, || kernels::copy(copy.data_mut(), y.data()));
-            y = copy;
-        }
+        let mut y = device.own(a.tensor);
         device.run(0, || kernels::add(y.data_mut(), b.tensor.data()));
         let out = self.id(ids.0.is_some() || ids.1.is_some());
         if let (true, Some(out)) = (self.keeps(out), out) {

@@ -114,12 +114,7 @@ fn cheap(device: &Device, a: &Attention<'_>) -> bool {
 fn rotate<'m>(device: &Device, x: Var<'m>, a: &Attention<'m>, heads: usize) -> Tensor {
     let Some(rope) = &a.rope else { return x.tensor };
     // The recipe would give the numbers before the rotation, and it holds no output.
-    let mut x = x.tensor;
-    if !x.is_unique() {
-        let mut copy = device.alloc(x.rows(), x.cols());
-        device.run(0, || copy.data_mut().copy_from_slice(x.data()));
-        x = copy;
-    }
+    let mut x = device.own(x.tensor);
     let (n, rotated) = (x.rows(), 2 * rope.cos.cols());
     device.run(0, || {
         kernels::rope(x.data_mut(), rope.cos.data(), rope.sin.data(), n, heads, a.shape.head_dim, rotated);

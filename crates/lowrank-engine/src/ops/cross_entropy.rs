@@ -51,10 +51,11 @@ pub struct Scores {
 /// near that of the blocks.
 const CHUNK: usize = 17 << 19;
 
-/// Rows of one chunk: the labels in equal parts. BF16 products take half as long and packing does not; what else is kept
-/// takes half the memory then.
+/// Rows of one chunk: the labels in equal parts. Half as many numbers again where BF16 products take half as long, which
+/// packing does not, and what else is kept takes half the memory.
 fn chunk_rows(labels: usize, vocab: usize, bf16: bool) -> usize {
-    let most = ((CHUNK << u32::from(bf16)) / vocab.max(1)).clamp(32, 1024);
+    let numbers = if bf16 { CHUNK + CHUNK / 2 } else { CHUNK };
+    let most = (numbers / vocab.max(1)).clamp(32, 1024);
     labels.div_ceil(labels.div_ceil(most).max(1)).max(1)
 }
 

@@ -22,13 +22,9 @@ impl Part {
     }
 
     /// `x: [N, width]` with the rows of virtual tokens replaced.
-    pub fn put(&self, scope: &Scope<'_>, mut x: Tensor, rows: &[(usize, usize)]) -> Tensor {
-        let (n, width) = (x.rows(), x.cols());
-        if !x.is_unique() {
-            let mut copy = scope.alloc(n, width);
-            scope.device.run(0, || copy.data_mut().copy_from_slice(x.data()));
-            x = copy;
-        }
+    pub fn put(&self, scope: &Scope<'_>, x: Tensor, rows: &[(usize, usize)]) -> Tensor {
+        let width = x.cols();
+        let mut x = scope.device.own(x);
         let param = scope.params.get(self.prefix.param);
         scope.device.run(0, || {
             let data = x.data_mut();

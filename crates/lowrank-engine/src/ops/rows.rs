@@ -71,16 +71,11 @@ struct MeanNode {
 impl<'m> Node<'m> for MeanNode {
     /// `dh[row] += dy[i] / len` for every row of `ranges[i]`.
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
-        let Some(mut dy) = back.take(self.out) else { return };
+        let Some(dy) = back.take(self.out) else { return };
         let d = dy.cols();
         let mut dh = back.open(self.h, self.n, d);
         let fresh = dh.beta() == 0.0;
-        // A gradient of one's own is scaled in place; one that another holds is not touched.
-        if !dy.is_unique() {
-            let mut copy = back.scope.alloc(dy.rows(), d);
-            back.scope.device.run(0, || kernels::copy(copy.data_mut(), dy.data()));
-            dy = copy;
-        }
+        let mut dy = back.scope.device.own(dy);
         back.scope.device.run(0, || {
             let dh = dh.tensor.data_mut();
             if fresh {
