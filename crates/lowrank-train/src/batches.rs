@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Example};
+use crate::{Error, Examples};
 
 /// How examples are dealt into batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ impl Batches {
     ///
     /// # Errors
     /// Where there are no examples, or a size is 0.
-    pub fn new(examples: &[Example], options: BatchOptions) -> Result<Self, Error> {
+    pub fn new(examples: &Examples, options: BatchOptions) -> Result<Self, Error> {
         let fail = |what: &str| Err(Error::Options(what.to_string()));
         if examples.is_empty() {
             return fail("there are no examples to make batches of");
@@ -161,14 +161,13 @@ impl Iterator for Steps<'_> {
 }
 
 /// Numbers the distinct prompts. Examples without one are each a prompt of their own.
-fn prompts(examples: &[Example]) -> Vec<u32> {
-    let mut seen: HashMap<&[u32], u32> = HashMap::new();
+fn prompts(examples: &Examples) -> Vec<u32> {
+    let mut seen: HashMap<Vec<u32>, u32> = HashMap::new();
     let mut numbers = Vec::with_capacity(examples.len());
-    for (fresh, example) in (0..).zip(examples) {
-        numbers.push(match &example.tokens[..example.prompt_len] {
-            [] => fresh,
-            prompt => *seen.entry(prompt).or_insert(fresh),
-        });
+    for (fresh, mut example) in (0..).zip(examples.iter()) {
+        example.tokens.truncate(example.prompt_len);
+        let prompt = example.tokens;
+        numbers.push(if prompt.is_empty() { fresh } else { *seen.entry(prompt).or_insert(fresh) });
     }
     numbers
 }
@@ -206,10 +205,10 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ExampleId;
+    use crate::{Example, ExampleId};
 
     /// `prompts[i]` is the prompt of example `i`.
-    fn examples(prompts: &[u32]) -> Vec<Example> {
+    fn examples(prompts: &[u32]) -> Examples {
         let example = |(i, &prompt): (usize, &u32)| Example {
             tokens: vec![prompt, 7, 1000 + i as u32],
             loss_mask: vec![false, false, true],
@@ -300,7 +299,7 @@ mod tests {
 
     #[test]
     fn refuses_nothing_and_zero() {
-        assert!(Batches::new(&[], options(1, 1, true, 1)).is_err());
+        assert!(Batches::new(&Examples::default(), options(1, 1, true, 1)).is_err());
         let data = examples(&[0]);
         for bad in [options(0, 1, true, 1), options(1, 0, true, 1), options(1, 1, true, 0)] {
             assert!(Batches::new(&data, bad).unwrap_err().to_string().contains("at least 1"));

@@ -9,13 +9,13 @@ use lowrank_models::Model;
 
 use crate::batches::Steps;
 use crate::step::token_batch;
-use crate::{Batches, Example, Masking, PackedBatch, Target, pack};
+use crate::{Batches, Example, Examples, Masking, PackedBatch, Target, pack};
 
 /// The batches of a run, in its order, without their losses.
 pub struct TrainingInputs<'a> {
     model: &'a dyn Model,
     device: &'a Device,
-    examples: &'a [Example],
+    examples: &'a Examples,
     masking: Option<Masking>,
     steps: Peekable<Steps<'a>>,
     /// The epoch it is in, and its micro-batches of the step at hand that are still to come.
@@ -32,7 +32,7 @@ impl<'a> TrainingInputs<'a> {
     pub fn new(
         model: &'a dyn Model,
         device: &'a Device,
-        examples: &'a [Example],
+        examples: &'a Examples,
         batches: &'a Batches,
         masking: Option<Masking>,
     ) -> Self {
@@ -61,8 +61,8 @@ impl Inputs for TrainingInputs<'_> {
             self.waiting = self.steps.next()?.micro_batches.into();
         }
         let indices = self.waiting.pop_front()?;
-        let examples: Vec<&Example> = indices.iter().map(|&i| &self.examples[i]).collect();
-        let examples = Masking::apply(self.masking.as_ref(), &examples, self.seen);
+        let stored = self.examples.batch(indices);
+        let examples = Masking::apply(self.masking.as_ref(), &stored.iter().collect::<Vec<_>>(), self.seen);
         self.seen += 1;
         // Whole examples, as the layers see them in generation, and no losses.
         let whole = |example: &Example| Example {
@@ -73,10 +73,10 @@ impl Inputs for TrainingInputs<'_> {
             ..example.clone()
         };
         let mut rows = Rows::default();
-        for (example, &index) in examples.iter().zip(&indices) {
+        for (example, stored) in examples.iter().zip(&stored) {
             let (start, n) = (rows.learned.len(), example.tokens.len());
             rows.examples.push(start..start + n);
-            rows.learned.extend(learned(example, &self.examples[index].target));
+            rows.learned.extend(learned(example, &stored.target));
         }
         let whole: Vec<Example> = examples.iter().map(|example| whole(example)).collect();
         self.batch = pack(&whole.iter().collect::<Vec<_>>(), false);

@@ -9,7 +9,7 @@ use crate::data::Target;
 use crate::log::EvalRecord;
 use crate::step::Stepper;
 use crate::task::{Task, TaskSpec};
-use crate::{Example, metrics};
+use crate::{Example, Examples, metrics};
 
 /// What an evaluation came to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -75,17 +75,17 @@ struct Tally {
 /// Scores `examples` in batches of `batch_size`.
 pub fn evaluate(
     stepper: &Stepper<'_>,
-    examples: &[Example],
+    examples: &Examples,
     batch_size: usize,
     share_prefix: bool,
 ) -> Evaluation {
     let started = Instant::now();
     let mut tally = Tally::default();
-    for (i, chunk) in examples.chunks(batch_size.max(1)).enumerate() {
+    for (i, chunk) in examples.batches(batch_size).enumerate() {
         let batch: Vec<&Example> = chunk.iter().collect();
         // Tokens are hidden in the same way in every evaluation.
         let scores = stepper.score(&stepper.pack(&batch, share_prefix, EVAL_PASS + i as u64));
-        tally.add(stepper.task(), chunk, scores);
+        tally.add(stepper.task(), &chunk, scores);
     }
     let labels = tally.losses.len();
     let loss = tally.losses.iter().map(|l| f64::from(*l)).sum::<f64>() / labels.max(1) as f64;
@@ -138,7 +138,7 @@ impl Tally {
         self.hits.extend(scores.hits);
     }
 
-    fn metrics(&self, spec: &TaskSpec, loss: f64, examples: &[Example]) -> BTreeMap<&'static str, f64> {
+    fn metrics(&self, spec: &TaskSpec, loss: f64, examples: &Examples) -> BTreeMap<&'static str, f64> {
         let share = |hits: usize, of: usize| hits as f64 / of.max(1) as f64;
         let hits = share(self.hits.iter().filter(|hit| **hit).count(), self.hits.len());
         let mut out = BTreeMap::new();
@@ -174,7 +174,7 @@ impl Tally {
                 out.insert("spearman", metrics::spearman(&given, &wanted));
             }
             Task::Classification | Task::PairClassification | Task::TokenClassification => {
-                let gold: Vec<Vec<u32>> = examples.iter().map(classes).collect();
+                let gold: Vec<Vec<u32>> = examples.iter().map(|example| classes(&example)).collect();
                 let predicted: Vec<&Vec<u32>> = self.predictions.iter().map(|p| &p.classes).collect();
                 if spec.task == Task::TokenClassification {
                     words(&mut out, &spec.labels, &predicted, &gold);

@@ -8,7 +8,7 @@ use crate::checkpoint::{self, RunState};
 use crate::evaluate::evaluate;
 use crate::log::{RunLog, StepRecord};
 use crate::step::Stepper;
-use crate::{Batches, Error, Example, PackedBatch, Schedule, memory};
+use crate::{Batches, Error, Examples, PackedBatch, Schedule, memory};
 
 /// How long a run goes on and what it does on the way.
 #[derive(Clone, Copy, Debug)]
@@ -30,11 +30,11 @@ pub struct LoopOptions {
 /// The data of a run.
 pub struct RunData<'a> {
     /// To train on.
-    pub train: &'a [Example],
+    pub train: &'a Examples,
     /// In which order.
     pub batches: &'a Batches,
     /// Held out.
-    pub eval: Option<&'a [Example]>,
+    pub eval: Option<&'a Examples>,
 }
 
 /// What a run came to.
@@ -92,8 +92,12 @@ pub fn run(
             .iter()
             .enumerate()
             .map(|(i, batch)| {
-                let examples: Vec<&Example> = batch.iter().map(|&i| &data.train[i]).collect();
-                stepper.pack(&examples, options.share_prefix, (step.step << 16) | i as u64)
+                let examples = data.train.batch(batch.iter().copied());
+                stepper.pack(
+                    &examples.iter().collect::<Vec<_>>(),
+                    options.share_prefix,
+                    (step.step << 16) | i as u64,
+                )
             })
             .collect();
         let learning_rate = options.schedule.at(step.step);

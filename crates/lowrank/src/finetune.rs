@@ -191,7 +191,7 @@ pub fn finetune_with(
     let data = RunData {
         train: &prepared.train.examples,
         batches: &prepared.batches,
-        eval: prepared.eval.as_ref().map(|e| &e.examples[..]),
+        eval: prepared.eval.as_ref().map(|e| &e.examples),
     };
     session.forget_tokenizer();
     let summary = lowrank_train::run(

@@ -1,7 +1,7 @@
 //! What a run will need, from the Plan device: the same step, with shapes only.
 
 use lowrank_engine::{Device, Params};
-use lowrank_train::{Example, PackedBatch};
+use lowrank_train::PackedBatch;
 use serde::Serialize;
 
 use crate::finetune::prepare;
@@ -58,8 +58,8 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
             .micro_batches
             .iter()
             .map(|batch| {
-                let examples: Vec<&Example> = batch.iter().map(|&i| &prepared.train.examples[i]).collect();
-                prepared.stepper.pack(&examples, share, 0)
+                let examples = prepared.train.examples.batch(batch.iter().copied());
+                prepared.stepper.pack(&examples.iter().collect::<Vec<_>>(), share, 0)
             })
             .collect();
         tokens += micro.iter().map(|b| b.real_tokens).sum::<usize>();

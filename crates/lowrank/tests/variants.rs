@@ -10,8 +10,8 @@ use lowrank::Session;
 use lowrank::adapters::{AdapterSet, AdapterStore, LoraConfig};
 use lowrank::engine::{Device, Format};
 use lowrank::train::{
-    BatchOptions, Batches, Example, PackedBatch, RunState, StepOptions, Stepper, TrainingInputs, checkpoint,
-    pack,
+    BatchOptions, Batches, Example, Examples, PackedBatch, RunState, StepOptions, Stepper, TrainingInputs,
+    checkpoint, pack,
 };
 use serde_json::{Map, Value, json};
 
@@ -45,7 +45,7 @@ impl Case {
         let config = std::fs::read(fixture("variants").join(self.name).join("config.json")).unwrap();
         let config: LoraConfig = serde_json::from_slice(&config).unwrap();
         let data = Expected::file(&fixture("variants").join(base).join("data.safetensors"));
-        let examples: Vec<Example> = (0..6)
+        let examples: Examples = (0..6)
             .map(|i| {
                 let (ids, labels) = (data.ints(&format!("ids_{i}")), data.ints(&format!("labels_{i}")));
                 let prompt_len = labels.iter().take_while(|l| **l < 0).count();
@@ -244,7 +244,7 @@ fn starts_that_need_data_say_so() {
         all.as_object_mut().unwrap().extend(words.as_object().unwrap().clone());
         serde_json::from_value(all).unwrap()
     };
-    let examples = [example(&[3, 4, 5, 6, 7, 8], &[-100, -100, 5, 6, 7, 8])];
+    let examples = Examples::from(vec![example(&[3, 4, 5, 6, 7, 8], &[-100, -100, 5, 6, 7, 8])]);
     let batches = Batches::new(&examples, BatchOptions::default()).unwrap();
     let (session, device) = (&case.session, Device::cpu());
     let refused = |words: Value, part: &str| {

@@ -158,6 +158,9 @@ fn packed(k: usize, parts: usize) -> usize {
     k.div_ceil(CHUNK) * parts * 2 * TILE
 }
 
+/// How far ahead of its use a row of the left operand is asked for, in numbers.
+const AHEAD: usize = 768;
+
 /// A block of the left operand: row `r` of it are `k` numbers from `row(r)` on. Rows beyond `count` are zero.
 #[inline(always)]
 unsafe fn split_rows(
@@ -168,12 +171,14 @@ unsafe fn split_rows(
     to: &mut [f32],
 ) {
     for r in 0..SIDE {
+        let row = row(if r < count { r } else { 0 });
         for (chunk, l) in (0..k).step_by(CHUNK).enumerate() {
             let from = |at: usize| {
+                Avx512::prefetch(row.wrapping_add(at + AHEAD));
                 let there = if r < count { k.saturating_sub(at).min(16) } else { 0 };
                 let mask = ((1u32 << there) - 1) as __mmask16;
                 // SAFETY: lanes beyond the row are masked out and not touched.
-                unsafe { _mm512_maskz_loadu_ps(mask, row(if r < count { r } else { 0 }).wrapping_add(at)) }
+                unsafe { _mm512_maskz_loadu_ps(mask, row.wrapping_add(at)) }
             };
             let at = chunk * parts * 2 * TILE + r / 16 * TILE + r % 16 * 16;
             // SAFETY: the CPU has AVX-512, says the caller.
@@ -196,11 +201,8 @@ unsafe fn pack_right<B: Operand>(
     let size = packed(k.len(), parts);
     match b.bf16() {
         Some((w, side)) if parts == 1 && k.len().is_multiple_of(CHUNK) => {
-            for (to, from) in to.chunks_exact_mut(size).zip(cols.clone().step_by(SIDE)) {
-                // SAFETY: the ranges lie inside the operand; the CPU has AVX-512, says the caller.
-                unsafe { pack_bf16(w, side, k.clone(), from..(from + SIDE).min(cols.end), to) };
-            }
-            return;
+            // SAFETY: the ranges lie inside the operand; the CPU has AVX-512, says the caller.
+            return unsafe { pack_bf16(w, side, k, cols, to, size) };
         }
         _ => {}
     }
@@ -228,33 +230,54 @@ unsafe fn pack_right<B: Operand>(
     }
 }
 
-/// A panel of a BF16 weight, whose bits need no change.
+/// Panels of `size` of a BF16 weight, whose bits need no change. Weights come from memory, so rows are read as they lie.
 #[inline(always)]
-unsafe fn pack_bf16(w: &WeightRef, side: Side, k: Range<usize>, cols: Range<usize>, to: &mut [f32]) {
-    for (to, l) in to.chunks_exact_mut(2 * TILE).zip(k.step_by(CHUNK)) {
-        match side {
-            Side::Forward => {
-                for (to, from) in to.chunks_exact_mut(TILE).zip([cols.start, cols.start + 16]) {
-                    let row = |j: usize| w.row(from + j)[2 * l..][..2 * CHUNK].as_ptr().cast();
-                    let width = cols.end.saturating_sub(from).min(16);
-                    // SAFETY: each row holds sixteen pairs from the pointer on.
-                    unsafe { transpose_units::<Avx512>(row, 16, width, 16, to) };
+unsafe fn pack_bf16(
+    w: &WeightRef,
+    side: Side,
+    k: Range<usize>,
+    cols: Range<usize>,
+    to: &mut [f32],
+    size: usize,
+) {
+    match side {
+        Side::Forward => {
+            for (to, first) in to.chunks_exact_mut(size).zip(cols.clone().step_by(SIDE)) {
+                let count = SIDE.min(cols.end - first);
+                let mut rows = [std::ptr::null::<f32>(); SIDE];
+                for (j, row) in rows.iter_mut().enumerate().take(count) {
+                    *row = w.row(first + j)[2 * k.start..2 * k.end].as_ptr().cast();
+                }
+                // Pairs from a row to that of the next panel, where there is one.
+                let next = SIDE * w.cols / 2;
+                for (to, l) in to.chunks_exact_mut(2 * TILE).zip((0..k.len() / 2).step_by(CHUNK / 2)) {
+                    rows.iter().for_each(|row| Avx512::prefetch(row.wrapping_add(l + next)));
+                    for (half, to) in to.chunks_exact_mut(TILE).enumerate() {
+                        let rows = &rows[16 * half..][..16];
+                        let width = count.saturating_sub(16 * half).min(16);
+                        // SAFETY: each of these rows holds sixteen pairs from there on.
+                        unsafe { transpose_units::<Avx512>(|j| rows[j].wrapping_add(l), 16, width, 16, to) };
+                    }
                 }
             }
-            Side::Backward => {
-                for pair in 0..16 {
-                    let rows = [0, 1].map(|i| &w.row(l + 2 * pair + i)[2 * cols.start..2 * cols.end]);
+        }
+        Side::Backward => {
+            for (pair, l) in k.step_by(2).enumerate() {
+                let low = w.row(l)[2 * cols.start..2 * cols.end].as_ptr().cast::<i16>();
+                let high = w.row(l + 1)[2 * cols.start..2 * cols.end].as_ptr().cast::<i16>();
+                let at = pair / 16 * 2 * TILE + pair % 16 * 16;
+                for (to, first) in to.chunks_exact_mut(size).zip((0..cols.len()).step_by(SIDE)) {
                     for half in 0..2 {
-                        let there = cols.len().saturating_sub(16 * half).min(16);
+                        let from = first + 16 * half;
+                        let there = cols.len().saturating_sub(from).min(16);
                         let mask = ((1u32 << there) - 1) as __mmask16;
+                        let to = &mut to[at + half * TILE..][..16];
                         // SAFETY: lanes beyond the row are masked out and not touched; the CPU has AVX-512 BW and VL.
                         unsafe {
-                            let [low, high] = rows.map(|row| {
-                                let row = row.as_ptr().cast::<i16>().wrapping_add(16 * half);
-                                _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row))
-                            });
+                            let low = _mm256_maskz_loadu_epi16(mask, low.wrapping_add(from));
+                            let high = _mm256_maskz_loadu_epi16(mask, high.wrapping_add(from));
+                            let (low, high) = (_mm512_cvtepu16_epi32(low), _mm512_cvtepu16_epi32(high));
                             let pairs = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-                            let to = &mut to[half * TILE + pair * 16..][..16];
                             _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
                         }
                     }

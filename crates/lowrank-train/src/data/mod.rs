@@ -22,6 +22,7 @@ mod groups;
 mod jsonl;
 mod labelled;
 mod nlg;
+mod store;
 mod table;
 mod template;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use encode::Encoded;
 use fields::Row;
 pub use glue::Glue;
 pub use groups::{PromptGroup, read_groups};
+pub use store::Examples;
 pub use template::Template;
 
 /// Why a text or a conversation has no tokens.
@@ -408,7 +410,7 @@ impl fmt::Display for DataReport {
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The examples.
-    pub examples: Vec<Example>,
+    pub examples: Examples,
     /// Counts and warnings.
     pub report: DataReport,
 }
@@ -428,7 +430,7 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
     options.check()?;
     let mut rows = rows(path, options)?;
     let file: Arc<str> = path.display().to_string().into();
-    let mut data = Dataset { examples: Vec::new(), report: DataReport::default() };
+    let mut data = Dataset { examples: Examples::default(), report: DataReport::default() };
     loop {
         let mut chunk = Vec::new();
         let mut bytes = 0;
@@ -546,7 +548,7 @@ impl Dataset {
                 report.longest = report.longest.max(example.tokens.len());
                 report.truncated += usize::from(truncated);
                 example.id = ExampleId { file: file.clone(), line };
-                self.examples.push(example);
+                self.examples.push(&example);
             }
             Ok(Encoded::Dropped) => report.dropped += 1,
             Err(reason) if skip_bad_lines => {

@@ -89,7 +89,7 @@ impl Case {
         let data = self.load().unwrap();
         assert_eq!(data.report.examples, data.examples.len());
         assert_eq!(data.report.tokens, data.examples.iter().map(|e| e.tokens.len()).sum::<usize>());
-        let show = |e: &Example| {
+        let show = |e: Example| {
             assert_eq!(e.tokens.len(), e.loss_mask.len());
             assert!(e.loss_mask[..e.prompt_len].iter().all(|m| !m));
             let labels: Vec<u32> =
@@ -317,10 +317,10 @@ fn order_survives_chunks_and_long_lines() {
     content.push_str(&format!("{{\"text\":\"{long}\"}}\n{{\"text\":\"end\"}}\n"));
     let data = case("a.jsonl", content).load().unwrap();
     assert_eq!(data.examples.len(), lines + 2);
-    for (i, example) in data.examples[..lines].iter().enumerate() {
+    for (i, example) in data.examples.iter().take(lines).enumerate() {
         assert_eq!(example.tokens[..example.prompt_len], bytes(&i.to_string())[..]);
         assert_eq!(example.id.line, i as u64 + 1);
     }
     assert_eq!(data.report.longest, CHUNK_BYTES + 4);
-    assert_eq!(data.examples.last().unwrap().tokens.len(), 4);
+    assert_eq!(data.examples.get(lines + 1).tokens.len(), 4);
 }

@@ -62,7 +62,7 @@ fn work(args: &Args) -> Result<ExitCode> {
 fn embed(args: &Args, session: &Session) -> Result<ExitCode> {
     let data = args.input.read(session, true)?;
     let stepper = args.input.stepper(session)?;
-    let lines = data.examples.chunks(args.input.batch_size.max(1)).flat_map(|chunk| {
+    let lines = data.examples.batches(args.input.batch_size).flat_map(|chunk| {
         let batch = stepper.pack(&chunk.iter().collect::<Vec<_>>(), false, 0);
         let mut vectors = stepper.embed(&batch).into_iter();
         let line = |example: &Example| {
