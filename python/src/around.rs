@@ -41,7 +41,11 @@ pub fn activate_backward(
 ) -> PyResult<()> {
     let act = activation(name)?;
     // SAFETY: the caller's tensors of `n` numbers; `dx` is new.
-    let work = || unsafe { kernels::activate_backward(write(dx, n), read(x, n), read(dy, n), act, false) };
+    let work = || unsafe {
+        let dx = write(dx, n);
+        kernels::copy(dx, read(dy, n));
+        kernels::activate_backward(dx, read(x, n), act);
+    };
     py.detach(|| on_torch_threads(threads, work))
 }
 
