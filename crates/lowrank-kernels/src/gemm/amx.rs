@@ -114,7 +114,7 @@ pub(super) unsafe fn run<B: Operand>(p: &Product, b: &B, parts: Parts, threads: 
         let (tiles, units) = (all.len().div_ceil(SIDE), p.n.div_ceil(step));
         let (down, across) = grid(tiles, units * (step / SIDE), units, threads);
         for l in (0..p.k).step_by(kc) {
-            let part = Part { p, k: l..(l + kc).min(p.k), parts, beta: if l == 0 { p.beta } else { 1.0 } };
+            let part = Part { p, k: l..(l + kc).min(p.k), parts, begins: l == 0 };
             let share = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
             let work = |t: usize| {
                 let (rows, cols) = (share(t / across, down, tiles), share(t % across, across, units));
@@ -150,7 +150,8 @@ struct Part<'a> {
     p: &'a Product,
     k: Range<usize>,
     parts: Parts,
-    beta: f32,
+    /// Whether it is the first.
+    begins: bool,
 }
 
 /// Numbers (of f32's size) in a packed block of 32 rows or columns.
@@ -440,7 +441,7 @@ unsafe fn task<B: Operand>(
                     multiply(part.parts, left.as_ptr(), right.as_ptr(), k.div_ceil(CHUNK), ahead, &mut sums);
                     Avx512::enter(
                         #[inline(always)]
-                        || add(p, &sums, row, rows, col, width, part.beta),
+                        || add(p, &sums, row, rows, col, width, part.begins),
                     );
                 }
             }
@@ -638,20 +639,22 @@ unsafe fn emulate(parts: Parts, a: *const f32, b: *const f32, chunks: usize, sum
 
 /// `C = beta C + alpha sums` for a block of `rows` x `width` of `C` from `(row, col)` on.
 #[inline(always)]
-unsafe fn add(p: &Product, sums: &Sums, row: usize, rows: usize, col: usize, width: usize, beta: f32) {
+unsafe fn add(p: &Product, sums: &Sums, row: usize, rows: usize, col: usize, width: usize, begins: bool) {
+    let first = p.c.wrapping_add(row * p.crs + col * p.ccs);
+    let (old, ors, beta) = p.old(begins, first, row, col);
     for (r, sums) in sums.0.chunks_exact(SIDE).take(rows).enumerate() {
         // SAFETY: inside C, says the caller, and AVX-512 is there.
         unsafe {
-            let c = p.c.add((row + r) * p.crs + col * p.ccs);
+            let (c, old) = (first.add(r * p.crs), old.add(r * ors));
             if p.ccs == 1 {
                 for half in 0..2 {
                     let mask = ((1u32 << width.saturating_sub(half * 16).min(16)) - 1) as __mmask16;
-                    let at = c.wrapping_add(half * 16);
+                    let (at, old) = (c.wrapping_add(half * 16), old.wrapping_add(half * 16));
                     let sum = _mm512_loadu_ps(sums[half * 16..].as_ptr());
                     let mut number = _mm512_mul_ps(_mm512_set1_ps(p.alpha), sum);
                     if beta != 0.0 {
                         number =
-                            _mm512_fmadd_ps(_mm512_set1_ps(beta), _mm512_maskz_loadu_ps(mask, at), number);
+                            _mm512_fmadd_ps(_mm512_set1_ps(beta), _mm512_maskz_loadu_ps(mask, old), number);
                     }
                     _mm512_mask_storeu_ps(at, mask, number);
                 }

@@ -23,17 +23,19 @@ pub(super) struct Product {
     pub(super) c: *mut f32,
     pub(super) crs: usize,
     pub(super) ccs: usize,
-    /// One number for each column, with which the sums begin in place of `beta C`, or null. `C` is row-major then.
-    pub(super) bias: *const f32,
+    /// What the sums begin with in place of `beta C`, or null. `C` is row-major then.
+    pub(super) start: *const f32,
+    /// Distance between its rows: 0 for a bias, one number for each column.
+    pub(super) srs: usize,
 }
 
 impl Product {
-    /// Where the numbers lie that the sums of a tile at `c`, whose first column is `j`, are added to, how far apart their
-    /// rows are, and their factor.
+    /// Where the numbers lie that the sums of a tile at `c`, whose first row is `i` and first column `j`, are added to,
+    /// how far apart their rows are, and their factor.
     #[inline(always)]
-    pub(super) fn old(&self, first: bool, c: *mut f32, j: usize) -> (*const f32, usize, f32) {
-        match (first, self.bias.is_null()) {
-            (true, false) => (self.bias.wrapping_add(j), 0, 1.0),
+    pub(super) fn old(&self, first: bool, c: *mut f32, i: usize, j: usize) -> (*const f32, usize, f32) {
+        match (first, self.start.is_null()) {
+            (true, false) => (self.start.wrapping_add(i * self.srs + j), self.srs, 1.0),
             (true, true) => (c, self.crs, self.beta),
             (false, _) => (c, self.crs, 1.0),
         }
@@ -122,7 +124,10 @@ pub(super) unsafe fn run<A: Arch, B: Operand>(product: &Product, b: &B, threads:
                             ars,
                             acs: 1,
                             c: p.c.add(i * p.crs),
-                            bias: if l == 0 { p.bias } else { std::ptr::null() },
+                            start: match l {
+                                0 if !p.start.is_null() => p.start.wrapping_add(i * p.srs),
+                                _ => std::ptr::null(),
+                            },
                             ..*p
                         };
                         tasks::<A, B>(&part, k, b, threads);
@@ -307,7 +312,7 @@ unsafe fn multiply<A: Arch>(
             unsafe {
                 let a = p.a.wrapping_add(i * p.ars + k.start * p.acs);
                 let c = p.c.add(i * p.crs + j * p.ccs);
-                let (old, ors, beta) = p.old(first, c, j);
+                let (old, ors, beta) = p.old(first, c, i, j);
                 if width == nr && p.ccs == 1 {
                     tile::<A>(height, k.len(), a, p.ars, p.acs, b, bks, c, p.crs, p.alpha, old, ors, beta);
                 } else {

@@ -139,7 +139,8 @@ fn dense(
         crs: if swap { c.cs } else { c.rs },
         ccs: if swap { c.rs } else { c.cs },
         c: c.data.as_mut_ptr(),
-        bias: std::ptr::null(),
+        start: std::ptr::null(),
+        srs: 0,
     };
     let right = Dense { data: b.data.as_ptr(), ks: b.rs, ns: b.cs };
     // SAFETY: the checks above hold every index inside its slice; C is borrowed for this call alone.
@@ -224,25 +225,34 @@ fn linear_onto_at(level: Level, y: &mut [f32], x: &[f32], layer: &LinearRef, n: 
     assert_eq!((y.len(), x.len()), (n * o, n * k), "y is N x O, x is N x K");
     assert!(rows.is_none_or(|rows| rows.len() == y.len()), "rows are N x O");
     assert!(bias.is_none_or(|bias| bias.len() == o), "a bias has O numbers");
-    if rows.is_none() && n > few::MOST && o > 0 && k > 0 && level != Level::Amx {
-        // A bias alone is what the first sums are added to.
-        let bias = bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
-        let product = Product { bias, ..row_major(n, o, k, x, y, 0.0) };
+    if (rows.is_none() || bias.is_none()) && n > few::MOST && o > 0 && k > 0 {
+        // Rows or a bias alone are what the first sums are added to.
+        let start = rows.or(bias).map_or(std::ptr::null(), <[f32]>::as_ptr);
+        let srs = if rows.is_some() { o } else { 0 };
+        let product = Product { start, srs, ..row_major(n, o, k, x, y, 0.0) };
         let side = if transposed { bf16::Side::Backward } else { bf16::Side::Forward };
         if rounded && native_bf16(&product, w, side) {
             return;
         }
         let threads = rayon::current_num_threads();
         // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
-        let done = at_level!(level, A => unsafe {
-            let takes = transposed || !short::fits::<A>(w, n);
+        let on_tiles = unsafe {
             match transposed {
-                _ if !takes => {}
-                true => driver::run::<A, _>(&product, &Backward(*w), threads),
-                false => driver::run::<A, _>(&product, &Forward(*w), threads),
+                true => on_tiles(level, &product, &Backward(*w), w.format, threads),
+                false => on_tiles(level, &product, &Forward(*w), w.format, threads),
             }
-            takes
-        });
+        };
+        // SAFETY: as above.
+        let done = on_tiles
+            || at_level!(level, A => unsafe {
+                let takes = transposed || !short::fits::<A>(w, n);
+                match transposed {
+                    _ if !takes => {}
+                    true => driver::run::<A, _>(&product, &Backward(*w), threads),
+                    false => driver::run::<A, _>(&product, &Forward(*w), threads),
+                }
+                takes
+            });
         if done {
             return;
         }
@@ -272,9 +282,7 @@ fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
     #[cfg(target_arch = "x86_64")]
     if pays {
         let threads = rayon::current_num_threads();
-        // The tile unit knows no bias.
-        let tiles =
-            level() == Level::Amx && product.bias.is_null() && amx::fits(product, amx::Parts::Rounded);
+        let tiles = level() == Level::Amx && amx::fits(product, amx::Parts::Rounded);
         // SAFETY: the instructions are there; the callers checked the lengths against the shapes.
         unsafe {
             match side {
@@ -363,5 +371,6 @@ unsafe fn on_tiles(
 /// `C[m,n] = beta C + A[m,k] B`, `A` and `C` row-major.
 fn row_major(m: usize, n: usize, k: usize, a: &[f32], c: &mut [f32], beta: f32) -> Product {
     let (a, c) = (a.as_ptr(), c.as_mut_ptr());
-    Product { m, n, k, alpha: 1.0, beta, a, ars: k, acs: 1, c, crs: n, ccs: 1, bias: std::ptr::null() }
+    let start = std::ptr::null();
+    Product { m, n, k, alpha: 1.0, beta, a, ars: k, acs: 1, c, crs: n, ccs: 1, start, srs: 0 }
 }

@@ -275,7 +275,7 @@ unsafe fn down<K: Kernel>(
         unsafe {
             let a = left.data.add(i * left.stride);
             let c = p.c.add((first + i) * p.crs + col);
-            let (old, ors, beta) = p.old(begins, c, col);
+            let (old, ors, beta) = p.old(begins, c, first + i, col);
             if width == K::NR {
                 tile::<K>(height, pairs, a, left.stride, panel, c, p.crs, old, ors, beta);
             } else {
