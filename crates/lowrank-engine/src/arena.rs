@@ -56,15 +56,15 @@ impl State {
     /// memory never touched: in a backward pass their end gets free.
     fn place(&mut self, len: usize, lasting: bool) -> (usize, bool) {
         let lasting = lasting || len < SMALL;
-        let used_before = |end: &mut End| end.take(len, end.peak);
-        if !lasting && let Some(at) = used_before(&mut self.passing) {
-            return (at, false);
+        if !lasting {
+            for end in [false, true] {
+                let most = self.end(end).peak;
+                if let Some(start) = self.end(end).take(len, most) {
+                    return (start, end);
+                }
+            }
         }
-        if !lasting && let Some(at) = used_before(&mut self.lasting) {
-            return (at, true);
-        }
-        let at = self.end(lasting).take(len, usize::MAX).expect("there is no limit");
-        (at, lasting)
+        (self.end(lasting).take(len, usize::MAX).expect("there is no limit"), lasting)
     }
 }
 
@@ -148,7 +148,6 @@ impl Arena {
         let len = floats.next_multiple_of(ALIGN);
         let mut state = self.0.state.lock().expect("no panic holds the lock");
         let (start, lasting) = state.place(len, lasting);
-        let mut at = start;
         if let Some(memory) = &self.0.memory {
             let used = state.passing.top + state.lasting.top;
             assert!(
@@ -157,11 +156,8 @@ impl Arena {
                 used / 250_000,
                 memory.floats / 250_000
             );
-            if lasting {
-                at = memory.floats - start - len;
-            }
         }
-        Block { arena: self.clone(), at, floats, start, len, lasting }
+        Block { arena: self.clone(), start, floats, len, lasting }
     }
 
     /// High-water mark in bytes since the last [`Arena::reset_peak`].
@@ -182,11 +178,9 @@ impl Arena {
 /// One block of the arena, given back when dropped.
 pub(crate) struct Block {
     arena: Arena,
-    /// Its first number in the range.
-    at: usize,
-    floats: usize,
-    /// Its place at its end of the range.
+    /// Its distance from its end of the range.
     start: usize,
+    floats: usize,
     len: usize,
     lasting: bool,
 }
@@ -196,12 +190,18 @@ impl Block {
         self.floats
     }
 
+    /// Where its first number lies.
+    fn pointer(&self, memory: &Reserved) -> *mut f32 {
+        let at = if self.lasting { memory.floats - self.start - self.len } else { self.start };
+        memory.base.wrapping_add(at)
+    }
+
     /// The numbers; empty where the arena only counts.
     pub fn data(&self) -> &[f32] {
         match &self.arena.0.memory {
-            // SAFETY: `at..at+floats` lies in the mapping (checked in `take`), the mapping is
+            // SAFETY: the block lies in the mapping (checked in `take`), the mapping is
             // zero-initialised by the system, and no other block overlaps it.
-            Some(m) => unsafe { std::slice::from_raw_parts(m.base.add(self.at), self.floats) },
+            Some(m) => unsafe { std::slice::from_raw_parts(self.pointer(m), self.floats) },
             None => &[],
         }
     }
@@ -210,7 +210,7 @@ impl Block {
     pub fn data_mut(&mut self) -> &mut [f32] {
         match &self.arena.0.memory {
             // SAFETY: as `data`; `&mut self` makes this the only access.
-            Some(m) => unsafe { std::slice::from_raw_parts_mut(m.base.add(self.at), self.floats) },
+            Some(m) => unsafe { std::slice::from_raw_parts_mut(self.pointer(m), self.floats) },
             None => &mut [],
         }
     }
@@ -229,34 +229,38 @@ mod tests {
 
     #[test]
     fn freed_neighbours_coalesce_and_are_used_again() {
-        let arena = Arena::counting();
-        let a = arena.take(100, false);
-        let b = arena.take(10, false);
-        let c = arena.take(1, false);
-        assert_eq!(arena.peak_bytes(), (112 + 16 + 16) * 4);
-        drop(a);
-        drop(b);
-        let d = arena.take(128, false);
-        assert_eq!(d.start, 0, "the two freed blocks serve as one");
-        drop(c);
-        drop(d);
-        assert_eq!(arena.0.state.lock().unwrap().passing.top, 0);
-        arena.reset_peak();
-        assert_eq!(arena.peak_bytes(), 0);
+        for lasting in [false, true] {
+            let arena = Arena::counting();
+            let a = arena.take(SMALL + 100, lasting);
+            let b = arena.take(SMALL + 10, lasting);
+            let c = arena.take(SMALL, lasting);
+            assert_eq!(arena.peak_bytes(), (3 * SMALL + 112 + 16) * 4);
+            drop(a);
+            drop(b);
+            let d = arena.take(2 * SMALL + 128, lasting);
+            assert_eq!((d.start, d.lasting), (0, lasting), "the two freed blocks serve as one");
+            drop(c);
+            drop(d);
+            let top = arena.0.state.lock().unwrap().end(lasting).top;
+            assert_eq!(top, 0);
+            arena.reset_peak();
+            assert_eq!(arena.peak_bytes(), 0);
+        }
     }
 
     #[test]
     fn blocks_do_not_overlap() {
         let arena = Arena::reserve();
-        let mut a = arena.take(5, false);
-        let mut b = arena.take(5, false);
-        let [mut c, mut d] = [(); 2].map(|()| arena.take(5, true));
-        a.data_mut().fill(1.0);
-        b.data_mut().fill(2.0);
-        c.data_mut().fill(3.0);
-        d.data_mut().fill(4.0);
-        for (block, number) in [(&a, 1.0), (&b, 2.0), (&c, 3.0), (&d, 4.0)] {
-            assert!(block.data().iter().all(|&x| x == number));
+        let mut blocks: Vec<Block> =
+            [(SMALL + 5, false), (SMALL, false), (5, false), (SMALL, true), (5, true)]
+                .map(|(floats, lasting)| arena.take(floats, lasting))
+                .into();
+        assert_eq!(blocks.iter().filter(|b| b.lasting).count(), 3, "small blocks lie with those that last");
+        for (number, block) in (1..).zip(&mut blocks) {
+            block.data_mut().fill(number as f32);
+        }
+        for (number, block) in (1..).zip(&blocks) {
+            assert!(block.data().iter().all(|&x| x == number as f32));
             assert_eq!(block.data().as_ptr() as usize % 64, 0);
         }
     }
@@ -264,26 +268,39 @@ mod tests {
     #[test]
     fn grows_from_a_free_block_at_the_top() {
         let arena = Arena::counting();
-        let a = arena.take(16, false);
-        let b = arena.take(16, false);
+        let a = arena.take(SMALL, false);
+        let b = arena.take(SMALL, false);
+        let c = arena.take(SMALL, false);
         drop(b);
-        let c = arena.take(64, false);
-        assert_eq!(c.start, 16);
+        drop(c);
+        let d = arena.take(4 * SMALL, false);
+        assert_eq!(d.start, SMALL);
         drop(a);
     }
 
+    /// At one end the larger block would lie above what lasts, and the room of the smaller one would stay empty.
     #[test]
     fn what_lasts_leaves_no_holes() {
         let arena = Arena::counting();
-        let mut kept = Vec::new();
-        for _ in 0..3 {
-            let passing = arena.take(64, false);
-            kept.push(arena.take(32, true));
-            drop(passing);
-        }
-        assert_eq!(arena.peak_bytes(), (64 + 3 * 32) * 4);
-        drop(kept);
-        arena.reset_peak();
-        assert_eq!(arena.peak_bytes(), 0);
+        let small = arena.take(2 * SMALL, false);
+        let kept = arena.take(SMALL, true);
+        drop(small);
+        let large = arena.take(3 * SMALL, false);
+        assert_eq!(arena.peak_bytes(), 4 * SMALL * 4);
+        drop((large, kept));
+    }
+
+    #[test]
+    fn what_passes_uses_the_room_of_what_lasted() {
+        let arena = Arena::counting();
+        let first = arena.take(SMALL, true);
+        let second = arena.take(2 * SMALL, true);
+        drop(second);
+        let passing = arena.take(2 * SMALL, false);
+        assert_eq!((passing.start, passing.lasting), (SMALL, true));
+        let more = arena.take(SMALL, false);
+        assert_eq!((more.start, more.lasting), (0, false), "there is no room left");
+        assert_eq!(arena.peak_bytes(), 4 * SMALL * 4);
+        drop(first);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::halves::{Numbers, PIECE, for_pieces};
 use crate::math::{erf, sigmoid, tanh};
-use crate::parallel::{SharedMut, for_rows};
+use crate::parallel::{SharedMut, for_parts, for_rows};
 use crate::vector::{Vector, dispatch, for_lanes};
 
 /// An activation function.
@@ -67,11 +67,7 @@ fn value_and_slope<V: Vector>(act: Activation, x: V) -> (V, V) {
 /// If the lengths differ.
 pub fn activate(y: &mut [f32], x: &[f32], act: Activation) {
     same("activate", &[("y", y.len()), ("x", x.len())]);
-    let y = SharedMut::new(y);
-    for_rows(x.len(), COST, |r| {
-        // SAFETY: the ranges of `for_rows` are disjoint.
-        activate_run(unsafe { y.part(r.clone()) }, &x[r], act);
-    });
+    for_parts(y, COST, |y, r| activate_run(y, &x[r], act));
 }
 
 dispatch! {
@@ -84,9 +80,7 @@ dispatch! {
 
 /// [`activate`] that overwrites `x` with `act(x)`.
 pub fn activate_in_place(x: &mut [f32], act: Activation) {
-    let (len, x) = (x.len(), SharedMut::new(x));
-    // SAFETY: the ranges of `for_rows` are disjoint.
-    for_rows(len, COST, |r| activate_in_place_run(unsafe { x.part(r) }, act));
+    for_parts(x, COST, |x, _| activate_in_place_run(x, act));
 }
 
 dispatch! {
@@ -127,11 +121,7 @@ dispatch! {
 /// If the lengths differ.
 pub fn gated(h: &mut [f32], gate: &[f32], up: &[f32], act: Activation) {
     same("gated", &[("h", h.len()), ("gate", gate.len()), ("up", up.len())]);
-    let h = SharedMut::new(h);
-    for_rows(gate.len(), COST, |r| {
-        // SAFETY: the ranges of `for_rows` are disjoint.
-        gated_run(unsafe { h.part(r.clone()) }, &gate[r.clone()], &up[r], act);
-    });
+    for_parts(h, COST, |h, r| gated_run(h, &gate[r.clone()], &up[r], act));
 }
 
 dispatch! {
@@ -149,11 +139,7 @@ dispatch! {
 /// If the lengths differ.
 pub fn gated_in_place(gate: &mut [f32], up: &[f32], act: Activation) {
     same("gated_in_place", &[("gate", gate.len()), ("up", up.len())]);
-    let gate = SharedMut::new(gate);
-    for_rows(up.len(), COST, |r| {
-        // SAFETY: the ranges of `for_rows` are disjoint.
-        gated_in_place_run(unsafe { gate.part(r.clone()) }, &up[r], act);
-    });
+    for_parts(gate, COST, |gate, r| gated_in_place_run(gate, &up[r], act));
 }
 
 dispatch! {

@@ -1,6 +1,6 @@
 //! Additions, scalings and biases over whole buffers.
 
-use crate::parallel::{SharedMut, for_rows};
+use crate::parallel::{SharedMut, for_parts, for_rows};
 use crate::vector::{dispatch, for_lanes};
 
 /// `y += x`.
@@ -9,26 +9,12 @@ use crate::vector::{dispatch, for_lanes};
 /// If the lengths differ.
 pub fn add(y: &mut [f32], x: &[f32]) {
     assert_eq!(y.len(), x.len(), "add: y has {} numbers, x {}", y.len(), x.len());
-    let shared = SharedMut::new(y);
-    for_rows(x.len(), 1, |r| {
-        // SAFETY: the ranges of `for_rows` are disjoint.
-        let y = unsafe { shared.part(r.clone()) };
-        for (y, x) in y.iter_mut().zip(&x[r]) {
-            *y += x;
-        }
-    });
+    for_parts(y, 1, |y, r| y.iter_mut().zip(&x[r]).for_each(|(y, x)| *y += x));
 }
 
 /// `y *= s`.
 pub fn scale(y: &mut [f32], s: f32) {
-    let n = y.len();
-    let shared = SharedMut::new(y);
-    for_rows(n, 1, |r| {
-        // SAFETY: the ranges of `for_rows` are disjoint.
-        for y in unsafe { shared.part(r) } {
-            *y *= s;
-        }
-    });
+    for_parts(y, 1, |y, _| y.iter_mut().for_each(|y| *y *= s));
 }
 
 /// `y = x`.
@@ -37,11 +23,7 @@ pub fn scale(y: &mut [f32], s: f32) {
 /// If the lengths differ.
 pub fn copy(y: &mut [f32], x: &[f32]) {
     assert_eq!(y.len(), x.len(), "copy: y has {} numbers, x {}", y.len(), x.len());
-    let shared = SharedMut::new(y);
-    for_rows(x.len(), 1, |r| {
-        // SAFETY: the ranges of `for_rows` are disjoint.
-        unsafe { shared.part(r.clone()) }.copy_from_slice(&x[r]);
-    });
+    for_parts(y, 1, |y, r| y.copy_from_slice(&x[r]));
 }
 
 /// `y[:, at..at + width] = x[:, from..from + width]` for `y: [N,D]` and `x: [N,E]`.

@@ -17,6 +17,13 @@ pub(crate) fn for_rows(n: usize, cost: usize, f: impl Fn(Range<usize>) + Sync) {
     (0..tasks).into_par_iter().for_each(|t| f(task_rows(n, tasks, t)));
 }
 
+/// Calls `f` on parts that cover `y`, each with its range, as [`for_rows`] does.
+pub(crate) fn for_parts(y: &mut [f32], cost: usize, f: impl Fn(&mut [f32], Range<usize>) + Sync) {
+    let (len, y) = (y.len(), SharedMut::new(y));
+    // SAFETY: the ranges of `for_rows` are disjoint.
+    for_rows(len, cost, |r| f(unsafe { y.part(r.clone()) }, r));
+}
+
 /// The number of ranges [`for_rows`] uses.
 pub(crate) fn row_tasks(n: usize, cost: usize) -> usize {
     let threads = rayon::current_num_threads();

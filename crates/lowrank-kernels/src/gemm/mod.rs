@@ -234,26 +234,8 @@ fn linear_onto_at(level: Level, y: &mut [f32], x: &[f32], layer: &LinearRef, n: 
         if rounded && native_bf16(&product, w, side) {
             return;
         }
-        let threads = rayon::current_num_threads();
         // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
-        let on_tiles = unsafe {
-            match transposed {
-                true => on_tiles(level, &product, &Backward(*w), w.format, threads),
-                false => on_tiles(level, &product, &Forward(*w), w.format, threads),
-            }
-        };
-        // SAFETY: as above.
-        let done = on_tiles
-            || at_level!(level, A => unsafe {
-                let takes = transposed || !short::fits::<A>(w, n);
-                match transposed {
-                    _ if !takes => {}
-                    true => driver::run::<A, _>(&product, &Backward(*w), threads),
-                    false => driver::run::<A, _>(&product, &Forward(*w), threads),
-                }
-                takes
-            });
-        if done {
+        if unsafe { over_weight(level, &product, w, side) } {
             return;
         }
     }
@@ -314,17 +296,13 @@ fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, be
         // SAFETY: the lengths were checked against the shapes.
         return unsafe { few::linear(level, y, x, w, n, beta) };
     }
-    let threads = rayon::current_num_threads();
     let product = row_major(n, w.rows, w.cols, x, y, beta);
     // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
     unsafe {
-        if on_tiles(level, &product, &Forward(*w), w.format, threads) {
-            return;
+        if !over_weight(level, &product, w, bf16::Side::Forward) {
+            let threads = rayon::current_num_threads();
+            at_level!(level, A => short::run::<A>(y, x, w, n, beta, threads));
         }
-        at_level!(level, A => match short::fits::<A>(w, n) {
-            true => short::run::<A>(y, x, w, n, beta, threads),
-            false => driver::run::<A, _>(&product, &Forward(*w), threads),
-        });
     }
 }
 
@@ -334,11 +312,39 @@ fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n
         return at_level!(level, A => unsafe { few::backward::<A>(dx, dy, w, n, beta) });
     }
     let product = row_major(n, w.cols, w.rows, dy, dx, beta);
-    let threads = rayon::current_num_threads();
     // SAFETY: as above.
+    let done = unsafe { over_weight(level, &product, w, bf16::Side::Backward) };
+    debug_assert!(done, "only W^T is left to others");
+}
+
+/// Computes a product over a weight, on the tile unit or with vectors. Returns whether it did: a product with `W^T` that
+/// [`short`] is for is left to it.
+///
+/// # Safety
+/// The pointers of `product` cover its shapes, which are the weight's, and nobody else uses `C`.
+unsafe fn over_weight(level: Level, product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
+    let threads = rayon::current_num_threads();
+    // SAFETY: the caller's promises.
     unsafe {
-        if !on_tiles(level, &product, &Backward(*w), w.format, threads) {
-            at_level!(level, A => driver::run::<A, _>(&product, &Backward(*w), threads));
+        match side {
+            bf16::Side::Forward => {
+                let b = Forward(*w);
+                on_tiles(level, product, &b, w.format, threads)
+                    || at_level!(level, A => {
+                        let takes = !short::fits::<A>(w, product.m);
+                        if takes {
+                            driver::run::<A, _>(product, &b, threads);
+                        }
+                        takes
+                    })
+            }
+            bf16::Side::Backward => {
+                let b = Backward(*w);
+                if !on_tiles(level, product, &b, w.format, threads) {
+                    at_level!(level, A => driver::run::<A, _>(product, &b, threads));
+                }
+                true
+            }
         }
     }
 }
