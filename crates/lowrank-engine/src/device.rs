@@ -38,8 +38,9 @@ impl Device {
         Self { stream, ..self }
     }
 
-    /// The same device, where activations kept for the backward pass are rounded to BF16 if `rounds`: they take half
-    /// the memory, the forward pass stays exact, and gradients get the error of the rounding.
+    /// The same device, where activations kept for the backward pass are rounded to integers of 16 bits if `rounds`
+    /// ([`kernels::to_shorts`]): they take half the memory, the forward pass stays exact, and gradients get the error of
+    /// the rounding, below one in ten thousand of their size.
     pub fn rounding_kept(self, rounds: bool) -> Self {
         Self { rounds_kept: rounds, ..self }
     }

@@ -1,4 +1,4 @@
-//! What a backward pass keeps of activations: the numbers as they are, or rounded to BF16 in half the memory.
+//! What a backward pass keeps of activations: the numbers as they are, or rounded to 16 bits in half the memory.
 
 use lowrank_kernels::{self as kernels, Numbers};
 
@@ -21,8 +21,8 @@ impl Kept {
             return Self { tensor: x.clone(), rounded: None };
         }
         let (rows, cols) = (x.rows(), x.cols());
-        let mut tensor = device.alloc_lasting(1, kernels::halves_len(rows * cols));
-        device.run(0, || kernels::to_halves(tensor.data_mut(), x.data()));
+        let mut tensor = device.alloc_lasting(1, kernels::shorts_len(rows * cols));
+        device.run(0, || kernels::to_shorts(tensor.data_mut(), x.data()));
         Self { tensor, rounded: Some((rows, cols)) }
     }
 
@@ -30,7 +30,7 @@ impl Kept {
     pub fn get(&self, device: &Device) -> Tensor {
         let Some((rows, cols)) = self.rounded else { return self.tensor.clone() };
         let mut x = device.alloc(rows, cols);
-        device.run(0, || kernels::from_halves(x.data_mut(), self.tensor.data()));
+        device.run(0, || kernels::from_shorts(x.data_mut(), self.tensor.data()));
         x
     }
 
@@ -38,7 +38,7 @@ impl Kept {
     pub fn numbers(&self) -> Numbers<'_> {
         match self.rounded {
             None => Numbers::Whole(self.tensor.data()),
-            Some(_) => Numbers::Halves(self.tensor.data()),
+            Some(_) => Numbers::Shorts(self.tensor.data()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Activation functions, plain and gated (`act(gate) * up`), forward and backward.
 
-use crate::halves::{Numbers, PIECE, for_pieces};
+use crate::shorts::{Numbers, PIECE, for_pieces};
 use crate::math::{erf, sigmoid, tanh};
 use crate::parallel::{SharedMut, for_parts, for_rows};
 use crate::vector::{Vector, dispatch, for_lanes};
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_give_what_their_numbers_give() {
+    fn shorts_give_what_their_numbers_give() {
         for n in [1, 31, 33, 2048, 2049, 70_001] {
             let [x, up, dy] = [1, 2, 3].map(|seed| {
                 let mut numbers = vec![0.0; n];
@@ -272,23 +272,23 @@ mod tests {
                 numbers
             });
             let kept = [&x, &up].map(|x| {
-                let mut words = vec![f32::NAN; crate::halves_len(n)];
-                crate::to_halves(&mut words, x);
+                let mut words = vec![f32::NAN; crate::shorts_len(n)];
+                crate::to_shorts(&mut words, x);
                 words
             });
             let [x, up] = kept.each_ref().map(|words| {
                 let mut numbers = vec![f32::NAN; n];
-                crate::from_halves(&mut numbers, words);
+                crate::from_shorts(&mut numbers, words);
                 numbers
             });
             let (mut want, mut got) = (dy.clone(), dy.clone());
             activate_backward(&mut want, &x, Activation::Gelu);
-            activate_backward(&mut got, Numbers::Halves(&kept[0]), Activation::Gelu);
+            activate_backward(&mut got, Numbers::Shorts(&kept[0]), Activation::Gelu);
             assert_eq!(got, want);
             let (mut dgate, mut got) = (dy.clone(), dy);
             let [mut dup, mut got_up] = [(); 2].map(|()| vec![f32::NAN; n]);
             gated_backward(&mut dgate, &mut dup, &x, &up, Activation::Silu);
-            let [gate, up] = kept.each_ref().map(|words| Numbers::Halves(words));
+            let [gate, up] = kept.each_ref().map(|words| Numbers::Shorts(words));
             gated_backward(&mut got, &mut got_up, gate, up, Activation::Silu);
             assert_eq!((got, got_up), (dgate, dup));
         }

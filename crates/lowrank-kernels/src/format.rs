@@ -166,3 +166,29 @@ impl<'a> WeightRef<'a> {
         &self.bytes[at..at + size]
     }
 }
+
+/// `x` rounded to BF16, nearest, ties to even. (A NaN stays one: its payload is not worth a branch, but its exponent must
+/// not overflow into the sign.)
+#[inline(always)]
+pub(crate) fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_to_the_nearest_even() {
+        let mut all = vec![0.0; 1000];
+        crate::normal(&mut all, 0.0, 1.0, 4, 0);
+        let (max, one) = (f32::MAX, 1.0 / 256.0);
+        all.extend([0.0, -0.0, max, -max, f32::INFINITY, f32::NEG_INFINITY, 1.0 + one, 1.0 + 3.0 * one]);
+        for x in all {
+            assert_eq!(bf16_bits(x), u32::from(half::bf16::from_f32(x).to_bits()), "{x}");
+        }
+        assert!(f32::from_bits(bf16_bits(f32::NAN) << 16).is_nan());
+    }
+}

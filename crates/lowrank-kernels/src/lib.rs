@@ -14,7 +14,6 @@ mod elementwise;
 mod embedding;
 mod format;
 mod gemm;
-mod halves;
 mod heap;
 mod math;
 mod norm;
@@ -23,6 +22,7 @@ mod patches;
 mod quant;
 mod random;
 mod rope;
+mod shorts;
 mod simd;
 mod unfold;
 mod vector;
@@ -45,11 +45,11 @@ pub use gemm::{
     LinearRef, MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, linear_backward_bf16, linear_bf16,
     linear_onto, rounds_to_bf16, scratch_bytes,
 };
-pub use halves::{Numbers, from_halves, halves_len, to_halves};
 pub use heap::{return_large_blocks, trim_heap};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use patches::{Window, patches, patches_backward};
 pub use quant::{QuantizeError, quantize, quantize_matrix};
 pub use random::{dropout, dropout_backward, normal, uniform};
 pub use rope::{rope, rope_backward};
+pub use shorts::{Numbers, from_shorts, shorts_len, to_shorts};
 pub use unfold::{unfold, unfold_backward};

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
 use lowrank::engine::Device;
-use lowrank::models::files::{Form, Precision};
+use lowrank::models::files::Form;
 use lowrank::train::{Example, ExampleId, PackedBatch, StepOptions, Stepper, pack};
 use lowrank::{Error, Result, Session};
 
@@ -117,7 +117,7 @@ fn run(o: &Options) -> Result<()> {
     let mut stepper = Stepper::new(
         &*session.model,
         adapters,
-        Device::cpu().rounding_kept(o.form.precision == Precision::Bf16),
+        Device::cpu().rounding_kept(true),
         options,
     );
     println!("   wall s  cpu s  GFLOP/s  /cpu s   tokens/s   work  ready  idle   pages  loss");

@@ -48,7 +48,7 @@ pub use lowrank_models as models;
 pub use lowrank_tools as tools;
 pub use lowrank_train as train;
 pub use merging::{Loss, MergeTarget, Verified, merge, unmerge, verify_merge};
-pub use options::TrainOptions;
+pub use options::{SavedActivations, TrainOptions};
 pub use session::{Encoder, Session};
 pub use shape_plan::{Need, ShapePlan, plan_shapes};
 pub use texts::{TextOptions, continue_texts, read_texts, segments, write_texts};

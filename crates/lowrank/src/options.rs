@@ -15,6 +15,29 @@ use serde_json::{Map, Value};
 use crate::method::Method;
 use crate::{Error, Result};
 
+/// How what the backward pass needs is kept (`--saved-activations`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SavedActivations {
+    /// As it was computed.
+    F32,
+    /// In integers of 16 bits with a scale for each 128: half the memory, gradients within about 1e-4 of exact ones.
+    #[default]
+    Int16,
+}
+
+impl std::str::FromStr for SavedActivations {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "int16" => Ok(Self::Int16),
+            _ => Err(format!("{name:?} is not known; known are f32 and int16")),
+        }
+    }
+}
+
 /// Everything that says how to train. Every field is also a flag of `lowrank train` (with dashes) and a
 /// key of its TOML file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -80,7 +103,7 @@ pub struct TrainOptions {
     pub no_share_prefix: bool,
     pub prompt_group: usize,
     pub checkpoint_activations: bool,
-    pub saved_activations: Option<Precision>,
+    pub saved_activations: SavedActivations,
 
     pub data_format: Option<DataFormat>,
     pub prompt_column: Option<String>,
@@ -148,7 +171,7 @@ impl Default for TrainOptions {
             no_share_prefix: false,
             prompt_group: 4,
             checkpoint_activations: false,
-            saved_activations: None,
+            saved_activations: SavedActivations::Int16,
             data_format: None,
             prompt_column: None,
             completion_column: None,
@@ -371,7 +394,7 @@ impl TrainOptions {
 
     /// `device`, on which activations are kept for the backward pass as is asked for.
     pub(crate) fn saving_on(&self, device: Device) -> Device {
-        device.rounding_kept(self.saved_activations.unwrap_or(self.precision) == Precision::Bf16)
+        device.rounding_kept(self.saved_activations == SavedActivations::Int16)
     }
 
     /// What must not change when a run is resumed: everything that changes its numbers.

@@ -156,9 +156,10 @@ impl<'m> Node<'m> for AttentionNode<'m> {
         let a = &self.attention;
         let device = back.scope.device;
         let [q, k, v] = self.inputs.map(|x| x.take(device));
-        let o = match self.output.0.get() {
-            Some(o) => o.get(device),
-            None => attend(device, a, &q, &k, &v).0,
+        // Where q and k were rounded, the sums computed again are those of the probabilities below.
+        let (o, lse) = match self.output.0.get() {
+            Some(o) => (o.get(device), self.lse),
+            None => attend(device, a, &q, &k, &v),
         };
         let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| device.alloc(x.rows(), x.cols()));
         device.run(10 * multiply_adds(a), || {
@@ -171,7 +172,7 @@ impl<'m> Node<'m> for AttentionNode<'m> {
                 k.data(),
                 v.data(),
                 o.data(),
-                self.lse.data(),
+                lse.data(),
                 &a.shape,
                 a.segments,
             );

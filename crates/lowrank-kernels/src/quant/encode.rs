@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::nf4;
 use crate::Format;
-use crate::halves::round;
+use crate::format::bf16_bits;
 
 /// Why a row could not be stored in a format.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub fn quantize(format: Format, row: &[f32], out: &mut Vec<u8>) -> Result<(), Qu
             halves.convert_from_f32_slice(row);
             put(&halves, out, f16::to_le_bytes);
         }
-        Format::BF16 => put(row, out, |x| (round(x) as u16).to_le_bytes()),
+        Format::BF16 => put(row, out, |x| (bf16_bits(x) as u16).to_le_bytes()),
         Format::Q8_0 => row.chunks_exact(32).for_each(|block| q8_0(block, out)),
         Format::Q4_0 => row.chunks_exact(32).for_each(|block| q4_0(block, out)),
         Format::Q4_1 => row.chunks_exact(32).for_each(|block| q4_1(block, out)),

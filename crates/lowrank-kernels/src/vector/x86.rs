@@ -112,30 +112,20 @@ impl Vector for Avx2 {
         Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
     }
     #[inline(always)]
-    fn from_halves(low: Self, high: Self) -> Self {
-        // A function, since a closure would not be compiled for the CPU of its surroundings.
-        #[inline(always)]
-        unsafe fn round(x: __m256) -> __m256i {
-            unsafe {
-                let bits = _mm256_castps_si256(x);
-                let top = _mm256_srli_epi32::<16>(bits);
-                let even = _mm256_and_si256(top, _mm256_set1_epi32(1));
-                let up = _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff));
-                let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
-                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-                _mm256_blendv_epi8(rounded, _mm256_or_si256(top, _mm256_set1_epi32(0x40)), nan)
-            }
-        }
+    fn from_shorts(low: Self, high: Self) -> Self {
         Self(unsafe {
-            _mm256_castsi256_ps(_mm256_or_si256(round(low.0), _mm256_slli_epi32::<16>(round(high.0))))
+            let low = _mm256_and_si256(_mm256_cvtps_epi32(low.0), _mm256_set1_epi32(0xffff));
+            let high = _mm256_slli_epi32::<16>(_mm256_cvtps_epi32(high.0));
+            _mm256_castsi256_ps(_mm256_or_si256(low, high))
         })
     }
     #[inline(always)]
-    fn halves(self) -> [Self; 2] {
+    fn shorts(self) -> [Self; 2] {
         unsafe {
-            let bits = _mm256_castps_si256(self.0);
-            let high = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff_0000_u32 as i32));
-            [_mm256_slli_epi32::<16>(bits), high].map(|bits| Self(_mm256_castsi256_ps(bits)))
+            let high = _mm256_castps_si256(self.0);
+            let low = _mm256_slli_epi32::<16>(high);
+            let [low, high] = [_mm256_srai_epi32::<16>(low), _mm256_srai_epi32::<16>(high)];
+            [Self(_mm256_cvtepi32_ps(low)), Self(_mm256_cvtepi32_ps(high))]
         }
     }
     #[inline(always)]
@@ -253,30 +243,20 @@ impl Vector for Avx512 {
         Self(unsafe { _mm512_abs_ps(self.0) })
     }
     #[inline(always)]
-    fn from_halves(low: Self, high: Self) -> Self {
-        // A function, since a closure would not be compiled for the CPU of its surroundings.
-        #[inline(always)]
-        unsafe fn round(x: __m512) -> __m512i {
-            unsafe {
-                let bits = _mm512_castps_si512(x);
-                let top = _mm512_srli_epi32::<16>(bits);
-                let even = _mm512_and_si512(top, _mm512_set1_epi32(1));
-                let up = _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff));
-                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
-                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-                _mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40))
-            }
-        }
+    fn from_shorts(low: Self, high: Self) -> Self {
         Self(unsafe {
-            _mm512_castsi512_ps(_mm512_or_si512(round(low.0), _mm512_slli_epi32::<16>(round(high.0))))
+            let low = _mm512_and_si512(_mm512_cvtps_epi32(low.0), _mm512_set1_epi32(0xffff));
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(high.0));
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
         })
     }
     #[inline(always)]
-    fn halves(self) -> [Self; 2] {
+    fn shorts(self) -> [Self; 2] {
         unsafe {
-            let bits = _mm512_castps_si512(self.0);
-            let high = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-            [_mm512_slli_epi32::<16>(bits), high].map(|bits| Self(_mm512_castsi512_ps(bits)))
+            let high = _mm512_castps_si512(self.0);
+            let low = _mm512_slli_epi32::<16>(high);
+            let [low, high] = [_mm512_srai_epi32::<16>(low), _mm512_srai_epi32::<16>(high)];
+            [Self(_mm512_cvtepi32_ps(low)), Self(_mm512_cvtepi32_ps(high))]
         }
     }
     #[inline(always)]

@@ -6,9 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lowrank::models::files::Precision;
 use lowrank::train::Task;
-use lowrank::{Error, Result, Session, TrainOptions, finetune};
+use lowrank::{Error, Result, SavedActivations, Session, TrainOptions, finetune};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
@@ -199,9 +198,10 @@ pub struct Flags {
     #[arg(long, help_heading = "Run")]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     checkpoint_activations: bool,
-    /// What the backward pass needs, kept as f32, or rounded to bf16 in half the memory [default: as --precision]
+    /// What the backward pass needs, kept in int16 with a scale for each 128, or exactly, as f32, in twice the memory
+    /// [default: int16]
     #[arg(long, value_name = "TYPE", help_heading = "Run")]
-    saved_activations: Option<Precision>,
+    saved_activations: Option<SavedActivations>,
     /// Threads [default: all processors]
     #[arg(long, help_heading = "Run")]
     threads: Option<usize>,

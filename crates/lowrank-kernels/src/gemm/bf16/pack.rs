@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Kernel, Side};
 use crate::WeightRef;
 use crate::gemm::pack::transpose_units;
-use crate::halves::round;
+use crate::format::bf16_bits;
 use crate::simd::Arch;
 
 /// Rows of the weight asked for ahead of their use.
@@ -16,10 +16,10 @@ const AHEAD: usize = 16;
 pub(super) fn round_row(from: &[f32], to: &mut [f32]) {
     let (whole, last) = from.as_chunks::<2>();
     for (to, [a, b]) in to.iter_mut().zip(whole) {
-        *to = f32::from_bits(round(*a) | round(*b) << 16);
+        *to = f32::from_bits(bf16_bits(*a) | bf16_bits(*b) << 16);
     }
     if let Some(a) = last.first() {
-        to[whole.len()] = f32::from_bits(round(*a));
+        to[whole.len()] = f32::from_bits(bf16_bits(*a));
     }
     to[from.len().div_ceil(2)..].fill(0.0);
 }
