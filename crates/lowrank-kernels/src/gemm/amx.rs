@@ -310,14 +310,14 @@ unsafe fn split_panel(panel: &[f32], parts: usize, to: &mut [f32]) {
     }
 }
 
-/// Pairs of the numbers of `low` with those of `high`.
+/// Pairs of the upper halves of `low` with those of `high`.
 #[inline(always)]
 unsafe fn lane_by_lane(low: __m512i, high: __m512i) -> __m512i {
     // SAFETY: the CPU has AVX-512, says the caller.
-    unsafe { _mm512_or_si512(high, _mm512_srli_epi32(low, 16)) }
+    unsafe { _mm512_or_si512(upper(high), _mm512_srli_epi32(low, 16)) }
 }
 
-/// Pairs of neighbours: the numbers of `low` in their order, then those of `high`.
+/// Pairs of neighbours: the upper halves of `low` in their order, then those of `high`.
 #[inline(always)]
 unsafe fn in_order(low: __m512i, high: __m512i) -> __m512i {
     const ORDER: [u16; 32] = {
@@ -333,8 +333,8 @@ unsafe fn in_order(low: __m512i, high: __m512i) -> __m512i {
     unsafe { _mm512_permutex2var_epi16(low, _mm512_loadu_si512(ORDER.as_ptr().cast()), high) }
 }
 
-/// Writes sixteen pairs of numbers in parts, two tiles apart, the largest first. Each is the nearest BF16 to what
-/// the ones before leave. (The parts of an infinity are no numbers.)
+/// Writes sixteen pairs of numbers in parts, two tiles apart, the largest first. One part is the nearest BF16. Three are the
+/// leading eight bits, those that follow, and the last: what they leave is zero. (The parts of an infinity are no numbers.)
 #[inline(always)]
 unsafe fn split(
     x: __m512,
@@ -343,29 +343,44 @@ unsafe fn split(
     parts: usize,
     to: &mut [f32],
 ) {
-    let (mut x, mut y) = (x, y);
-    for part in 0..parts {
-        // SAFETY: the CPU has AVX-512, says the caller; the slice is checked.
-        unsafe {
-            let (high, low) = (nearest(y), nearest(x));
-            let pairs = join(low, high);
-            let to = &mut to[part * 2 * TILE..][..16];
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
-            x = _mm512_sub_ps(x, _mm512_castsi512_ps(low));
-            y = _mm512_sub_ps(y, _mm512_castsi512_ps(high));
+    let to = &mut to[..(parts - 1) * 2 * TILE + 16];
+    // SAFETY: the CPU has AVX-512, says the caller; the slice is checked.
+    unsafe {
+        let mut put =
+            |part: usize, pairs| _mm512_storeu_si512(to.as_mut_ptr().add(part * 2 * TILE).cast(), pairs);
+        let (low, high) = (_mm512_castps_si512(x), _mm512_castps_si512(y));
+        if parts == 1 {
+            return put(0, join(nearest(low), nearest(high)));
         }
+        put(0, join(low, high));
+        let (low, high) = (below(x), below(y));
+        put(1, join(_mm512_castps_si512(low), _mm512_castps_si512(high)));
+        let (low, high) = (below(low), below(high));
+        put(2, join(_mm512_castps_si512(low), _mm512_castps_si512(high)));
     }
+}
+
+/// The upper halves of the lanes.
+#[inline(always)]
+unsafe fn upper(bits: __m512i) -> __m512i {
+    // SAFETY: the CPU has AVX-512, says the caller.
+    unsafe { _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000u32 as i32)) }
+}
+
+/// What the upper half of each lane leaves of its number.
+#[inline(always)]
+unsafe fn below(x: __m512) -> __m512 {
+    // SAFETY: the CPU has AVX-512, says the caller.
+    unsafe { _mm512_sub_ps(x, _mm512_castsi512_ps(upper(_mm512_castps_si512(x)))) }
 }
 
 /// The nearest BF16, ties to even, in the upper half of each lane.
 #[inline(always)]
-unsafe fn nearest(x: __m512) -> __m512i {
+unsafe fn nearest(bits: __m512i) -> __m512i {
     // SAFETY: the CPU has AVX-512, says the caller.
     unsafe {
-        let bits = _mm512_castps_si512(x);
         let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000u32 as i32))
+        upper(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))))
     }
 }
 
