@@ -1,8 +1,8 @@
 //! Activation functions, plain and gated (`act(gate) * up`), forward and backward.
 
-use crate::shorts::{Numbers, PIECE, for_pieces};
 use crate::math::{erf, sigmoid, tanh};
 use crate::parallel::{SharedMut, for_parts, for_rows};
+use crate::shorts::{Numbers, PIECE, for_pieces};
 use crate::vector::{Vector, dispatch, for_lanes};
 
 /// An activation function.

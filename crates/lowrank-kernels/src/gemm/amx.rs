@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use super::bf16::Side;
 use super::driver::{Product, cut};
 use super::pack::{Operand, transpose_units};
-use super::scratch::{Buffer, Scratch, with_scratch};
+use super::scratch::{Buffer, Scratch, with_left, with_scratch};
 use crate::WeightRef;
 use crate::simd::{Arch, Avx512};
 
@@ -32,8 +32,10 @@ const CHUNK: usize = 32;
 const TILE: usize = 256;
 /// Most of `k` packed at a time.
 const KC: usize = 1024;
-/// Most rows of the left operand packed at a time by one thread.
+/// Most rows of the left operand packed at a time for each thread, up to [`SHARERS`] of them.
 const ROWS: usize = 512;
+/// Threads that one packed left operand is made for; more of them share its memory.
+const SHARERS: usize = 4;
 /// Most bytes of a packed block of the right operand: most of the second cache.
 const BLOCK: usize = 1280 << 10;
 /// Numbers of the right operand expanded to f32 before they are split.
@@ -41,10 +43,15 @@ const PIECE: usize = 8 << 10;
 /// Panels that share the work of asking for the next block of the left operand.
 const SHARED: usize = 8;
 
-/// Most numbers of f32's size that each thread keeps for packed operands: the rows of a task, and a block of columns,
-/// or the 256 at least that a quantised block may hold.
-pub(super) const PACKED: usize =
-    (ROWS * KC + if BLOCK > 6 * KC * 256 { BLOCK / 6 } else { KC * 256 }) * 3 / 2;
+/// Most numbers of f32's size in a packed left operand.
+pub(super) const fn left(threads: usize) -> usize {
+    let sharers = if threads < SHARERS { threads } else { SHARERS };
+    sharers * ROWS * KC * 3 / 2
+}
+
+/// Most numbers of f32's size that each thread keeps of the right operand: a block of columns, or the 256 at least that a
+/// quantised block may hold.
+pub(super) const RIGHT: usize = (if BLOCK > 6 * KC * 256 { BLOCK / 6 } else { KC * 256 }) * 3 / 2;
 
 /// Whether this machine has the unit, and its system lets us use it. (In tests, [`emulate`] takes its place where there is
 /// none.)
@@ -108,41 +115,100 @@ pub(super) fn fits(p: &Product, parts: Parts) -> bool {
 pub(super) unsafe fn run<B: Operand>(p: &Product, b: &B, parts: Parts, threads: usize) {
     let kc = cut(p.k, KC, b.k_step().max(CHUNK));
     let step = SIDE.max(b.n_step());
-    let most = ROWS * threads.clamp(1, 4);
+    let most = ROWS * threads.clamp(1, SHARERS);
     for i in (0..p.m).step_by(most) {
         let all = i..(i + most).min(p.m);
         let (tiles, units) = (all.len().div_ceil(SIDE), p.n.div_ceil(step));
         let (down, across) = grid(tiles, units * (step / SIDE), units, threads);
         for l in (0..p.k).step_by(kc) {
             let part = Part { p, k: l..(l + kc).min(p.k), parts, begins: l == 0 };
-            let share = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
-            let work = |t: usize| {
-                let (rows, cols) = (share(t / across, down, tiles), share(t % across, across, units));
-                let rows = all.start + rows.start * SIDE..(all.start + rows.end * SIDE).min(all.end);
-                let cols = cols.start * step..(cols.end * step).min(p.n);
-                // SAFETY: the caller's promises; tasks are disjoint in C.
-                with_scratch(|scratch| unsafe { task(&part, b, rows, cols, scratch) });
+            let size = packed(part.k.len(), parts.left());
+            let block = |tile: &Range<usize>| {
+                all.start + tile.start * SIDE..(all.start + tile.end * SIDE).min(all.end)
             };
-            match down * across {
-                1 => work(0),
-                count => (0..count).into_par_iter().with_max_len(1).for_each(work),
-            }
+            // SAFETY: the caller's promises; tasks are disjoint in C.
+            let pack = |tile: &Range<usize>, to: &mut [f32]| unsafe { pack_left(&part, block(tile), to) };
+            let work = |tile: &Range<usize>, left: &[f32], cols: Range<usize>| {
+                let cols = cols.start * step..(cols.end * step).min(p.n);
+                // SAFETY: as above.
+                with_scratch(|scratch| unsafe { task(&part, b, block(tile), left, cols, scratch) });
+            };
+            with_left(|left| {
+                let left = left.get(tiles * size);
+                if across == 1 {
+                    each(deal(left, tiles, down), |(tile, left)| {
+                        pack(&tile, left);
+                        work(&tile, left, 0..units);
+                    });
+                    return;
+                }
+                each(deal(left, tiles, threads.min(tiles)), |(tile, left)| pack(&tile, left));
+                let left = &*left;
+                each((0..down * across).collect(), |t| {
+                    let tile = share(t / across, down, tiles);
+                    work(&tile, &left[tile.start * size..], share(t % across, across, units));
+                });
+            });
         }
     }
 }
 
+/// Part `i` of `all` things dealt to `of`.
+fn share(i: usize, of: usize, all: usize) -> Range<usize> {
+    i * all / of..(i + 1) * all / of
+}
+
+/// Packed blocks of rows dealt to `of`.
+fn deal(mut left: &mut [f32], tiles: usize, of: usize) -> Vec<(Range<usize>, &mut [f32])> {
+    let size = left.len() / tiles;
+    let deal = |i| {
+        let tile = share(i, of, tiles);
+        let part = left.split_off_mut(..tile.len() * size).expect("all shares together are the whole");
+        (tile, part)
+    };
+    (0..of).map(deal).collect()
+}
+
+/// Does `work` on all of `items`, in parallel.
+fn each<T: Send>(items: Vec<T>, work: impl Fn(T) + Send + Sync) {
+    match items.len() {
+        1 => items.into_iter().for_each(work),
+        _ => items.into_par_iter().with_max_len(1).for_each(work),
+    }
+}
+
+/// Blocks that are multiplied in the time of packing one.
+const PACKING: usize = 4;
+
 /// Into how many tasks a product of `tiles` blocks of rows and `panels` blocks of columns, in `units` that stay
-/// whole, is cut: down its rows and across its columns. A task packs what it needs of both operands, so the cut that
-/// packs least is taken.
+/// whole, is cut: down its rows and across its columns. A task packs its columns of the right operand, and the rows of the
+/// left one where no other task needs them; else all threads pack those together, and each fetches what others packed.
 fn grid(tiles: usize, panels: usize, units: usize, threads: usize) -> (usize, usize) {
+    let threads = threads.max(1);
     let time = |&(down, across): &(usize, usize)| {
         let (rows, cols) = (tiles.div_ceil(down), units.div_ceil(across) * panels / units);
-        (rows * cols + rows + cols) * (down * across).div_ceil(threads.max(1))
+        let left = if across == 1 { rows } else { tiles.div_ceil(threads) + rows / 2 };
+        (rows * cols + PACKING * (cols + left)) * (down * across).div_ceil(threads)
     };
-    let fewest = tiles.div_ceil(ROWS / SIDE);
-    let cuts =
-        (fewest..=threads.clamp(fewest, tiles)).map(|down| (down, threads.max(1).div_ceil(down).min(units)));
-    cuts.min_by_key(time).unwrap_or((fewest, 1))
+    let cuts = (1..=threads.clamp(1, tiles)).map(|down| (down, threads.div_ceil(down).min(units)));
+    cuts.min_by_key(time).unwrap_or((1, 1))
+}
+
+/// Rows of the left operand, packed block by block.
+unsafe fn pack_left(part: &Part, rows: Range<usize>, to: &mut [f32]) {
+    let (p, k, parts) = (part.p, &part.k, part.parts.left());
+    for (to, first) in to.chunks_exact_mut(packed(k.len(), parts)).zip(rows.clone().step_by(SIDE)) {
+        // SAFETY: the CPU has AVX-512, and rows up to `rows.end` of A have p.k numbers, says the caller.
+        unsafe {
+            Avx512::enter(
+                #[inline(always)]
+                || {
+                    let row = |r: usize| p.a.wrapping_add((first + r) * p.ars + k.start);
+                    split_rows(row, SIDE.min(rows.end - first), k.len(), parts, to);
+                },
+            );
+        }
+    }
 }
 
 /// A part of a product, along `k`.
@@ -398,31 +464,19 @@ unsafe fn configure() {
     unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(readonly, nostack, preserves_flags)) };
 }
 
+/// The product of packed rows with some columns.
 unsafe fn task<B: Operand>(
     part: &Part,
     b: &B,
     rows: Range<usize>,
+    left: &[f32],
     cols: Range<usize>,
     scratch: &mut Scratch,
 ) {
     let (p, k) = (part.p, part.k.len());
-    let (left_parts, right_parts) = (part.parts.left(), part.parts.right());
-    let (left_size, size) = (packed(k, left_parts), packed(k, right_parts));
-    let Scratch { panels, rows: expanded, left, right } = scratch;
-
-    let left = left.get(rows.len().div_ceil(SIDE) * left_size);
-    for (to, first) in left.chunks_exact_mut(left_size).zip(rows.clone().step_by(SIDE)) {
-        // SAFETY: the CPU has AVX-512, and rows up to `rows.end` of A have p.k numbers, says the caller.
-        unsafe {
-            Avx512::enter(
-                #[inline(always)]
-                || {
-                    let row = |r: usize| p.a.add((first + r) * p.ars + part.k.start);
-                    split_rows(row, SIDE.min(rows.end - first), k, left_parts, to);
-                },
-            );
-        }
-    }
+    let right_parts = part.parts.right();
+    let (left_size, size) = (packed(k, part.parts.left()), packed(k, right_parts));
+    let Scratch { panels, rows: expanded, right } = scratch;
 
     let step = SIDE.max(b.n_step());
     let nc = cut(cols.len(), (BLOCK / (4 * size)).max(1) * SIDE / step * step, step);

@@ -71,11 +71,13 @@ const PACKING: f64 = 24.0;
 /// operands. Each thread's share is allocated by its first product and used again by all others.
 pub fn scratch_bytes(threads: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
-    let tiles =
-        if crate::simd::level() == crate::simd::Level::Amx { super::amx::PACKED + 2 * LINE } else { 0 };
+    let (right, left) = match crate::simd::level() {
+        crate::simd::Level::Amx => (super::amx::RIGHT + 2 * LINE, super::amx::left(threads) + LINE),
+        _ => (0, 0),
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    let tiles = 0;
-    size_of::<f32>() * (threads * (PANELS + MAX_ROWS + 2 * LINE + tiles) + LEFT)
+    let (right, left) = (0, 0);
+    size_of::<f32>() * (threads * (PANELS + MAX_ROWS + 2 * LINE + right) + LEFT.max(left))
 }
 
 /// Most numbers packed by one thread: columns are rounded up to the longest quantised block, 256.

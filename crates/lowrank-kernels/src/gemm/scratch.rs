@@ -29,8 +29,6 @@ pub(super) struct Scratch {
     pub(super) panels: Buffer,
     /// Weight rows expanded to f32.
     pub(super) rows: Buffer,
-    /// A part of the left operand, packed for the tile unit.
-    pub(super) left: Buffer,
     /// A part of the right operand, packed for the tile unit.
     pub(super) right: Buffer,
 }
@@ -61,10 +59,7 @@ pub(super) fn with_left<T>(work: impl FnOnce(&mut Buffer) -> T) -> T {
 #[cfg(test)]
 pub(super) fn kept() -> usize {
     let own: usize = with_scratch(|scratch| {
-        [&scratch.panels, &scratch.rows, &scratch.left, &scratch.right]
-            .map(|b| b.0.len())
-            .iter()
-            .sum::<usize>()
+        [&scratch.panels, &scratch.rows, &scratch.right].map(|b| b.0.len()).iter().sum::<usize>()
     });
     size_of::<f32>() * (own + with_left(|left| left.0.len()))
 }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::{Kernel, Side};
 use crate::WeightRef;
-use crate::gemm::pack::transpose_units;
 use crate::format::bf16_bits;
+use crate::gemm::pack::transpose_units;
 use crate::simd::Arch;
 
 /// Rows of the weight asked for ahead of their use.
