@@ -14,6 +14,9 @@ impl Buffer {
     /// `len` numbers of unspecified content.
     pub(super) fn get(&mut self, len: usize) -> &mut [f32] {
         if self.0.len() < len + LINE {
+            // The old numbers go first, so that both are never there at once, and leave no hole in the heap.
+            self.0 = Vec::new();
+            crate::trim_heap();
             self.0 = vec![0.0; len + LINE];
         }
         let skip = self.0.as_ptr().align_offset(64).min(LINE);
