@@ -40,7 +40,7 @@ impl Device {
 
     /// The same device, where activations kept for the backward pass are rounded to integers of 16 bits if `rounds`
     /// ([`kernels::to_shorts`]): they take half the memory, the forward pass stays exact, and gradients get the error of
-    /// the rounding, below one in ten thousand of their size.
+    /// the rounding, a few ten-thousandths of their size.
     pub fn rounding_kept(self, rounds: bool) -> Self {
         Self { rounds_kept: rounds, ..self }
     }
