@@ -45,7 +45,7 @@ pub use gemm::{
     LinearRef, MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, linear_backward_bf16, linear_bf16,
     linear_onto, rounds_to_bf16, scratch_bytes,
 };
-pub use heap::{return_large_blocks, trim_heap};
+pub use heap::{give_back_program, return_large_blocks, trim_heap};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use patches::{Window, patches, patches_backward};
 pub use quant::{QuantizeError, quantize, quantize_matrix};
