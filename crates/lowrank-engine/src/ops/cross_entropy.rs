@@ -47,15 +47,18 @@ pub struct Scores {
     pub hits: Vec<bool>,
 }
 
-/// Logits that exist at once, in numbers: with 36 MB packing the head costs a few percent of its product, and the peak stays
-/// near that of the blocks.
+/// Logits that exist at once, in numbers: with 36 MB the peak stays near that of the blocks of a small model.
 const CHUNK: usize = 17 << 19;
 
-/// Rows of one chunk: the labels in equal parts. Half as many numbers again where BF16 products take half as long, which
-/// packing does not, and what else is kept takes half the memory.
-fn chunk_rows(labels: usize, vocab: usize, bf16: bool) -> usize {
+/// Rows from which packing the head is a small part of its product.
+const ENOUGH: usize = 256;
+
+/// Rows of one chunk: the labels in equal parts, each with [`CHUNK`] numbers or with rows a third of the model's width, a
+/// third of the head in f32, up to [`ENOUGH`]. Half as many numbers again where BF16 products take half as long, which
+/// packing does not.
+fn chunk_rows(labels: usize, vocab: usize, width: usize, bf16: bool) -> usize {
     let numbers = if bf16 { CHUNK + CHUNK / 2 } else { CHUNK };
-    let most = (numbers / vocab.max(1)).clamp(32, 1024);
+    let most = (numbers / vocab.max(1)).max(ENOUGH.min(width / 3)).clamp(32, 1024);
     labels.div_ceil(labels.div_ceil(most).max(1)).max(1)
 }
 
@@ -87,7 +90,7 @@ impl<'m> Tape<'m> {
         let bf16 = head.weight.bf16_products() && device.rounds_kept();
         let mut scores = Scores::default();
         let mut dh = wants.then(|| device.zeros(h.tensor.rows(), d));
-        for chunk in labels.chunks(chunk_rows(labels.len(), vocab, bf16)) {
+        for chunk in labels.chunks(chunk_rows(labels.len(), vocab, d, bf16)) {
             let n = chunk.len();
             let mut x = device.alloc(n, d);
             let mut logits = device.alloc(n, vocab);
