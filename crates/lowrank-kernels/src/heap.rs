@@ -26,7 +26,7 @@ pub fn trim_heap() {
 /// Gives the pages of the program's own code and constants back: those that are needed again come from the system's cache
 /// of its file. Most of them only started the program.
 pub fn give_back_program() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
     {
         /// One loaded file; stops at the one that holds this function.
         unsafe extern "C" fn visit(
@@ -58,5 +58,27 @@ pub fn give_back_program() {
         }
         // SAFETY: `visit` keeps to what the call allows.
         unsafe { libc::dl_iterate_phdr(Some(visit), std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_program_goes_on_without_its_pages() {
+        static SQUARES: [u64; 4096] = {
+            let mut squares = [0; 4096];
+            let mut i = 0;
+            while i < squares.len() {
+                squares[i] = (i * i) as u64;
+                i += 1;
+            }
+            squares
+        };
+        let sum = || std::hint::black_box(&SQUARES).iter().sum::<u64>();
+        let before = sum();
+        super::give_back_program();
+        super::trim_heap();
+        assert_eq!(sum(), before);
+        assert_eq!(before, (0..4096).map(|i| i * i).sum());
     }
 }
