@@ -1,12 +1,19 @@
 //! Memory of the process that the system would leave with it: of the heap, and of the program itself.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 /// From this many bytes on, a block of the heap is a mapping of its own.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const OWN_MAPPING: i32 = 256 << 10;
 
+/// Whether the program has said that its heap is the system's.
+static SYSTEM: AtomicBool = AtomicBool::new(false);
+
 /// Lets large blocks go back to the system as soon as they are freed, where its allocator would come to keep them
-/// (glibc raises its limit with each one freed).
+/// (glibc raises its limit with each one freed), and lets [`trim_heap`] work. For a program that allocates with the
+/// system's allocator: a library cannot know whose heap it is in.
 pub fn return_large_blocks() {
+    SYSTEM.store(true, Ordering::Relaxed);
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: the call takes two numbers and may come at any time.
     unsafe {
@@ -14,10 +21,14 @@ pub fn return_large_blocks() {
     }
 }
 
-/// Gives free pages of the heap back to the system, where its allocator would keep them (glibc).
+/// Gives free pages of the heap back to the system, where its allocator would keep them (glibc) and the program has called
+/// [`return_large_blocks`].
 pub fn trim_heap() {
+    if !SYSTEM.load(Ordering::Relaxed) {
+        return;
+    }
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: the call takes a number, touches free memory alone, and may come from any thread.
+    // SAFETY: the call takes a number, touches free memory alone, and may come from any thread; the heap is glibc's.
     unsafe {
         libc::malloc_trim(0);
     }
@@ -77,7 +88,6 @@ mod tests {
         let sum = || std::hint::black_box(&SQUARES).iter().sum::<u64>();
         let before = sum();
         super::give_back_program();
-        super::trim_heap();
         assert_eq!(sum(), before);
         assert_eq!(before, (0..4096).map(|i| i * i).sum());
     }
