@@ -44,13 +44,13 @@ pub fn to_shorts(to: &mut [f32], from: &[f32]) {
 /// # Panics
 /// If `from` has not [`shorts_len`] words.
 pub fn from_shorts(to: &mut [f32], from: &[f32]) {
-    let (len, from) = (to.len(), Numbers::Shorts(from));
-    from.check("from_shorts", len);
+    let len = to.len();
+    assert_eq!(from.len(), shorts_len(len), "from_shorts: words for {len} numbers");
     let shared = SharedMut::new(to);
     for_rows(len.div_ceil(RUN), RUN, |r| {
         let r = r.start * RUN..(r.end * RUN).min(len);
         // SAFETY: the ranges of `for_rows` are disjoint.
-        from.expand(r.clone(), unsafe { shared.part(r) });
+        expand(unsafe { shared.part(r.clone()) }, from, r);
     });
 }
 
@@ -80,26 +80,23 @@ impl<'a> Numbers<'a> {
     where
         'a: 'b,
     {
-        if let Self::Whole(x) = self {
-            return &x[r];
-        }
-        let to = &mut room[..r.len()];
-        self.expand(r, to);
-        to
-    }
-
-    /// The numbers of a range that begins with a run.
-    #[inline(always)]
-    fn expand(self, r: Range<usize>, to: &mut [f32]) {
         match self {
-            Self::Whole(x) => to.copy_from_slice(&x[r]),
-            Self::Shorts(words) => {
-                let (words, scales) = words.split_at(words.len() / (WORDS + 1) * WORDS);
-                let runs = r.start / RUN..r.end.div_ceil(RUN);
-                expand_runs(to, &words[runs.start * WORDS..runs.end * WORDS], &scales[runs]);
+            Self::Whole(x) => &x[r],
+            Self::Shorts(from) => {
+                let to = &mut room[..r.len()];
+                expand(to, from, r);
+                to
             }
         }
     }
+}
+
+/// The numbers of a range that begins with a run.
+#[inline(always)]
+fn expand(to: &mut [f32], from: &[f32], r: Range<usize>) {
+    let (words, scales) = from.split_at(from.len() / (WORDS + 1) * WORDS);
+    let runs = r.start / RUN..r.end.div_ceil(RUN);
+    expand_runs(to, &words[runs.start * WORDS..runs.end * WORDS], &scales[runs]);
 }
 
 impl<'a, T: AsRef<[f32]> + ?Sized> From<&'a T> for Numbers<'a> {

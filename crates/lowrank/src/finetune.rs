@@ -194,7 +194,6 @@ pub fn finetune_with(
         eval: prepared.eval.as_ref().map(|e| &e.examples),
     };
     session.forget_tokenizer();
-    lowrank_engine::kernels::give_back_program();
     let summary = lowrank_train::run(
         &mut prepared.stepper,
         &data,

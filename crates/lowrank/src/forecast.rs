@@ -48,7 +48,6 @@ const PLANNED_STEPS: u64 = 512;
 pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
     let mut prepared = prepare(session, options, Device::plan())?;
     session.forget_tokenizer();
-    lowrank_engine::kernels::give_back_program();
     let process_bytes = lowrank_train::memory::current_rss_bytes().unwrap_or(0) as usize;
     let per_epoch = prepared.batches.steps_per_epoch();
     let share = prepared.loop_options.share_prefix;

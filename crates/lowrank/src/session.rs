@@ -227,10 +227,12 @@ impl Session {
         })
     }
 
-    /// Gives the tokenizer's memory back (tens of megabytes), until it is asked for again.
+    /// Gives back what only preparing needed: the tokenizer's memory (tens of megabytes) until it is asked for again, and
+    /// pages of the program.
     pub fn forget_tokenizer(&self) {
         self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner).take();
         lowrank_engine::kernels::trim_heap();
+        lowrank_engine::kernels::give_back_program();
     }
 
     /// The tokens that end a generated text.

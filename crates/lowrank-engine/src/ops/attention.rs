@@ -64,9 +64,10 @@ impl<'m> Tape<'m> {
             let out = out.expect("kept, so it has a number");
             let inputs = [q, k, v].map(|x| Kept::new(device, &x));
             let output = Rc::new(Output::default());
-            if !cheap(device, &a) {
+            let lse = (!cheap(device, &a)).then(|| {
                 output.keep(device, &o);
-            }
+                lse
+            });
             self.push(AttentionNode { attention: a, inputs, output: output.clone(), lse, prefix, ids, out });
             return Var { tensor: o, id: Some(out), recipe: Some(output) };
         }
@@ -143,7 +144,8 @@ struct AttentionNode<'m> {
     /// q, k (rotated), v.
     inputs: [Kept; 3],
     output: Rc<Output>,
-    lse: Tensor,
+    /// The logarithms of the softmaxes' sums, where the output is kept for its own backward pass.
+    lse: Option<Tensor>,
     /// Keys and values that are parameters, and their rows.
     prefix: Option<Prefix>,
     ids: [Option<VarId>; 3],
@@ -157,9 +159,9 @@ impl<'m> Node<'m> for AttentionNode<'m> {
         let device = back.scope.device;
         let [q, k, v] = self.inputs.map(|x| x.take(device));
         // Where q and k were rounded, the sums computed again are those of the probabilities below.
-        let (o, lse) = match self.output.0.get() {
-            Some(o) => (o.get(device), self.lse),
-            None => attend(device, a, &q, &k, &v),
+        let (o, lse) = match (self.output.0.get(), self.lse) {
+            (Some(o), Some(lse)) => (o.get(device), lse),
+            _ => attend(device, a, &q, &k, &v),
         };
         let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| device.alloc(x.rows(), x.cols()));
         device.run(10 * multiply_adds(a), || {

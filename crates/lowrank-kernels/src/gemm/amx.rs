@@ -22,6 +22,7 @@ use super::driver::{Product, cut};
 use super::pack::{Operand, transpose_units};
 use super::scratch::{Buffer, Scratch, with_left, with_scratch};
 use crate::WeightRef;
+use crate::parallel::task_rows;
 use crate::simd::{Arch, Avx512};
 
 /// Rows of `C`, and columns, in a block: two tiles each.
@@ -145,24 +146,19 @@ pub(super) unsafe fn run<B: Operand>(p: &Product, b: &B, parts: Parts, threads: 
                 each(deal(left, tiles, threads.min(tiles)), |(tile, left)| pack(&tile, left));
                 let left = &*left;
                 each((0..down * across).collect(), |t| {
-                    let tile = share(t / across, down, tiles);
-                    work(&tile, &left[tile.start * size..], share(t % across, across, units));
+                    let tile = task_rows(tiles, down, t / across);
+                    work(&tile, &left[tile.start * size..], task_rows(units, across, t % across));
                 });
             });
         }
     }
 }
 
-/// Part `i` of `all` things dealt to `of`.
-fn share(i: usize, of: usize, all: usize) -> Range<usize> {
-    i * all / of..(i + 1) * all / of
-}
-
 /// Packed blocks of rows dealt to `of`.
 fn deal(mut left: &mut [f32], tiles: usize, of: usize) -> Vec<(Range<usize>, &mut [f32])> {
     let size = left.len() / tiles;
     let deal = |i| {
-        let tile = share(i, of, tiles);
+        let tile = task_rows(tiles, of, i);
         let part = left.split_off_mut(..tile.len() * size).expect("all shares together are the whole");
         (tile, part)
     };
