@@ -2,7 +2,7 @@
 //!
 //! For each segment and head: `o = softmax(scale * rope(q) rope(k)^T + mask) v`. The rotation happens
 //! in place, the probabilities are never stored and are computed again in the backward pass. So is the output where
-//! each query sees few keys and no adapter keeps it.
+//! each query sees few keys.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
