@@ -106,7 +106,6 @@ impl Bert {
 
 impl Model for Bert {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
-        let segments = batch.segments;
         let positions: Vec<u32> = batch.positions.iter().map(|p| p + self.first_position as u32).collect();
         // RoBERTa's one type is that of every token, whatever the tokenizer says.
         let types = match self.types.weight.rows() {
@@ -124,7 +123,8 @@ impl Model for Bert {
         drop(positions);
         let mut x = tape.layer_norm(&self.norm, &x);
         for (i, block) in self.blocks.iter().enumerate() {
-            x = tape.block(x, move |tape, x| block.forward(tape, x, segments, i));
+            let place = batch.place(i, self.blocks.len());
+            x = tape.block(x, move |tape, x| block.forward(tape, x, place));
         }
         x
     }

@@ -13,7 +13,7 @@ use crate::bert::gelu;
 use crate::files::Tensors;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
-use crate::model::{Model, TokenBatch};
+use crate::model::{Model, Place, TokenBatch};
 use crate::{Result, fields};
 
 /// The fields of `config.json` that say what the model computes.
@@ -375,6 +375,7 @@ impl Layer {
         x: Var<'m>,
         table: Option<&Var<'m>>,
         attention: Disentangled<'m>,
+        place: Place<'m>,
     ) -> Var<'m> {
         let contents = [&self.q, &self.k, &self.v].map(|layer| tape.linear(layer, &x, None));
         let mut distances = |wanted: bool, own: &'m Option<Linear>, shared: &'m Linear| {
@@ -384,6 +385,7 @@ impl Layer {
         let pos_key = distances(self.matches.c2p, &self.pos_key, &self.k);
         let pos_query = distances(self.matches.p2c, &self.pos_query, &self.q);
         let o = tape.disentangled_attention(contents, pos_key, pos_query, attention);
+        let (o, x) = place.wanted_rows(tape, o, x);
         let h = tape.linear(&self.o, &o, Some(&x));
         drop((o, x));
         let x = tape.layer_norm(&self.attention_norm, &h);
@@ -435,8 +437,9 @@ impl Model for Deberta {
         let (table, attention) = self.relative(tape, segments);
         for (i, layer) in self.layers.iter().enumerate() {
             let attention = attention.clone();
+            let place = batch.place(i, self.layers.len());
             x = tape.block_beside(x, table.clone(), move |tape, x, table| {
-                layer.forward(tape, x, table.as_ref(), attention.clone())
+                layer.forward(tape, x, table.as_ref(), attention.clone(), place)
             });
             if let (0, Some(convolution), Some(input)) = (i, &self.convolution, &input) {
                 x = convolution.forward(tape, input, &x, segments);

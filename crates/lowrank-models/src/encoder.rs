@@ -1,8 +1,9 @@
 //! The block that BERT and its kin share: attention and MLP, each followed by residual and layer norm.
 
-use lowrank_engine::{Activation, Attention, AttentionShape, LayerNorm, Linear, Segment, Tape, Var};
+use lowrank_engine::{Activation, AttentionShape, LayerNorm, Linear, Tape, Var};
 
 use crate::loader::Loader;
+use crate::model::Place;
 use crate::{Error, Result};
 
 /// Module names of a block, below the block's own path.
@@ -87,18 +88,12 @@ impl Block {
     }
 
     /// `x: [N,D]` to the same shape.
-    pub fn forward<'m>(
-        &'m self,
-        tape: &mut Tape<'m>,
-        x: Var<'m>,
-        segments: &'m [Segment],
-        layer: usize,
-    ) -> Var<'m> {
+    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, place: Place<'m>) -> Var<'m> {
         let q = tape.linear(&self.q, &x, None);
         let k = tape.linear(&self.k, &x, None);
         let v = tape.linear(&self.v, &x, None);
-        let attention = Attention { shape: self.attention, segments, rope: None, layer };
-        let o = tape.attention(q, k, v, attention);
+        let o = tape.attention(q, k, v, place.attention(self.attention, None));
+        let (o, x) = place.wanted_rows(tape, o, x);
         let h = tape.linear(&self.o, &o, Some(&x));
         drop((o, x));
         let x = tape.layer_norm(&self.attention_norm, &h);

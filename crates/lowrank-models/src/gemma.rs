@@ -2,9 +2,7 @@
 //! attention and MLP, windows in every other layer and soft caps; Gemma 3 norms of q and k and a rope of its own
 //! for layers with a window. `transformers/models/{gemma,gemma2,gemma3}` are followed.
 
-use lowrank_engine::{
-    Activation, Attention, AttentionShape, Embedding, Linear, RmsNorm, Rope, Segment, Site, Tape, Var,
-};
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Site, Tape, Var};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -12,7 +10,7 @@ use crate::activation::activation;
 use crate::files::Tensors;
 use crate::heads::Head;
 use crate::loader::Loader;
-use crate::model::{Model, TokenBatch};
+use crate::model::{Model, Place, TokenBatch};
 use crate::rope::{RopeScaling, RopeTable};
 use crate::{Result, fields};
 
@@ -248,14 +246,7 @@ impl Gemma {
 }
 
 impl Layer {
-    fn forward<'m>(
-        &'m self,
-        tape: &mut Tape<'m>,
-        x: Var<'m>,
-        segments: &'m [Segment],
-        rope: &Rope,
-        layer: usize,
-    ) -> Var<'m> {
+    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, rope: &Rope, place: Place<'m>) -> Var<'m> {
         let h = tape.rms_norm(&self.input_norm, &x);
         let mut q = tape.linear(&self.q, &h, None);
         let mut k = tape.linear(&self.k, &h, None);
@@ -264,8 +255,8 @@ impl Layer {
             q = tape.rms_norm(q_norm, &q);
             k = tape.rms_norm(k_norm, &k);
         }
-        let attention = Attention { shape: self.shape, segments, rope: Some(rope.clone()), layer };
-        let o = tape.attention(q, k, v, attention);
+        let o = tape.attention(q, k, v, place.attention(self.shape, Some(rope.clone())));
+        let (o, x) = place.wanted_rows(tape, o, x);
         let post = self.post_norms.as_ref();
         let x = add(tape, &self.o, &o, x, post.map(|(norm, _)| norm));
         drop((h, o));
@@ -297,11 +288,11 @@ impl Model for Gemma {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
         let at = |table: &RopeTable| table.at(tape.scope.device, batch.positions, batch.lengths);
         let (global, local) = (at(&self.ropes.global), at(&self.ropes.local));
-        let segments = batch.segments;
         let mut x = tape.embedding(&self.embed, batch.tokens);
         for (i, layer) in self.layers.iter().enumerate() {
             let rope = if layer.sliding { local.clone() } else { global.clone() };
-            x = tape.block(x, move |tape, x| layer.forward(tape, x, segments, &rope, i));
+            let place = batch.place(i, self.layers.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, place));
         }
         tape.rms_norm(&self.norm, &x)
     }

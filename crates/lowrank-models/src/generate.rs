@@ -111,6 +111,7 @@ impl<'m> Generator<'m> {
         self.cache.borrow_mut().targets = (start..start + n).collect();
         let positions: Vec<u32> = (start..start + n).map(|p| p as u32).collect();
         let lengths = vec![(start + n) as u32; n];
+        let last = [n - 1];
         let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..start + n }];
         let scope = Scope { device: self.device, params: self.params, dropout: None };
         let mut tape = Tape::with_cache(scope, self.adapters, &self.cache);
@@ -120,13 +121,13 @@ impl<'m> Generator<'m> {
             lengths: &lengths,
             token_types: &[],
             segments: &segments,
+            wanted: Some(&last),
         };
         let h = self.model.hidden(&mut tape, &batch);
         if !wants_logits {
             return Vec::new();
         }
-        let last = tape.select_rows(&h, &[n - 1]);
-        tape.logits(self.head, &last).data().to_vec()
+        tape.logits(self.head, &h).data().to_vec()
     }
 
     /// Chooses the token that follows, given its logits.

@@ -2,9 +2,7 @@
 //! weights stored transposed. `transformers/models/gpt2` is followed. GPT-3 ([`crate::gpt3`]) is the same model with
 //! locally banded attention in every other layer, and query, key and value apart.
 
-use lowrank_engine::{
-    Activation, Attention, AttentionShape, Embedding, LayerNorm, Linear, Segment, Site, Tape, Var,
-};
+use lowrank_engine::{Activation, AttentionShape, Embedding, LayerNorm, Linear, Site, Tape, Var};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -12,7 +10,7 @@ use crate::activation::activation;
 use crate::files::Tensors;
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
-use crate::model::{Model, TokenBatch};
+use crate::model::{Model, Place, TokenBatch};
 use crate::{Result, fields};
 
 /// The fields of `config.json` that say what the model computes.
@@ -178,13 +176,7 @@ impl Gpt2 {
 }
 
 impl Layer {
-    fn forward<'m>(
-        &'m self,
-        tape: &mut Tape<'m>,
-        x: Var<'m>,
-        segments: &'m [Segment],
-        layer: usize,
-    ) -> Var<'m> {
+    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, place: Place<'m>) -> Var<'m> {
         let d = x.tensor.cols();
         let h = tape.layer_norm(&self.norm_1, &x);
         let [q, k, v] = match &self.qkv {
@@ -195,8 +187,8 @@ impl Layer {
             Qkv::Apart(layers) => layers.each_ref().map(|layer| tape.linear(layer, &h, None)),
         };
         drop(h);
-        let attention = Attention { shape: self.shape, segments, rope: None, layer };
-        let o = tape.attention(q, k, v, attention);
+        let o = tape.attention(q, k, v, place.attention(self.shape, None));
+        let (o, x) = place.wanted_rows(tape, o, x);
         let x = tape.linear(&self.o, &o, Some(&x));
         drop(o);
 
@@ -210,13 +202,13 @@ impl Layer {
 
 impl Model for Gpt2 {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
-        let segments = batch.segments;
         let tokens = tape.embedding(&self.tokens, batch.tokens);
         let positions = tape.embedding(&self.positions, batch.positions);
         let mut x = tape.add(tokens, &positions);
         drop(positions);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = tape.block(x, move |tape, x| layer.forward(tape, x, segments, i));
+            let place = batch.place(i, self.layers.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, place));
         }
         tape.layer_norm(&self.norm, &x)
     }

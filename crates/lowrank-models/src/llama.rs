@@ -1,16 +1,14 @@
 //! The Llama family: Llama 2 and 3, SmolLM, Mistral (sliding window), Qwen2 (bias on q, k, v) and Qwen3
 //! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
 
-use lowrank_engine::{
-    Activation, Attention, AttentionShape, Embedding, Linear, RmsNorm, Rope, Segment, Site, Tape, Var,
-};
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Site, Tape, Var};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::files::Tensors;
 use crate::heads::Head;
 use crate::loader::Loader;
-use crate::model::{Model, TokenBatch};
+use crate::model::{Model, Place, TokenBatch};
 use crate::rope::{RopeScaling, RopeTable};
 use crate::{Result, fields};
 
@@ -179,14 +177,7 @@ impl Llama {
 }
 
 impl Layer {
-    fn forward<'m>(
-        &'m self,
-        tape: &mut Tape<'m>,
-        x: Var<'m>,
-        segments: &'m [Segment],
-        rope: &Rope,
-        layer: usize,
-    ) -> Var<'m> {
+    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, rope: &Rope, place: Place<'m>) -> Var<'m> {
         let h = tape.rms_norm(&self.input_norm, &x);
         let mut q = tape.linear(&self.q, &h, None);
         let mut k = tape.linear(&self.k, &h, None);
@@ -195,8 +186,8 @@ impl Layer {
             q = tape.rms_norm(q_norm, &q);
             k = tape.rms_norm(k_norm, &k);
         }
-        let attention = Attention { shape: self.shape, segments, rope: Some(rope.clone()), layer };
-        let o = tape.attention(q, k, v, attention);
+        let o = tape.attention(q, k, v, place.attention(self.shape, Some(rope.clone())));
+        let (o, x) = place.wanted_rows(tape, o, x);
         let x = tape.linear(&self.o, &o, Some(&x));
         drop((h, o));
 
@@ -212,11 +203,11 @@ impl Layer {
 impl Model for Llama {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
         let rope = self.rope.at(tape.scope.device, batch.positions, batch.lengths);
-        let segments = batch.segments;
         let mut x = tape.embedding(&self.embed, batch.tokens);
         for (i, layer) in self.layers.iter().enumerate() {
             let rope = rope.clone();
-            x = tape.block(x, move |tape, x| layer.forward(tape, x, segments, &rope, i));
+            let place = batch.place(i, self.layers.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, place));
         }
         tape.rms_norm(&self.norm, &x)
     }

@@ -1,6 +1,6 @@
 //! What every architecture offers, and which architectures there are.
 
-use lowrank_engine::{Linear, LmHead, Segment, Site, Tape, Var};
+use lowrank_engine::{Attention, AttentionShape, Linear, LmHead, Rope, Segment, Site, Tape, Var};
 use serde_json::Value;
 
 use crate::bert::Bert;
@@ -26,11 +26,46 @@ pub struct TokenBatch<'a> {
     pub token_types: &'a [u32],
     /// Who attends to whom. In an encoder every row of a segment sees all of it, before and after.
     pub segments: &'a [Segment],
+    /// Rows whose hidden states are wanted, in rising order; `None`: all. Of the others the last block computes what attention reads and
+    /// no more.
+    pub wanted: Option<&'a [usize]>,
+}
+
+impl<'a> TokenBatch<'a> {
+    /// The place of block `layer` of `layers`.
+    pub(crate) fn place(&self, layer: usize, layers: usize) -> Place<'a> {
+        let wanted = self.wanted.filter(|rows| layer + 1 == layers && rows.len() < self.tokens.len());
+        Place { segments: self.segments, layer, wanted }
+    }
+}
+
+/// What a block needs to know of a batch and of its place in the model.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'m> {
+    pub segments: &'m [Segment],
+    pub layer: usize,
+    /// Rows of the block's output that are wanted; `None`: all.
+    pub wanted: Option<&'m [usize]>,
+}
+
+impl<'m> Place<'m> {
+    /// What attention needs to know here.
+    pub fn attention(&self, shape: AttentionShape, rope: Option<Rope>) -> Attention<'m> {
+        Attention { shape, segments: self.segments, rope, layer: self.layer }
+    }
+
+    /// The wanted rows of what attention gave and of the block's input, which is all that the rest of the block reads.
+    pub fn wanted_rows(&self, tape: &mut Tape<'m>, o: Var<'m>, x: Var<'m>) -> (Var<'m>, Var<'m>) {
+        match self.wanted {
+            Some(rows) => (tape.select_rows(&o, rows), tape.select_rows(&x, rows)),
+            None => (o, x),
+        }
+    }
 }
 
 /// A frozen base model. The same forward serves training, evaluation and generation.
 pub trait Model: Send + Sync {
-    /// The hidden states after the last norm, `[N,D]`.
+    /// The hidden states after the last norm, `[N,D]`: of the batch's rows, or of those wanted.
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m>;
 
     /// What the hidden states are for. A model loaded as it is has its language-model head, an encoder none;

@@ -1,9 +1,7 @@
 //! Phi-3 and Phi-4: Llama's block with query, key and value in one projection, gate and up in another, and
 //! rotations that may leave part of a head alone. `transformers/models/phi3` is followed.
 
-use lowrank_engine::{
-    Activation, Attention, AttentionShape, Embedding, Linear, RmsNorm, Rope, Segment, Site, Tape, Var,
-};
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Site, Tape, Var};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -11,7 +9,7 @@ use crate::activation::activation;
 use crate::files::Tensors;
 use crate::heads::Head;
 use crate::loader::Loader;
-use crate::model::{Model, TokenBatch};
+use crate::model::{Model, Place, TokenBatch};
 use crate::rope::{RopeScaling, RopeTable};
 use crate::{Result, fields};
 
@@ -149,21 +147,14 @@ impl Phi3 {
 }
 
 impl Layer {
-    fn forward<'m>(
-        &'m self,
-        tape: &mut Tape<'m>,
-        x: Var<'m>,
-        segments: &'m [Segment],
-        rope: &Rope,
-        layer: usize,
-    ) -> Var<'m> {
+    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, rope: &Rope, place: Place<'m>) -> Var<'m> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         let h = tape.rms_norm(&self.input_norm, &x);
         let qkv = tape.linear(&self.qkv, &h, None);
         drop(h);
         let [q, k, v] = tape.split(qkv, [heads, kv_heads, kv_heads].map(|heads| heads * head_dim));
-        let attention = Attention { shape: self.shape, segments, rope: Some(rope.clone()), layer };
-        let o = tape.attention(q, k, v, attention);
+        let o = tape.attention(q, k, v, place.attention(self.shape, Some(rope.clone())));
+        let (o, x) = place.wanted_rows(tape, o, x);
         let x = tape.linear(&self.o, &o, Some(&x));
         drop(o);
 
@@ -179,11 +170,11 @@ impl Layer {
 impl Model for Phi3 {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
         let rope = self.rope.at(tape.scope.device, batch.positions, batch.lengths);
-        let segments = batch.segments;
         let mut x = tape.embedding(&self.embed, batch.tokens);
         for (i, layer) in self.layers.iter().enumerate() {
             let rope = rope.clone();
-            x = tape.block(x, move |tape, x| layer.forward(tape, x, segments, &rope, i));
+            let place = batch.place(i, self.layers.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, place));
         }
         tape.rms_norm(&self.norm, &x)
     }

@@ -72,6 +72,7 @@ fn forward(device: &Device, model: &dyn Model, adapters: &AdapterSet, batch: usi
         lengths: &lengths,
         token_types: &[],
         segments: &segments,
+        wanted: None,
     };
     let hidden = model.hidden(&mut tape, &batch);
     let last = tape.select_rows(&hidden, &last);

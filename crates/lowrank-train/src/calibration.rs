@@ -5,7 +5,7 @@ use std::iter::Peekable;
 
 use lowrank_adapters::calibrate::{Inputs, Rows};
 use lowrank_engine::{ActiveAdapters, Device, Label, Params, Record, Scope, Tape};
-use lowrank_models::Model;
+use lowrank_models::{Model, TokenBatch};
 
 use crate::batches::Steps;
 use crate::step::token_batch;
@@ -86,7 +86,9 @@ impl Inputs for TrainingInputs<'_> {
     fn run(&mut self, adapters: &ActiveAdapters) {
         let scope = Scope { device: self.device, params: &self.params, dropout: None };
         let mut tape = Tape::new(scope, adapters, Record::Nothing);
-        self.model.hidden(&mut tape, &token_batch(&self.batch));
+        // Every row is looked at on its way.
+        let batch = TokenBatch { wanted: None, ..token_batch(&self.batch) };
+        self.model.hidden(&mut tape, &batch);
     }
 }
 

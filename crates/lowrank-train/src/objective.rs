@@ -17,7 +17,7 @@ pub struct Scores {
     pub outputs: Vec<f32>,
 }
 
-/// Scores the targets of `batch` on the hidden states `h: [N,D]`. While recording, seeds the backward pass with the
+/// Scores the targets of `batch` on the hidden states that it wants, `h`. While recording, seeds the backward pass with the
 /// gradient of `scale * sum(losses)`; adapters of an output layer accumulate into `grads`.
 ///
 /// # Panics
@@ -36,7 +36,9 @@ pub(crate) fn score<'m>(
         outputs: Vec::new(),
     };
     match head {
-        Head::Language(head) => language(tape.cross_entropy(head, &h, &batch.labels, scale, grads)),
+        Head::Language(head) => {
+            language(tape.cross_entropy(head, &h, &batch.labels_of_wanted(), scale, grads))
+        }
         Head::Masked(head) => {
             let x = head.states(tape, &h, &rows(batch));
             let at = |(row, label): (u32, &Label)| Label { row, target: label.target };
@@ -51,7 +53,7 @@ pub(crate) fn score<'m>(
 }
 
 fn rows(batch: &PackedBatch) -> Vec<usize> {
-    batch.labels.iter().map(|label| label.row as usize).collect()
+    batch.labels_of_wanted().iter().map(|label| label.row as usize).collect()
 }
 
 /// Cross-entropy over classes.

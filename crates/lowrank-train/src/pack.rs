@@ -1,5 +1,6 @@
 //! Examples to a batch without padding.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -24,6 +25,8 @@ pub struct PackedBatch {
     /// In the order of the examples. The completions of a shared prompt all begin after its last row,
     /// so several labels may name that row.
     pub labels: Vec<Label>,
+    /// The rows that labels name, in rising order: those whose hidden states are wanted. `None`: all are.
+    pub wanted: Option<Vec<usize>>,
     /// The number that each label asks for, in place of a class; empty where classes are asked for.
     pub values: Vec<f32>,
     /// Pairs of texts that belong together: segments `2i` and `2i + 1`.
@@ -58,6 +61,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
         lengths: Vec::new(),
         segments: Vec::new(),
         labels: Vec::new(),
+        wanted: None,
         values: Vec::new(),
         pairs: 0,
         examples: examples.len(),
@@ -102,6 +106,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
             batch.labels.push(Label { row, target: example.tokens[target] });
         }
     }
+    batch.wanted = batch.labelled_rows();
     batch.max_position = batch.positions.iter().copied().max().unwrap_or(0);
     batch
 }
@@ -115,6 +120,21 @@ impl PackedBatch {
     /// Losses that the batch gives: the loss of a step is the mean over those of its batches.
     pub fn targets(&self) -> usize {
         self.labels.len() + self.pairs
+    }
+
+    /// The rows that labels name; `None` where that is all of them, or where there are no labels to go by.
+    fn labelled_rows(&self) -> Option<Vec<usize>> {
+        let mut rows: Vec<usize> = self.labels.iter().map(|label| label.row as usize).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        (self.pairs == 0 && !rows.is_empty() && rows.len() < self.rows()).then_some(rows)
+    }
+
+    /// The labels, with rows of the wanted hidden states in place of the batch's.
+    pub fn labels_of_wanted(&self) -> Cow<'_, [Label]> {
+        let Some(wanted) = &self.wanted else { return Cow::Borrowed(&self.labels) };
+        let place = |row: u32| wanted.binary_search(&(row as usize)).expect("what a label names is wanted");
+        self.labels.iter().map(|l| Label { row: place(l.row) as u32, target: l.target }).collect()
     }
 
     /// Appends an example that is not for next-token prediction.

@@ -166,7 +166,7 @@ impl<'m> Stepper<'m> {
     pub fn embed(&self, batch: &PackedBatch) -> Vec<Vec<f32>> {
         let scope = Scope { device: &self.device, params: &self.adapters.params, dropout: None };
         let mut tape = Tape::new(scope, &self.adapters.active, Record::Nothing);
-        let h = self.model.hidden(&mut tape, &token_batch(batch));
+        let h = self.model.hidden(&mut tape, &TokenBatch { wanted: None, ..token_batch(batch) });
         let texts: Vec<_> = batch.segments.iter().map(|segment| segment.q.clone()).collect();
         let mean = tape.mean_rows(&h, &texts);
         let y = tape.normalize(&mean).tensor;
@@ -197,6 +197,6 @@ impl VirtualTokens {
 }
 
 pub(crate) fn token_batch(batch: &PackedBatch) -> TokenBatch<'_> {
-    let PackedBatch { tokens, positions, lengths, token_types, segments, .. } = batch;
-    TokenBatch { tokens, positions, lengths, token_types, segments }
+    let PackedBatch { tokens, positions, lengths, token_types, segments, wanted, .. } = batch;
+    TokenBatch { tokens, positions, lengths, token_types, segments, wanted: wanted.as_deref() }
 }

@@ -377,6 +377,7 @@ fn outputs(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> (Vec<f32
         lengths: &lengths,
         token_types: &[],
         segments: &segments,
+        wanted: None,
     };
     let device = Device::cpu();
     let scope = Scope { device: &device, params: &adapters.params, dropout: None };

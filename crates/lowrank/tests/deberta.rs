@@ -24,8 +24,14 @@ fn logits(model: &dyn Model, adapters: &AdapterSet, tokens: &[u32], token_types:
     let device = Device::cpu();
     let scope = Scope { device: &device, params: &adapters.params, dropout: None };
     let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
-    let batch =
-        TokenBatch { tokens, positions: &positions, lengths: &lengths, token_types, segments: &segments };
+    let batch = TokenBatch {
+        tokens,
+        positions: &positions,
+        lengths: &lengths,
+        token_types,
+        segments: &segments,
+        wanted: None,
+    };
     let h = model.hidden(&mut tape, &batch);
     let Head::Classes(head) = model.head() else { panic!("a classifier") };
     head.scores(&mut tape, &h, &[0]).tensor.data().to_vec()

@@ -237,14 +237,13 @@ impl<'m> Decoder<'m> {
             lengths: &pass.lengths,
             token_types: &[],
             segments: &pass.segments,
+            wanted: Some(&pass.wanted).filter(|rows| !rows.is_empty()).map(Vec::as_slice),
         };
         let h = self.model.hidden(&mut tape, &batch);
         if pass.wanted.is_empty() {
             return Vec::new();
         }
-        let last = tape.select_rows(&h, &pass.wanted);
-        drop(h);
-        tape.logits(self.head, &last).data().to_vec()
+        tape.logits(self.head, &h).data().to_vec()
     }
 }
 

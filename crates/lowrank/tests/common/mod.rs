@@ -107,6 +107,7 @@ pub fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f
         lengths: &lengths,
         token_types: &[],
         segments: &segments,
+        wanted: None,
     };
     let h = session.model.hidden(&mut tape, &batch);
     tape.logits(session.model.lm_head().unwrap(), &h).data().to_vec()
