@@ -386,15 +386,15 @@ impl Layer {
         let pos_query = distances(self.matches.p2c, &self.pos_query, &self.q);
         let o = tape.disentangled_attention(contents, pos_key, pos_query, attention);
         let (o, x) = place.wanted_rows(tape, o, x);
-        let h = tape.linear(&self.o, &o, Some(&x));
-        drop((o, x));
+        let h = tape.linear(&self.o, &o, Some(x));
+        drop(o);
         let x = tape.layer_norm(&self.attention_norm, &h);
         drop(h);
 
         let up = tape.linear(&self.up, &x, None);
         let act = tape.activate(up, self.activation);
-        let h = tape.linear(&self.down, &act, Some(&x));
-        drop((act, x));
+        let h = tape.linear(&self.down, &act, Some(x));
+        drop(act);
         tape.layer_norm(&self.output_norm, &h)
     }
 }

@@ -1,6 +1,6 @@
 //! The block that BERT and its kin share: attention and MLP, each followed by residual and layer norm.
 
-use lowrank_engine::{Activation, AttentionShape, LayerNorm, Linear, Tape, Var};
+use lowrank_engine::{Activation, Attention, AttentionShape, LayerNorm, Linear, Tape, Var};
 
 use crate::loader::Loader;
 use crate::model::Place;
@@ -89,20 +89,21 @@ impl Block {
 
     /// `x: [N,D]` to the same shape.
     pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, place: Place<'m>) -> Var<'m> {
-        let q = tape.linear(&self.q, &x, None);
+        let (queries, segments) = place.queries(tape, &x);
+        let q = tape.linear(&self.q, &queries, None);
         let k = tape.linear(&self.k, &x, None);
         let v = tape.linear(&self.v, &x, None);
-        let o = tape.attention(q, k, v, place.attention(self.attention, None));
-        let (o, x) = place.wanted_rows(tape, o, x);
-        let h = tape.linear(&self.o, &o, Some(&x));
-        drop((o, x));
+        drop(x);
+        let o = tape.attention(q, k, v, Attention { segments, ..place.attention(self.attention, None) });
+        let h = tape.linear(&self.o, &o, Some(queries));
+        drop(o);
         let x = tape.layer_norm(&self.attention_norm, &h);
         drop(h);
 
         let up = tape.linear(&self.up, &x, None);
         let act = tape.activate(up, self.activation);
-        let h = tape.linear(&self.down, &act, Some(&x));
-        drop((act, x));
+        let h = tape.linear(&self.down, &act, Some(x));
+        drop(act);
         tape.layer_norm(&self.output_norm, &h)
     }
 }

@@ -251,6 +251,7 @@ impl Layer {
         let mut q = tape.linear(&self.q, &h, None);
         let mut k = tape.linear(&self.k, &h, None);
         let v = tape.linear(&self.v, &h, None);
+        drop(h);
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q = tape.rms_norm(q_norm, &q);
             k = tape.rms_norm(k_norm, &k);
@@ -259,7 +260,7 @@ impl Layer {
         let (o, x) = place.wanted_rows(tape, o, x);
         let post = self.post_norms.as_ref();
         let x = add(tape, &self.o, &o, x, post.map(|(norm, _)| norm));
-        drop((h, o));
+        drop(o);
 
         let h = tape.rms_norm(&self.mlp_norm, &x);
         let gate = tape.linear(&self.gate, &h, None);
@@ -278,7 +279,7 @@ fn add<'m>(
     x: Var<'m>,
     norm: Option<&'m RmsNorm>,
 ) -> Var<'m> {
-    let Some(norm) = norm else { return tape.linear(layer, h, Some(&x)) };
+    let Some(norm) = norm else { return tape.linear(layer, h, Some(x)) };
     let y = tape.linear(layer, h, None);
     let y = tape.rms_norm(norm, &y);
     tape.add(y, &x)

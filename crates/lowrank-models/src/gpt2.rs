@@ -189,14 +189,14 @@ impl Layer {
         drop(h);
         let o = tape.attention(q, k, v, place.attention(self.shape, None));
         let (o, x) = place.wanted_rows(tape, o, x);
-        let x = tape.linear(&self.o, &o, Some(&x));
+        let x = tape.linear(&self.o, &o, Some(x));
         drop(o);
 
         let h = tape.layer_norm(&self.norm_2, &x);
         let up = tape.linear(&self.up, &h, None);
         drop(h);
         let h = tape.activate(up, self.activation);
-        tape.linear(&self.down, &h, Some(&x))
+        tape.linear(&self.down, &h, Some(x))
     }
 }
 

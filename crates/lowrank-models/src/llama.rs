@@ -182,21 +182,22 @@ impl Layer {
         let mut q = tape.linear(&self.q, &h, None);
         let mut k = tape.linear(&self.k, &h, None);
         let v = tape.linear(&self.v, &h, None);
+        drop(h);
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q = tape.rms_norm(q_norm, &q);
             k = tape.rms_norm(k_norm, &k);
         }
         let o = tape.attention(q, k, v, place.attention(self.shape, Some(rope.clone())));
         let (o, x) = place.wanted_rows(tape, o, x);
-        let x = tape.linear(&self.o, &o, Some(&x));
-        drop((h, o));
+        let x = tape.linear(&self.o, &o, Some(x));
+        drop(o);
 
         let h = tape.rms_norm(&self.post_norm, &x);
         let gate = tape.linear(&self.gate, &h, None);
         let up = tape.linear(&self.up, &h, None);
         drop(h);
         let h = tape.gated(gate, up, Activation::Silu);
-        tape.linear(&self.down, &h, Some(&x))
+        tape.linear(&self.down, &h, Some(x))
     }
 }
 

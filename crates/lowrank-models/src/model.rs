@@ -1,5 +1,7 @@
 //! What every architecture offers, and which architectures there are.
 
+use std::borrow::Cow;
+
 use lowrank_engine::{Attention, AttentionShape, Linear, LmHead, Rope, Segment, Site, Tape, Var};
 use serde_json::Value;
 
@@ -51,7 +53,15 @@ pub(crate) struct Place<'m> {
 impl<'m> Place<'m> {
     /// What attention needs to know here.
     pub fn attention(&self, shape: AttentionShape, rope: Option<Rope>) -> Attention<'m> {
-        Attention { shape, segments: self.segments, rope, layer: self.layer }
+        Attention { shape, segments: Cow::Borrowed(self.segments), rope, layer: self.layer }
+    }
+
+    /// The wanted rows of the block's input, and who of them attends to whom where every query sees its whole segment.
+    pub fn queries(&self, tape: &mut Tape<'m>, x: &Var<'m>) -> (Var<'m>, Cow<'m, [Segment]>) {
+        let Some(rows) = self.wanted else { return (x.clone(), Cow::Borrowed(self.segments)) };
+        let at = |row: usize| rows.partition_point(|&wanted| wanted < row);
+        let of = |s: &Segment| Segment { q: at(s.q.start)..at(s.q.end), ..s.clone() };
+        (tape.select_rows(x, rows), self.segments.iter().map(of).collect())
     }
 
     /// The wanted rows of what attention gave and of the block's input, which is all that the rest of the block reads.

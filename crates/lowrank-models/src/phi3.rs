@@ -155,7 +155,7 @@ impl Layer {
         let [q, k, v] = tape.split(qkv, [heads, kv_heads, kv_heads].map(|heads| heads * head_dim));
         let o = tape.attention(q, k, v, place.attention(self.shape, Some(rope.clone())));
         let (o, x) = place.wanted_rows(tape, o, x);
-        let x = tape.linear(&self.o, &o, Some(&x));
+        let x = tape.linear(&self.o, &o, Some(x));
         drop(o);
 
         let h = tape.rms_norm(&self.post_norm, &x);
@@ -163,7 +163,7 @@ impl Layer {
         drop(h);
         let [gate, up] = tape.split(gate_up, [self.down.in_features(); 2]);
         let h = tape.gated(gate, up, self.activation);
-        tape.linear(&self.down, &h, Some(&x))
+        tape.linear(&self.down, &h, Some(x))
     }
 }
 

@@ -4,6 +4,7 @@
 //! in place, the probabilities are never stored and are computed again in the backward pass. So is the output where
 //! each query sees few keys.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::rc::Rc;
 
@@ -31,7 +32,7 @@ pub struct Attention<'m> {
     /// Heads, scale, causality, window.
     pub shape: AttentionShape,
     /// Who attends to whom.
-    pub segments: &'m [Segment],
+    pub segments: Cow<'m, [Segment]>,
     /// Rotation of q and k; `None` for models with position embeddings of another kind.
     pub rope: Option<Rope>,
     /// Number of the layer, for the cache.
@@ -59,6 +60,7 @@ impl<'m> Tape<'m> {
             None => (k.clone(), v.clone()),
         };
         let (o, lse) = attend(device, &a, &q, &keys, &values);
+        drop((keys, values));
         let out = self.id(ids.iter().any(Option::is_some) || prefix.is_some());
         if self.keeps(out) {
             let out = out.expect("kept, so it has a number");
@@ -81,7 +83,7 @@ fn attend(device: &Device, a: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor
     let (mut o, mut lse) = (device.alloc(q.rows(), heads * head_dim), device.alloc(q.rows(), heads));
     device.run(4 * multiply_adds(a), || {
         let (o, lse) = (o.data_mut(), lse.data_mut());
-        kernels::attention(o, lse, q.data(), k.data(), v.data(), &a.shape, a.segments);
+        kernels::attention(o, lse, q.data(), k.data(), v.data(), &a.shape, &a.segments);
     });
     (o, lse)
 }
@@ -176,7 +178,7 @@ impl<'m> Node<'m> for AttentionNode<'m> {
                 o.data(),
                 lse.data(),
                 &a.shape,
-                a.segments,
+                &a.segments,
             );
         });
         if let Some(([keys, values], rows)) = &self.prefix {

@@ -95,30 +95,31 @@ impl Linear {
 }
 
 impl<'m> Tape<'m> {
-    /// `x: [N,K]` to `[N,O]`. A `residual: [N,O]` is added inside the product.
-    pub fn linear(&mut self, layer: &'m Linear, x: &Var<'m>, residual: Option<&Var<'m>>) -> Var<'m> {
+    /// `x: [N,K]` to `[N,O]`. A `residual: [N,O]` is added inside the product, in its place where no one else reads it.
+    pub fn linear(&mut self, layer: &'m Linear, x: &Var<'m>, mut residual: Option<Var<'m>>) -> Var<'m> {
         let (n, k, o) = (x.tensor.rows(), layer.in_features(), layer.out_features());
         assert_eq!(x.tensor.cols(), k, "input features of a linear layer");
         let scope = self.scope;
-        let mut y = scope.alloc(n, o);
         let adapter = self.adapters.get(layer.site);
-        let saved = match (adapter, residual) {
-            (Some(adapter), Some(r)) => {
-                scope.device.run(0, || kernels::copy(y.data_mut(), r.tensor.data()));
-                Some(adapter.forward(&scope, layer, &x.tensor, &mut y, 1.0))
-            }
-            (Some(adapter), None) => Some(adapter.forward(&scope, layer, &x.tensor, &mut y, 0.0)),
-            (None, Some(r)) => {
-                layer.product_onto(&scope, &x.tensor, Some(&r.tensor), &mut y);
+        let residual_id = residual.as_ref().and_then(|r| r.id);
+        let alone = residual.as_mut().is_some_and(|r| r.tensor.is_unique());
+        let (mut y, onto, beta) = match residual.map(|r| r.tensor) {
+            // A recipe makes its numbers anew and does not hold these.
+            Some(r) if alone || adapter.is_some() => (scope.device.own(r), None, 1.0),
+            residual => (scope.alloc(n, o), residual, 0.0),
+        };
+        let saved = match (adapter, &onto) {
+            (Some(adapter), _) => Some(adapter.forward(&scope, layer, &x.tensor, &mut y, beta)),
+            (None, Some(residual)) => {
+                layer.product_onto(&scope, &x.tensor, Some(residual), &mut y);
                 None
             }
             (None, None) => {
-                layer.forward(&scope, &x.tensor, &mut y, 0.0);
+                layer.forward(&scope, &x.tensor, &mut y, beta);
                 None
             }
         };
 
-        let residual_id = residual.and_then(|r| r.id);
         let out = self.id(x.id.is_some() || residual_id.is_some() || adapter.is_some());
         if self.keeps(out) {
             let adapted = saved.map(|saved| Adapted { saved, x: x.save(&scope) });
