@@ -114,14 +114,14 @@ impl Model for Bert {
         };
         let zeros = vec![0; batch.tokens.len()];
         let types = if types.is_empty() { &zeros[..] } else { types };
-        let x = tape.embedding(&self.words, batch.tokens);
+        let mut x = tape.embedding(&self.words, batch.tokens);
         let types = tape.embedding(&self.types, types);
-        let x = tape.add(x, &types);
+        x = tape.add(x, &types);
         drop(types);
         let positions = tape.embedding(&self.positions, &positions);
-        let x = tape.add(x, &positions);
+        x = tape.add(x, &positions);
         drop(positions);
-        let mut x = tape.layer_norm(&self.norm, &x);
+        x = tape.layer_norm(&self.norm, &x);
         for (i, block) in self.blocks.iter().enumerate() {
             let place = batch.place(i, self.blocks.len());
             x = tape.block(x, move |tape, x| block.forward(tape, x, place));

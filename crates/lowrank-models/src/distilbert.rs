@@ -78,11 +78,11 @@ impl DistilBert {
 
 impl Model for DistilBert {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
-        let x = tape.embedding(&self.words, batch.tokens);
+        let mut x = tape.embedding(&self.words, batch.tokens);
         let positions = tape.embedding(&self.positions, batch.positions);
-        let x = tape.add(x, &positions);
+        x = tape.add(x, &positions);
         drop(positions);
-        let mut x = tape.layer_norm(&self.norm, &x);
+        x = tape.layer_norm(&self.norm, &x);
         for (i, block) in self.blocks.iter().enumerate() {
             let place = batch.place(i, self.blocks.len());
             x = tape.block(x, move |tape, x| block.forward(tape, x, place));
