@@ -207,7 +207,7 @@ dispatch! {
 
 /// Backward of [`layer_norm`]. With `g = dy * weight` and `u = (x - mean) * rstd`:
 ///
-/// `dx = rstd * (g - mean(g) - u * mean(g u))`, added to `dx` where `accumulate`;
+/// `dx += rstd * (g - mean(g) - u * mean(g u))`. Without `dy`, `dx` holds it, and the result takes its place;
 /// `dweight += sum_rows dy u`, `dbias += sum_rows dy`.
 ///
 /// # Panics
@@ -215,19 +215,18 @@ dispatch! {
 #[allow(clippy::too_many_arguments)]
 pub fn layer_norm_backward(
     dx: &mut [f32],
-    dy: &[f32],
+    dy: Option<&[f32]>,
     x: &[f32],
     weight: &[f32],
     mean: &[f32],
     rstd: &[f32],
     n: usize,
     d: usize,
-    accumulate: bool,
     dweight: Option<&mut [f32]>,
     dbias: Option<&mut [f32]>,
 ) {
     check("layer_norm_backward", "dx", dx.len(), n * d);
-    check("layer_norm_backward", "dy", dy.len(), n * d);
+    check("layer_norm_backward", "dy", dy.map_or(n * d, <[f32]>::len), n * d);
     check("layer_norm_backward", "x", x.len(), n * d);
     check("layer_norm_backward", "weight", weight.len(), d);
     check("layer_norm_backward", "mean", mean.len(), n);
@@ -240,12 +239,11 @@ pub fn layer_norm_backward(
         let (mean, rstd) = (&mean[r.clone()], &rstd[r]);
         layer_norm_backward_rows(
             dx,
-            &dy[span.clone()],
+            dy.map(|dy| &dy[span.clone()]),
             &x[span],
             weight,
             mean,
             rstd,
-            accumulate,
             dweight,
             dbias,
         );
@@ -254,15 +252,16 @@ pub fn layer_norm_backward(
 
 dispatch! {
     fn layer_norm_backward_rows<V>(
-        dx: &mut [f32], dy: &[f32], x: &[f32], weight: &[f32], mean: &[f32], rstd: &[f32], accumulate: bool,
+        dx: &mut [f32], dy: Option<&[f32]>, x: &[f32], weight: &[f32], mean: &[f32], rstd: &[f32],
         dweight: &mut [f32], dbias: &mut [f32],
     ) {
         let d = weight.len();
-        let rows = dx.chunks_exact_mut(d).zip(dy.chunks_exact(d)).zip(x.chunks_exact(d)).zip(mean.iter().zip(rstd));
-        for (((dx, dy), x), (&m, &r)) in rows {
+        let rows = dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(mean.iter().zip(rstd)).enumerate();
+        for (row, ((dx, x), (&m, &r))) in rows {
+            let dy = dy.map(|dy| &dy[row * d..][..d]);
             let (mut sum, mut dot) = (V::zero(), V::zero());
             for_lanes!(V, d, |at, lanes| {
-                let dy = V::load(dy, at, lanes);
+                let dy = V::load(dy.unwrap_or(dx), at, lanes);
                 let u = V::load(x, at, lanes).sub(V::splat(m)).mul(V::splat(r));
                 let g = dy.mul(V::load(weight, at, lanes));
                 sum = sum.add(g);
@@ -277,9 +276,9 @@ dispatch! {
             let (mean_g, mean_gu) = (V::splat(sum.sum() / d as f32), V::splat(dot.sum() / d as f32));
             for_lanes!(V, d, |at, lanes| {
                 let u = V::load(x, at, lanes).sub(V::splat(m)).mul(V::splat(r));
-                let g = V::load(dy, at, lanes).mul(V::load(weight, at, lanes));
+                let g = V::load(dy.unwrap_or(dx), at, lanes).mul(V::load(weight, at, lanes));
                 let mut v = g.sub(mean_g).sub(u.mul(mean_gu)).mul(V::splat(r));
-                if accumulate {
+                if dy.is_some() {
                     v = v.add(V::load(dx, at, lanes));
                 }
                 v.store(dx, at, lanes);
@@ -422,27 +421,15 @@ mod tests {
             layer_norm(&mut plain, &mut [], &mut [], &x, &w, None, eps, n, d);
             close("y without bias", &plain, &forward(&wide(&x), &wide(&w), &vec![0.0; d]), 1e-6);
 
-            let (mut dx, mut dw, mut db) = (vec![f32::NAN; n * d], vec![0.5; d], vec![0.25; d]);
-            layer_norm_backward(
-                &mut dx,
-                &dy,
-                &x,
-                &w,
-                &mean,
-                &rstd,
-                n,
-                d,
-                false,
-                Some(&mut dw),
-                Some(&mut db),
-            );
+            let (mut dx, mut dw, mut db) = (dy.clone(), vec![0.5; d], vec![0.25; d]);
+            layer_norm_backward(&mut dx, None, &x, &w, &mean, &rstd, n, d, Some(&mut dw), Some(&mut db));
             let want = slope(&wide(&x), &dy, |x| forward(x, &wide(&w), &wide(&b)));
             close("dx", &dx, &want, 2e-5);
             let dw_want = slope(&wide(&w), &dy, |w| forward(&wide(&x), w, &wide(&b)));
             close("dw", &dw, &dw_want.iter().map(|g| g + 0.5).collect::<Vec<_>>(), 2e-5);
             let db_want = slope(&wide(&b), &dy, |b| forward(&wide(&x), &wide(&w), b));
             close("db", &db, &db_want.iter().map(|g| g + 0.25).collect::<Vec<_>>(), 2e-5);
-            layer_norm_backward(&mut dx, &dy, &x, &w, &mean, &rstd, n, d, true, None, None);
+            layer_norm_backward(&mut dx, Some(&dy), &x, &w, &mean, &rstd, n, d, None, None);
             close("2 dx", &dx, &want.iter().map(|g| 2.0 * g).collect::<Vec<_>>(), 4e-5);
         }
     }
@@ -455,9 +442,9 @@ mod tests {
         rms_norm(&mut y, &mut rstd, &x, &w, 1e-5, n, d, 0.0);
         let (mut dx, mut dw) = (vec![f32::NAN; n * d], vec![0.0; d]);
         rms_norm_backward(&mut dx, &dy, &x, &w, &rstd, n, d, 0.0, false, Some(&mut dw));
-        let (mut ly, mut ldx, mut lr) = (vec![f32::NAN; n * d], vec![f32::NAN; n * d], vec![f32::NAN; n]);
+        let (mut ly, mut ldx, mut lr) = (vec![f32::NAN; n * d], dy.clone(), vec![f32::NAN; n]);
         layer_norm(&mut ly, &mut mean, &mut lr, &x, &w, None, 1e-5, n, d);
-        layer_norm_backward(&mut ldx, &dy, &x, &w, &mean, &lr, n, d, false, None, None);
+        layer_norm_backward(&mut ldx, None, &x, &w, &mean, &lr, n, d, None, None);
         let mut dw_rows = vec![0.0; d];
         for i in 0..n {
             let r = i * d..(i + 1) * d;
@@ -469,7 +456,8 @@ mod tests {
             assert_eq!(one, dx[r.clone()]);
             layer_norm(&mut one, &mut m, &mut s, one_x, &w, None, 1e-5, 1, d);
             assert_eq!(one, ly[r.clone()]);
-            layer_norm_backward(&mut one, one_dy, one_x, &w, &m, &s, 1, d, false, None, None);
+            one.copy_from_slice(one_dy);
+            layer_norm_backward(&mut one, None, one_x, &w, &m, &s, 1, d, None, None);
             assert_eq!(one, ldx[r]);
         }
         close("dw", &dw, &wide(&dw_rows), 1e-5);

@@ -132,14 +132,13 @@ impl Adapter for Bottleneck {
                 scope.device.run(0, || {
                     kernels::layer_norm_backward(
                         dt.data_mut(),
-                        dread.data(),
+                        Some(dread.data()),
                         t.data(),
                         weight,
                         mean.data(),
                         rstd.data(),
                         n,
                         d,
-                        true,
                         dweight,
                         dbias,
                     );

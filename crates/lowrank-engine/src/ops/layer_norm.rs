@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use lowrank_kernels as kernels;
 
-use crate::adapter::{Accumulator, NormNumbers, SiteId};
+use crate::adapter::{NormNumbers, SiteId};
 use crate::kept::Kept;
 use crate::params::ParamId;
 use crate::scope::Scope;
@@ -117,29 +117,27 @@ impl<'m> Node<'m> for NormNode<'m> {
         again.take();
         let Some(dy) = back.take(self.out) else { return };
         let x = x.get(back.scope.device);
-        let mut dx = match self.x {
-            Some(id) => back.open(id, x.rows(), x.cols()),
-            None => Accumulator::fresh(back.scope.alloc(x.rows(), x.cols())),
+        let (mut dx, dy) = match self.x.and_then(|id| back.take(id)) {
+            Some(dx) => (dx, Some(dy)),
+            None => (back.scope.device.own(dy), None),
         };
-        let accumulate = dx.beta() != 0.0;
         let [dweight, dbias] = back.grads.pair_mut(self.trained);
         back.scope.device.run(0, || {
             kernels::layer_norm_backward(
-                dx.tensor.data_mut(),
-                dy.data(),
+                dx.data_mut(),
+                dy.as_ref().map(Tensor::data),
                 x.data(),
                 norm.weight,
                 mean.data(),
                 rstd.data(),
                 x.rows(),
                 x.cols(),
-                accumulate,
                 dweight,
                 dbias,
             );
         });
         if let Some(id) = self.x {
-            back.put(id, dx);
+            back.add(id, dx);
         }
     }
 }
