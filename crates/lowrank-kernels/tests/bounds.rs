@@ -122,7 +122,8 @@ fn rows(side: Side) {
         rms_norm_backward(&mut dx, &dy, &x, &w, &rstd, n, d, 1.0, false, Some(&mut dw));
         written("rms_norm", &y);
         written("rms_norm_backward", &dx);
-        let (mut y, mut dx) = (side.out(n * d), dy.clone());
+        let (mut y, mut dx) = (side.out(n * d), side.out(n * d));
+        dx.copy_from_slice(&dy);
         layer_norm(&mut y, &mut mean, &mut rstd, &x, &w, Some(&b), 1e-2, n, d);
         layer_norm_backward(&mut dx, None, &x, &w, &mean, &rstd, n, d, Some(&mut dw), Some(&mut db));
         written("layer_norm", &y);
