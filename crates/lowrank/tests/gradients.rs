@@ -158,6 +158,35 @@ fn sharing_prompts_changes_no_number() {
     }
 }
 
+/// The last block computes wanted rows alone, which changes nothing but the work.
+#[test]
+fn rows_that_no_label_names_change_no_number() {
+    for case in ["llama_gqa_tied", "gpt2_c_attn", "gemma2_caps", "phi3_partial", "gpt3_banded"] {
+        let session = Session::open(fixture(case).to_str().unwrap()).unwrap();
+        let set = adapters(&session, 0.0, "all-linear");
+        let vocab = session.model.vocab() as u32;
+        let mut some = batch(true);
+        some.tokens.iter_mut().chain(some.labels.iter_mut().map(|l| &mut l.target)).for_each(|t| *t %= vocab);
+        let wanted = some.wanted.as_ref().expect("prompts have no labels");
+        assert!(wanted.is_sorted() && wanted.len() < some.rows());
+        let all = PackedBatch { wanted: None, ..some.clone() };
+        let [few, full] = [&some, &all].map(|batch| {
+            let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), PLAIN);
+            stepper.gradients(std::slice::from_ref(batch)).unwrap();
+            stepper.device().flops()
+        });
+        assert!(few < full, "{case}: {few} of {full} operations");
+        let [(loss, grads), (want_loss, want)] =
+            [&some, &all].map(|batch| gradients(&session, &set, batch, PLAIN));
+        assert!((loss - want_loss).abs() < 1e-6 * want_loss, "{case}: {loss} and {want_loss}");
+        for (got, want) in grads.iter().zip(&want) {
+            close(case, got, want, 1e-5);
+        }
+        let checkpoints = StepOptions { checkpoint_activations: true, ..PLAIN };
+        assert_eq!((loss, grads), gradients(&session, &set, &some, checkpoints), "{case}: with checkpoints");
+    }
+}
+
 #[test]
 fn checkpoints_give_the_same_bits_even_with_dropout() {
     let session = Session::open(fixture("llama_gqa_tied").to_str().unwrap()).unwrap();

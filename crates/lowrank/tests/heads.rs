@@ -60,6 +60,9 @@ fn check(base: &str, case: &str, task: Option<Task>) {
     let task = session.task.task;
     let examples: Vec<Example> = (0..3).map(|i| example(&expected, i, task, decoder)).collect();
     let batch = pack(&examples.iter().collect::<Vec<_>>(), true);
+    if matches!(task, Task::Classification | Task::Regression) {
+        assert_eq!(batch.wanted.as_ref().map(Vec::len), Some(3), "{case}: the head reads one row of a text");
+    }
 
     let stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), PLAIN)
         .for_task(session.task.clone(), None);
