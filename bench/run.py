@@ -80,7 +80,8 @@ def ours(args, paths, steps):
         args.ours, "train", "--model", args.ours_model or paths["model"], "--data", paths["rows"],
         "--out", paths["work"] / "out", "--force", "--init-adapter", paths["adapter"], "--no-shuffle",
         "--r", SHARED["r"], "--lora-alpha", str(2 * int(SHARED["r"])), "--target-modules", args.targets,
-        "--batch-size", str(args.batch), "--max-steps", str(steps), "--learning-rate", SHARED["learning_rate"],
+        "--batch-size", str(args.batch // args.ours_micro_batches), "--max-steps", str(steps),
+        "--gradient-accumulation-steps", str(args.ours_micro_batches), "--learning-rate", SHARED["learning_rate"],
         "--lr-scheduler", "constant", "--weight-decay", "0", "--max-grad-norm", "0",
         "--threads", str(args.threads), "--log-json", log,
     ]
@@ -217,6 +218,7 @@ def main():
     parser.add_argument("--data", type=Path, help="folder with E2E's devset.csv, or with sst2/train.tsv")
     parser.add_argument("--ours", type=Path, default=HERE.parent / "target/release/lowrank")
     parser.add_argument("--ours-args", default="", help="more arguments for our side, such as '--precision bf16'")
+    parser.add_argument("--ours-micro-batches", type=int, default=1, help="parts our side takes a batch in")
     parser.add_argument("--peer-python", default=sys.executable, help="python with bench/requirements.txt")
     parser.add_argument("--peer-dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--checkpoint-activations", action="store_true")
@@ -233,6 +235,8 @@ def main():
     if "length" not in TABLES[args.table] and not args.data:
         parser.error(f"--data is needed for {args.table}")
     args.batch = TABLES[args.table]["batch"]
+    if args.batch % args.ours_micro_batches:
+        parser.error(f"{args.ours_micro_batches} micro-batches do not divide a batch of {args.batch}")
     args.classify = TABLES[args.table].get("classify", False)
     args.targets = TABLES[args.table].get("targets", "q_proj,v_proj")
 
@@ -243,6 +247,7 @@ def main():
         "batch": args.batch,
         "steps": args.steps,
         "ours_args": args.ours_args,
+        "ours_micro_batches": args.ours_micro_batches,
         "peer_dtype": args.peer_dtype,
         "machine": machine(args.threads),
         "versions": versions(args),
