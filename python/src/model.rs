@@ -99,6 +99,7 @@ impl Engine {
         let scope = Scope { device: &device, params: &adapter.params, dropout };
         let positions: Vec<u32> = (0..n as u32).collect();
         let lengths = vec![n as u32; n];
+        let wanted: Vec<usize> = (first..n).collect();
         let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
         let batch = TokenBatch {
             tokens: &tokens,
@@ -106,12 +107,10 @@ impl Engine {
             lengths: &lengths,
             token_types: &[],
             segments: &segments,
+            wanted: Some(&wanted),
         };
         let mut tape = Tape::new(scope, &adapter.active, Record::Nothing);
-        let mut h = model.hidden(&mut tape, &batch);
-        if first > 0 {
-            h = tape.select_rows(&h, &(first..n).collect::<Vec<_>>());
-        }
+        let h = model.hidden(&mut tape, &batch);
         Ok(if logits { tape.logits(self.lm_head()?, &h) } else { h.tensor })
     }
 }
