@@ -16,7 +16,14 @@ fn words(expected: &Expected, name: &str) -> Vec<u32> {
     expected.ints(name).iter().map(|t| *t as u32).collect()
 }
 
-fn logits(model: &dyn Model, adapters: &AdapterSet, tokens: &[u32], token_types: &[u32]) -> Vec<f32> {
+/// The scores of a text, of whose rows all are wanted or only the first.
+fn logits(
+    model: &dyn Model,
+    adapters: &AdapterSet,
+    tokens: &[u32],
+    token_types: &[u32],
+    wanted: Option<&[usize]>,
+) -> Vec<f32> {
     let n = tokens.len();
     let positions: Vec<u32> = (0..n as u32).collect();
     let lengths = vec![n as u32; n];
@@ -30,7 +37,7 @@ fn logits(model: &dyn Model, adapters: &AdapterSet, tokens: &[u32], token_types:
         lengths: &lengths,
         token_types,
         segments: &segments,
-        wanted: None,
+        wanted,
     };
     let h = model.hidden(&mut tape, &batch);
     let Head::Classes(head) = model.head() else { panic!("a classifier") };
@@ -52,8 +59,10 @@ fn check(case: &str) {
         let token_types = if has_types { words(&expected, &format!("types_{i}")) } else { Vec::new() };
         for (name, set) in [("base_logits", &AdapterSet::none()), ("logits", &adapters)] {
             let name = format!("{name}_{i}");
-            let got = logits(&*model, set, &tokens, &token_types);
-            close(&format!("{case}: {name}"), &got, &expected.floats(&name), 1e-4);
+            for wanted in [None, Some(&[0][..])] {
+                let got = logits(&*model, set, &tokens, &token_types, wanted);
+                close(&format!("{case}: {name}"), &got, &expected.floats(&name), 1e-4);
+            }
         }
         let target = words(&expected, &format!("label_{i}"))[0];
         let target = Target::Classes(vec![Label { row: 0, target }]);
@@ -135,4 +144,17 @@ fn a_plan_is_exact() {
     let error: f64 = exact.iter().zip(&rounded).map(|(a, b)| square(a - b)).sum();
     let size: f64 = exact.iter().copied().map(square).sum();
     assert!(error > 0.0 && error < 1e-8 * size, "gradients are {} away", (error / size).sqrt());
+}
+
+/// A last block that is the first, and has the convolution behind it.
+#[test]
+fn a_convolution_reads_every_row() {
+    let dir = fixture("deberta_conv");
+    let mut base = Base::open(dir.to_str().unwrap()).unwrap();
+    base.config["num_hidden_layers"] = 1.into();
+    let model = load_for(&base.config, &base.tensors, HeadKind::Sequence(3)).unwrap();
+    let tokens = words(&Expected::open(&dir), "ids_0");
+    let [all, first] =
+        [None, Some(&[0][..])].map(|wanted| logits(&*model, &AdapterSet::none(), &tokens, &[], wanted));
+    close("scores", &first, &all, 1e-6);
 }
