@@ -433,19 +433,19 @@ impl Model for Deberta {
             x = tape.linear(projection, &x, None);
         }
         x = tape.layer_norm(&self.norm, &x);
-        let input = self.convolution.is_some().then(|| x.clone());
+        let mut input = self.convolution.is_some().then(|| x.clone());
         let (table, attention) = self.relative(tape, segments);
         for (i, layer) in self.layers.iter().enumerate() {
             let attention = attention.clone();
-            // The convolution behind the first block reads every row of it.
-            let convolved = i == 0 && self.convolution.is_some();
+            let convolution = self.convolution.as_ref().zip(input.take());
             let place = batch.place(i, self.layers.len());
-            let inner = Place { wanted: place.wanted.filter(|_| !convolved), ..place };
+            // The convolution behind the first block reads every row of it.
+            let inner = if convolution.is_some() { Place { wanted: None, ..place } } else { place };
             x = tape.block_beside(x, table.clone(), move |tape, x, table| {
                 layer.forward(tape, x, table.as_ref(), attention.clone(), inner)
             });
-            if let (0, Some(convolution), Some(input)) = (i, &self.convolution, &input) {
-                x = convolution.forward(tape, input, &x, segments);
+            if let Some((convolution, input)) = convolution {
+                x = convolution.forward(tape, &input, &x, segments);
                 if let Some(rows) = place.wanted {
                     x = tape.select_rows(&x, rows);
                 }

@@ -87,7 +87,7 @@ impl Block {
         })
     }
 
-    /// `x: [N,D]` to the same shape.
+    /// `x: [N,D]` to the same shape, or to the rows wanted of it.
     pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, place: Place<'m>) -> Var<'m> {
         let (queries, segments) = place.queries(tape, &x);
         let q = tape.linear(&self.q, &queries, None);

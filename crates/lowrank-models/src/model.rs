@@ -28,8 +28,8 @@ pub struct TokenBatch<'a> {
     pub token_types: &'a [u32],
     /// Who attends to whom. In an encoder every row of a segment sees all of it, before and after.
     pub segments: &'a [Segment],
-    /// Rows whose hidden states are wanted, in rising order; `None`: all. Of the others the last block computes what
-    /// attention reads and no more.
+    /// Rows whose hidden states are wanted, at least one, in rising order; `None`: all. Behind its attention the last
+    /// block leaves the others out.
     pub wanted: Option<&'a [usize]>,
 }
 

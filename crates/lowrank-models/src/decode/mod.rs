@@ -237,7 +237,7 @@ impl<'m> Decoder<'m> {
             lengths: &pass.lengths,
             token_types: &[],
             segments: &pass.segments,
-            wanted: Some(&pass.wanted).filter(|rows| !rows.is_empty()).map(Vec::as_slice),
+            wanted: (!pass.wanted.is_empty()).then_some(&pass.wanted[..]),
         };
         let h = self.model.hidden(&mut tape, &batch);
         if pass.wanted.is_empty() {
