@@ -202,8 +202,9 @@ class Model:
         threads: int = 0,
         stream: Optional[Callable[[str], Any]] = None,
     ) -> Union[str, list]:
-        """Continues a text; a list of texts gives a list. A list of messages (``{"role", "content"}``) is a
-        conversation that the model answers by its chat template. ``stream(piece)`` gets the text as it grows."""
+        """Continues a text; a list of texts gives a list. A list of messages (``{"role", "content"}`` and whatever else
+        the chat template reads) is a conversation that the model answers. ``stream(piece)`` gets the text as it
+        grows."""
         if not isinstance(prompt, str):
             prompt = list(prompt)
             if not all(isinstance(p, Mapping) for p in prompt):
@@ -211,16 +212,17 @@ class Model:
                 for name in ("self", "prompt"):
                     del settings[name]
                 return [self.generate(p, **settings) for p in prompt]
-            prompt = [(m["role"], m["content"]) for m in prompt]
+            prompt = (json.dumps([dict(m) for m in prompt]),)
         stops = [stop] if isinstance(stop, str) else list(stop)
         text, _ = self._engine.generate(
             prompt, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stops, seed, threads, stream
         )
         return text
 
-    def encode(self, text: str) -> list:
-        """The tokens of a text, with no special tokens added."""
-        return self._engine.encode(text)
+    def encode(self, text: str, add_special_tokens: bool = True) -> list:
+        """The tokens of a text: with a begin token where the model's tokenizer adds one (never an end token), or with
+        nothing added."""
+        return self._engine.encode(text, add_special_tokens)
 
     def decode(self, tokens: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of tokens."""

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::{DropoutKey, LmHead, Record, Scope, Segment, SiteKind, Tape, Tensor};
-use lowrank::models::{Message, Sampling, TokenBatch};
+use lowrank::models::{Message, Sampling, TokenBatch, Tokenizer};
 use lowrank::train::log::{Progress, Report};
 use lowrank::train::{StepOptions, Stepper};
 use lowrank::{Error, Limits, MergeTarget, Session, TextGenerator, TrainOptions};
@@ -31,7 +31,8 @@ pub struct Engine {
 #[derive(FromPyObject)]
 enum Prompt {
     Text(String),
-    Messages(Vec<(String, String)>),
+    /// Messages as JSON.
+    Messages((String,)),
 }
 
 /// What training says on the way: its kind and its record in JSON.
@@ -268,7 +269,7 @@ impl Engine {
             let target = MergeTarget::choose(&self.session, &out, dtype)?;
             lowrank::merge(&self.session, &adapter, &out, target)?;
             let merged = self.session.merged(&out)?;
-            let tokens = self.session.tokenizer()?.encode(probe)?;
+            let tokens = self.session.prompt(probe)?;
             lowrank::verify_merge(&self.session, &adapter, &merged, &tokens)
         })?;
         Ok(json!({
@@ -280,7 +281,7 @@ impl Engine {
         .to_string())
     }
 
-    /// Continues a text, or answers a conversation of `(role, content)`; `show` gets the pieces.
+    /// Continues a text, or answers a conversation; `show` gets the pieces.
     #[allow(clippy::too_many_arguments)]
     fn generate(
         &self,
@@ -309,9 +310,10 @@ impl Engine {
             let mut generator = generator.stop_when(caller.stop.clone());
             let tokens = match prompt {
                 Prompt::Text(text) => generator.prompt(&text)?,
-                Prompt::Messages(list) => {
-                    let messages: Vec<Message> = list.into_iter().map(|(r, c)| Message::new(r, c)).collect();
-                    generator.prompt(&self.session.base.chat()?.render(&messages, true)?)?
+                Prompt::Messages((json,)) => {
+                    let messages: Vec<Message> =
+                        serde_json::from_str(&json).map_err(|e| Error::Usage(format!("messages: {e}")))?;
+                    self.session.chat_prompt(&messages[..].into())?
                 }
             };
             generator.generate(&tokens, &sampling, &limits, |piece| {
@@ -370,9 +372,10 @@ impl Engine {
         Ok(Array::owned(logits, vec![n, weight.rows()]))
     }
 
-    /// The tokens of a text, with no special tokens added.
-    fn encode(&self, text: &str) -> PyResult<Vec<u32>> {
-        self.session.tokenizer().and_then(|t| Ok(t.encode(text)?)).map_err(to_python)
+    /// The tokens of a text: with the begin token where the tokenizer adds one, or with nothing added.
+    fn encode(&self, text: &str, add_special_tokens: bool) -> PyResult<Vec<u32>> {
+        let encode = |t: Arc<Tokenizer>| Ok(if add_special_tokens { t.encode_open(text)? } else { t.encode(text)? });
+        self.session.tokenizer().and_then(encode).map_err(to_python)
     }
 
     /// The text of tokens.

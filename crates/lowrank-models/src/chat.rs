@@ -7,22 +7,53 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
 
 use crate::{Error, Result};
 
-/// One turn of a conversation.
+/// One turn of a conversation: `role`, `content`, and whatever else the chat template reads (`tool_calls`, `name`,
+/// `reasoning_content`, ...).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Message {
-    /// `system`, `user`, `assistant` or what else the template knows.
-    pub role: String,
-    /// What was said.
-    pub content: String,
+    /// The fields in the order they were given in.
+    pub fields: Map<String, Json>,
 }
 
 impl Message {
-    /// A message of `role`.
+    /// A message of `role` that is a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        let mut fields = Map::new();
+        fields.insert("role".into(), Json::String(role.into()));
+        fields.insert("content".into(), Json::String(content.into()));
+        Self { fields }
+    }
+
+    /// `system`, `user`, `assistant`, `tool` or what else the template knows; empty where it is missing.
+    pub fn role(&self) -> &str {
+        self.fields.get("role").and_then(Json::as_str).unwrap_or("")
+    }
+
+    /// The text of the message, where its content is one.
+    pub fn content(&self) -> Option<&str> {
+        self.fields.get("content").and_then(Json::as_str)
+    }
+}
+
+/// What a chat template is given, as `apply_chat_template(messages, tools=..., **arguments)`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    /// The turns.
+    pub messages: Vec<Message>,
+    /// Descriptions of the tools that the assistant may call (JSON schemas).
+    pub tools: Option<Json>,
+    /// Further variables of the template (`documents`, `enable_thinking`, ...).
+    pub arguments: Map<String, Json>,
+}
+
+impl From<&[Message]> for Conversation {
+    fn from(messages: &[Message]) -> Self {
+        Self { messages: messages.to_vec(), ..Self::default() }
     }
 }
 
@@ -93,7 +124,15 @@ impl ChatTemplate {
     /// # Errors
     /// Where the template fails or refuses the messages (its `raise_exception`).
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        Ok(unmark(&self.run(messages, add_generation_prompt)?).text)
+        self.render_conversation(&messages.into(), add_generation_prompt)
+    }
+
+    /// The same with tools and further variables.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_conversation(&self, talk: &Conversation, add_generation_prompt: bool) -> Result<String> {
+        Ok(unmark(&self.run(talk, &talk.messages, add_generation_prompt)?).text)
     }
 
     /// The conversation as text, and where in it the assistant speaks.
@@ -104,14 +143,16 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`], and where the template rewrites earlier turns so that the
     /// assistant's cannot be found.
-    pub fn render_with_spans(&self, messages: &[Message]) -> Result<Rendered> {
-        let rendered = unmark(&self.run(messages, false)?);
+    pub fn render_with_spans(&self, talk: &Conversation) -> Result<Rendered> {
+        let messages = &talk.messages;
+        let render = |messages, prompt| Ok(unmark(&self.run(talk, messages, prompt)?).text);
+        let rendered = unmark(&self.run(talk, messages, false)?);
         if self.marks_generation {
             return Ok(rendered);
         }
         let text = rendered.text;
         let mut assistant = Vec::new();
-        for (at, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
+        for (at, message) in messages.iter().enumerate().filter(|(_, m)| m.role() == "assistant") {
             let lost = || {
                 Error::Template(format!(
                     "cannot tell which part of the text is message {at} (assistant): the template changes \
@@ -119,8 +160,8 @@ impl ChatTemplate {
                  one assistant turn per example"
                 ))
             };
-            let before = self.render(&messages[..at], true)?;
-            let with = self.render(&messages[..=at], false)?;
+            let before: String = render(&messages[..at], true)?;
+            let with: String = render(&messages[..=at], false)?;
             if !text.starts_with(&before) {
                 return Err(lost());
             }
@@ -130,7 +171,7 @@ impl ChatTemplate {
             } else {
                 // The turn reads differently once others follow (reasoning is dropped, say): its end is
                 // then found by its content and what the template writes after it.
-                let content = message.content.trim();
+                let content = message.content().ok_or_else(lost)?.trim();
                 let after =
                     with.rfind(content).map(|found| &with[found + content.len()..]).ok_or_else(lost)?;
                 let found = text[start..].find(&format!("{content}{after}")).ok_or_else(lost)?;
@@ -141,13 +182,15 @@ impl ChatTemplate {
         Ok(Rendered { text, assistant })
     }
 
-    fn run(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    fn run(&self, talk: &Conversation, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let template = self.environment.get_template("chat").map_err(failed)?;
         let values = context! {
             messages => Value::from(Serde(messages)),
+            tools => Value::from(Serde(&talk.tools)),
             add_generation_prompt => add_generation_prompt,
             bos_token => &self.bos,
             eos_token => &self.eos,
+            ..Value::from(Serde(&talk.arguments))
         };
         let mut text = Limited(Vec::new());
         template.render_captured_to(values, &mut text).map_err(failed)?;
@@ -307,7 +350,7 @@ mod tests {
     #[test]
     fn assistant_turns_are_found_by_rendering_prefixes() {
         let template = ChatTemplate::new(SMOLLM, "", "<|im_end|>").unwrap();
-        let rendered = template.render_with_spans(&talk()).unwrap();
+        let rendered = template.render_with_spans(&talk()[..].into()).unwrap();
         assert!(rendered.text.starts_with("<|im_start|>system\nYou are"));
         assert_eq!(spoken(&rendered), ["Hello.<|im_end|>\n", "4<|im_end|>\n"]);
         let prompt = template.render(&talk()[..1], true).unwrap();
@@ -319,7 +362,7 @@ mod tests {
         let source = "{%- for m in messages %}\n    {%- if m.role == 'assistant' %}\n[{%- generation -%} {{ m.content }}</s>\n\
             {%- endgeneration -%}]{% else %}<{{ m.content }}>{% endif %}{%- endfor %}";
         let template = ChatTemplate::new(source, "", "").unwrap();
-        let rendered = template.render_with_spans(&talk()).unwrap();
+        let rendered = template.render_with_spans(&talk()[..].into()).unwrap();
         assert_eq!(rendered.text, "<Hi>[Hello.</s>]<2+2?>[4</s>]");
         assert_eq!(spoken(&rendered), ["Hello.</s>", "4</s>"]);
         assert_eq!(template.source(), source);
@@ -331,7 +374,7 @@ mod tests {
         let source = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}(thought)\
             {% endif %}{{ m.content }};{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
         let template = ChatTemplate::new(source, "", "").unwrap();
-        let rendered = template.render_with_spans(&talk()).unwrap();
+        let rendered = template.render_with_spans(&talk()[..].into()).unwrap();
         assert_eq!(rendered.text, "<user>Hi;<assistant>Hello.;<user>2+2?;<assistant>(thought)4;");
         assert_eq!(spoken(&rendered), ["Hello.;", "(thought)4;"]);
     }
@@ -339,7 +382,8 @@ mod tests {
     #[test]
     fn a_template_that_hides_the_turns_is_refused() {
         let source = "{{ messages | length }}";
-        let error = ChatTemplate::new(source, "", "").unwrap().render_with_spans(&talk()).unwrap_err();
+        let error =
+            ChatTemplate::new(source, "", "").unwrap().render_with_spans(&talk()[..].into()).unwrap_err();
         assert!(error.to_string().contains("message 1 (assistant)"), "{error}");
     }
 

@@ -28,7 +28,7 @@ pub mod heads;
 pub mod hub;
 pub mod tokenizer;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Conversation, Message};
 pub use decode::{Decoded, Decoder, Decoding, EarlyStopping};
 pub use error::{Error, Result};
 pub use files::{Base, GenerationConfig, Tensors};

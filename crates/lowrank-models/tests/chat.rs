@@ -31,7 +31,7 @@ fn templates_render_as_in_transformers() {
             };
             let want: Vec<_> =
                 talk["assistant"].as_array().unwrap().iter().map(|s| at(&s[0])..at(&s[1])).collect();
-            assert_eq!(template.render_with_spans(&messages).unwrap().assistant, want, "{name}");
+            assert_eq!(template.render_with_spans(&messages[..].into()).unwrap().assistant, want, "{name}");
         }
     }
 }
@@ -41,7 +41,7 @@ fn the_template_inside_the_real_gguf() {
     let Some(path) = real_gguf() else { return };
     let base = Base::open_path(&path).unwrap();
     let talk = [Message::new("user", "Hi"), Message::new("assistant", "Hello.")];
-    let rendered = base.chat().unwrap().render_with_spans(&talk).unwrap();
+    let rendered = base.chat().unwrap().render_with_spans(&talk[..].into()).unwrap();
     let system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n";
     assert_eq!(
         rendered.text,

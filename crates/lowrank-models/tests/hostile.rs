@@ -60,7 +60,8 @@ fn use_everything(path: &Path) -> lowrank_models::Result<()> {
         let _ = base.tensors.vector(name);
     }
     if let Ok(chat) = base.chat() {
-        let _ = chat.render_with_spans(&[Message::new("user", "a"), Message::new("assistant", "b")]);
+        let _ =
+            chat.render_with_spans(&[Message::new("user", "a"), Message::new("assistant", "b")][..].into());
     }
     if !path.is_dir() || path.join("tokenizer.json").exists() {
         let tokenizer = base.tokenizer()?;
@@ -313,7 +314,7 @@ fn json_files_that_hurt() {
 fn templates_that_hurt() {
     let run = |source: &str| {
         read(&source[..source.len().min(60)], || {
-            ChatTemplate::new(source, "", "")?.render_with_spans(&[Message::new("user", "a")])
+            ChatTemplate::new(source, "", "")?.render_with_spans(&[Message::new("user", "a")][..].into())
         })
     };
     run(&"{% if a %}".repeat(3000)).unwrap_err();
@@ -349,7 +350,8 @@ fn the_fuzzers_corpus() {
     for item in fs::read_dir(corpus.join("template")).unwrap() {
         let source = String::from_utf8_lossy(&fs::read(item.unwrap().path()).unwrap()).into_owned();
         let _ = read(&source, || {
-            ChatTemplate::new(&source, "<s>", "</s>")?.render_with_spans(&[Message::new("user", "a")])
+            ChatTemplate::new(&source, "<s>", "</s>")?
+                .render_with_spans(&[Message::new("user", "a")][..].into())
         });
         seen += 1;
     }

@@ -26,8 +26,8 @@ pub use batches::{BatchOptions, Batches, Step};
 pub use calibration::TrainingInputs;
 pub use checkpoint::RunState;
 pub use data::{
-    DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Examples, Message, PromptGroup,
-    Target, Template, Texts,
+    Conversation, DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Examples,
+    Message, PromptGroup, Target, Template, Texts,
 };
 pub use error::Error;
 pub use evaluate::{Evaluation, evaluate};

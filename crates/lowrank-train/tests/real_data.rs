@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_train::data::{
-    DataFormat, DataOptions, Encode, EncodeError, Glue, Message, Template, Texts, labels, read,
+    Conversation, DataFormat, DataOptions, Encode, EncodeError, Glue, Template, Texts, labels, read,
 };
 use lowrank_train::{Target, Task};
 
@@ -15,7 +15,7 @@ impl Encode for Words {
         Ok(text.split_whitespace().map(|word| word.len() as u32).collect())
     }
 
-    fn encode_chat(&self, _: &[Message]) -> Result<(Vec<u32>, Vec<bool>), EncodeError> {
+    fn encode_chat(&self, _: &Conversation) -> Result<(Vec<u32>, Vec<bool>), EncodeError> {
         Err("no template".into())
     }
 

@@ -8,7 +8,7 @@ use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, read_task};
 use lowrank_engine::{Device, Format, Site, SiteKind};
 use lowrank_models::files::Form;
 use lowrank_models::{Base, Head, Model, Texts, Tokenizer};
-use lowrank_train::{DataOptions, Dataset, Encode, Masking, Message, Task, TaskSpec};
+use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Task, TaskSpec};
 
 use crate::options::TrainOptions;
 use crate::{Error, Result, task};
@@ -223,7 +223,9 @@ impl Session {
         let mut slot = self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(match &mut *slot {
             Some(tokenizer) => tokenizer.clone(),
-            empty => empty.insert(Arc::new(self.base.tokenizer()?)).clone(),
+            empty => {
+                empty.insert(Arc::new(self.base.tokenizer()?.for_embedding_rows(self.model.vocab()))).clone()
+            }
         })
     }
 
@@ -254,7 +256,7 @@ impl Session {
     /// Where the model has no tokenizer, or the text is empty and no such token is named.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
         let tokenizer = self.tokenizer()?;
-        let mut tokens = tokenizer.encode(text)?;
+        let mut tokens = tokenizer.encode_open(text)?;
         if tokens.is_empty() {
             tokens.extend(tokenizer.bos().or(tokenizer.eos()));
         }
@@ -263,6 +265,14 @@ impl Session {
             return Err(Error::Usage(what.into()));
         }
         Ok(tokens)
+    }
+
+    /// The tokens of a conversation that the assistant is to answer. The chat template writes all of it: nothing is added.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer or chat template, or the template refuses the messages.
+    pub fn chat_prompt(&self, talk: &Conversation) -> Result<Vec<u32>> {
+        Ok(self.tokenizer()?.encode(&self.base.chat()?.render_conversation(talk, true)?)?)
     }
 
     /// What the data readers need.
@@ -371,28 +381,12 @@ type Boxed = Box<dyn std::error::Error + Send + Sync>;
 
 impl Encode for Encoder<'_> {
     fn encode(&self, text: &str) -> Result<Vec<u32>, Boxed> {
-        Ok(self.tokenizer.encode(text)?)
+        Ok(self.tokenizer.encode_open(text)?)
     }
 
-    fn encode_chat(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<bool>), Boxed> {
-        let template = self.session.base.chat()?;
-        let messages: Vec<_> =
-            messages.iter().map(|m| lowrank_models::Message::new(&m.role, &m.content)).collect();
-        let rendered = template.render_with_spans(&messages)?;
-        // Encoding piece by piece keeps every token on one side of a turn's border.
-        let (mut tokens, mut mask, mut at) = (Vec::new(), Vec::new(), 0);
-        for span in &rendered.assistant {
-            for (text, trained) in
-                [(&rendered.text[at..span.start], false), (&rendered.text[span.clone()], true)]
-            {
-                tokens.extend(self.tokenizer.encode(text)?);
-                mask.resize(tokens.len(), trained);
-            }
-            at = span.end;
-        }
-        tokens.extend(self.tokenizer.encode(&rendered.text[at..])?);
-        mask.resize(tokens.len(), false);
-        Ok((tokens, mask))
+    fn encode_chat(&self, talk: &Conversation) -> Result<(Vec<u32>, Vec<bool>), Boxed> {
+        let rendered = self.session.base.chat()?.render_with_spans(talk)?;
+        Ok(self.tokenizer.encode_with_spans(&rendered.text, &rendered.assistant)?)
     }
 
     fn eos(&self) -> Option<u32> {

@@ -8,6 +8,7 @@ pub(crate) use from_gguf::write_metadata;
 pub use stream::StreamDecoder;
 pub use texts::Texts;
 
+use std::ops::Range;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
@@ -39,6 +40,8 @@ pub struct Tokenizer {
     inner: Inner,
     roles: Roles,
     path: PathBuf,
+    /// Rows of the model's embedding: ids from there on have no vector.
+    embedding_rows: Option<usize>,
 }
 
 impl Tokenizer {
@@ -96,19 +99,24 @@ impl Tokenizer {
         // A saved tokenizer may cut and pad, which is nobody's wish here.
         inner.with_padding(None);
         inner.with_truncation(None).expect("no truncation cannot be too long");
-        Self { inner, roles, path: path.to_owned() }
+        Self { inner, roles, path: path.to_owned(), embedding_rows: None }
+    }
+
+    /// The same tokenizer for a model whose embedding has `rows` rows: a text with a token beyond them is an error.
+    pub fn for_embedding_rows(self, rows: usize) -> Self {
+        Self { embedding_rows: Some(rows), ..self }
     }
 
     /// The tokens of `text`, with nothing added before or after
     /// (`tokenizer(text, add_special_tokens=False)`).
     ///
     /// # Errors
-    /// Where the tokenizer refuses the text (an unknown word and no token for it).
+    /// Where the tokenizer refuses the text (an unknown word and no token for it), or a token has no embedding.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.run(text, false)
     }
 
-    /// The tokens of `text` with those that the model wants around a whole text, such as a first token
+    /// The tokens of `text` with those that the model wants around a whole text, such as a begin token
     /// (`tokenizer(text)`).
     ///
     /// # Errors
@@ -117,9 +125,62 @@ impl Tokenizer {
         self.run(text, true)
     }
 
+    /// The tokens of a text that something may follow: with the begin tokens that the tokenizer adds, each once even
+    /// where the text itself begins with them, and without an end token added behind.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(|e| Error::tokenizer(&self.path, e))?;
+        let (ids, added) = (encoding.get_ids(), encoding.get_special_tokens_mask());
+        let begin = added.iter().take_while(|&&added| added == 1).count();
+        let end = ids.len() - added[begin..].iter().rev().take_while(|&&added| added == 1).count();
+        let (begin, body) = (&ids[..begin], &ids[begin..end]);
+        let body = if begin.is_empty() { body } else { body.strip_prefix(begin).unwrap_or(body) };
+        self.known([begin, body].concat())
+    }
+
+    /// The tokens of a rendered conversation, encoded as a whole with nothing added, and whether each lies in one of
+    /// `spans` (byte ranges in order, e.g. the assistant's turns), wholly or in part.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_spans(&self, text: &str, spans: &[Range<usize>]) -> Result<(Vec<u32>, Vec<bool>)> {
+        let encoding = self.inner.encode(text, false).map_err(|e| Error::tokenizer(&self.path, e))?;
+        let mut before = 0;
+        let inside = |&(start, end): &(usize, usize)| {
+            // Byte-level tokenizers leave white space out of a token's offsets.
+            let start = start.min(before);
+            before = end;
+            let next = spans.partition_point(|span| span.end <= start);
+            spans.get(next).is_some_and(|span| span.start < end)
+        };
+        let mask = encoding.get_offsets().iter().map(inside).collect();
+        Ok((self.known(encoding.get_ids().to_vec())?, mask))
+    }
+
     fn run(&self, text: &str, add: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, add).map_err(|e| Error::tokenizer(&self.path, e))?;
-        Ok(encoding.get_ids().to_vec())
+        self.known(encoding.get_ids().to_vec())
+    }
+
+    /// `ids`, where each has a row of the embedding.
+    pub(super) fn known(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        let Some(rows) = self.embedding_rows else { return Ok(ids) };
+        match ids.iter().find(|&&id| id as usize >= rows) {
+            None => Ok(ids),
+            Some(&id) => {
+                let token = self.inner.id_to_token(id).unwrap_or_default();
+                Err(Error::tokenizer(
+                    &self.path,
+                    format!(
+                        "token {id} ({}) has no row in the model's embedding, which has {rows} rows: resize the \
+                         model's embedding, or use the tokenizer the model was trained with",
+                        crate::error::shown(&token)
+                    ),
+                ))
+            }
+        }
     }
 
     /// The text of `ids`; `skip_special` leaves out special tokens. Unknown ids give nothing.

@@ -85,7 +85,7 @@ impl Tokenizer {
         let truncated = len(&a, &b) < full;
         let all = self.inner.post_process(a, b, true).map_err(|e| Error::tokenizer(&self.path, e))?;
         Ok(Texts {
-            ids: all.get_ids().to_vec(),
+            ids: self.known(all.get_ids().to_vec())?,
             types: all.get_type_ids().to_vec(),
             special: all.get_special_tokens_mask().iter().map(|&special| special != 0).collect(),
             words: all.get_word_ids().to_vec(),

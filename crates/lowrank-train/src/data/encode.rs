@@ -24,14 +24,18 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
             pair(&prompt, completion, encoder).map_err(|e| e.to_string())?
         }
         Roles::Text(name) => {
-            let mut tokens = encoder.encode(fields.text(name)?).map_err(|e| e.to_string())?;
-            tokens.push(eos(encoder)?);
+            let text = fields.text(name)?;
+            let mut tokens = encoder.encode(text).map_err(|e| e.to_string())?;
+            if text.is_empty() {
+                return Err("nothing to learn: the text is empty".into());
+            }
+            end(&mut tokens, encoder)?;
             let loss_mask = vec![true; tokens.len()];
             (tokens, loss_mask, 0)
         }
         Roles::Messages => {
-            let messages = fields.messages()?;
-            let (tokens, loss_mask) = encoder.encode_chat(&messages).map_err(|e| e.to_string())?;
+            let talk = fields.conversation()?;
+            let (tokens, loss_mask) = encoder.encode_chat(&talk).map_err(|e| e.to_string())?;
             if tokens.len() != loss_mask.len() {
                 return Err(format!(
                     "the chat encoder gave {} tokens and {} marks",
@@ -83,20 +87,26 @@ pub(super) fn pair_texts<'a>(
     Ok((prompt, fields.text(completion)?))
 }
 
+/// Prompt and completion are encoded as one text, as TRL does: what the prompt alone takes has no loss.
 fn pair(
     prompt: &str,
     completion: &str,
     encoder: &dyn Encode,
 ) -> Result<(Vec<u32>, Vec<bool>, usize), EncodeError> {
-    let mut tokens = encoder.encode(prompt)?;
-    let prompt_len = tokens.len();
-    tokens.extend(encoder.encode(completion)?);
-    tokens.push(eos(encoder)?);
+    let prompt_len = encoder.encode(prompt)?.len();
+    let mut tokens = encoder.encode(&[prompt, completion].concat())?;
+    end(&mut tokens, encoder)?;
+    let prompt_len = prompt_len.min(tokens.len());
     let mut loss_mask = vec![false; prompt_len];
     loss_mask.resize(tokens.len(), true);
     Ok((tokens, loss_mask, prompt_len))
 }
 
-fn eos(encoder: &dyn Encode) -> Result<u32, String> {
-    encoder.eos().ok_or_else(|| "the tokenizer names no eos_token, which ends every text".to_owned())
+/// Ends a text with the end token, unless it ends with it already.
+fn end(tokens: &mut Vec<u32>, encoder: &dyn Encode) -> Result<(), String> {
+    let eos = encoder.eos().ok_or("the tokenizer names no eos_token, which ends every text")?;
+    if tokens.last() != Some(&eos) {
+        tokens.push(eos);
+    }
+    Ok(())
 }

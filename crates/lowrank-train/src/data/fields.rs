@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::labelled::label_text;
-use super::{DataOptions, Message};
+use super::{Conversation, DataOptions, Message};
 
 /// One row as it was read, not yet looked into: that happens in parallel.
 pub(super) struct Row {
@@ -157,8 +157,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The turns of a conversation.
-    pub fn messages(&self) -> Result<Vec<Message>, String> {
+    /// A conversation: its turns, the `tools` it may use and the variables of `chat_template_kwargs`.
+    pub fn conversation(&self) -> Result<Conversation, String> {
         let Self::Json(map) = self else {
             return Err("a table holds no conversations: use JSONL".into());
         };
@@ -173,7 +173,28 @@ impl<'a> Fields<'a> {
             }
             None => return Err(format!("\"messages\" is missing; {}", self.keys())),
         };
-        list.iter().enumerate().map(|(i, turn)| message(i, turn)).collect()
+        let messages = list.iter().enumerate().map(|(i, turn)| message(i, turn)).collect::<Result<_, _>>()?;
+        let tools = match map.get("tools") {
+            None | Some(Value::Null) => None,
+            // Columns of tables hold them as JSON in a string.
+            Some(Value::String(text)) => Some(
+                serde_json::from_str(text)
+                    .map_err(|e| format!("\"tools\" is a string, but not JSON: {e}"))?,
+            ),
+            Some(tools @ Value::Array(_)) => Some(tools.clone()),
+            Some(other) => return Err(format!("\"tools\" is {}, expected a list of tools", kind(other))),
+        };
+        if tools.as_ref().is_some_and(|tools: &Value| !tools.is_array()) {
+            return Err("\"tools\" holds no list of tools".into());
+        }
+        let arguments = match map.get("chat_template_kwargs") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(arguments)) => arguments.clone(),
+            Some(other) => {
+                return Err(format!("\"chat_template_kwargs\" is {}, expected an object", kind(other)));
+            }
+        };
+        Ok(Conversation { messages, tools, arguments })
     }
 
     fn keys(&self) -> String {
@@ -189,12 +210,23 @@ fn message(index: usize, turn: &Value) -> Result<Message, String> {
     let Value::Object(turn) = turn else {
         return Err(format!("messages[{index}] is {}, expected {{\"role\", \"content\"}}", kind(turn)));
     };
-    let text = |name: &str| match turn.get(name) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(format!("messages[{index}].{name} is {}, expected a string", kind(other))),
-        None => Err(format!("messages[{index}] has no {name:?}")),
-    };
-    Ok(Message { role: text("role")?, content: text("content")? })
+    match turn.get("role") {
+        Some(Value::String(_)) => {}
+        Some(other) => return Err(format!("messages[{index}].role is {}, expected a string", kind(other))),
+        None => return Err(format!("messages[{index}] has no \"role\"")),
+    }
+    match turn.get("content") {
+        Some(Value::String(_) | Value::Array(_)) => {}
+        None | Some(Value::Null) if turn.contains_key("tool_calls") => {}
+        Some(other) => {
+            return Err(format!(
+                "messages[{index}].content is {}, expected a string or a list of parts",
+                kind(other)
+            ));
+        }
+        None => return Err(format!("messages[{index}] has no \"content\"")),
+    }
+    Ok(Message { fields: turn.clone() })
 }
 
 fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, String> {

@@ -36,7 +36,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowrank_engine::Label;
-pub use lowrank_models::{Message, Texts};
+pub use lowrank_models::{Conversation, Message, Texts};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +54,8 @@ pub type EncodeError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What the readers need from a tokenizer and its chat template.
 pub trait Encode: Sync {
-    /// The tokens of `text`, with no special tokens added.
+    /// The tokens of a text that something may follow: with the begin token where the tokenizer adds one, and without
+    /// an end token added behind.
     ///
     /// # Errors
     /// Where the tokenizer refuses it.
@@ -64,7 +65,7 @@ pub trait Encode: Sync {
     ///
     /// # Errors
     /// Where there is no chat template, or it refuses these messages.
-    fn encode_chat(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<bool>), EncodeError>;
+    fn encode_chat(&self, talk: &Conversation) -> Result<(Vec<u32>, Vec<bool>), EncodeError>;
 
     /// The token that ends a text, where there is one.
     fn eos(&self) -> Option<u32>;

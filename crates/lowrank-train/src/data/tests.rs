@@ -15,15 +15,15 @@ impl Encode for Bytes {
         if text.contains('\u{1}') { Err("no token for U+0001".into()) } else { Ok(bytes(text)) }
     }
 
-    fn encode_chat(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<bool>), EncodeError> {
+    fn encode_chat(&self, talk: &Conversation) -> Result<(Vec<u32>, Vec<bool>), EncodeError> {
         let (mut tokens, mut mask) = (Vec::new(), Vec::new());
-        for message in messages {
-            let learn = match message.role.as_str() {
+        for message in &talk.messages {
+            let learn = match message.role() {
                 "assistant" => true,
                 "user" => false,
                 other => return Err(format!("the template knows no role {other:?}").into()),
             };
-            tokens.extend(bytes(&message.content));
+            tokens.extend(bytes(message.content().unwrap_or_default()));
             mask.resize(tokens.len(), learn);
         }
         Ok((tokens, mask))

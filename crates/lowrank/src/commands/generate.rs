@@ -158,8 +158,6 @@ fn chat(
     sampling: &Sampling,
     limits: &Limits,
 ) -> Result<ExitCode> {
-    let template = session.base.chat()?;
-    let tokenizer = session.tokenizer()?;
     let mut messages: Vec<Message> = args.system.iter().map(|s| Message::new("system", s)).collect();
     let mut lines = io::stdin().lock().lines();
     let mut next = args.prompt()?;
@@ -180,7 +178,7 @@ fn chat(
             continue;
         }
         messages.push(Message::new("user", &said));
-        let tokens = tokenizer.encode(&template.render(&messages, true)?)?;
+        let tokens = session.chat_prompt(&messages[..].into())?;
         let answer = generator.reply(&tokens, sampling, limits, show)?;
         println!();
         messages.push(Message::new("assistant", answer.text));

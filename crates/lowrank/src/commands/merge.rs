@@ -73,7 +73,7 @@ fn work(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let merged = session.merged(&args.out)?;
-    let tokens = session.tokenizer()?.encode(&args.probe)?;
+    let tokens = session.prompt(&args.probe)?;
     let v = verify_merge(&session, &adapters, &merged, &tokens)?;
     println!(
         "merged {} layers into {}: outputs differ by at most {:.2e} (largest {:.1}), the same is best at {} of {} positions",

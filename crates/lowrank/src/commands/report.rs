@@ -49,7 +49,7 @@ fn samples(session: &Session, dir: &Path, args: &Args) -> Result<Vec<Sample>> {
     let (device, adapters) = (Device::cpu(), session.adapter(Some(dir))?);
     let limits = Limits { max_new_tokens: args.max_new_tokens, stop: Vec::new() };
     let answer = |prompt: &String| {
-        let tokens = session.tokenizer()?.encode(prompt)?;
+        let tokens = session.prompt(prompt)?;
         let mut text = TextGenerator::new(session, &device, &adapters)?;
         let answer = text.generate(&tokens, &Sampling::default(), &limits, |_| {})?;
         Ok(Sample { prompt: prompt.clone(), completion: answer.text })
