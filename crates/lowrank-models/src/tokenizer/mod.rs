@@ -40,6 +40,8 @@ pub struct Tokenizer {
     inner: Inner,
     roles: Roles,
     path: PathBuf,
+    /// How many tokens it adds before and behind a text.
+    added: [usize; 2],
     /// Rows of the model's embedding: ids from there on have no vector.
     embedding_rows: Option<usize>,
 }
@@ -99,7 +101,8 @@ impl Tokenizer {
         // A saved tokenizer may cut and pad, which is nobody's wish here.
         inner.with_padding(None);
         inner.with_truncation(None).expect("no truncation cannot be too long");
-        Self { inner, roles, path: path.to_owned(), embedding_rows: None }
+        let added = added_around(&inner);
+        Self { inner, roles, path: path.to_owned(), added, embedding_rows: None }
     }
 
     /// The same tokenizer for a model whose embedding has `rows` rows: a text with a token beyond them is an error.
@@ -132,10 +135,9 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, true).map_err(|e| Error::tokenizer(&self.path, e))?;
-        let (ids, added) = (encoding.get_ids(), encoding.get_special_tokens_mask());
-        let begin = added.iter().take_while(|&&added| added == 1).count();
-        let end = ids.len() - added[begin..].iter().rev().take_while(|&&added| added == 1).count();
-        let (begin, body) = (&ids[..begin], &ids[begin..end]);
+        let (ids, [begin, end]) = (encoding.get_ids(), self.added);
+        let (begin, body) = ids.split_at(begin.min(ids.len()));
+        let body = &body[..body.len().saturating_sub(end)];
         let body = if begin.is_empty() { body } else { body.strip_prefix(begin).unwrap_or(body) };
         self.known([begin, body].concat())
     }
@@ -261,6 +263,14 @@ impl Tokenizer {
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
     }
+}
+
+/// How many tokens the tokenizer adds before and behind a text.
+fn added_around(inner: &Inner) -> [usize; 2] {
+    let Ok(encoding) = catch_unwind(|| inner.encode_fast("a", true)) else { return [0; 2] };
+    let added = encoding.as_ref().map_or(&[][..], |encoding| encoding.get_special_tokens_mask());
+    let count = |added: &mut dyn Iterator<Item = &u32>| added.take_while(|&&added| added == 1).count();
+    [count(&mut added.iter()), count(&mut added.iter().rev())]
 }
 
 /// The parts of a `tokenizer.json` in whose readers the library panics rather than fails: they are
