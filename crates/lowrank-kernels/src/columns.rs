@@ -1,4 +1,4 @@
-//! Factors of columns: one number for each output (or input) feature.
+//! Factors of columns: one value for each output (or input) feature.
 
 use crate::parallel::{SharedMut, for_rows};
 
@@ -9,19 +9,19 @@ use crate::parallel::{SharedMut, for_rows};
 /// If a length does not fit the shapes.
 pub fn scale_columns(y: &mut [f32], x: &[f32], factors: &[f32], n: usize, beta: f32) {
     let d = factors.len();
-    assert_eq!(x.len(), n * d, "scale_columns: x has {} numbers, not {n} x {d}", x.len());
-    assert_eq!(y.len(), n * d, "scale_columns: y has {} numbers, not {n} x {d}", y.len());
+    assert_eq!(x.len(), n * d, "scale_columns: x has {} values, not {n} x {d}", x.len());
+    assert_eq!(y.len(), n * d, "scale_columns: y has {} values, not {n} x {d}", y.len());
     let shared = SharedMut::new(y);
     for_rows(n, d, |rows| {
         let part = rows.start * d..rows.end * d;
         // SAFETY: the ranges of `for_rows` are disjoint.
         let y = unsafe { shared.part(part.clone()) };
         for (y, x) in y.chunks_exact_mut(d.max(1)).zip(x[part].chunks_exact(d.max(1))) {
-            let numbers = y.iter_mut().zip(x).zip(factors);
+            let values = y.iter_mut().zip(x).zip(factors);
             if beta == 0.0 {
-                numbers.for_each(|((y, x), f)| *y = f * x);
+                values.for_each(|((y, x), f)| *y = f * x);
             } else {
-                numbers.for_each(|((y, x), f)| *y = beta * *y + f * x);
+                values.for_each(|((y, x), f)| *y = beta * *y + f * x);
             }
         }
     });
@@ -33,8 +33,8 @@ pub fn scale_columns(y: &mut [f32], x: &[f32], factors: &[f32], n: usize, beta: 
 /// If a length does not fit the shapes.
 pub fn scale_columns_backward(dfactors: &mut [f32], dy: &[f32], x: &[f32], n: usize) {
     let d = dfactors.len();
-    assert_eq!(x.len(), n * d, "scale_columns_backward: x has {} numbers, not {n} x {d}", x.len());
-    assert_eq!(dy.len(), n * d, "scale_columns_backward: dy has {} numbers, not {n} x {d}", dy.len());
+    assert_eq!(x.len(), n * d, "scale_columns_backward: x has {} values, not {n} x {d}", x.len());
+    assert_eq!(dy.len(), n * d, "scale_columns_backward: dy has {} values, not {n} x {d}", dy.len());
     let shared = SharedMut::new(dfactors);
     // Split over columns, so that every sum has one order.
     for_rows(d.div_ceil(COLUMNS), n * COLUMNS, |blocks| {
@@ -51,22 +51,44 @@ pub fn scale_columns_backward(dfactors: &mut [f32], dy: &[f32], x: &[f32], n: us
     });
 }
 
+/// `x[i,j] *= factors[j]` for `x: [N,D]`, `factors: [D]`. `N D` flops.
+///
+/// # Panics
+/// If `x` is not rows of `D` values.
+pub fn scale_columns_in_place(x: &mut [f32], factors: &[f32]) {
+    let d = factors.len();
+    assert!(
+        x.len().is_multiple_of(d.max(1)),
+        "scale_columns_in_place: {} values are not rows of {d}",
+        x.len()
+    );
+    let (n, shared) = (x.len() / d.max(1), SharedMut::new(x));
+    for_rows(n, d, |rows| {
+        // SAFETY: the ranges of `for_rows` are disjoint.
+        let x = unsafe { shared.part(rows.start * d..rows.end * d) };
+        for x in x.chunks_exact_mut(d.max(1)) {
+            x.iter_mut().zip(factors).for_each(|(x, f)| *x *= f);
+        }
+    });
+}
+
 /// Columns that a task sums at a time: whole cache lines.
 const COLUMNS: usize = 64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::values;
 
     #[test]
     fn scales_and_sums() {
-        let numbers = |n: usize, salt: usize| -> Vec<f32> {
-            (0..n).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 50.0 - 1.0).collect()
-        };
         for (n, d) in [(1, 1), (5, 3), (301, 257)] {
-            let (x, f, dy) = (numbers(n * d, 1), numbers(d, 2), numbers(n * d, 3));
+            let (x, f, dy) = (values(n * d, 1), values(d, 2), values(n * d, 3));
             let mut y = vec![f32::NAN; n * d];
             scale_columns(&mut y, &x, &f, n, 0.0);
+            let mut z = x.clone();
+            scale_columns_in_place(&mut z, &f);
+            assert_eq!(z, y);
             let mut z = dy.clone();
             scale_columns(&mut z, &x, &f, n, 0.5);
             let mut df = vec![1.0; d];

@@ -8,7 +8,7 @@ use crate::vector::{dispatch, for_lanes};
 /// # Panics
 /// If the lengths differ.
 pub fn add(y: &mut [f32], x: &[f32]) {
-    assert_eq!(y.len(), x.len(), "add: y has {} numbers, x {}", y.len(), x.len());
+    assert_eq!(y.len(), x.len(), "add: y has {} values, x {}", y.len(), x.len());
     for_parts(y, 1, |y, r| y.iter_mut().zip(&x[r]).for_each(|(y, x)| *y += x));
 }
 
@@ -17,12 +17,82 @@ pub fn scale(y: &mut [f32], s: f32) {
     for_parts(y, 1, |y, _| y.iter_mut().for_each(|y| *y *= s));
 }
 
+/// `y *= x`, value by value. One flop a value, as each of the next three.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn mul(y: &mut [f32], x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "mul: y has {} values, x {}", y.len(), x.len());
+    for_parts(y, 1, |y, r| y.iter_mut().zip(&x[r]).for_each(|(y, x)| *y *= x));
+}
+
+/// `y /= x`, value by value.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn div(y: &mut [f32], x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "div: y has {} values, x {}", y.len(), x.len());
+    for_parts(y, 1, |y, r| y.iter_mut().zip(&x[r]).for_each(|(y, x)| *y /= x));
+}
+
+/// `y -= x`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn sub(y: &mut [f32], x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "sub: y has {} values, x {}", y.len(), x.len());
+    for_parts(y, 1, |y, r| y.iter_mut().zip(&x[r]).for_each(|(y, x)| *y -= x));
+}
+
+/// `y = a - b`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn difference(y: &mut [f32], a: &[f32], b: &[f32]) {
+    assert!(
+        y.len() == a.len() && y.len() == b.len(),
+        "difference: {}, {}, {} values",
+        y.len(),
+        a.len(),
+        b.len()
+    );
+    for_parts(y, 2, |y, r| {
+        y.iter_mut().zip(&a[r.clone()]).zip(&b[r]).for_each(|((y, a), b)| *y = a - b);
+    });
+}
+
+/// `y += s (a - b)`. Three flops a value.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add_scaled_difference(y: &mut [f32], a: &[f32], b: &[f32], s: f32) {
+    assert!(
+        y.len() == a.len() && y.len() == b.len(),
+        "add_scaled_difference: {}, {}, {} values",
+        y.len(),
+        a.len(),
+        b.len()
+    );
+    for_parts(y, 2, |y, r| {
+        y.iter_mut().zip(&a[r.clone()]).zip(&b[r]).for_each(|((y, a), b)| *y += s * (a - b));
+    });
+}
+
+/// `y = 1 / x`, value by value.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn reciprocal(y: &mut [f32], x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "reciprocal: y has {} values, x {}", y.len(), x.len());
+    for_parts(y, 1, |y, r| y.iter_mut().zip(&x[r]).for_each(|(y, x)| *y = 1.0 / x));
+}
+
 /// `y = x`.
 ///
 /// # Panics
 /// If the lengths differ.
 pub fn copy(y: &mut [f32], x: &[f32]) {
-    assert_eq!(y.len(), x.len(), "copy: y has {} numbers, x {}", y.len(), x.len());
+    assert_eq!(y.len(), x.len(), "copy: y has {} values, x {}", y.len(), x.len());
     for_parts(y, 1, |y, r| y.copy_from_slice(&x[r]));
 }
 
@@ -34,7 +104,7 @@ pub fn copy_columns(y: &mut [f32], x: &[f32], n: usize, at: usize, from: usize, 
     let (d, e) = (y.len() / n.max(1), x.len() / n.max(1));
     assert!(
         (n * d, n * e) == (y.len(), x.len()),
-        "copy_columns: {} and {} numbers in {n} rows",
+        "copy_columns: {} and {} values in {n} rows",
         y.len(),
         x.len()
     );
@@ -49,14 +119,34 @@ pub fn copy_columns(y: &mut [f32], x: &[f32], n: usize, at: usize, from: usize, 
     });
 }
 
+/// `y[:, at..at + width] = value` for `y: [N,D]`.
+///
+/// # Panics
+/// If a length does not fit the shapes.
+pub fn fill_columns(y: &mut [f32], n: usize, at: usize, width: usize, value: f32) {
+    let d = y.len() / n.max(1);
+    assert!(
+        n * d == y.len() && at + width <= d,
+        "fill_columns: {at} + {width} of {} values in {n} rows",
+        y.len()
+    );
+    let shared = SharedMut::new(y);
+    for_rows(n, width, |r| {
+        for i in r {
+            // SAFETY: rows are disjoint.
+            unsafe { shared.part(i * d + at..i * d + at + width) }.fill(value);
+        }
+    });
+}
+
 /// `y[i,:] = bias`, or `x[i,:] + bias`, for `y, x: [N,D]`, `bias: [D]`.
 ///
 /// # Panics
 /// If a length does not fit the shapes.
 pub fn set_bias(y: &mut [f32], x: Option<&[f32]>, bias: &[f32], n: usize) {
     let d = bias.len();
-    assert_eq!(y.len(), n * d, "set_bias: y has {} numbers, not {n} x {d}", y.len());
-    assert!(x.is_none_or(|x| x.len() == n * d), "set_bias: x has not {n} x {d} numbers");
+    assert_eq!(y.len(), n * d, "set_bias: y has {} values, not {n} x {d}", y.len());
+    assert!(x.is_none_or(|x| x.len() == n * d), "set_bias: x does not have {n} x {d} values");
     let shared = SharedMut::new(y);
     for_rows(n, d, |r| {
         for i in r {
@@ -79,8 +169,8 @@ pub fn set_bias(y: &mut [f32], x: Option<&[f32]>, bias: &[f32], n: usize) {
 /// # Panics
 /// If a length does not fit the shapes.
 pub fn add_bias(y: &mut [f32], bias: &[f32], n: usize, d: usize) {
-    assert_eq!(y.len(), n * d, "add_bias: y has {} numbers, not {n} x {d}", y.len());
-    assert_eq!(bias.len(), d, "add_bias: bias has {} numbers, not {d}", bias.len());
+    assert_eq!(y.len(), n * d, "add_bias: y has {} values, not {n} x {d}", y.len());
+    assert_eq!(bias.len(), d, "add_bias: bias has {} values, not {d}", bias.len());
     let shared = SharedMut::new(y);
     for_rows(n, d, |r| {
         // SAFETY: the ranges of `for_rows` are disjoint.
@@ -98,8 +188,8 @@ pub fn add_bias(y: &mut [f32], bias: &[f32], n: usize, d: usize) {
 /// # Panics
 /// If a length does not fit the shapes.
 pub fn bias_backward(dbias: &mut [f32], dy: &[f32], n: usize, d: usize) {
-    assert_eq!(dy.len(), n * d, "bias_backward: dy has {} numbers, not {n} x {d}", dy.len());
-    assert_eq!(dbias.len(), d, "bias_backward: dbias has {} numbers, not {d}", dbias.len());
+    assert_eq!(dy.len(), n * d, "bias_backward: dy has {} values, not {n} x {d}", dy.len());
+    assert_eq!(dbias.len(), d, "bias_backward: dbias has {} values, not {d}", dbias.len());
     let shared = SharedMut::new(dbias);
     // Split over columns, so that every sum has one order.
     for_rows(d.div_ceil(COLUMNS), n * COLUMNS, |blocks| {
@@ -119,7 +209,7 @@ pub fn bias_backward(dbias: &mut [f32], dy: &[f32], n: usize, d: usize) {
 /// Columns that a task of [`bias_backward`] sums at a time: whole cache lines.
 const COLUMNS: usize = 64;
 
-/// `sum x_i^2`, for norms of gradients: f32 lanes over runs of 4096 numbers, runs added in f64 in one
+/// `sum x_i^2`, for norms of gradients: f32 lanes over runs of 4096 values, runs added in f64 in one
 /// order whatever the threads.
 pub fn sum_squares(x: &[f32]) -> f64 {
     use rayon::prelude::*;
@@ -145,10 +235,7 @@ dispatch! {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn numbers(n: usize, salt: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 50.0 - 1.0).collect()
-    }
+    use crate::testing::values;
 
     #[test]
     fn columns_and_biases() {
@@ -159,6 +246,11 @@ mod tests {
         for (y, x) in y.chunks(200).zip(x.chunks(70)) {
             assert_eq!(&y[90..155], &x[5..]);
             assert!(y[..90].iter().chain(&y[155..]).all(|y| *y == -1.0));
+        }
+        fill_columns(&mut y, n, 100, 3, 2.0);
+        for (y, x) in y.chunks(200).zip(x.chunks(70)) {
+            assert_eq!(y[100..103], [2.0; 3]);
+            assert_eq!((y[99], y[103]), (x[14], x[18]));
         }
         let bias: Vec<f32> = (0..70).map(|i| 0.5 * i as f32).collect();
         let mut z = vec![f32::NAN; x.len()];
@@ -173,7 +265,7 @@ mod tests {
     #[test]
     fn buffers() {
         for n in [0, 1, 7, 33, 200_003] {
-            let (x, mut y) = (numbers(n, 1), numbers(n, 2));
+            let (x, mut y) = (values(n, 1), values(n, 2));
             let want: Vec<f32> = y.iter().zip(&x).map(|(y, x)| (y + x) * 0.5).collect();
             add(&mut y, &x);
             scale(&mut y, 0.5);
@@ -181,6 +273,22 @@ mod tests {
             let mut z = vec![f32::NAN; n];
             copy(&mut z, &y);
             assert_eq!(z, y);
+            let (a, b) = (values(n, 3), values(n, 4));
+            difference(&mut z, &a, &b);
+            add_scaled_difference(&mut z, &y, &b, 0.5);
+            sub(&mut z, &x);
+            for i in 0..n {
+                assert_eq!(z[i], a[i] - b[i] + 0.5 * (y[i] - b[i]) - x[i]);
+            }
+            let divisor: Vec<f32> = x.iter().map(|x| x.abs() + 1.0).collect();
+            z.copy_from_slice(&a);
+            mul(&mut z, &b);
+            div(&mut z, &divisor);
+            let mut inverse = vec![f32::NAN; n];
+            reciprocal(&mut inverse, &divisor);
+            for i in 0..n {
+                assert_eq!((z[i], inverse[i]), (a[i] * b[i] / divisor[i], 1.0 / divisor[i]));
+            }
             let truth: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
             assert!((sum_squares(&x) - truth).abs() <= 1e-6 * truth);
         }
@@ -189,7 +297,7 @@ mod tests {
     #[test]
     fn bias_and_its_gradient() {
         for (n, d) in [(1, 1), (5, 3), (301, 257)] {
-            let (bias, x) = (numbers(d, 3), numbers(n * d, 4));
+            let (bias, x) = (values(d, 3), values(n * d, 4));
             let mut y = x.clone();
             add_bias(&mut y, &bias, n, d);
             let mut sums = vec![1.0; d];

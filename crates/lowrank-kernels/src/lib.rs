@@ -10,20 +10,33 @@ mod adamw;
 mod attention;
 mod columns;
 mod cross_entropy;
+mod dora;
 mod elementwise;
 mod embedding;
 mod format;
+mod gather;
 mod gemm;
 mod heap;
+mod loha;
+mod lokr;
+mod low_rank;
 mod math;
+mod mean_rows;
 mod norm;
+mod normalize;
 mod parallel;
 mod patches;
 mod quant;
 mod random;
+mod replace_rows;
 mod rope;
+mod rows;
 mod shorts;
 mod simd;
+mod squared_error;
+mod table;
+#[cfg(test)]
+mod testing;
 mod unfold;
 mod vector;
 
@@ -36,20 +49,37 @@ pub use attention::{
     AttentionDropout, AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment,
     attention, attention_backward, disentangled_attention, disentangled_attention_backward,
 };
-pub use columns::{scale_columns, scale_columns_backward};
+pub use columns::{scale_columns, scale_columns_backward, scale_columns_in_place};
 pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};
-pub use elementwise::{add, add_bias, bias_backward, copy, copy_columns, scale, set_bias, sum_squares};
+pub use dora::{dora_magnitude_backward, dora_norms, row_norms, weight_squares};
+pub use elementwise::{
+    add, add_bias, add_scaled_difference, bias_backward, copy, copy_columns, difference, div, fill_columns,
+    mul, reciprocal, scale, set_bias, sub, sum_squares,
+};
 pub use embedding::embedding;
 pub use format::{Format, RowOrder, WeightRef};
+pub use gather::{
+    gather_columns, gather_rows, gather_transposed, gather_transposed_backward, replace_columns,
+    scatter_add_rows, scatter_rows,
+};
 pub use gemm::{
     LinearRef, MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, linear_backward_bf16, linear_bf16,
     linear_onto, rounds_to_bf16, scratch_bytes,
 };
 pub use heap::{give_back_program, return_large_blocks, trim_heap};
+pub use loha::{loha_left, loha_left_backward, loha_right, loha_right_backward};
+pub use lokr::{add_kronecker, swap_axes};
+pub use low_rank::low_rank_norm;
+pub use mean_rows::{mean_rows, mean_rows_backward};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
+pub use normalize::{normalize_rows, normalize_rows_backward};
 pub use patches::{Window, patches, patches_backward};
 pub use quant::{QuantizeError, quantize, quantize_matrix};
-pub use random::{dropout, dropout_backward, normal, uniform};
-pub use rope::{rope, rope_backward};
+pub use random::{dropout, dropout_backward, feature_dropout, normal, uniform};
+pub use replace_rows::{replace_rows, replace_rows_backward};
+pub use rope::{rope, rope_backward, rope_table};
+pub use rows::{keep_columns, scale_rows, scale_rows_in_place};
 pub use shorts::{Numbers, from_shorts, shorts_len, to_shorts};
+pub use squared_error::squared_error;
+pub use table::{table_change, table_lookup, table_lookup_backward};
 pub use unfold::{unfold, unfold_backward};

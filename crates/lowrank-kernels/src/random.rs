@@ -180,6 +180,28 @@ pub(crate) fn dropout_factors(out: &mut [f32], p: f32, seed: u64, stream: u64, f
     }
 }
 
+/// Dropout of whole features, such as LoHa's and LoKr's: the factor of each of `factors: [O]` is 0 with probability `p`,
+/// else 1 or, with `rescale`, `O` divided by the number of features that stay; and all are 0 with probability `p_all`.
+/// The masks are those of [`dropout`] with the two streams.
+///
+/// # Panics
+/// If a probability is not in `[0, 1]`.
+pub fn feature_dropout(factors: &mut [f32], p: f32, p_all: f32, rescale: bool, seed: u64, streams: [u64; 2]) {
+    for p in [p, p_all] {
+        assert!((0.0..=1.0).contains(&p), "feature_dropout: p = {p} is not in [0, 1]");
+    }
+    let mask = |out: &mut [f32], p: f32, stream: u64| {
+        dropout_factors(out, p, seed, stream, 0);
+        out.iter_mut().for_each(|x| *x = f32::from(*x != 0.0));
+    };
+    mask(factors, p, streams[0]);
+    let share = factors.iter().sum::<f32>() / factors.len() as f32;
+    let scale = if rescale && share > 0.0 { 1.0 / share } else { 1.0 };
+    let mut all = [0.0];
+    mask(&mut all, p_all, streams[1]);
+    factors.iter_mut().for_each(|f| *f = *f * scale * all[0]);
+}
+
 /// The word below which a number is dropped (with `p` 1 all words are below 2^32), and the factor of the others.
 fn odds(p: f32) -> (u64, f32) {
     let factor = if p < 1.0 { (1.0 / (1.0 - f64::from(p))) as f32 } else { 0.0 };
@@ -294,6 +316,23 @@ mod tests {
         assert_ne!(short, other);
         uniform(&mut other, 0.0, 1.0, 2, 2);
         assert_ne!(short, other);
+    }
+
+    #[test]
+    fn features_are_dropped_whole() {
+        let n = 1000;
+        let mut factors = vec![f32::NAN; n];
+        feature_dropout(&mut factors, 0.25, 0.0, true, 5, [8, 9]);
+        let mut mask = vec![f32::NAN; n];
+        dropout(&mut mask, &vec![1.0; n], 0.25, 5, 8);
+        let stays = mask.iter().filter(|m| **m != 0.0).count();
+        for (f, m) in factors.iter().zip(&mask) {
+            assert!((f - if *m == 0.0 { 0.0 } else { n as f32 / stays as f32 }).abs() < 1e-6);
+        }
+        feature_dropout(&mut factors, 0.0, 0.0, true, 5, [8, 9]);
+        assert!(factors.iter().all(|f| *f == 1.0));
+        feature_dropout(&mut factors, 0.25, 1.0, false, 5, [8, 9]);
+        assert!(factors.iter().all(|f| *f == 0.0));
     }
 
     #[test]

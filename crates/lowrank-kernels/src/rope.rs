@@ -3,10 +3,48 @@
 use crate::parallel::{SharedMut, for_rows};
 use crate::vector::{dispatch, for_lanes};
 
+/// Cosines and sines for [`rope`]: `cos[i,j] = scale cos(positions[i] f[sets[i], j])`, `sin` likewise, for
+/// `cos, sin: [N,P]`, `positions, sets: [N]` and `frequencies: [F,P]`, of which each row of the batch has its set (scaled
+/// ropes have several: a sequence's length decides). `scale` is a scaled rope's factor of the attention. Counted as
+/// `4 N P` flops.
+///
+/// # Panics
+/// If a length does not fit the shapes or a set is not below `F`.
+pub fn rope_table(
+    cos: &mut [f32],
+    sin: &mut [f32],
+    positions: &[u32],
+    sets: &[u32],
+    frequencies: &[f32],
+    pairs: usize,
+    scale: f32,
+) {
+    let n = positions.len();
+    assert!(
+        cos.len() == n * pairs && sin.len() == n * pairs,
+        "rope_table: {} values, not {n} x {pairs}",
+        cos.len()
+    );
+    assert_eq!(sets.len(), n, "rope_table: {} sets for {n} positions", sets.len());
+    let (cos, sin) = (SharedMut::new(cos), SharedMut::new(sin));
+    for_rows(n, 32 * pairs, |r| {
+        for i in r {
+            let frequencies = &frequencies[sets[i] as usize * pairs..][..pairs];
+            // SAFETY: rows are disjoint.
+            let (cos, sin) =
+                unsafe { (cos.part(i * pairs..(i + 1) * pairs), sin.part(i * pairs..(i + 1) * pairs)) };
+            for ((c, s), f) in cos.iter_mut().zip(sin).zip(frequencies) {
+                let (sine, cosine) = (positions[i] as f32 * f).sin_cos();
+                (*c, *s) = (cosine * scale, sine * scale);
+            }
+        }
+    });
+}
+
 /// Rotates `x: [N, H, head_dim]` in place. With `h = rot_dim / 2` and each head's `a = x[..h]`,
 /// `b = x[h..2h]`:
 ///
-/// `a' = a cos - b sin`, `b' = b cos + a sin`; the numbers from `rot_dim` on pass unchanged.
+/// `a' = a cos - b sin`, `b' = b cos + a sin`; the values from `rot_dim` on pass unchanged.
 ///
 /// `cos`, `sin`: `[N, rot_dim / 2]`, one row per token (any factor of a scaled rope, such as yarn's,
 /// is already in them).
@@ -58,9 +96,9 @@ fn rotate(
         "rope: rot_dim {rot_dim} must be even and at most head_dim {head_dim}"
     );
     let (width, half) = (heads * head_dim, rot_dim / 2);
-    assert_eq!(x.len(), n * width, "rope: x has {} numbers, not {n} x {heads} x {head_dim}", x.len());
-    assert_eq!(cos.len(), n * half, "rope: cos has {} numbers, not {n} x {half}", cos.len());
-    assert_eq!(sin.len(), n * half, "rope: sin has {} numbers, not {n} x {half}", sin.len());
+    assert_eq!(x.len(), n * width, "rope: x has {} values, not {n} x {heads} x {head_dim}", x.len());
+    assert_eq!(cos.len(), n * half, "rope: cos has {} values, not {n} x {half}", cos.len());
+    assert_eq!(sin.len(), n * half, "rope: sin has {} values, not {n} x {half}", sin.len());
     if half == 0 {
         return;
     }
@@ -95,6 +133,20 @@ dispatch! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables() {
+        let (positions, sets) = ([0, 5, 100], [1, 0, 1]);
+        let frequencies = [1.0, 0.5, 0.25, 0.125];
+        let (mut cos, mut sin) = ([f32::NAN; 6], [f32::NAN; 6]);
+        rope_table(&mut cos, &mut sin, &positions, &sets, &frequencies, 2, 1.5);
+        for i in 0..6 {
+            let angle =
+                f64::from(positions[i / 2]) * f64::from(frequencies[sets[i / 2] as usize * 2 + i % 2]);
+            assert!((f64::from(cos[i]) - 1.5 * angle.cos()).abs() < 1e-6);
+            assert!((f64::from(sin[i]) - 1.5 * angle.sin()).abs() < 1e-6);
+        }
+    }
 
     #[test]
     fn rotates_pairs_and_the_backward_is_the_transpose() {
