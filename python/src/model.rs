@@ -8,7 +8,7 @@ use lowrank::engine::{DropoutKey, LmHead, Record, Scope, Segment, SiteKind, Tape
 use lowrank::models::{Message, Sampling, TokenBatch, Tokenizer};
 use lowrank::train::log::{Progress, Report};
 use lowrank::train::{StepOptions, Stepper};
-use lowrank::{Error, Limits, MergeTarget, Session, TextGenerator, TrainOptions};
+use lowrank::{Error, Limits, MergeCheck, MergeTarget, Session, TextGenerator, TrainOptions};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -267,11 +267,10 @@ impl Engine {
         let adapter = self.adapter();
         let verified = self.work(py, threads, || {
             let target = MergeTarget::choose(&self.session, &out, dtype)?;
-            lowrank::merge(&self.session, &adapter, &out, target)?;
-            let merged = self.session.merged(&out)?;
-            let tokens = self.session.prompt(probe)?;
-            lowrank::verify_merge(&self.session, &adapter, &merged, &tokens)
+            let check = MergeCheck { probe: probe.to_owned(), tolerance: None };
+            lowrank::merge_checked(&self.session, &adapter, &out, target, Some(&check))
         })?;
+        let verified = verified.verified.expect("it was asked for");
         Ok(json!({
             "max_difference": verified.max_difference,
             "max_logit": verified.max_logit,

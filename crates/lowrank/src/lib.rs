@@ -47,7 +47,9 @@ pub use lowrank_engine as engine;
 pub use lowrank_models as models;
 pub use lowrank_tools as tools;
 pub use lowrank_train as train;
-pub use merging::{Loss, MergeTarget, Verified, merge, unmerge, verify_merge};
+pub use merging::{
+    Loss, MergeCheck, MergeTarget, Merged, Verified, merge, merge_checked, unmerge, verify_merge,
+};
 pub use options::{SavedActivations, TrainOptions};
 pub use session::{Encoder, Session};
 pub use shape_plan::{Need, ShapePlan, plan_shapes};

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{AdaptedSite, AdapterSet, BaseWeights};
 use lowrank_engine::{
-    ActiveAdapters, Device, Format, Params, Record, RowOrder, Scope, Segment, SiteKind, Tape, WeightRef,
-    kernels,
+    ActiveAdapters, Device, Format, Params, Record, RowOrder, Scope, Segment, Site, SiteId, SiteKind, Tape,
+    WeightRef, kernels,
 };
 use lowrank_models::files::{self, Changes};
 use lowrank_models::{Generator, Head, TokenBatch};
@@ -123,6 +123,51 @@ fn shares_table(adapters: &AdapterSet, head: &AdaptedSite) -> bool {
         && adapters.layers.iter().any(trained)
 }
 
+/// A language-model head that shares its table with the embedding in the base and no longer does with the adapter,
+/// which changes one of the two.
+fn head_to_untie<'a>(session: &'a Session, adapters: &AdapterSet) -> Option<&'a Site> {
+    if session.task.task != Task::Lm {
+        return None;
+    }
+    let tied = |site: &&(usize, &'a Site)| matches!(site.1.kind, SiteKind::TiedHead(_));
+    let (id, site) = session.model.sites().iter().enumerate().find(|site| tied(&site))?;
+    let SiteKind::TiedHead(table) = site.kind else { return None };
+    let changed = |id| adapters.layers.iter().find(|layer| layer.id == id);
+    match (changed(SiteId(id)), changed(table)) {
+        (Some(head), _) => !shares_table(adapters, head),
+        (None, table) => table.is_some(),
+    }
+    .then_some(site)
+}
+
+/// The first value that is NaN or larger than `largest`, and where it is.
+fn first_beyond(values: &[f32], largest: f32) -> Option<(usize, f32)> {
+    let found = values.par_chunks(1 << 16).enumerate().find_map_first(|(chunk, values)| {
+        let at = values.iter().position(|x| x.is_nan() || x.abs() > largest)?;
+        Some((chunk << 16 | at, values[at]))
+    })?;
+    Some(found)
+}
+
+/// The largest value that `format` can hold: that of its scale, where it has one in f16.
+fn largest_value(format: Format) -> f32 {
+    const F16: f32 = 65519.0;
+    match format {
+        Format::F16 | Format::Q4_1 => F16,
+        Format::Q4_0 => 8.0 * F16,
+        Format::Q8_0 => 127.0 * F16,
+        // What rounds to infinity in BF16.
+        Format::BF16 => 3.395e38,
+        _ => f32::MAX,
+    }
+}
+
+fn not_finite(name: &str, rows: &Range<usize>, len: usize, at: usize, what: &str) -> lowrank_models::Error {
+    let cols = len / rows.len().max(1);
+    let place = format!("{name}, row {}, column {}", rows.start + at / cols, at % cols);
+    lowrank_models::Error::Source(format!("{place}: {what}").into())
+}
+
 /// Whether a tensor is of a head that the base does not have.
 fn is_new(head: &Changes, name: &str) -> bool {
     head.tensors.iter().any(|(new, _)| new == name)
@@ -164,6 +209,12 @@ impl Session {
     /// the base does not have), or a weight cannot be read.
     pub fn merge_weights(&mut self, adapters: &AdapterSet) -> Result<()> {
         self.unmerge_weights()?;
+        if let Some(site) = head_to_untie(self, adapters) {
+            return Err(Error::Usage(format!(
+                "{} is tied to the embedding, and the adapter changes only one of the two: merge into a folder",
+                site.path
+            )));
+        }
         check(self, adapters, &Changes::default())?;
         let mut merged = Vec::new();
         for path in adapters.layers.iter().map(|layer| &layer.site.path) {
@@ -205,7 +256,19 @@ fn write(
     change: &mut Change<'_>,
 ) -> Result<()> {
     let tensors = &session.base.tensors;
-    let head = changes_of_head(session);
+    let (MergeTarget::Folder(format) | MergeTarget::Gguf(format)) = target;
+    let mut head = changes_of_head(session);
+    if let Some(site) = head_to_untie(session, adapters) {
+        if let MergeTarget::Gguf(_) = target {
+            return Err(Error::Usage(format!(
+                "{} is tied to the embedding, and the adapter changes only one of the two: merge into a folder, which can \
+                 hold both",
+                site.path
+            )));
+        }
+        head.tensors.push((format!("{}.weight", site.path), vec![site.out_features, site.in_features]));
+        head.config.insert("tie_word_embeddings".into(), json!(false));
+    }
     check(session, adapters, &head)?;
     // Where files and sites differ in a prefix.
     let mut site_names = HashMap::new();
@@ -221,7 +284,19 @@ fn write(
             true => read_head(session, name, rows.clone(), out).map_err(source)?,
             false => tensors.read_rows(name, rows.clone(), out)?,
         }
-        change(site_names.get(name).map_or(name, String::as_str), rows, out).map_err(source)
+        if let Some((at, x)) = first_beyond(out, f32::MAX) {
+            return Err(not_finite(name, &rows, out.len(), at, &format!("the base holds {x} there")));
+        }
+        change(site_names.get(name).map_or(name, String::as_str), rows.clone(), out).map_err(source)?;
+        if let Some((at, x)) = first_beyond(out, f32::MAX) {
+            return Err(not_finite(name, &rows, out.len(), at, &format!("the adapter makes it {x}")));
+        }
+        if let Some((at, x)) = first_beyond(out, largest_value(format)) {
+            let what =
+                format!("{x} is beyond the range of {}: choose f32 or bf16", format.name().to_lowercase());
+            return Err(not_finite(name, &rows, out.len(), at, &what));
+        }
+        Ok(())
     };
     match target {
         MergeTarget::Folder(format) => {
@@ -316,7 +391,7 @@ fn read_head(
 /// How far the merged model is from base + adapter on one text.
 #[derive(Clone, Copy, Debug)]
 pub struct Verified {
-    /// Largest difference of a logit.
+    /// Largest difference of a logit; NaN where one of the two gives NaN.
     pub max_difference: f32,
     /// Largest logit, to compare it with.
     pub max_logit: f32,
@@ -324,6 +399,124 @@ pub struct Verified {
     pub same_best: usize,
     /// Positions compared.
     pub positions: usize,
+}
+
+impl Verified {
+    /// What is wrong with a model merged into `format`, where its outputs differ by more than `tolerance`, or, where none
+    /// is given, by more than rounding the weights to that format explains. Of quantised formats nothing is known
+    /// beforehand: see [`Verified::warning`].
+    fn fault(&self, format: Format, tolerance: Option<f32>) -> Option<String> {
+        let difference = self.max_difference;
+        if !difference.is_finite() || !self.max_logit.is_finite() {
+            return Some("outputs of the merged or the unmerged model are not finite".into());
+        }
+        let (bound, whose) = match (tolerance, format) {
+            (Some(tolerance), _) => (tolerance, "the tolerance"),
+            (None, Format::F32) => (1e-4 + 1e-3 * self.max_logit, "rounding to f32 explains"),
+            (None, Format::F16) => (1e-3 + 0.03 * self.max_logit, "rounding to f16 explains"),
+            (None, Format::BF16) => (1e-3 + 0.2 * self.max_logit, "rounding to bf16 explains"),
+            _ => return None,
+        };
+        (difference > bound).then(|| {
+            format!("merged and unmerged outputs differ by {difference:.2e}, more than {whose} ({bound:.2e})")
+        })
+    }
+
+    /// What a user should know of a model merged into a quantised format.
+    fn warning(&self, format: Format) -> Option<String> {
+        let plain = matches!(format, Format::F32 | Format::F16 | Format::BF16);
+        (!plain && 10 * self.same_best < 9 * self.positions).then(|| {
+            format!(
+                "only {} of {} positions keep their most likely token: {} is too coarse for this model; choose a finer \
+                 dtype, or set a tolerance to make this an error",
+                self.same_best,
+                self.positions,
+                format.name().to_lowercase()
+            )
+        })
+    }
+}
+
+/// How a merge is checked before its output is kept.
+#[derive(Clone, Debug)]
+pub struct MergeCheck {
+    /// Text on which merged and unmerged are compared.
+    pub probe: String,
+    /// Largest difference of a logit (or of a class's score) that is accepted; `None`: what rounding to the format
+    /// explains.
+    pub tolerance: Option<f32>,
+}
+
+/// What [`merge_checked`] wrote.
+#[derive(Clone, Debug)]
+pub struct Merged {
+    /// What rounding costs each adapted layer.
+    pub losses: Vec<Loss>,
+    /// The comparison, where one was asked for.
+    pub verified: Option<Verified>,
+    /// What a user should know before using it.
+    pub warning: Option<String>,
+}
+
+/// Merges beside `out`, compares what was written with base + adapter, and only then puts it in its place (of what was
+/// there before, too).
+///
+/// # Errors
+/// As [`merge`] and [`verify_merge`], and where both differ by more than `check` accepts. Then nothing is left behind, and
+/// what was at `out` is still there.
+pub fn merge_checked(
+    session: &Session,
+    adapters: &AdapterSet,
+    out: &Path,
+    target: MergeTarget,
+    check: Option<&MergeCheck>,
+) -> Result<Merged> {
+    let (MergeTarget::Folder(format) | MergeTarget::Gguf(format)) = target;
+    let staging = Staging::beside(out)?;
+    let losses = merge(session, adapters, &staging.path, target)?;
+    let verified = check
+        .map(|check| {
+            let merged = session.merged(&staging.path)?;
+            let verified = verify_merge(session, adapters, &merged, &session.prompt(&check.probe)?)?;
+            match verified.fault(format, check.tolerance) {
+                Some(fault) => Err(Error::Failed(format!("{fault}; nothing was written"))),
+                None => Ok(verified),
+            }
+        })
+        .transpose()?;
+    staging.keep(out)?;
+    let warning = verified.as_ref().and_then(|verified| verified.warning(format));
+    Ok(Merged { losses, verified, warning })
+}
+
+/// A place beside an output where it is made, and which goes with everything in it unless it is kept.
+struct Staging {
+    folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Staging {
+    fn beside(out: &Path) -> Result<Self> {
+        let name = out.file_name().ok_or_else(|| Error::Usage(format!("{} names no file", out.display())))?;
+        let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let folder =
+            tempfile::Builder::new().prefix(".lowrank-").tempdir_in(parent).map_err(Error::io(parent))?;
+        Ok(Self { path: folder.path().join(name), folder })
+    }
+
+    /// Moves what was made to `out`; what is there goes.
+    fn keep(self, out: &Path) -> Result<()> {
+        if out.exists() {
+            std::fs::rename(out, self.folder.path().join("replaced")).map_err(Error::io(out))?;
+        }
+        std::fs::rename(&self.path, out).map_err(Error::io(out))
+    }
+}
+
+/// The larger of two, or NaN where one is.
+fn largest(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
 }
 
 /// Compares what `merged` gives after every token of `tokens` (as far as the model's positions reach) with what
@@ -341,8 +534,8 @@ pub fn verify_merge(
     let mut result = Verified { max_difference: 0.0, max_logit: 0.0, same_best: 0, positions: tokens.len() };
     let mut compare = |a: &[f32], b: &[f32]| {
         for (x, y) in a.iter().zip(b) {
-            result.max_difference = result.max_difference.max((x - y).abs());
-            result.max_logit = result.max_logit.max(x.abs());
+            result.max_difference = largest(result.max_difference, (x - y).abs());
+            result.max_logit = largest(result.max_logit, x.abs());
         }
         let best = |logits: &[f32]| logits.iter().enumerate().max_by(|x, y| x.1.total_cmp(y.1)).map(|x| x.0);
         result.same_best += usize::from(best(a) == best(b));

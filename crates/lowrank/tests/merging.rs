@@ -1,0 +1,138 @@
+//! Merging never lies: what is not finite, does not fit or computes something else is an error, and nothing is left behind.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Ran, lowrank, lowrank_ok, tiny_data, tiny_model};
+use safetensors::SafeTensors;
+use safetensors::tensor::{TensorView, serialize};
+
+struct Place {
+    dir: tempfile::TempDir,
+    model: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let model = tiny_model(dir.path());
+        tiny_data(&dir.path().join("data.jsonl"), 8);
+        Self { dir, model }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn adapter(&self, more: &[&str]) -> String {
+        let (data, out) = (self.path("data.jsonl"), self.path("adapter"));
+        let train = ["train", "--model", &self.model, "--data", &data, "--out", &out, "--max-steps", "2"];
+        lowrank_ok(&[&train[..], more].concat());
+        out
+    }
+
+    fn merge(&self, adapter: &str, out: &str, more: &[&str]) -> Ran {
+        let merge = ["merge", "--model", &self.model, "--adapter", adapter, "--out", out, "--force"];
+        lowrank(&[&merge[..], more].concat())
+    }
+
+    /// Names of everything here.
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Writes an f32 over the first four bytes of a tensor in a safetensors file: its first value, or in BF16 the second.
+fn set_first(file: &Path, tensor: &str, value: f32) {
+    let bytes = fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let changed: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, view)| {
+            let mut data = view.data().to_vec();
+            if name == tensor {
+                data[..4].copy_from_slice(&value.to_le_bytes());
+            }
+            (name.to_owned(), view.dtype(), view.shape().to_vec(), data)
+        })
+        .collect();
+    assert!(changed.iter().any(|(name, ..)| name == tensor), "{tensor}");
+    let views = changed
+        .iter()
+        .map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    fs::write(file, serialize(views, None).unwrap()).unwrap();
+}
+
+const Q: &str = "model.layers.0.self_attn.q_proj";
+const UP: &str = "model.layers.0.mlp.up_proj";
+
+#[test]
+fn what_is_not_finite_is_named_and_nothing_is_left() {
+    let cases: [(bool, &str, f32, &[&str], &str); 5] = [
+        (true, "lora_A", f32::NAN, &["--dtype", "f32"], "the adapter makes it NaN"),
+        (true, "lora_B", f32::INFINITY, &["--dtype", "bf16"], "the adapter makes it"),
+        (false, UP, f32::NAN, &["--dtype", "f32"], "the base holds NaN"),
+        (false, UP, f32::NEG_INFINITY, &["--dtype", "bf16"], "the base holds -inf"),
+        (false, UP, 70000.0, &["--dtype", "f16"], "is beyond the range of f16"),
+    ];
+    for (in_adapter, which, value, options, want) in cases {
+        let place = Place::new();
+        let adapter = place.adapter(&[]);
+        let (file, tensor) = match in_adapter {
+            true => (
+                Path::new(&adapter).join("adapter_model.safetensors"),
+                format!("base_model.model.{Q}.{which}.weight"),
+            ),
+            false => (Path::new(&place.model).join("model.safetensors"), format!("{which}.weight")),
+        };
+        set_first(&file, &tensor, value);
+        let out = place.path("merged");
+        fs::write(&out, "what was there").unwrap();
+        let before = place.names();
+        let ran = place.merge(&adapter, &out, options);
+        assert_ne!(ran.code, 0, "{want}: {}", ran.out);
+        assert!(ran.err.contains(want) && ran.err.contains("row 0, column "), "{want}: {}", ran.err);
+        assert_eq!(place.names(), before, "{want}");
+        assert_eq!(fs::read_to_string(&out).unwrap(), "what was there");
+    }
+}
+
+#[test]
+fn a_difference_beyond_the_tolerance_leaves_nothing() {
+    let place = Place::new();
+    let adapter = place.adapter(&["--learning-rate", "0.1"]);
+    let before = place.names();
+    let ran = place.merge(&adapter, &place.path("merged"), &["--dtype", "bf16", "--tolerance", "1e-9"]);
+    assert!(ran.code == 1 && ran.err.contains("more than the tolerance"), "{} {}", ran.code, ran.err);
+    assert_eq!(place.names(), before);
+}
+
+/// The head is tied to the embedding, which the adapter changes alone: the merged model has both.
+#[test]
+fn a_tied_table_that_is_trained_alone_is_written_apart_from_the_head() {
+    for options in [
+        &["--modules-to-save", "embed_tokens"][..],
+        &["--target-modules", "embed_tokens,q_proj", "--learning-rate", "0.1"],
+    ] {
+        let place = Place::new();
+        let adapter = place.adapter(options);
+        let eval = |more: &[&str]| -> f64 {
+            let data = place.path("data.jsonl");
+            let ran = lowrank_ok(&[&["eval", "--json", "--data", &data], more].concat());
+            serde_json::from_str::<serde_json::Value>(&ran.out).unwrap()["loss"].as_f64().unwrap()
+        };
+        let used = eval(&["--model", &place.model, "--adapter", &adapter]);
+        let out = place.path("merged");
+        let ran = place.merge(&adapter, &out, &["--dtype", "f32"]);
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let merged = eval(&["--model", &out]);
+        assert!((used - merged).abs() < 1e-5, "{options:?}: {used} {merged}");
+        let ran = place.merge(&adapter, &place.path("merged.gguf"), &["--dtype", "f32"]);
+        assert!(ran.code != 0 && ran.err.contains("merge into a folder"), "{}", ran.err);
+    }
+}
