@@ -10,6 +10,7 @@ use lowrank_models::files::{AtomicFile, write_atomic};
 use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
 
+use crate::target::targets;
 use crate::variants::{BaseWeights, NoBase, method, tokens};
 use crate::{AdapterSet, Error, LoraConfig};
 
@@ -73,10 +74,36 @@ impl AdapterSet {
         let config = LoraConfig::load(dir)?;
         let path = tensors_file(dir);
         let mut tensors = read_tensors(&path)?;
-        let mut set = Self::planned(config, sites).map_err(|e| match e {
+        let mut notes = Vec::new();
+        let has = has_tensors(&tensors, &config)?;
+        let mut without = Vec::new();
+        let lacks = |site: &Site| !has.is_empty() && !has.contains(site.path.as_str());
+        let planned = Self::planned_at(config, sites, |site| !lacks(site)).map_err(|e| match e {
             Error::NoTarget { .. } => Error::mismatch(&path, e.to_string()),
             other => other,
-        })?;
+        });
+        let mut set = planned?;
+        if !has.is_empty() && method(&set.config)?.own_targets(sites).is_none() {
+            let targets = targets(&set.config, sites)?;
+            without
+                .extend(targets.iter().map(|t| &sites[t.site]).filter(|site| lacks(site)).map(|s| &s.path));
+        }
+        if let Some(first) = without.first() {
+            notes.push(format!(
+                "{}: {} modules that target_modules names have no tensors and stay as the base has them ({first})",
+                path.display(),
+                without.len()
+            ));
+        }
+        for index in stored_beside(&tensors, &set, sites) {
+            notes.push(format!(
+                "{}: {} was stored with the adapter and is used in place of the base's",
+                path.display(),
+                sites[index].path
+            ));
+            set.add_saved(index, sites);
+        }
+        set.notes = notes;
         set.each_param(|param| {
             if !param.saved {
                 return Ok(());
@@ -89,7 +116,12 @@ impl AdapterSet {
                 .or_else(|| tensors.remove(&older?))
                 .ok_or_else(|| Error::mismatch(&path, format!("it has no tensor {name}")))?;
             if shape != param.shape {
-                let what = format!("{name} is {shape:?}, the base model takes {:?}", param.shape);
+                let resized = name.ends_with("embed_tokens.weight") || name.ends_with("lm_head.weight");
+                let fix = match resized {
+                    true => ": its vocabulary was resized, so resize the base's in the same way first",
+                    false => "",
+                };
+                let what = format!("{name} is {shape:?}, the base model takes {:?}{fix}", param.shape);
                 return Err(Error::mismatch(&path, what));
             }
             param.value = value;
@@ -98,6 +130,12 @@ impl AdapterSet {
         set.task = read_task(dir)?;
         // PEFT adds the base's own table where an embedding is adapted.
         tensors.retain(|name, _| !name.ends_with(".base_layer.weight"));
+        // A head that follows its table is stored under both names.
+        let shared = |path: &str| set.layer(path).is_some_and(|layer| layer.variant.params().is_empty());
+        tensors.retain(|name, _| {
+            let path = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(".weight"));
+            !path.is_some_and(|path| shared(path))
+        });
         if set.config.bias == "all" {
             // So it does with every bias of the module: those of modules that nothing is computed with, those under
             // two names, and those that `modules_to_save` holds already.
@@ -232,6 +270,38 @@ impl AdapterSet {
         config.push(b'\n');
         Ok(write_atomic(&dir.join(CONFIG_FILE), &config)?)
     }
+}
+
+/// Paths of the modules that a file holds tensors for; empty for a method whose tensors are those of no module.
+fn has_tensors(tensors: &Tensors, config: &LoraConfig) -> Result<BTreeSet<String>, Error> {
+    let suffixes = method(config)?.suffixes();
+    let module = |name: &String| {
+        let name = name.strip_prefix(PREFIX)?;
+        suffixes.iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.')).map(str::to_owned)
+    };
+    Ok(tensors.keys().filter_map(module).collect())
+}
+
+/// Embeddings and heads whose whole weight lies beside the adapter, without `modules_to_save` naming them: PEFT's
+/// `save_embedding_layers`, after the vocabulary was resized.
+fn stored_beside(tensors: &Tensors, set: &AdapterSet, sites: &[Site]) -> Vec<usize> {
+    let whole = |(_, site): &(usize, &Site)| {
+        let table = matches!(site.kind, SiteKind::Embedding | SiteKind::Head | SiteKind::TiedHead(_));
+        table
+            && set.layer(&site.path).is_none()
+            && tensors.contains_key(&format!("{PREFIX}{}.weight", site.path))
+    };
+    let found: Vec<usize> = sites.iter().enumerate().filter(whole).map(|(index, _)| index).collect();
+    // A head that follows its table needs no weight of its own.
+    let follows = |index: &usize| match sites[*index].kind {
+        SiteKind::TiedHead(table) => {
+            let name = |site: &Site| format!("{PREFIX}{}.weight", site.path);
+            found.contains(&table.0)
+                && tensors.get(&name(&sites[*index])) == tensors.get(&name(&sites[table.0]))
+        }
+        _ => false,
+    };
+    found.iter().copied().filter(|index| !follows(index)).collect()
 }
 
 /// `task.json` of an adapter folder, where there is one.

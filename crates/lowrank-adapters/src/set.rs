@@ -7,7 +7,7 @@ use lowrank_engine::{ActiveAdapters, Param, ParamId, Params, Prefix, Site, SiteI
 use serde_json::Value;
 
 use crate::regime::Regime;
-use crate::target::targets;
+use crate::target::{check_names, targets};
 use crate::variants::bias::{self, Biases};
 use crate::variants::saved::Saved;
 use crate::variants::tokens::{self, TrainedTokens};
@@ -40,6 +40,8 @@ pub struct AdapterSet {
     pub task: Option<Value>,
     /// What training does beside following the gradient.
     pub regime: Option<Box<dyn Regime>>,
+    /// What was passed over while reading it, as PEFT warns of it.
+    pub notes: Vec<String>,
 }
 
 impl AdapterSet {
@@ -66,7 +68,7 @@ impl AdapterSet {
         seed: u64,
         base: &dyn BaseWeights,
     ) -> Result<Self, Error> {
-        let mut set = Self::planned(config, sites)?;
+        let mut set = Self::planned_new(config, sites)?;
         for (layer, start) in set.layers.iter().zip(set.starts(seed, base)) {
             layer.variant.init(&mut set.params, &start)?;
         }
@@ -102,16 +104,37 @@ impl AdapterSet {
         ids.into_iter().for_each(|id| change(self.params.get_mut(id)));
     }
 
-    /// The same without numbers, to plan with or to fill from a file.
+    /// A fresh adapter without values, to plan with.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::new`].
+    pub fn planned_new(config: LoraConfig, sites: &[Site]) -> Result<Self, Error> {
+        config.check()?;
+        if method(&config)?.own_targets(sites).is_none() {
+            check_names(&config, sites)?;
+        }
+        Self::planned(config, sites)
+    }
+
+    /// The same, to fill from a file: names of modules that the base lacks are passed over.
     ///
     /// # Errors
     /// As [`AdapterSet::new`].
     pub fn planned(config: LoraConfig, sites: &[Site]) -> Result<Self, Error> {
+        Self::planned_at(config, sites, |_| true)
+    }
+
+    /// The same without the targets that `wanted` refuses.
+    pub(crate) fn planned_at(
+        config: LoraConfig,
+        sites: &[Site],
+        wanted: impl Fn(&Site) -> bool,
+    ) -> Result<Self, Error> {
         config.check()?;
         let method: &dyn Method = method(&config)?;
         let found = match method.own_targets(sites) {
             Some(own) => own,
-            None => targets(&config, sites)?,
+            None => targets(&config, sites)?.into_iter().filter(|t| wanted(&sites[t.site])).collect(),
         };
         let mut set = Self { config, ..Self::default() };
         let variants = method.attach(&set.config, &found, sites, &mut set.params)?;
@@ -141,6 +164,20 @@ impl AdapterSet {
             return Err(Error::Config(format!("ensure_weight_tying is not supported here: {first}")));
         }
         Ok(set)
+    }
+
+    /// A layer trained whole that the configuration does not name: an embedding or a head that was stored with the
+    /// adapter. A head that is tied to the table at `site` follows it.
+    pub(crate) fn add_saved(&mut self, index: usize, sites: &[Site]) {
+        let variant = Saved::plan(&sites[index], &mut self.params);
+        let tied = |(_, site): &(usize, &Site)| site.kind == SiteKind::TiedHead(SiteId(index));
+        if let Some((head, site)) = sites.iter().enumerate().find(tied)
+            && self.active.get(SiteId(head)).is_none()
+        {
+            let shared: Arc<dyn Variant> = Saved::tied(site, &variant, &mut self.params);
+            self.put(SiteId(head), site, shared);
+        }
+        self.put(SiteId(index), &sites[index], variant);
     }
 
     /// Puts `variant` at a site, in place of what was there.

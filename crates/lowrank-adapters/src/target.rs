@@ -77,18 +77,22 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
     if found.is_empty() {
         return Err(Error::NoTarget { target: wanted.to_string(), available: module_names(sites) });
     }
-    if let Targets::Names(names) = wanted {
-        // PEFT passes over a name that matches nothing; a typing error deserves better.
-        let unmatched: Vec<&str> = names
-            .iter()
-            .map(String::as_str)
-            .filter(|name| !sites.iter().any(|site| ends_with_name(&site.path, name)))
-            .collect();
-        if !unmatched.is_empty() {
-            return Err(Error::NoTarget { target: format!("{unmatched:?}"), available: module_names(sites) });
-        }
-    }
     Ok(found)
+}
+
+/// Checks that every name of `target_modules` is that of a layer. PEFT passes over a name that matches nothing, and so does
+/// reading an adapter; where one is made, a typing error deserves better.
+///
+/// # Errors
+/// Lists the names that match nothing, and those that exist.
+pub(crate) fn check_names(config: &LoraConfig, sites: &[Site]) -> Result<(), Error> {
+    let Some(Targets::Names(names)) = &config.target_modules else { return Ok(()) };
+    let matches = |name: &str| sites.iter().any(|site| ends_with_name(&site.path, name));
+    let unmatched: Vec<&str> = names.iter().map(String::as_str).filter(|name| !matches(name)).collect();
+    match unmatched.is_empty() {
+        true => Ok(()),
+        false => Err(Error::NoTarget { target: format!("{unmatched:?}"), available: module_names(sites) }),
+    }
 }
 
 /// How many numbered layers (blocks) a model with these `sites` has.
@@ -154,7 +158,8 @@ struct LayerFilter<'a> {
 
 impl<'a> LayerFilter<'a> {
     fn new(config: &'a LoraConfig) -> Result<Self, Error> {
-        let layers = config.layers_to_transform.as_ref().map(|l| l.as_slice());
+        // No layer at all is every layer in PEFT.
+        let layers = config.layers_to_transform.as_ref().map(|l| l.as_slice()).filter(|l| !l.is_empty());
         let patterns = match &config.layers_pattern {
             Some(p) if !p.as_slice().is_empty() => {
                 let pattern = |p: &String| regex(&format!(r"^.*\.{p}\.(\d+)\."), p);
@@ -228,7 +233,9 @@ mod tests {
         assert_eq!(found(&config(Targets::parse("layers.1.self_attn.q_proj"))).len(), 1);
         let wrong = targets(&config(Targets::parse("proj")), &sites()).unwrap_err().to_string();
         assert!(wrong.contains("q_proj, up_proj, v_proj"), "{wrong}");
-        let one_wrong = targets(&config(Targets::parse("q_proj,k_proj")), &sites()).unwrap_err().to_string();
+        let some = config(Targets::parse("q_proj,k_proj"));
+        assert_eq!(found(&some).len(), 3);
+        let one_wrong = check_names(&some, &sites()).unwrap_err().to_string();
         assert!(one_wrong.contains("k_proj"), "{one_wrong}");
     }
 
@@ -250,6 +257,9 @@ mod tests {
         let mut c = config(Targets::parse("q_proj"));
         c.layers_to_transform = Some(OneOrMany::Many(vec![0, 2]));
         assert_eq!(found(&c).len(), 2);
+        c.layers_to_transform = Some(OneOrMany::Many(Vec::new()));
+        assert_eq!(found(&c).len(), 3, "an empty list is no choice");
+        c.layers_to_transform = Some(OneOrMany::Many(vec![0, 2]));
         c.layers_pattern = Some(OneOrMany::One("blocks".into()));
         assert!(targets(&c, &sites()).is_err());
         let mut c = config(Targets::parse("all-linear"));

@@ -126,14 +126,14 @@ fn start(
 ) -> Result<AdapterSet> {
     Ok(match &options.init_adapter {
         Some(dir) => {
-            let mut set = AdapterSet::load_on(dir, session.sites(), session)?;
+            let mut set = session.load_adapter(dir)?;
             set.config.base_model_name_or_path = Some(options.model.clone());
             set
         }
         None => {
             let config = options.lora(&*session.model, total_steps)?;
             match plan {
-                true => AdapterSet::planned(config, session.sites())?,
+                true => AdapterSet::planned_new(config, session.sites())?,
                 false => AdapterSet::new_on_data(config, session.sites(), options.seed, session, inputs)?,
             }
         }

@@ -191,10 +191,20 @@ impl Session {
                         "{dir} was trained for --task {task}: eval and predict use it, this is for language models"
                     )));
                 }
-                AdapterSet::load_on(dir, self.sites(), self)?
+                self.load_adapter(dir)?
             }
             None => AdapterSet::none(),
         })
+    }
+
+    /// Reads an adapter for this model, and says what PEFT would warn of.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::load`].
+    pub fn load_adapter(&self, dir: &Path) -> Result<AdapterSet> {
+        let set = AdapterSet::load_on(dir, self.sites(), self)?;
+        set.notes.iter().for_each(|note| eprintln!("warning: {note}"));
+        Ok(set)
     }
 
     /// Several adapters at once, each with its weight; one with weight 1 as it is.
@@ -209,7 +219,7 @@ impl Session {
         let mut parts = Vec::new();
         for (number, (dir, weight)) in list.iter().enumerate() {
             parts.push((number.to_string(), *weight));
-            store.insert(&parts[number].0, AdapterSet::load_on(dir, self.sites(), self)?);
+            store.insert(&parts[number].0, self.load_adapter(dir)?);
         }
         let parts: Vec<(&str, f32)> = parts.iter().map(|(name, weight)| (name.as_str(), *weight)).collect();
         Ok(store.mix(&parts)?)

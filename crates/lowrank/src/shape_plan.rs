@@ -62,8 +62,10 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
         return Err(Error::Usage("--batch-size must be at least 1 and --max-seq-len at least 2".to_owned()));
     }
     // One step is planned; how many there are matters to the schedule of ranks only.
-    let mut adapters =
-        AdapterSet::planned(options.lora(model, options.max_steps.unwrap_or(u64::MAX))?, session.sites())?;
+    let mut adapters = AdapterSet::planned_new(
+        options.lora(model, options.max_steps.unwrap_or(u64::MAX))?,
+        session.sites(),
+    )?;
     options.apply(&mut adapters);
     let trainable = adapters.params.count();
     let training_bytes = adapters.params.training_bytes();
