@@ -77,7 +77,10 @@ impl AdapterSet {
         let mut notes = Vec::new();
         let has = has_tensors(&tensors, &config)?;
         let mut without = Vec::new();
-        let lacks = |site: &Site| !has.is_empty() && !has.contains(site.path.as_str());
+        let holds = |site: &Site| has.contains(site.path.as_str());
+        // A head that is tied to a table may have its parameters.
+        let shares = |site: &Site| matches!(site.kind, SiteKind::TiedHead(table) if holds(&sites[table.0]));
+        let lacks = |site: &Site| !has.is_empty() && !holds(site) && !shares(site);
         let planned = Self::planned_at(config, sites, |site| !lacks(site)).map_err(|e| match e {
             Error::NoTarget { .. } => Error::mismatch(&path, e.to_string()),
             other => other,
