@@ -298,7 +298,7 @@ impl Engine {
         show: Option<Bound<'_, PyAny>>,
     ) -> PyResult<(String, Vec<u32>)> {
         let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed };
-        lowrank::check_sampling(&sampling).map_err(to_python)?;
+        sampling.check().map_err(|e| to_python(e.into()))?;
         let limits = Limits { max_new_tokens, stop };
         let adapter = self.adapter();
         let listens = show.is_some();

@@ -65,6 +65,20 @@ pub enum Error {
     /// A chat template that does not parse or refuses the messages.
     #[error("chat template: {0}")]
     Template(String),
+    /// A request that no decoder can serve: names the field and what it may be.
+    #[error("{0}")]
+    Request(String),
+    /// A request that needs more rows of the key-value cache than are free. It may fit when others have left, unless it
+    /// needs more than the capacity.
+    #[error("the request needs {needed} rows of the key-value cache; {free} of {capacity} are free")]
+    NoRoom {
+        /// Rows it needs.
+        needed: usize,
+        /// Rows that are free.
+        free: usize,
+        /// Rows there are.
+        capacity: usize,
+    },
     /// What makes the numbers of a model that is written.
     #[error(transparent)]
     Source(Box<dyn std::error::Error + Send + Sync>),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use lowrank::Session;
 use lowrank::engine::Device;
-use lowrank::models::Generator;
+use lowrank::models::Sequence;
 
 fn main() -> lowrank::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -17,8 +17,8 @@ fn main() -> lowrank::Result<()> {
     let adapters = session.adapter((adapter != "-").then_some(Path::new(adapter)))?;
     let ids = session.tokenizer()?.encode(text)?;
     let device = Device::cpu();
-    let mut generator = Generator::new(&*session.model, &device, &adapters.params, &adapters.active)?;
-    let logits: Vec<Vec<f32>> = ids.iter().map(|id| generator.feed(&[*id])).collect();
+    let mut sequence = Sequence::new(&*session.model, &device, &adapters.params, &adapters.active)?;
+    let logits: Vec<Vec<f32>> = ids.iter().map(|id| sequence.feed(&[*id])).collect();
     println!("{}", serde_json::json!({ "cases": [{ "ids": ids, "logits": logits }] }));
     Ok(())
 }

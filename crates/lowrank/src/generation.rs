@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use lowrank_adapters::AdapterSet;
 use lowrank_engine::Device;
-use lowrank_models::{Generator, Sampling};
+use lowrank_models::decode::Event;
+use lowrank_models::{Decoder, DecoderOptions, Request, Sampling, Strategy};
 
-use crate::{Error, Result, Session};
+use crate::{Result, Session};
 
 /// When generation ends.
 #[derive(Clone, Debug)]
@@ -18,27 +19,6 @@ pub struct Limits {
     pub max_new_tokens: usize,
     /// Texts that end it; they are not part of the answer.
     pub stop: Vec<String>,
-}
-
-/// Checks that every number of `sampling` is one that makes sense.
-///
-/// # Errors
-/// Names the option and what it may be.
-pub fn check_sampling(sampling: &Sampling) -> Result<()> {
-    let wrong = |what: &str| Err(Error::Usage(what.to_owned()));
-    if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
-        return wrong("--temperature must be a number from 0");
-    }
-    if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
-        return wrong("--top-p must be more than 0 and at most 1");
-    }
-    if !(0.0..=1.0).contains(&sampling.min_p) {
-        return wrong("--min-p must be from 0 to 1");
-    }
-    if !(sampling.repetition_penalty > 0.0 && sampling.repetition_penalty.is_finite()) {
-        return wrong("--repetition-penalty must be more than 0");
-    }
-    Ok(())
 }
 
 /// What was generated.
@@ -54,23 +34,24 @@ pub struct Generated {
     pub decode_time: Duration,
 }
 
-/// A growing text on a base model with an adapter.
+/// Continues texts on a base model with an adapter, one at a time.
 pub struct TextGenerator<'m> {
     session: &'m Session,
-    generator: Generator<'m>,
+    decoder: Decoder<'m>,
     ends: Vec<u32>,
     stop: Arc<AtomicBool>,
 }
 
 impl<'m> TextGenerator<'m> {
-    /// An empty text.
+    /// A generator without text.
     ///
     /// # Errors
-    /// Where the model has no tokenizer.
+    /// Where the model has no tokenizer or does not generate.
     pub fn new(session: &'m Session, device: &'m Device, adapters: &'m AdapterSet) -> Result<Self> {
         let ends = session.ends()?;
-        let generator = Generator::new(&*session.model, device, &adapters.params, &adapters.active)?;
-        Ok(Self { session, generator, ends, stop: Arc::default() })
+        let (model, options) = (&*session.model, DecoderOptions::default());
+        let decoder = Decoder::new(model, device, &adapters.params, &adapters.active, options)?;
+        Ok(Self { session, decoder, ends, stop: Arc::default() })
     }
 
     /// Ends what is generated after the token at hand once `stop` is set.
@@ -86,34 +67,12 @@ impl<'m> TextGenerator<'m> {
         self.session.prompt(text)
     }
 
-    /// Tokens so far.
-    pub fn tokens(&self) -> &[u32] {
-        self.generator.tokens()
-    }
-
-    /// Continues the conversation whose tokens are `all`: what is new since the last answer is appended;
-    /// where the template rewrote the past, everything is read again.
+    /// Continues `prompt`; `show` gets each piece of text as soon as it is certain. Where the prompt begins with the
+    /// last one and its answer, as a conversation does, only what is new is computed.
     ///
     /// # Errors
-    /// As [`TextGenerator::generate`].
-    pub fn reply(
-        &mut self,
-        all: &[u32],
-        sampling: &Sampling,
-        limits: &Limits,
-        show: impl FnMut(&str),
-    ) -> Result<Generated> {
-        let known = self.tokens().iter().zip(all).take_while(|(a, b)| a == b).count();
-        // At least one token must be read again, to give the logits of what follows.
-        let keep = known.min(all.len().saturating_sub(1));
-        self.generator.truncate(keep);
-        self.generate(&all[keep..], sampling, limits, show)
-    }
-
-    /// Appends `prompt` and continues it; `show` gets each piece of text as soon as it is certain.
-    ///
-    /// # Errors
-    /// Where the tokenizer refuses, or the prompt is longer than the model's positions reach.
+    /// Where the tokenizer refuses, a field of `sampling` makes no sense, or the prompt is longer than the model's
+    /// positions reach.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -125,32 +84,33 @@ impl<'m> TextGenerator<'m> {
         let tokenizer = self.session.tokenizer()?;
         let mut stream = tokenizer.stream(true);
         let mut text = StopFilter::new(&limits.stop);
-        let limit = self.session.model.position_limit().unwrap_or(usize::MAX);
-        let limit = limit.saturating_sub(self.generator.virtual_tokens());
-        let start = self.tokens().len() + prompt.len();
-        if start > limit {
-            return Err(Error::Usage(format!(
-                "the prompt has {start} tokens; the model's positions end at {limit}"
-            )));
-        }
         let begin = Instant::now();
-        let mut logits = self.generator.feed(prompt);
-        let first = Instant::now();
-        out.prompt_time = first - begin;
-        while out.tokens.len() < limits.max_new_tokens {
-            let token = self.generator.sample(logits, sampling);
-            out.tokens.push(token);
-            if self.ends.contains(&token) {
-                break;
+        let mut first = None;
+        let id = self.decoder.join(&Request {
+            prompt: prompt.to_vec(),
+            max_new_tokens: limits.max_new_tokens,
+            stop_tokens: self.ends.clone(),
+            strategy: Strategy::Sample(sampling.clone()),
+            keep: true,
+            ..Request::default()
+        })?;
+        'text: while !self.decoder.is_idle() {
+            for (_, event) in self.decoder.step() {
+                let Event::Token { token, .. } = event else { continue };
+                first.get_or_insert_with(Instant::now);
+                out.tokens.push(token);
+                if self.ends.contains(&token) {
+                    continue;
+                }
+                let flow = text.push(&stream.push(token)?, &mut show);
+                if flow.is_break() || self.stop.load(Ordering::Relaxed) {
+                    break 'text;
+                }
             }
-            let flow = text.push(&stream.push(token)?, &mut show);
-            let stopped = flow.is_break() || self.stop.load(Ordering::Relaxed);
-            if stopped || out.tokens.len() == limits.max_new_tokens || self.tokens().len() == limit {
-                break;
-            }
-            logits = self.generator.feed(&[token]);
         }
-        out.decode_time = first.elapsed();
+        self.decoder.leave(id);
+        let first = first.unwrap_or_else(Instant::now);
+        (out.prompt_time, out.decode_time) = (first - begin, first.elapsed());
         let rest = stream.finish()?;
         if text.push(&rest, &mut show).is_continue() {
             text.finish(&mut show);

@@ -41,7 +41,7 @@ pub use error::{Error, Result};
 pub use extraction::extract_adapter;
 pub use finetune::{LOG_FILE, Prepared, finetune, finetune_with, prepare};
 pub use forecast::{Forecast, forecast};
-pub use generation::{Generated, Limits, TextGenerator, check_sampling};
+pub use generation::{Generated, Limits, TextGenerator};
 pub use lowrank_adapters as adapters;
 pub use lowrank_engine as engine;
 pub use lowrank_models as models;

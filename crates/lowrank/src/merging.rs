@@ -10,7 +10,7 @@ use lowrank_engine::{
     WeightRef, kernels,
 };
 use lowrank_models::files::{self, Changes};
-use lowrank_models::{Generator, Head, TokenBatch};
+use lowrank_models::{Head, Sequence, TokenBatch};
 use lowrank_train::Task;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -551,8 +551,8 @@ pub fn verify_merge(
     }
     let device = Device::cpu();
     let (no_params, no_adapters) = (Params::default(), ActiveAdapters::default());
-    let mut ours = Generator::new(&*session.model, &device, &adapters.params, &adapters.active)?;
-    let mut theirs = Generator::new(&*merged.model, &device, &no_params, &no_adapters)?;
+    let mut ours = Sequence::new(&*session.model, &device, &adapters.params, &adapters.active)?;
+    let mut theirs = Sequence::new(&*merged.model, &device, &no_params, &no_adapters)?;
     for token in tokens {
         compare(&ours.feed(&[*token]), &theirs.feed(&[*token]));
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use lowrank_adapters::AdapterSet;
-use lowrank_models::{Decoder, Decoding};
+use lowrank_models::{Decoder, DecoderOptions, Request, SearchOptions, Strategy};
 use lowrank_train::PromptGroup;
 use lowrank_train::nlg::Segment;
 use serde_json::{Value, json};
@@ -15,7 +15,9 @@ use crate::{Error, Result, Session};
 #[derive(Clone, Debug)]
 pub struct TextOptions {
     /// The search.
-    pub decoding: Decoding,
+    pub search: SearchOptions,
+    /// Tokens of an answer at most.
+    pub max_new_tokens: usize,
     /// Prompts followed at once.
     pub batch_size: usize,
     /// Texts that end an answer; they are not part of it.
@@ -35,44 +37,38 @@ pub fn continue_texts(
 ) -> Result<Vec<String>> {
     let tokenizer = session.tokenizer()?;
     let device = session.device();
-    let decoder = Decoder::new(&*session.model, &device, &adapters.params, &adapters.active)?;
+    let AdapterSet { params, active, .. } = adapters;
+    let mut decoder = Decoder::new(&*session.model, &device, params, active, DecoderOptions::default())?;
     let ends = session.ends()?;
-    let limit = session.model.position_limit().unwrap_or(usize::MAX);
-    let limit = limit.saturating_sub(adapters.active.virtual_tokens);
-    let mut encoded = Vec::new();
+    let mut requests = Vec::new();
     for (i, prompt) in prompts.iter().enumerate() {
-        let tokens = session.prompt(prompt)?;
-        if tokens.len() > limit {
-            return Err(Error::Usage(format!(
-                "prompt {} has {} tokens; the model's positions end at {limit}",
-                i + 1,
-                tokens.len()
-            )));
-        }
-        encoded.push(tokens);
+        let request = Request {
+            prompt: session.prompt(prompt)?,
+            max_new_tokens: options.max_new_tokens,
+            stop_tokens: ends.clone(),
+            strategy: Strategy::Search(options.search.clone()),
+            ..Request::default()
+        };
+        // All prompts are checked before the first is continued.
+        decoder.rows_needed(&request).map_err(|e| Error::Usage(format!("prompt {}: {e}", i + 1)))?;
+        requests.push(request);
     }
-    // Prompts of about one length end at about the same time.
-    let mut order: Vec<usize> = (0..prompts.len()).collect();
-    order.sort_by_key(|i| encoded[*i].len());
     let mut texts = vec![String::new(); prompts.len()];
     let mut done = 0;
-    for chunk in order.chunks(options.batch_size.max(1)) {
-        let batch: Vec<&[u32]> = chunk.iter().map(|i| &encoded[*i][..]).collect();
-        for (i, decoded) in chunk.iter().zip(decoder.decode(&batch, &ends, &options.decoding)) {
-            let mut tokens = &decoded.tokens[..];
-            if let Some((last, rest)) = tokens.split_last()
-                && ends.contains(last)
-            {
-                tokens = rest;
-            }
-            let text = tokenizer.decode(tokens, true)?;
-            let cut =
-                options.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s.as_str())).min();
-            texts[*i] = text[..cut.unwrap_or(text.len())].trim().to_owned();
+    decoder.complete(&requests, options.batch_size, |i, decoded| {
+        let mut tokens = &decoded[0].tokens[..];
+        if let Some((last, rest)) = tokens.split_last()
+            && ends.contains(last)
+        {
+            tokens = rest;
         }
-        done += chunk.len();
+        let text = tokenizer.decode(tokens, true)?;
+        let cut = options.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s.as_str())).min();
+        texts[i] = text[..cut.unwrap_or(text.len())].trim().to_owned();
+        done += 1;
         progress(done);
-    }
+        Ok(())
+    })?;
     Ok(texts)
 }
 

@@ -9,7 +9,7 @@ use common::{Expected, close, example, fixture, lowrank, lowrank_ok, tiny_data, 
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::{Device, Label, kernels};
 use lowrank::models::files::Form;
-use lowrank::models::{Decoder, Decoding, Generator, Sampling};
+use lowrank::models::{Decoded, Decoder, DecoderOptions, Request, Sequence};
 use lowrank::train::{Example, PackedBatch, StepOptions, Stepper, Target, Task, pack};
 use lowrank::{Session, TrainOptions};
 use serde_json::Value;
@@ -173,33 +173,40 @@ fn check_virtual(name: &str, base: &str) {
     let expected = Expected::file(&dir.with_extension("safetensors"));
     let device = Device::cpu();
     for (i, example) in examples(base).iter().enumerate() {
-        let mut generator = Generator::new(&*session.model, &device, &set.params, &set.active).unwrap();
+        let mut sequence = Sequence::new(&*session.model, &device, &set.params, &set.active).unwrap();
         // Some tokens at once and others one by one are the same text.
         let (first, rest) = example.tokens.split_at(example.tokens.len() / 2);
-        let mut logits = generator.feed(first);
+        let mut logits = sequence.feed(first);
         let vocab = logits.len();
         let want = expected.floats(&format!("logits_{i}"));
         for (row, token) in (first.len()..).zip(rest) {
             close(name, &logits, &want[(row - 1) * vocab..row * vocab], 1e-4);
-            logits = generator.feed(&[*token]);
+            logits = sequence.feed(&[*token]);
         }
         close(name, &logits, &want[want.len() - vocab..], 1e-4);
-        generator.truncate(first.len() - 1);
-        let again = generator.feed(&first[first.len() - 1..]);
+        sequence.truncate(first.len() - 1);
+        let again = sequence.feed(&first[first.len() - 1..]);
         close(name, &again, &want[(first.len() - 1) * vocab..first.len() * vocab], 1e-4);
     }
-    // Many prompts at once are continued as one is, whose logits were just held to PEFT's.
-    let mut generator = Generator::new(&*session.model, &device, &set.params, &set.active).unwrap();
-    let mut logits = generator.feed(&examples(base)[0].tokens);
+    // The decoder continues a prompt with the likeliest tokens of those logits, also beside another.
+    let prompt = &examples(base)[0].tokens[..];
+    let mut sequence = Sequence::new(&*session.model, &device, &set.params, &set.active).unwrap();
+    let mut logits = sequence.feed(prompt);
     let mut want = Vec::new();
     for _ in 0..6 {
-        want.push(generator.sample(logits, &Sampling::default()));
-        logits = generator.feed(&want[want.len() - 1..]);
+        let mut best = [0];
+        kernels::argmax(&logits, logits.len(), &mut best);
+        want.extend(best);
+        logits = sequence.feed(&best);
     }
-    let decoder = Decoder::new(&*session.model, &device, &set.params, &set.active).unwrap();
-    let prompt = &examples(base)[0].tokens[..];
-    let how = Decoding { max_new_tokens: want.len(), ..Decoding::default() };
-    assert_eq!(decoder.decode(&[prompt, prompt], &[], &how)[1].tokens, want, "{name}");
+    let options = DecoderOptions::default();
+    let mut decoder = Decoder::new(&*session.model, &device, &set.params, &set.active, options).unwrap();
+    let request = Request { prompt: prompt.to_vec(), max_new_tokens: want.len(), ..Request::default() };
+    let check_text = |_, texts: Vec<Decoded>| {
+        assert_eq!(texts[0].tokens, want, "{name}");
+        Ok(())
+    };
+    decoder.complete(&[request.clone(), request], 2, check_text).unwrap();
 
     check(name, &session, set.clone(), &texts_behind(base, &session, &set));
     let out = tempfile::tempdir().unwrap();

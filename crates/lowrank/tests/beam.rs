@@ -6,15 +6,15 @@ use common::{Expected, fixture};
 use lowrank::Session;
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::Device;
-use lowrank::models::{Decoder, Decoding, EarlyStopping};
+use lowrank::models::decode::EarlyStopping;
+use lowrank::models::{Decoded, Decoder, DecoderOptions, Request, SearchOptions, Strategy};
 use serde_json::Value;
 
 const ENDS: [u32; 3] = [2, 7, 40];
 
-fn decoding(options: &Value) -> Decoding {
+fn search(options: &Value) -> SearchOptions {
     let number = |key: &str, default: f64| options.get(key).map_or(default, |v| v.as_f64().unwrap());
-    Decoding {
-        max_new_tokens: 16,
+    SearchOptions {
         num_beams: number("num_beams", 1.0) as usize,
         length_penalty: number("length_penalty", 1.0) as f32,
         no_repeat_ngram_size: number("no_repeat_ngram_size", 0.0) as usize,
@@ -38,13 +38,25 @@ fn texts_equal_transformers() {
         let expected = Expected::open(&dir);
         let session = Session::open(dir.to_str().unwrap()).unwrap();
         let adapters = AdapterSet::load(&dir.join("adapter"), session.sites()).unwrap();
-        let prompts: Vec<Vec<u32>> =
-            (0..3).map(|i| expected.ints(&format!("ids_{i}")).iter().map(|t| *t as u32).collect()).collect();
-        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let device = Device::cpu();
-        let decoder = Decoder::new(&*session.model, &device, &adapters.params, &adapters.active).unwrap();
         let options = &group[0]["options"];
-        let given = decoder.decode(&prompts, &ENDS, &decoding(options));
+        let request = |i: usize| Request {
+            prompt: expected.ints(&format!("ids_{i}")).iter().map(|t| *t as u32).collect(),
+            max_new_tokens: 16,
+            stop_tokens: ENDS.to_vec(),
+            strategy: Strategy::Search(search(options)),
+            ..Request::default()
+        };
+        let requests: Vec<Request> = (0..3).map(request).collect();
+        let device = Device::cpu();
+        let AdapterSet { params, active, .. } = &adapters;
+        let limits = DecoderOptions::default();
+        let mut decoder = Decoder::new(&*session.model, &device, params, active, limits).unwrap();
+        let mut given = vec![Decoded::default(); 3];
+        let keep = |i: usize, mut texts: Vec<Decoded>| {
+            given[i] = texts.remove(0);
+            Ok(())
+        };
+        decoder.complete(&requests, 3, keep).unwrap();
         for (entry, given) in group.iter().zip(&given) {
             assert_eq!(&entry["options"], options);
             let want: Vec<u32> =
@@ -53,7 +65,7 @@ fn texts_equal_transformers() {
             if let Some(score) = entry.get("score") {
                 let score = score.as_f64().unwrap() as f32;
                 assert!(
-                    (given.score - score).abs() < 1e-4 * score.abs().max(1.0),
+                    (given.score.unwrap() - score).abs() < 1e-4 * score.abs().max(1.0),
                     "{name}: {given:?}, {score}"
                 );
             }

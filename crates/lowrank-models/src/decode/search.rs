@@ -1,8 +1,63 @@
-//! The search for one prompt: which tokens follow, given the logits of each beam.
+//! Greedy and beam search behind one prompt, as transformers' `generate` does them: which tokens follow, given the
+//! logits of each beam.
 
 use std::collections::BinaryHeap;
 
-use super::{Decoded, Decoding, EarlyStopping};
+use super::request::Decoded;
+use crate::{Error, Result};
+
+/// Whether a beam search ends before nothing can get better (transformers' `early_stopping`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EarlyStopping {
+    /// Where the best beam, at its present length, is worse than all finished ones.
+    #[default]
+    Likely,
+    /// As soon as there are as many finished texts as beams.
+    Always,
+    /// Where no length it can still reach would make the best beam better.
+    Never,
+}
+
+/// How to search.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SearchOptions {
+    /// Texts followed at once; 1 takes the most likely token each time.
+    pub num_beams: usize,
+    /// A finished text of `n` tokens scores `sum of log-probabilities / n^length_penalty`.
+    pub length_penalty: f32,
+    /// When a search ends.
+    pub early_stopping: EarlyStopping,
+    /// No run of so many tokens occurs twice, the prompt included; 0 for no such rule.
+    pub no_repeat_ngram_size: usize,
+}
+
+impl Default for SearchOptions {
+    /// Greedy.
+    fn default() -> Self {
+        Self {
+            num_beams: 1,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::default(),
+            no_repeat_ngram_size: 0,
+        }
+    }
+}
+
+impl SearchOptions {
+    /// Checks that every field has a value that makes sense.
+    ///
+    /// # Errors
+    /// Names the field and what it may be.
+    pub fn check(&self) -> Result<()> {
+        if self.num_beams == 0 {
+            return Err(Error::Request("num_beams must be at least 1".into()));
+        }
+        if !self.length_penalty.is_finite() {
+            return Err(Error::Request("length_penalty must be a finite number".into()));
+        }
+        Ok(())
+    }
+}
 
 /// A text that is being followed.
 #[derive(Clone, Debug)]
@@ -17,23 +72,21 @@ pub(super) struct Beam {
 
 /// Greedy or beam search behind one prompt.
 pub(super) struct Search {
-    how: Decoding,
+    how: SearchOptions,
     ends: Vec<u32>,
     most: usize,
-    prompt_len: usize,
     beams: Vec<Beam>,
-    /// Finished texts and their scores, best first.
-    finished: Vec<Decoded>,
+    /// Scores and tokens of finished texts, best first.
+    finished: Vec<(f32, Vec<u32>)>,
     done: bool,
 }
 
 impl Search {
     /// At most `most` tokens are generated.
-    pub fn new(how: &Decoding, most: usize, ends: &[u32], prompt_len: usize) -> Self {
-        assert!(how.num_beams > 0, "at least one beam");
+    pub fn new(how: &SearchOptions, most: usize, ends: &[u32]) -> Self {
         let beams = vec![Beam { tokens: Vec::new(), score: 0.0, lane: 0 }];
         let (how, ends) = (how.clone(), ends.to_vec());
-        Self { how, ends, most, prompt_len, beams, finished: Vec::new(), done: false }
+        Self { how, ends, most, beams, finished: Vec::new(), done: false }
     }
 
     /// The texts that go on.
@@ -47,12 +100,11 @@ impl Search {
     }
 
     /// The best text.
-    pub fn finish(mut self) -> Decoded {
-        if self.finished.is_empty() {
-            // Only where every continuation was forbidden.
-            return Decoded { tokens: std::mem::take(&mut self.beams[0].tokens), score: f32::NEG_INFINITY };
-        }
-        self.finished.swap_remove(0)
+    pub fn best(&mut self) -> Decoded {
+        // None is finished only where every continuation was forbidden.
+        let unfinished = || (f32::NEG_INFINITY, std::mem::take(&mut self.beams[0].tokens));
+        let (score, tokens) = self.finished.first_mut().map_or_else(unfinished, std::mem::take);
+        Decoded { tokens, score: Some(score) }
     }
 
     /// Gives every beam a lane of its own: `copy(from, to)` copies the rows of a lane.
@@ -70,7 +122,6 @@ impl Search {
 
     /// Goes one token further, given the logits `[beams, V]`.
     pub fn advance(&mut self, prompt: &[u32], logits: &[f32]) {
-        debug_assert_eq!(prompt.len(), self.prompt_len);
         let vocab = logits.len() / self.beams.len();
         // transformers keeps so many, so that enough go on where the best ones end.
         let keep = match self.how.num_beams {
@@ -101,11 +152,11 @@ impl Search {
         let beams = self.how.num_beams;
         let divisor = if beams == 1 { 1.0 } else { (length as f32).powf(self.how.length_penalty) };
         // Only the first `num_beams` may end; the others are there to go on.
-        let ended: Vec<Decoded> = candidates
+        let ended: Vec<(f32, Vec<u32>)> = candidates
             .iter()
             .take(beams)
             .filter(|c| ends(c))
-            .map(|c| Decoded { tokens: longer(c), score: c.score / divisor })
+            .map(|c| (c.score / divisor, longer(c)))
             .collect();
         let next: Vec<Beam> = candidates
             .iter()
@@ -115,7 +166,7 @@ impl Search {
             .collect();
         self.finished.extend(ended);
         // Stable: of equal scores the earlier text stays in front.
-        self.finished.sort_by(|a, b| b.score.total_cmp(&a.score));
+        self.finished.sort_by(|a, b| b.0.total_cmp(&a.0));
         self.finished.truncate(beams);
         self.done = next.is_empty() || !self.can_improve(next[0].score, length);
         if !self.done {
@@ -136,7 +187,7 @@ impl Search {
             EarlyStopping::Never if penalty > 0.0 => self.most,
             _ => length,
         };
-        let worst = self.finished.last().expect("there is one").score;
+        let worst = self.finished.last().expect("there is one").0;
         score / (reach as f32).powf(penalty) > worst
     }
 }

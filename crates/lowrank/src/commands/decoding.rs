@@ -1,6 +1,7 @@
 //! Flags of greedy and beam search.
 
-use lowrank::models::{Decoding, EarlyStopping};
+use lowrank::models::SearchOptions;
+use lowrank::models::decode::EarlyStopping;
 use lowrank::{Error, Result};
 
 /// How to search, in transformers' words.
@@ -27,13 +28,7 @@ impl Flags {
     }
 
     /// What they say.
-    pub fn decoding(&self, max_new_tokens: usize) -> Result<Decoding> {
-        if self.num_beams == 0 {
-            return Err(Error::Usage("--num-beams must be at least 1".into()));
-        }
-        if !self.length_penalty.is_finite() {
-            return Err(Error::Usage("--length-penalty must be a number".into()));
-        }
+    pub fn options(&self) -> Result<SearchOptions> {
         let early_stopping = match self.early_stopping.as_str() {
             "false" => EarlyStopping::Likely,
             "true" => EarlyStopping::Always,
@@ -42,12 +37,13 @@ impl Flags {
                 return Err(Error::Usage(format!("--early-stopping {other}: choose false, true or never")));
             }
         };
-        Ok(Decoding {
-            max_new_tokens,
+        let options = SearchOptions {
             num_beams: self.num_beams,
             length_penalty: self.length_penalty,
             early_stopping,
             no_repeat_ngram_size: self.no_repeat_ngram_size,
-        })
+        };
+        options.check()?;
+        Ok(options)
     }
 }

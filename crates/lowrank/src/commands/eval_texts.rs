@@ -64,7 +64,8 @@ impl Flags {
             Some(path) => read_texts(path)?,
             None => {
                 let how = TextOptions {
-                    decoding: self.search.decoding(self.max_new_tokens)?,
+                    search: self.search.options()?,
+                    max_new_tokens: self.max_new_tokens,
                     batch_size,
                     stop: self.stop.clone(),
                 };

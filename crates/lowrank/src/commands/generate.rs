@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lowrank::models::{Message, Sampling};
-use lowrank::{Error, Limits, Result, Session, TextGenerator, TextOptions, check_sampling, continue_texts};
+use lowrank::{Error, Limits, Result, Session, TextGenerator, TextOptions, continue_texts};
 
 /// What to continue and how.
 #[derive(clap::Args)]
@@ -83,7 +83,7 @@ impl Args {
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
         };
-        check_sampling(&sampling)?;
+        sampling.check()?;
         Ok(sampling)
     }
 
@@ -119,7 +119,8 @@ fn work(args: &Args) -> Result<ExitCode> {
     };
     if args.search.is_search() {
         let how = TextOptions {
-            decoding: args.search.decoding(args.max_new_tokens)?,
+            search: args.search.options()?,
+            max_new_tokens: args.max_new_tokens,
             batch_size: 1,
             stop: args.stop.clone(),
         };
@@ -179,7 +180,7 @@ fn chat(
         }
         messages.push(Message::new("user", &said));
         let tokens = session.chat_prompt(&messages[..].into())?;
-        let answer = generator.reply(&tokens, sampling, limits, show)?;
+        let answer = generator.generate(&tokens, sampling, limits, show)?;
         println!();
         messages.push(Message::new("assistant", answer.text));
     }

@@ -1,0 +1,345 @@
+//! The decoder: requests that join, are computed together step by step, and leave.
+
+use std::collections::VecDeque;
+
+use lowrank_engine::{ActiveAdapters, Device, Params};
+use rayon::prelude::*;
+
+use super::job::Job;
+use super::lanes::{Lane, Lanes, Pass};
+use super::request::{Decoded, Event, Finish, Request, RequestId, Strategy};
+use crate::model::Model;
+use crate::{Error, Result};
+
+/// What a decoder may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecoderOptions {
+    /// Rows (tokens of prompts and texts) of the cache at most. `usize::MAX`: as many as requests need.
+    pub cache_rows: usize,
+    /// Tokens of prompts that one step computes at most: texts go on between the chunks of a long prompt.
+    pub prefill_chunk: usize,
+}
+
+impl Default for DecoderOptions {
+    /// No bound on rows; 512 tokens a chunk, enough for full speed.
+    fn default() -> Self {
+        Self { cache_rows: usize::MAX, prefill_chunk: 512 }
+    }
+}
+
+/// Requests over one base model with its adapters.
+pub struct Decoder<'m> {
+    lanes: Lanes<'m>,
+    options: DecoderOptions,
+    /// In the order they joined.
+    jobs: Vec<Job>,
+    /// Sequences whose rows are kept, oldest first.
+    kept: VecDeque<(Vec<u32>, Lane)>,
+    /// What is said in the next step.
+    events: Vec<(RequestId, Event)>,
+    next: u64,
+}
+
+/// Lengths that follow from a request.
+struct Plan {
+    /// Virtual tokens, then the prompt.
+    tokens: Vec<u32>,
+    /// Tokens of a text at most.
+    limit: usize,
+    /// Texts followed at once.
+    branches: usize,
+}
+
+impl Plan {
+    /// Rows of the prompt's lane at most.
+    fn prompt_rows(&self) -> usize {
+        // The only text goes on in the prompt's lane. The last token of a text is never fed.
+        let own = if self.branches == 1 { self.limit.saturating_sub(1) } else { 0 };
+        self.tokens.len().saturating_add(own)
+    }
+
+    /// Rows of all lanes at most.
+    fn rows(&self) -> usize {
+        let branches = if self.branches == 1 { 0 } else { self.branches };
+        self.prompt_rows().saturating_add(branches.saturating_mul(self.limit.saturating_sub(1)))
+    }
+}
+
+impl<'m> Decoder<'m> {
+    /// A decoder on `model` with the adapters `adapters` (whose values are in `params`).
+    ///
+    /// # Errors
+    /// Where the model has no language-model head.
+    pub fn new(
+        model: &'m dyn Model,
+        device: &'m Device,
+        params: &'m Params,
+        adapters: &'m ActiveAdapters,
+        options: DecoderOptions,
+    ) -> Result<Self> {
+        let lanes = Lanes::new(model, device, params, adapters, options.cache_rows)?;
+        let (jobs, kept, events) = (Vec::new(), VecDeque::new(), Vec::new());
+        Ok(Self { lanes, options, jobs, kept, events, next: 0 })
+    }
+
+    /// Rows of the cache that a request needs at most: `P + n - 1` for a prompt of `P` tokens and one text of `n`,
+    /// `P + c (n - 1)` for `c` samples or beams.
+    ///
+    /// # Errors
+    /// Where the request makes no sense for this model.
+    pub fn rows_needed(&self, request: &Request) -> Result<usize> {
+        Ok(self.plan(request)?.rows())
+    }
+
+    /// Rows of the cache that no request may come to use. Those kept for later prompts count as free.
+    pub fn free_rows(&self) -> usize {
+        let kept = self.kept.iter().map(|(_, lane)| self.lanes.len(lane)).sum::<usize>();
+        self.lanes.rows.capacity().saturating_sub(self.lanes.rows.committed() - kept)
+    }
+
+    /// Whether no request is here.
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty() && self.events.is_empty()
+    }
+
+    /// Accepts a request. All rows that it may need are set aside, so that it never fails on its way.
+    ///
+    /// # Errors
+    /// Where the request makes no sense for this model ([`Error::Request`]) or needs more rows than are free
+    /// ([`Error::NoRoom`]).
+    pub fn join(&mut self, request: &Request) -> Result<RequestId> {
+        let plan = self.plan(request)?;
+        let (needed, free) = (plan.rows(), self.free_rows());
+        if needed > free {
+            return Err(Error::NoRoom { needed, free, capacity: self.lanes.rows.capacity() });
+        }
+        let id = RequestId(self.next);
+        self.next += 1;
+        if plan.limit == 0 {
+            match request.strategy {
+                Strategy::Sample(_) => {
+                    let finished = |choice| (id, Event::Finished { choice, reason: Finish::Length });
+                    self.events.extend((0..request.choices).map(finished));
+                }
+                Strategy::Search(_) => self.events.push((id, Event::Found(Decoded::default()))),
+            }
+            return Ok(id);
+        }
+        let known = self.take_kept(&plan.tokens);
+        let reused = known.as_ref().map_or(0, |(_, lane)| self.lanes.len(lane));
+        let capacity = self.lanes.rows.capacity();
+        while self.lanes.rows.committed() - reused > capacity - needed && !self.kept.is_empty() {
+            self.drop_oldest_kept();
+        }
+        let prompt = match known {
+            Some((len, lane)) => {
+                self.lanes.truncate(&lane, len, plan.prompt_rows());
+                lane
+            }
+            None => self.lanes.open(plan.prompt_rows()),
+        };
+        let virtual_tokens = plan.tokens.len() - request.prompt.len();
+        let job = Job::new(id, request, plan.tokens, virtual_tokens, plan.limit, prompt, &mut self.lanes);
+        self.jobs.push(job);
+        Ok(id)
+    }
+
+    /// Ends a request, of which nothing more is heard. Its rows are free.
+    pub fn leave(&mut self, id: RequestId) {
+        self.events.retain(|(of, _)| *of != id);
+        if let Some(at) = self.jobs.iter().position(|job| job.id == id) {
+            let job = self.jobs.remove(at);
+            self.retire(job);
+        }
+    }
+
+    /// Ends one of a request's sampled texts, of which nothing more is heard.
+    pub fn end_choice(&mut self, id: RequestId, choice: usize) {
+        let same = |event: &Event| match event {
+            Event::Token { choice: of, .. } | Event::Finished { choice: of, .. } => *of == choice,
+            Event::Found(_) => false,
+        };
+        self.events.retain(|(of, event)| *of != id || !same(event));
+        if let Some(at) = self.jobs.iter().position(|job| job.id == id) {
+            self.jobs[at].end(choice);
+            self.jobs[at].free_ended(&mut self.lanes);
+            if self.jobs[at].is_done() {
+                self.leave(id);
+            }
+        }
+    }
+
+    /// Frees the rows that are kept for later prompts.
+    pub fn drop_kept(&mut self) {
+        while !self.kept.is_empty() {
+            self.drop_oldest_kept();
+        }
+    }
+
+    /// One forward pass: the newest token of every text that goes on, and the next chunk of prompts.
+    pub fn step(&mut self) -> Vec<(RequestId, Event)> {
+        let mut events = std::mem::take(&mut self.events);
+        let mut left = self.options.prefill_chunk.max(1);
+        let mut take = |job: &Job, lanes: &Lanes<'_>| {
+            let take = job.waiting(lanes).min(left);
+            left -= take;
+            take
+        };
+        let takes: Vec<usize> = self.jobs.iter().map(|job| take(job, &self.lanes)).collect();
+        for (job, take) in self.jobs.iter_mut().zip(&takes) {
+            job.reserve(*take, &mut self.lanes);
+        }
+        let mut pass = Pass::default();
+        let mut rows = Vec::new();
+        for (job, take) in self.jobs.iter().zip(&takes) {
+            rows.push(job.append(*take, &mut pass, &mut self.lanes));
+        }
+        if pass.is_empty() {
+            return events;
+        }
+        let logits = self.lanes.run(pass);
+        let vocab = self.lanes.vocab();
+        let mut rest = &logits[..];
+        let mut parts = Vec::new();
+        for (job, rows) in self.jobs.iter_mut().zip(rows) {
+            let (own, others) = rest.split_at(rows * vocab);
+            rest = others;
+            if rows > 0 {
+                parts.push((job, own));
+            }
+        }
+        let advance = |(job, logits): (&mut Job, &[f32])| {
+            let id = job.id;
+            job.advance(logits, vocab).into_iter().map(move |event| (id, event)).collect::<Vec<_>>()
+        };
+        if parts.len() > 1 {
+            let said: Vec<_> = parts.into_par_iter().map(advance).collect();
+            events.extend(said.into_iter().flatten());
+        } else {
+            events.extend(parts.into_iter().flat_map(advance));
+        }
+        for job in std::mem::take(&mut self.jobs) {
+            if job.is_done() {
+                self.retire(job);
+            } else {
+                self.jobs.push(job);
+            }
+        }
+        for job in &mut self.jobs {
+            job.free_ended(&mut self.lanes);
+        }
+        events
+    }
+
+    /// Continues all requests to their ends, at most `at_once` of them at a time and as many as there is room for.
+    /// `done` gets each request's number and texts as soon as they have ended.
+    ///
+    /// # Errors
+    /// As [`Decoder::join`].
+    pub fn complete(
+        &mut self,
+        requests: &[Request],
+        at_once: usize,
+        mut done: impl FnMut(usize, Vec<Decoded>) -> Result<()>,
+    ) -> Result<()> {
+        let mut waiting = requests.iter().enumerate().peekable();
+        // Number, texts, and how many have not ended.
+        let mut going: Vec<(RequestId, usize, Vec<Decoded>, usize)> = Vec::new();
+        loop {
+            while going.len() < at_once.max(1)
+                && let Some((number, request)) = waiting.peek().copied()
+            {
+                match self.join(request) {
+                    Ok(id) => {
+                        let texts =
+                            if matches!(request.strategy, Strategy::Search(_)) { 1 } else { request.choices };
+                        going.push((id, number, vec![Decoded::default(); texts], texts));
+                        waiting.next();
+                    }
+                    Err(Error::NoRoom { .. }) if !going.is_empty() => break,
+                    Err(e) => return Err(e),
+                }
+            }
+            if going.is_empty() {
+                return Ok(());
+            }
+            for (id, event) in self.step() {
+                let Some(at) = going.iter().position(|(of, ..)| *of == id) else { continue };
+                let (_, _, texts, left) = &mut going[at];
+                match event {
+                    Event::Token { choice, token, .. } => texts[choice].tokens.push(token),
+                    Event::Finished { .. } => *left -= 1,
+                    Event::Found(text) => {
+                        texts[0] = text;
+                        *left = 0;
+                    }
+                }
+                if *left == 0 {
+                    let (_, number, texts, _) = going.remove(at);
+                    done(number, texts)?;
+                }
+            }
+        }
+    }
+
+    /// The texts behind one prompt.
+    ///
+    /// # Errors
+    /// As [`Decoder::join`].
+    pub fn generate(&mut self, request: &Request) -> Result<Vec<Decoded>> {
+        let mut out = Vec::new();
+        self.complete(std::slice::from_ref(request), 1, |_, texts| {
+            out = texts;
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    fn plan(&self, request: &Request) -> Result<Plan> {
+        let wrong = |what: String| Err(Error::Request(what));
+        match &request.strategy {
+            Strategy::Sample(sampling) => sampling.check()?,
+            Strategy::Search(search) => search.check()?,
+        }
+        if request.choices == 0 {
+            return wrong("choices must be at least 1".into());
+        }
+        if request.prompt.is_empty() {
+            return wrong("the prompt is empty: it must have at least one token".into());
+        }
+        let vocab = self.lanes.vocab();
+        if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
+            return wrong(format!("the prompt has token {token}; the vocabulary has {vocab}"));
+        }
+        let (n, most) = (request.prompt.len(), self.lanes.position_limit());
+        if n > most {
+            return wrong(format!("the prompt has {n} tokens; the model's positions end at {most}"));
+        }
+        let tokens = [&self.lanes.virtual_ids(), &request.prompt[..]].concat();
+        let limit = request.max_new_tokens.min(most.saturating_add(1) - n);
+        Ok(Plan { tokens, limit, branches: request.branches() })
+    }
+
+    /// Of the kept sequences the one that begins like `tokens` for longest, and for how many tokens: at least one
+    /// token of the prompt has to be computed, to give the logits of what follows.
+    fn take_kept(&mut self, tokens: &[u32]) -> Option<(usize, Lane)> {
+        let common = |kept: &[u32]| kept.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let lengths = self.kept.iter().map(|(kept, _)| common(kept).min(tokens.len() - 1));
+        let (at, len) = lengths.enumerate().max_by_key(|(_, len)| *len).filter(|(_, len)| *len > 0)?;
+        let (_, lane) = self.kept.remove(at)?;
+        Some((len, lane))
+    }
+
+    fn drop_oldest_kept(&mut self) {
+        if let Some((_, lane)) = self.kept.pop_front() {
+            self.lanes.close(lane);
+        }
+    }
+
+    fn retire(&mut self, job: Job) {
+        if let Some((tokens, lane)) = job.leave(&mut self.lanes) {
+            self.lanes.truncate(&lane, tokens.len(), tokens.len());
+            self.kept.push_back((tokens, lane));
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Lanes: sequences that grow over one cache, any of them in one forward pass.
+
+use std::ops::Range;
+
+use lowrank_engine::{ActiveAdapters, Device, LmHead, Params, Scope, Segment, Tape};
+
+use super::rows::{BlockId, Rows};
+use crate::model::{Model, TokenBatch};
+use crate::{Error, Result};
+
+/// A sequence: the rows of a prompt that it shares with others, if any, then its own.
+#[derive(Debug)]
+pub(super) struct Lane {
+    prompt: Option<BlockId>,
+    own: BlockId,
+}
+
+/// A base model with its adapters, and the lanes over it.
+pub(super) struct Lanes<'m> {
+    model: &'m dyn Model,
+    head: &'m LmHead,
+    device: &'m Device,
+    params: &'m Params,
+    adapters: &'m ActiveAdapters,
+    pub rows: Rows<'m>,
+}
+
+impl<'m> Lanes<'m> {
+    /// No lanes, over a cache of at most `capacity` rows.
+    ///
+    /// # Errors
+    /// Where the model has no language-model head.
+    pub fn new(
+        model: &'m dyn Model,
+        device: &'m Device,
+        params: &'m Params,
+        adapters: &'m ActiveAdapters,
+        capacity: usize,
+    ) -> Result<Self> {
+        let Some(head) = model.lm_head() else {
+            let what = format!("the model has {} and cannot generate text", model.head().name());
+            return Err(Error::Config(what));
+        };
+        let rows = Rows::new(device, &model.kv_widths(), capacity);
+        Ok(Self { model, head, device, params, adapters, rows })
+    }
+
+    /// Values of one row of logits.
+    pub fn vocab(&self) -> usize {
+        self.model.vocab()
+    }
+
+    /// The ids of the virtual tokens that every sequence begins with.
+    pub fn virtual_ids(&self) -> Vec<u32> {
+        (self.model.vocab() as u32..).take(self.adapters.virtual_tokens).collect()
+    }
+
+    /// Tokens of a sequence at most, without the virtual ones.
+    pub fn position_limit(&self) -> usize {
+        let limit = self.model.position_limit().unwrap_or(usize::MAX);
+        limit.saturating_sub(self.adapters.virtual_tokens)
+    }
+
+    /// An empty lane that may come to have `limit` tokens.
+    pub fn open(&mut self, limit: usize) -> Lane {
+        Lane { prompt: None, own: self.rows.open(limit) }
+    }
+
+    /// A lane that goes on behind the tokens of `prompt` with at most `limit` of its own. The rows of the prompt are
+    /// those of all its branches: nothing may be appended to it after one of them.
+    pub fn branch(&mut self, prompt: &Lane, limit: usize) -> Lane {
+        assert!(prompt.prompt.is_none(), "a lane of its own has branches");
+        let shared = self.rows.share(&prompt.own);
+        Lane { prompt: Some(shared), own: self.rows.open(limit) }
+    }
+
+    /// Frees the rows that no other lane reads.
+    pub fn close(&mut self, lane: Lane) {
+        self.rows.release(lane.own);
+        if let Some(prompt) = lane.prompt {
+            self.rows.release(prompt);
+        }
+    }
+
+    /// Tokens of a lane.
+    pub fn len(&self, lane: &Lane) -> usize {
+        let prompt = lane.prompt.as_ref().map_or(0, |prompt| self.rows.used(prompt).len());
+        prompt + self.rows.used(&lane.own).len()
+    }
+
+    /// Keeps the first `len` tokens of a lane without shared rows and lets it come to have `limit`.
+    pub fn truncate(&mut self, lane: &Lane, len: usize, limit: usize) {
+        assert!(lane.prompt.is_none(), "shared rows stay");
+        self.rows.truncate(&lane.own, len, limit);
+    }
+
+    /// Makes room for `more` tokens. All lanes of a pass reserve before the first of them appends.
+    pub fn reserve(&mut self, lane: &Lane, more: usize) {
+        self.rows.reserve(&lane.own, more);
+    }
+
+    /// The own tokens of `to` become those of `from`: both are branches of one prompt.
+    pub fn copy(&mut self, from: &Lane, to: &Lane) {
+        let more = self.rows.used(&from.own).len().saturating_sub(self.rows.used(&to.own).len());
+        self.rows.reserve(&to.own, more);
+        self.rows.copy(&from.own, &to.own);
+    }
+
+    /// Appends `tokens` to a lane in the pass `pass`.
+    pub fn append(&mut self, pass: &mut Pass, lane: &Lane, tokens: &[u32]) {
+        let own = self.rows.extend(&lane.own, tokens.len());
+        let prompt = lane.prompt.as_ref().map_or(0..0, |prompt| self.rows.used(prompt));
+        pass.add(tokens, prompt, own);
+    }
+
+    /// Runs a pass; returns the logits of its output rows, `[outputs, V]`.
+    pub fn run(&self, mut pass: Pass) -> Vec<f32> {
+        // A pass whose outputs nobody reads computes one row in its last block.
+        let last = [pass.tokens.len() - 1];
+        let cache = self.rows.cache();
+        cache.borrow_mut().targets = std::mem::take(&mut pass.targets);
+        let scope = Scope { device: self.device, params: self.params, dropout: None };
+        let mut tape = Tape::with_cache(scope, self.adapters, cache);
+        let batch = TokenBatch {
+            tokens: &pass.tokens,
+            positions: &pass.positions,
+            lengths: &pass.lengths,
+            token_types: &[],
+            segments: &pass.segments,
+            wanted: Some(if pass.outputs.is_empty() { &last } else { &pass.outputs }),
+        };
+        let h = self.model.hidden(&mut tape, &batch);
+        if pass.outputs.is_empty() {
+            return Vec::new();
+        }
+        tape.logits(self.head, &h).data().to_vec()
+    }
+}
+
+/// The rows of one forward pass.
+#[derive(Default)]
+pub(super) struct Pass {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    lengths: Vec<u32>,
+    segments: Vec<Segment>,
+    /// The cache row of each.
+    targets: Vec<usize>,
+    /// Rows whose logits are read.
+    outputs: Vec<usize>,
+}
+
+impl Pass {
+    /// Whether there is nothing to compute.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Says that the logits behind the last row are read.
+    pub fn read_last(&mut self) {
+        self.outputs.push(self.tokens.len() - 1);
+    }
+
+    /// Tokens that see the rows `prompt` and `own` of the cache; the last ones of `own` are theirs.
+    fn add(&mut self, tokens: &[u32], prompt: Range<usize>, own: Range<usize>) {
+        let (n, len) = (tokens.len(), prompt.len() + own.len());
+        let q = self.tokens.len()..self.tokens.len() + n;
+        self.tokens.extend_from_slice(tokens);
+        self.positions.extend((len - n..len).map(|p| p as u32));
+        self.lengths.resize(q.end, len as u32);
+        self.targets.extend(own.end - n..own.end);
+        self.segments.push(Segment { q, prefix: prompt, own });
+    }
+}
