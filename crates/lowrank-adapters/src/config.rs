@@ -1,12 +1,9 @@
 //! The configuration of a LoRA adapter, in PEFT's words (`adapter_config.json`).
 
-use lowrank_engine::Site;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::Error;
-use crate::variants::bias::Biases;
-use crate::variants::method;
+use crate::error::Error;
 
 /// Which modules get an adapter: PEFT's `target_modules`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +54,10 @@ impl<T> OneOrMany<T> {
     }
 }
 
+/// Fields of LoRA that a method without rank does not have.
+pub(crate) const RANK_FIELDS: [&str; 7] =
+    ["r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"];
+
 /// PEFT's `LoraConfig` and, in `other`, the fields of the other methods and those that Lowrank does not act on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LoraConfig {
@@ -69,10 +70,10 @@ pub struct LoraConfig {
     #[serde(default)]
     pub base_model_name_or_path: Option<String>,
     /// Rank `r`.
-    #[serde(default = "eight")]
+    #[serde(default = "default_r")]
     pub r: usize,
     /// `alpha`: the adapter's output is scaled by `alpha / r`.
-    #[serde(default = "eight_wide")]
+    #[serde(default = "default_alpha")]
     pub lora_alpha: f64,
     /// Dropout on the adapter's input, a probability.
     #[serde(default)]
@@ -125,11 +126,11 @@ fn none() -> String {
     "none".to_owned()
 }
 
-fn eight() -> usize {
+fn default_r() -> usize {
     8
 }
 
-fn eight_wide() -> f64 {
+fn default_alpha() -> f64 {
     8.0
 }
 
@@ -164,41 +165,7 @@ impl Default for LoraConfig {
     }
 }
 
-/// Switches of PEFT that change what the adapter computes and that Lowrank does not have.
-const UNSUPPORTED: [&str; 6] = [
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "layer_replication",
-    "target_parameters",
-];
-
 impl LoraConfig {
-    /// Checks that every value makes sense and means something here.
-    ///
-    /// # Errors
-    /// Names the field and what it may be.
-    pub fn check(&self) -> Result<(), Error> {
-        method(self)?.check(self)?;
-        Biases::of(self)?;
-        for field in UNSUPPORTED {
-            if self.says(field) {
-                let what = format!("{field} is {}, which is not supported", self.other[field]);
-                return Err(Error::Config(what));
-            }
-        }
-        Ok(())
-    }
-
-    /// How many virtual tokens every text begins with: prompt and prefix tuning.
-    ///
-    /// # Errors
-    /// Where there is no such method or a field of it is wrong.
-    pub fn virtual_tokens(&self) -> Result<usize, Error> {
-        method(self)?.virtual_tokens(self)
-    }
-
     /// Checks the fields of LoRA.
     pub(crate) fn check_lora(&self) -> Result<(), Error> {
         let wrong = |what: String| Err(Error::Config(what));
@@ -217,22 +184,13 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Fills the fields of its method that were not said, for a run of `total_steps` steps on `sites`.
-    ///
-    /// # Errors
-    /// Where there is no such method.
-    pub fn configure(&mut self, sites: &[Site], total_steps: u64) -> Result<(), Error> {
-        method(self)?.configure(self, sites, total_steps);
-        Ok(())
-    }
-
     /// Sets a field of its method where it was not said.
     pub(crate) fn default_to(&mut self, field: &str, value: impl Into<Value>) {
         self.other.entry(field).or_insert_with(|| value.into());
     }
 
     /// The fields that a method adds, from `other`.
-    pub(crate) fn words<T: serde::de::DeserializeOwned>(&self) -> Result<T, Error> {
+    pub(crate) fn parse_extra<T: serde::de::DeserializeOwned>(&self) -> Result<T, Error> {
         // PEFT writes null for what was not said.
         let said = self.other.iter().filter(|(_, value)| !value.is_null());
         let said: Map<String, Value> = said.map(|(key, value)| (key.clone(), value.clone())).collect();
@@ -240,7 +198,7 @@ impl LoraConfig {
     }
 
     /// Whether one of the other fields is there and is not null, false or empty.
-    pub(crate) fn says(&self, field: &str) -> bool {
+    pub(crate) fn is_set(&self, field: &str) -> bool {
         match self.other.get(field) {
             None | Some(Value::Null | Value::Bool(false)) => false,
             Some(Value::Array(list)) => !list.is_empty(),
@@ -248,18 +206,21 @@ impl LoraConfig {
         }
     }
 
-    /// `adapter_config.json`: the fields that its method has.
-    pub(crate) fn to_json(&self) -> Value {
-        let mut all = serde_json::to_value(self).expect("a configuration is plain data");
-        if let (Ok(method), Some(fields)) = (method(self), all.as_object_mut()) {
-            fields.retain(|key, _| !method.foreign_fields().contains(&key.as_str()));
-        }
-        all
-    }
-
     /// The factor of the adapter's output: `alpha / r`, or `alpha / sqrt(r)` with `use_rslora`.
     pub fn scaling(&self, r: usize, alpha: f64) -> f32 {
         let r = r as f64;
         (if self.use_rslora { alpha / r.sqrt() } else { alpha / r }) as f32
     }
+
+    /// Whether the module at `path` is trained whole: it, or one that holds it, ends with a name of
+    /// `modules_to_save` (`peft/utils/other.py`: `_set_trainable`).
+    pub fn saves(&self, path: &str) -> bool {
+        self.modules_to_save.iter().flatten().any(|name| is_part_of(name, path))
+    }
+}
+
+/// Whether the module at `path`, or one that holds it, ends with `name`.
+pub(crate) fn is_part_of(name: &str, path: &str) -> bool {
+    let ends = path.match_indices('.').map(|(at, _)| at).chain([path.len()]);
+    !name.is_empty() && ends.into_iter().any(|end| path[..end].ends_with(name))
 }

@@ -8,7 +8,7 @@
 use lowrank_engine::kernels::{self, Window, patches, patches_backward};
 use lowrank_kernels::{MatMut, MatRef};
 
-use crate::Error;
+use crate::error::Error;
 
 /// Sizes of a [`ConvLora`]. The kernel has the same size along every axis.
 #[derive(Clone, Copy, Debug, PartialEq)]

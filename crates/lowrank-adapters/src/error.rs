@@ -25,7 +25,7 @@ pub enum Error {
     Model(#[from] lowrank_models::Error),
     /// Numbers that cannot be computed with.
     #[error("cannot decompose: {0}")]
-    Numbers(String),
+    Decomposition(String),
     /// A weight of the base model that cannot be read.
     #[error(transparent)]
     Base(Box<dyn std::error::Error + Send + Sync>),

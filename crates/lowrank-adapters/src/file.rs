@@ -10,9 +10,12 @@ use lowrank_models::files::{AtomicFile, write_atomic};
 use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
 
-use crate::target::targets;
-use crate::variants::{BaseWeights, NoBase, method, tokens};
-use crate::{AdapterSet, Error, LoraConfig};
+use crate::base::{BaseWeights, NoBase};
+use crate::beside::tokens;
+use crate::config::LoraConfig;
+use crate::error::Error;
+use crate::registry::{method, targets};
+use crate::set::AdapterSet;
 
 /// PEFT puts this before the module path.
 const PREFIX: &str = "base_model.model.";
@@ -31,9 +34,9 @@ pub struct TrainingState {
     /// The configuration it was trained with, where the folder has another.
     pub config: Option<Value>,
     /// Then also all parameters by name.
-    pub numbers: Vec<(String, Vec<f32>)>,
-    /// The numbers of its regime.
-    pub regime: Vec<(String, Vec<f32>)>,
+    pub values: Vec<(String, Vec<f32>)>,
+    /// The state of its training hook.
+    pub hook: Vec<(String, Vec<f32>)>,
 }
 
 /// The name in the file of a parameter: those that belong to no module carry theirs whole.
@@ -149,8 +152,8 @@ impl AdapterSet {
             let what = format!("tensor {name} (and {more} more) belongs to no adapted layer of it");
             return Err(Error::mismatch(&path, what));
         }
-        for (layer, start) in set.layers.iter().zip(set.starts(0, base)) {
-            layer.variant.complete(&mut set.params, &start)?;
+        for (layer, start) in set.layers.iter().zip(set.init_contexts(0, base)) {
+            layer.variant.finish_load(&mut set.params, &start)?;
         }
         Ok(set)
     }
@@ -204,17 +207,17 @@ impl AdapterSet {
     }
 
     /// What a run must keep to go on that [`AdapterSet::save`] does not: the configuration and the parameters
-    /// where the folder holds another form of the adapter, and the numbers of its regime.
+    /// where the folder holds another form of the adapter, and the numbers of its training hook.
     ///
     /// # Errors
     /// As [`AdapterSet::save`].
     pub fn training_state(&self) -> Result<TrainingState, Error> {
         let mut state = TrainingState::default();
-        if method(&self.config)?.export(self)?.is_some() {
+        if self.exported()?.is_some() {
             state.config = Some(self.config.to_json());
-            state.numbers = self.params.iter().map(|(_, p)| (p.name.clone(), p.value.clone())).collect();
+            state.values = self.params.iter().map(|(_, p)| (p.name.clone(), p.value.clone())).collect();
         }
-        state.regime = self.regime.as_ref().map(|r| r.state()).unwrap_or_default();
+        state.hook = self.training_hook.as_ref().map(|r| r.state()).unwrap_or_default();
         Ok(state)
     }
 
@@ -229,8 +232,8 @@ impl AdapterSet {
                 let wrong = |what: String| Error::file(dir, format!("its training state: {what}"));
                 let config = serde_json::from_value(config).map_err(|e| wrong(e.to_string()))?;
                 let mut set = Self::planned(config, sites)?;
-                let mut numbers: BTreeMap<String, Vec<f32>> = state.numbers.into_iter().collect();
-                set.each_param(|param| match numbers.remove(&param.name) {
+                let mut values: BTreeMap<String, Vec<f32>> = state.values.into_iter().collect();
+                set.each_param(|param| match values.remove(&param.name) {
                     Some(value) if value.len() == param.rows * param.cols => {
                         param.value = value;
                         Ok(())
@@ -240,9 +243,9 @@ impl AdapterSet {
                 set
             }
         };
-        for (name, value) in state.regime {
-            if let Some(regime) = &mut set.regime {
-                regime.restore(&name, value);
+        for (name, value) in state.hook {
+            if let Some(hook) = &mut set.training_hook {
+                hook.restore(&name, value);
             }
         }
         Ok(set)
@@ -253,13 +256,13 @@ impl AdapterSet {
     /// # Errors
     /// Where the folder cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), Error> {
-        if let Some(exported) = method(&self.config)?.export(self)? {
+        if let Some(exported) = self.exported()? {
             return exported.save(dir);
         }
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let tensors = self.params.iter().filter(|(_, p)| p.saved).map(|(_, p)| {
-            let numbers = Numbers { shape: p.shape.clone(), value: &p.value };
-            (file_name(&p.name), numbers)
+            let view = TensorView { shape: p.shape.clone(), value: &p.value };
+            (file_name(&p.name), view)
         });
         // transformers refuses a file that does not say which framework's layout it has.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -371,14 +374,14 @@ fn read_tensors(path: &Path) -> Result<Tensors, Error> {
 
 /// A tensor to be written. Its bytes are made when its turn comes, so that a file of any size takes the memory of its
 /// largest tensor.
-pub struct Numbers<'a> {
+pub struct TensorView<'a> {
     /// Its shape.
     pub shape: Vec<usize>,
     /// As many numbers.
     pub value: &'a [f32],
 }
 
-impl View for Numbers<'_> {
+impl View for TensorView<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
@@ -405,7 +408,7 @@ impl View for Numbers<'_> {
 /// Where the folder cannot be written.
 pub fn write_tensors<'a>(
     path: &Path,
-    tensors: impl IntoIterator<Item = (String, Numbers<'a>)>,
+    tensors: impl IntoIterator<Item = (String, TensorView<'a>)>,
     metadata: HashMap<String, String>,
 ) -> Result<(), Error> {
     let file = AtomicFile::create(path)?;

@@ -1,29 +1,39 @@
-//! LoRA: configuration in PEFT's words, attachment by module path, merging, and PEFT's files.
+//! LoRA and related methods: configuration in PEFT's words, attachment by module path, merging, and PEFT's files.
 //!
-//! The method itself is [`Lora`], on one screen.
+//! From the ground up: [`LoraConfig`] is what `adapter_config.json` says; [`contract`] is what a method is; [`methods`] has
+//! the methods, one file each ([`Lora`] is on one screen), and [`beside`] what is trained with any of them; [`method`] finds
+//! the method of a configuration; an [`AdapterSet`] is made from a configuration and attached, trained, saved, merged.
 
+pub mod base;
+pub mod beside;
 pub mod calibrate;
 mod config;
+pub mod contract;
 mod conv;
 mod error;
 mod file;
 mod init;
 pub mod linalg;
-mod regime;
+pub mod low_rank;
+pub mod methods;
+mod mixture;
+mod registry;
 mod set;
 mod store;
 mod target;
-pub mod variants;
+mod training_hook;
 
+pub use base::{BaseWeights, NoBase};
+pub use beside::saved::{CLASSIFIERS, Saved};
 pub use config::{LoraConfig, OneOrMany, Targets};
+pub use contract::{AdaptedSite, BaseInfo, InitContext, Method, Target, Variant, WeightRows};
 pub use conv::{ConvConfig, ConvGrads, ConvLora};
 pub use error::Error;
-pub use file::{CONFIG_FILE, Numbers, TASK_FILE, TENSORS_FILE, TrainingState, read_task, write_tensors};
+pub use file::{CONFIG_FILE, TASK_FILE, TENSORS_FILE, TensorView, TrainingState, read_task, write_tensors};
 pub use init::InitLoraWeights;
-pub use regime::Regime;
-pub use set::{AdaptedSite, AdapterSet};
+pub use methods::lora::Lora;
+pub use registry::{NamedMethod, method, targets};
+pub use set::AdapterSet;
 pub use store::AdapterStore;
-pub use target::{Target, layer_count, targets};
-pub use variants::lora::Lora;
-pub use variants::saved::{CLASSIFIERS, Saved};
-pub use variants::{BaseWeights, Method, NoBase, Variant};
+pub use target::layer_count;
+pub use training_hook::TrainingHook;

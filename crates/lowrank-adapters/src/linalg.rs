@@ -14,7 +14,7 @@
 use faer::MatRef;
 use lowrank_kernels as kernels;
 
-use crate::Error;
+use crate::error::Error;
 
 /// `A = U diag(s) V^T` with `k` singular values, largest first.
 #[derive(Clone, Debug)]
@@ -226,11 +226,11 @@ pub(crate) fn row_major(a: MatRef<'_, f32>) -> Vec<f32> {
 
 fn finite(a: &[f32]) -> Result<(), Error> {
     match a.iter().position(|x| !x.is_finite()) {
-        Some(at) => Err(Error::Numbers(format!("the number at {at} is {}", a[at]))),
+        Some(at) => Err(Error::Decomposition(format!("the number at {at} is {}", a[at]))),
         None => Ok(()),
     }
 }
 
 fn no_convergence(m: usize, n: usize) -> Error {
-    Error::Numbers(format!("the singular values of a {m} x {n} matrix do not settle"))
+    Error::Decomposition(format!("the singular values of a {m} x {n} matrix do not settle"))
 }

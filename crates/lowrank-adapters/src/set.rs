@@ -6,24 +6,17 @@ use std::sync::Arc;
 use lowrank_engine::{ActiveAdapters, Param, ParamId, Params, Prefix, Site, SiteId, SiteKind};
 use serde_json::Value;
 
-use crate::regime::Regime;
-use crate::target::{check_names, targets};
-use crate::variants::bias::{self, Biases};
-use crate::variants::saved::Saved;
-use crate::variants::tokens::{self, TrainedTokens};
-use crate::variants::{BaseWeights, Method, NoBase, Place, Start, Variant, method};
-use crate::{Error, LoraConfig, init};
-
-/// One adapted site.
-#[derive(Clone)]
-pub struct AdaptedSite {
-    /// Where it is in the model's list.
-    pub id: SiteId,
-    /// The layer.
-    pub site: Site,
-    /// The adapter.
-    pub variant: Arc<dyn Variant>,
-}
+use crate::base::{BaseWeights, NoBase};
+use crate::beside::bias::{self, Biases};
+use crate::beside::saved::Saved;
+use crate::beside::tokens::{self, TrainedTokens};
+use crate::config::LoraConfig;
+use crate::contract::{AdaptedSite, Exported, InitContext, Variant, WeightRows};
+use crate::error::Error;
+use crate::init;
+use crate::registry::{method, targets};
+use crate::target::check_names;
+use crate::training_hook::TrainingHook;
 
 /// Adapters with their parameters. Making one never touches the base model.
 #[derive(Clone, Default)]
@@ -38,8 +31,8 @@ pub struct AdapterSet {
     pub active: ActiveAdapters,
     /// What the adapter is for, beside what PEFT's configuration can say: `task.json` of its folder.
     pub task: Option<Value>,
-    /// What training does beside following the gradient.
-    pub regime: Option<Box<dyn Regime>>,
+    /// What its method adds to each training step.
+    pub training_hook: Option<Box<dyn TrainingHook>>,
     /// What was passed over while reading it, as PEFT warns of it.
     pub notes: Vec<String>,
 }
@@ -69,18 +62,18 @@ impl AdapterSet {
         base: &dyn BaseWeights,
     ) -> Result<Self, Error> {
         let mut set = Self::planned_new(config, sites)?;
-        for (layer, start) in set.layers.iter().zip(set.starts(seed, base)) {
+        for (layer, start) in set.layers.iter().zip(set.init_contexts(seed, base)) {
             layer.variant.init(&mut set.params, &start)?;
         }
-        method(&set.config)?.start(&mut set.params, seed);
+        method(&set.config)?.init_shared(&mut set.params, seed);
         Ok(set)
     }
 
     /// What the variant of each site may look at when it starts.
-    pub(crate) fn starts<'a>(&self, seed: u64, base: &'a dyn BaseWeights) -> Vec<Start<'a>> {
+    pub(crate) fn init_contexts<'a>(&self, seed: u64, base: &'a dyn BaseWeights) -> Vec<InitContext<'a>> {
         let start = |(index, layer): (usize, &AdaptedSite)| {
             let stream = init::STREAM + index as u64 * init::STREAMS_PER_SITE;
-            Start { site: layer.site.clone(), seed, stream, base }
+            InitContext { site: layer.site.clone(), seed, stream, base }
         };
         self.layers.iter().enumerate().map(start).collect()
     }
@@ -131,7 +124,7 @@ impl AdapterSet {
         wanted: impl Fn(&Site) -> bool,
     ) -> Result<Self, Error> {
         config.check()?;
-        let method: &dyn Method = method(&config)?;
+        let method = method(&config)?;
         let found = match method.own_targets(sites) {
             Some(own) => own,
             None => targets(&config, sites)?.into_iter().filter(|t| wanted(&sites[t.site])).collect(),
@@ -146,7 +139,7 @@ impl AdapterSet {
         }
         set.active.virtual_tokens = method.virtual_tokens(&set.config)?;
         set.active.prefix = method.prefix(&set.params).map(|param| Prefix { param });
-        set.regime = method.regime(&set.config, &set.layers)?;
+        set.training_hook = method.training_hook(&set.config, &set.layers)?;
         set.config.check_saved(sites)?;
         for (index, site) in sites.iter().enumerate() {
             if set.config.saves(&site.path) {
@@ -160,7 +153,7 @@ impl AdapterSet {
         }
         set.train_biases(sites)?;
         set.train_tokens(sites)?;
-        if let (true, Some(first)) = (set.config.says("ensure_weight_tying"), set.warnings(sites).first()) {
+        if let (true, Some(first)) = (set.config.is_set("ensure_weight_tying"), set.warnings(sites).first()) {
             return Err(Error::Config(format!("ensure_weight_tying is not supported here: {first}")));
         }
         Ok(set)
@@ -191,7 +184,7 @@ impl AdapterSet {
 
     /// Adds the biases that the configuration trains beside the adapter.
     fn train_biases(&mut self, sites: &[Site]) -> Result<(), Error> {
-        let biases = Biases::of(&self.config)?;
+        let biases = Biases::of(&self.config, method(&self.config)?.has_bias_field())?;
         for (index, site) in sites.iter().enumerate() {
             let inner = self.layers.iter().find(|l| l.id.0 == index).map(|l| l.variant.clone());
             if !self.config.saves(&site.path) && biases.train(site, inner.is_some()) {
@@ -253,20 +246,29 @@ impl AdapterSet {
         warnings
     }
 
-    /// The same sites with another configuration; parameters that are the same keep their numbers, `fill` gives
-    /// the others theirs.
-    pub(crate) fn rebuilt(&self, config: LoraConfig, fill: impl Fn(&mut Param)) -> Result<Self, Error> {
+    /// The adapter as its folder holds it, if that differs from how it is trained.
+    ///
+    /// # Errors
+    /// If the folder's form cannot hold it.
+    pub(crate) fn exported(&self) -> Result<Option<Self>, Error> {
+        let hook = self.training_hook.as_deref();
+        let exported = method(&self.config)?.export(&self.config, &self.params, &self.layers, hook)?;
+        let Some(Exported { config, mut values }) = exported else { return Ok(None) };
         let sites: Vec<Site> = self.layers.iter().map(|layer| layer.site.clone()).collect();
         let mut set = Self::planned(config, &sites)?;
         set.task = self.task.clone();
         set.each_param(|param| {
-            match self.params.find(&param.name).filter(|same| same.shape == param.shape) {
-                Some(same) => param.value = same.value.clone(),
-                None => fill(param),
-            }
+            param.value = match (values.remove(&param.name), self.params.find(&param.name)) {
+                (Some(value), _) => value,
+                (None, Some(same)) if same.shape == param.shape => same.value.clone(),
+                _ => {
+                    let what = format!("{} has no value in the form that is written", param.name);
+                    return Err(Error::Config(what));
+                }
+            };
             Ok(())
         })?;
-        Ok(set)
+        Ok(Some(set))
     }
 
     /// Calls `change` on every parameter.
@@ -301,7 +303,7 @@ impl AdapterSet {
         w: &mut [f32],
     ) -> Result<(), Error> {
         if let Some(layer) = name.strip_suffix(".weight").and_then(|path| self.layer(path)) {
-            layer.variant.merge(&self.params, &Place { site: &layer.site, rows, base }, w)?;
+            layer.variant.merge(&self.params, &WeightRows { site: &layer.site, rows, base }, w)?;
         } else if let Some(layer) = name.strip_suffix(".bias").and_then(|path| self.layer(path)) {
             layer.variant.merge_bias(&self.params, rows, w);
         }
@@ -320,7 +322,7 @@ impl AdapterSet {
         w: &mut [f32],
     ) -> Result<(), Error> {
         if let Some(layer) = name.strip_suffix(".weight").and_then(|path| self.layer(path)) {
-            layer.variant.unmerge(&self.params, &Place { site: &layer.site, rows, base: merged }, w)?;
+            layer.variant.unmerge(&self.params, &WeightRows { site: &layer.site, rows, base: merged }, w)?;
         } else if let Some(layer) = name.strip_suffix(".bias").and_then(|path| self.layer(path)) {
             layer.variant.unmerge_bias(&self.params, rows, w);
         }

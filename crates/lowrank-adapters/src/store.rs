@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use lowrank_engine::{Params, Site, SiteId, SiteKind};
 
-use crate::variants::mixture::{Mixture, Part};
-use crate::variants::{BaseWeights, Variant};
-use crate::{AdaptedSite, AdapterSet, Error};
+use crate::base::BaseWeights;
+use crate::contract::AdaptedSite;
+use crate::contract::Variant;
+use crate::error::Error;
+use crate::mixture::{Mixture, Part};
+use crate::set::AdapterSet;
 
 /// Adapters by name, for one base model. The base is never touched and no number is copied: switching, mixing and
 /// changing weights make a new list of sites, in microseconds.

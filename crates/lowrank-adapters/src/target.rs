@@ -7,26 +7,20 @@ use lowrank_engine::{Site, SiteKind};
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::variants::method;
-use crate::{Error, LoraConfig, Targets};
+use crate::config::{LoraConfig, Targets};
+use crate::contract::{Method, Target};
+use crate::error::Error;
 
-/// A site that gets an adapter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Target {
-    /// Index in the model's list of sites.
-    pub site: usize,
-    /// Its rank.
-    pub r: usize,
-    /// Its alpha.
-    pub alpha: f64,
-}
-
-/// The sites that `config` means.
+/// The sites that `config`, of this method, targets.
 ///
 /// # Errors
-/// Where a pattern is no regular expression, a rank is no positive number, or nothing matches (lists
-/// what exists).
-pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error> {
+/// If a pattern is not a valid regular expression, a rank is not a positive integer, or nothing matches (lists what
+/// exists).
+pub(crate) fn targets(
+    method: &dyn Method,
+    config: &LoraConfig,
+    sites: &[Site],
+) -> Result<Vec<Target>, Error> {
     let wanted = config
         .target_modules
         .as_ref()
@@ -34,7 +28,6 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
     let include = Matcher::new(wanted)?;
     let exclude = config.exclude_modules.as_ref().map(Matcher::new).transpose()?;
     let layers = LayerFilter::new(config)?;
-    let method = method(config)?;
     let (rank, alpha) = method.rank_and_alpha(config)?;
     let ranks = patterns(&config.rank_pattern)?;
     let alphas = patterns(&config.alpha_pattern)?;
@@ -52,7 +45,7 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
         let r = match first_match(&ranks, &site.path) {
             Some(value) => value.as_u64().filter(|&r| r > 0).ok_or_else(|| {
                 Error::Config(format!(
-                    "rank_pattern gives {value} for {}: a rank is a whole number from 1",
+                    "rank_pattern gives {value} for {}: a rank is an integer from 1",
                     site.path
                 ))
             })? as usize,
@@ -69,10 +62,8 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
     if found.is_empty() && method.may_have_no_target() && config.modules_to_save.is_some() {
         return Ok(found);
     }
-    if found.is_empty() && passed_over && config.peft_type == "BITFIT" {
-        return Err(Error::Config(format!(
-            "BitFit trains biases, and no layer that target_modules {wanted} means has one"
-        )));
+    if let (true, true, Some(what)) = (found.is_empty(), passed_over, method.nothing_to_adapt(wanted)) {
+        return Err(Error::Config(what));
     }
     if found.is_empty() {
         return Err(Error::NoTarget { target: wanted.to_string(), available: module_names(sites) });
@@ -105,7 +96,7 @@ pub fn layer_count(sites: &[Site]) -> usize {
 /// Which of `sites` the `wanted` modules are.
 ///
 /// # Errors
-/// Where a pattern is no regular expression.
+/// If a pattern is not a valid regular expression.
 pub(crate) fn matching(wanted: &Targets, sites: &[Site]) -> Result<Vec<bool>, Error> {
     let matcher = Matcher::new(wanted)?;
     Ok(sites.iter().map(|site| matcher.matches(site)).collect())
@@ -178,7 +169,7 @@ impl<'a> LayerFilter<'a> {
 }
 
 fn regex(full: &str, shown: &str) -> Result<Regex, Error> {
-    Regex::new(full).map_err(|e| Error::Config(format!("{shown:?} is no regular expression: {e}")))
+    Regex::new(full).map_err(|e| Error::Config(format!("{shown:?} is not a valid regular expression: {e}")))
 }
 
 fn patterns(map: &Map<String, Value>) -> Result<Vec<(Regex, &Value)>, Error> {
@@ -187,96 +178,4 @@ fn patterns(map: &Map<String, Value>) -> Result<Vec<(Regex, &Value)>, Error> {
 
 fn first_match<'a>(patterns: &[(Regex, &'a Value)], path: &str) -> Option<&'a Value> {
     patterns.iter().find(|(regex, _)| regex.is_match(path)).map(|(_, value)| *value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sites() -> Vec<Site> {
-        let mut sites = Vec::new();
-        for layer in 0..3 {
-            for name in ["self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"] {
-                let path = format!("model.layers.{layer}.{name}");
-                sites.push(Site {
-                    path,
-                    kind: SiteKind::Linear,
-                    in_features: 4,
-                    out_features: 4,
-                    bias: false,
-                });
-            }
-        }
-        sites.push(Site {
-            path: "lm_head".into(),
-            kind: SiteKind::Head,
-            in_features: 4,
-            out_features: 9,
-            bias: false,
-        });
-        sites
-    }
-
-    fn found(config: &LoraConfig) -> Vec<(String, usize, f64)> {
-        let sites = sites();
-        let name = |t: &Target| (sites[t.site].path.clone(), t.r, t.alpha);
-        targets(config, &sites).unwrap().iter().map(name).collect()
-    }
-
-    fn config(targets: Targets) -> LoraConfig {
-        LoraConfig { target_modules: Some(targets), ..LoraConfig::default() }
-    }
-
-    #[test]
-    fn names_match_whole_path_ends() {
-        assert_eq!(found(&config(Targets::parse("q_proj, v_proj"))).len(), 6);
-        assert_eq!(found(&config(Targets::parse("layers.1.self_attn.q_proj"))).len(), 1);
-        let wrong = targets(&config(Targets::parse("proj")), &sites()).unwrap_err().to_string();
-        assert!(wrong.contains("q_proj, up_proj, v_proj"), "{wrong}");
-        let some = config(Targets::parse("q_proj,k_proj"));
-        assert_eq!(found(&some).len(), 3);
-        let one_wrong = check_names(&some, &sites()).unwrap_err().to_string();
-        assert!(one_wrong.contains("k_proj"), "{one_wrong}");
-    }
-
-    #[test]
-    fn patterns_match_whole_paths() {
-        assert_eq!(found(&config(Targets::parse(r".*\.(q|v)_proj"))).len(), 6);
-        assert!(targets(&config(Targets::parse("q_proj$|")), &sites()).is_err());
-        assert!(targets(&config(Targets::parse("(")), &sites()).is_err());
-    }
-
-    #[test]
-    fn all_linear_leaves_the_head_out() {
-        assert_eq!(found(&config(Targets::parse("all-linear"))).len(), 9);
-        assert_eq!(found(&config(Targets::parse("lm_head"))).len(), 1);
-    }
-
-    #[test]
-    fn layers_and_exclusions_narrow() {
-        let mut c = config(Targets::parse("q_proj"));
-        c.layers_to_transform = Some(OneOrMany::Many(vec![0, 2]));
-        assert_eq!(found(&c).len(), 2);
-        c.layers_to_transform = Some(OneOrMany::Many(Vec::new()));
-        assert_eq!(found(&c).len(), 3, "an empty list is no choice");
-        c.layers_to_transform = Some(OneOrMany::Many(vec![0, 2]));
-        c.layers_pattern = Some(OneOrMany::One("blocks".into()));
-        assert!(targets(&c, &sites()).is_err());
-        let mut c = config(Targets::parse("all-linear"));
-        c.exclude_modules = Some(Targets::parse("up_proj"));
-        assert_eq!(found(&c).len(), 6);
-    }
-
-    #[test]
-    fn rank_and_alpha_patterns_take_the_first_match() {
-        let mut c = config(Targets::parse("q_proj"));
-        c.rank_pattern.insert("layers.1.self_attn.q_proj".into(), 2.into());
-        c.alpha_pattern.insert(r".*\.0\..*".into(), 32.into());
-        let got: Vec<_> = found(&c).into_iter().map(|(_, r, alpha)| (r, alpha)).collect();
-        assert_eq!(got, [(8, 32.0), (2, 8.0), (8, 8.0)]);
-        c.rank_pattern.insert("q_proj".into(), 0.into());
-        assert!(targets(&c, &sites()).is_err());
-    }
-
-    use crate::OneOrMany;
 }

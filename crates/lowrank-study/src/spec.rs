@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use lowrank_adapters::AdapterSet;
+use lowrank_adapters::{AdapterSet, NamedMethod};
 use lowrank_engine::Site;
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -316,8 +316,12 @@ impl Plan<'_> {
             table.iter().map(|(key, value)| (key.replace('-', "_"), value.clone())).collect()
         };
         let (mut all, own) = (named(&self.spec.train), named(options));
-        // What all share is for LoRA; full fine-tuning and others choose their modules themselves.
-        if own.get("method").is_some_and(|method| method.as_str() != Some("lora")) {
+        // What all share is for the default method; others have modules of their own.
+        let default = |name: &str| {
+            let peft_type = lowrank_adapters::LoraConfig::default().peft_type;
+            NamedMethod::parse(name).is_ok_and(|named| named.method.peft_type() == peft_type)
+        };
+        if own.get("method").is_some_and(|method| !method.as_str().is_some_and(default)) {
             all.remove("target_modules");
         }
         all.extend(own);

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::{AdapterSet, Numbers, TrainingState, write_tensors};
+use lowrank_adapters::{AdapterSet, TensorView, TrainingState, write_tensors};
 use lowrank_engine::{AdamW, Site};
 use lowrank_models::files::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -89,24 +89,25 @@ fn remove(dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// What the names of an adapter's own numbers begin with in the optimiser's file, and of its regime's.
+/// What the names of an adapter's own values begin with in the optimiser's file, and those of its training hook.
 const VALUE: &str = "value.";
-const REGIME: &str = "regime.";
+const HOOK: &str = "regime.";
 /// The key of the file's metadata with the configuration the adapter was trained with.
 const CONFIG: &str = "adapter_config";
 
 fn write_optimizer(path: &Path, adapters: &AdapterSet, optimizer: &AdamW) -> Result<(), Error> {
-    let mut tensors: Vec<(String, Numbers<'_>)> = Vec::new();
+    let mut tensors: Vec<(String, TensorView<'_>)> = Vec::new();
     for (moments, what) in [(&optimizer.m, "exp_avg"), (&optimizer.v, "exp_avg_sq")] {
         for ((_, p), values) in adapters.params.iter().zip(moments).filter(|((_, p), _)| p.trained) {
-            let numbers = Numbers { shape: vec![p.rows, p.cols], value: values };
+            let numbers = TensorView { shape: vec![p.rows, p.cols], value: values };
             tensors.push((format!("{}.{what}", p.name), numbers));
         }
     }
     let state = adapters.training_state()?;
-    for (prefix, list) in [(VALUE, &state.numbers), (REGIME, &state.regime)] {
+    for (prefix, list) in [(VALUE, &state.values), (HOOK, &state.hook)] {
         for (name, values) in list {
-            tensors.push((format!("{prefix}{name}"), Numbers { shape: vec![values.len()], value: values }));
+            tensors
+                .push((format!("{prefix}{name}"), TensorView { shape: vec![values.len()], value: values }));
         }
     }
     let mut metadata = HashMap::from([("step".to_owned(), optimizer.step.to_string())]);
@@ -125,7 +126,7 @@ fn training_state(path: &Path, bytes: &[u8], file: &SafeTensors<'_>) -> Result<T
             file.iter().filter_map(|(name, view)| Some((name.strip_prefix(prefix)?.to_owned(), view)));
         named.map(|(name, view)| (name, floats(view.data()))).collect()
     };
-    Ok(TrainingState { config, numbers: with(VALUE), regime: with(REGIME) })
+    Ok(TrainingState { config, values: with(VALUE), hook: with(HOOK) })
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

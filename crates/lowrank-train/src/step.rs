@@ -105,8 +105,8 @@ impl<'m> Stepper<'m> {
             let scores = self.accumulate(batch, 1.0 / labels.max(1) as f32, pass);
             loss += scores.losses.iter().map(|l| f64::from(*l)).sum::<f64>();
         }
-        let penalty = match &self.adapters.regime {
-            Some(regime) => regime.penalty(&self.adapters.params, &mut self.grads),
+        let penalty = match &self.adapters.training_hook {
+            Some(hook) => hook.penalty(&self.adapters.params, &mut self.grads),
             None => 0.0,
         };
         let outcome = Outcome { loss: penalty + loss / labels.max(1) as f64, grad_norm: self.grads.norm() };
@@ -137,8 +137,8 @@ impl<'m> Stepper<'m> {
             }
         }
         self.optimizer.update(&mut self.adapters.params, &self.grads, lr);
-        if let Some(regime) = &mut self.adapters.regime {
-            regime.after_step(self.optimizer.step, &mut self.adapters.params, &self.grads);
+        if let Some(hook) = &mut self.adapters.training_hook {
+            hook.after_step(self.optimizer.step, &mut self.adapters.params, &self.grads);
         }
         Ok(outcome)
     }

@@ -25,16 +25,9 @@ pub(crate) fn write(
     let base = serde_json::to_string(&options.model).expect("a string is JSON");
     let config = &adapters.config;
     let kind = config.peft_type.as_str();
-    let (title, loads) = match kind {
-        "FULL" => ("Fine-tuned weights", OURS),
-        "BITFIT" => ("Fine-tuned biases", OURS),
-        "BOTTLENECK" => ("Adapter layers", OURS),
-        "PROMPT_TUNING" => ("Learned prompt", PEFTS),
-        "PREFIX_TUNING" => ("Learned prefix", PEFTS),
-        "LORA" => ("LoRA adapter", PEFTS),
-        _ => ("Adapter", PEFTS),
-    };
-    let library = if loads == PEFTS { "library_name: peft\n" } else { "" };
+    let method = lowrank_adapters::method(config)?;
+    let (title, loads) = (method.title(), if method.in_peft() { PEFTS } else { OURS });
+    let library = if method.in_peft() { "library_name: peft\n" } else { "" };
     let mut card = format!(
         "---\nbase_model: {base}\n{library}tags:\n- {}\n- lowrank\n---\n\n# {title}\n\n\
          Trained with Lowrank {}. {loads}\n\n## Adapter\n\n| | |\n|---|---|\n",

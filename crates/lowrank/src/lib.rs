@@ -30,7 +30,6 @@ mod finetune;
 mod forecast;
 mod generation;
 mod merging;
-mod method;
 mod options;
 mod session;
 mod shape_plan;

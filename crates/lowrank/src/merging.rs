@@ -119,8 +119,7 @@ fn rounding(format: Format, numbers: &[f32], rows: usize) -> Option<(f64, f64)> 
 fn shares_table(adapters: &AdapterSet, head: &AdaptedSite) -> bool {
     let SiteKind::TiedHead(table) = head.site.kind else { return false };
     let trained = |layer: &AdaptedSite| layer.id == table && !layer.variant.params().is_empty();
-    (adapters.config.peft_type == "FULL" || head.variant.params().is_empty())
-        && adapters.layers.iter().any(trained)
+    head.variant.shares_weight() && adapters.layers.iter().any(trained)
 }
 
 /// A language-model head that shares its table with the embedding in the base and no longer does with the adapter,

@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::variants::prompt::TOKENS as VIRTUAL_TOKENS;
-use lowrank_adapters::{AdapterSet, CLASSIFIERS, LoraConfig, OneOrMany, Targets};
+use lowrank_adapters::{AdapterSet, BaseInfo, CLASSIFIERS, LoraConfig, NamedMethod, OneOrMany, Targets};
 use lowrank_engine::Device;
 use lowrank_models::Model;
 use lowrank_models::files::{Form, Precision, Quantize};
@@ -12,7 +11,6 @@ use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::method::Method;
 use crate::{Error, Result};
 
 /// How what the backward pass needs is kept (`--saved-activations`).
@@ -146,7 +144,7 @@ impl Default for TrainOptions {
             alpha_pattern: Map::new(),
             use_rslora: false,
             method: None,
-            peft_type: "LORA".to_owned(),
+            peft_type: LoraConfig::default().peft_type,
             use_dora: false,
             init_lora_weights: Value::Bool(true),
             peft_options: Map::new(),
@@ -254,22 +252,22 @@ impl TrainOptions {
     }
 
     /// What is trained.
-    pub(crate) fn method(&self) -> Result<Method> {
-        let peft_type = self.peft_type.to_uppercase();
-        let Some(name) = &self.method else { return Ok(Method::of_peft_type(peft_type)) };
-        let method = Method::parse(name)?;
-        if peft_type != "LORA" && peft_type != method.peft_type() {
+    pub(crate) fn method(&self) -> Result<NamedMethod> {
+        let Some(name) = &self.method else { return Ok(NamedMethod::of_peft_type(&self.peft_type)?) };
+        let named = NamedMethod::parse(name)?;
+        let (peft_type, default) = (self.peft_type.to_uppercase(), LoraConfig::default().peft_type);
+        if peft_type != default && peft_type != named.method.peft_type() {
             let what =
                 format!("--method {name} and --peft-type {} are two methods: name one", self.peft_type);
             return Err(Error::Usage(what));
         }
-        if self.target_modules.is_some() && !matches!(method, Method::Peft(_)) {
+        if self.target_modules.is_some() && !named.method.takes_target_modules() {
             let what = format!(
                 "--method {name} chooses its modules itself: --target-modules is for LoRA and its kin"
             );
             return Err(Error::Usage(what));
         }
-        Ok(method)
+        Ok(named)
     }
 
     /// The adapter's configuration on `model`, for a run of `total_steps` steps.
@@ -277,7 +275,7 @@ impl TrainOptions {
     /// # Errors
     /// Where there is no such method.
     pub fn lora(&self, model: &dyn Model, total_steps: u64) -> Result<LoraConfig> {
-        let method = self.method()?;
+        let named = self.method()?;
         let defaults = || Targets::Names(model.default_targets().iter().map(ToString::to_string).collect());
         // Parts of a fused layer are stored as one adapter of all their ranks; the scaling stays that of a part.
         let parts = self.enable_lora.iter().filter(|on| **on).count().max(1);
@@ -302,7 +300,7 @@ impl TrainOptions {
             alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
             bias: self.bias.clone(),
-            peft_type: method.peft_type().to_owned(),
+            peft_type: named.method.peft_type().to_owned(),
             init_lora_weights: match self.init_lora_weights.as_str() {
                 Some("true") => Value::Bool(true),
                 Some("false") => Value::Bool(false),
@@ -328,9 +326,9 @@ impl TrainOptions {
                 config.modules_to_save.get_or_insert_default().push(path.clone());
             }
         }
-        method.choose(&mut config, model)?;
+        named.select(&mut config, &base_info(model))?;
         config.configure(model.sites(), total_steps)?;
-        if !method.has_virtual_tokens() {
+        if named.method.default_virtual_tokens() == 0 {
             config.target_modules.get_or_insert_with(defaults);
         }
         Ok(config)
@@ -351,9 +349,9 @@ impl TrainOptions {
         if let Some(dir) = &self.init_adapter {
             return Ok(LoraConfig::load(dir)?.virtual_tokens()?);
         }
-        let method = self.method()?;
-        let said = self.peft_options.get("num_virtual_tokens").and_then(Value::as_u64);
-        Ok(if method.has_virtual_tokens() { said.map_or(VIRTUAL_TOKENS, |n| n as usize) } else { 0 })
+        let default = self.method()?.method.default_virtual_tokens();
+        let set = self.peft_options.get("num_virtual_tokens").and_then(Value::as_u64);
+        Ok(if default > 0 { set.map_or(default, |n| n as usize) } else { 0 })
     }
 
     /// Which columns of the data are what, with nothing known of a model.
@@ -429,4 +427,16 @@ pub(crate) fn holds_a_run(dir: &Path) -> bool {
     [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE, "checkpoints"]
         .iter()
         .any(|name| dir.join(name).exists())
+}
+
+/// What a method may ask of `model`.
+fn base_info(model: &dyn Model) -> BaseInfo {
+    let path = |site: usize| model.sites()[site].path.clone();
+    BaseInfo {
+        sites: model.sites().to_vec(),
+        head: model.head().layers().iter().map(|layer| path(layer.site.0)).collect(),
+        is_language_model: model.lm_head().is_some(),
+        kv_widths: model.kv_widths(),
+        kv_heads: model.kv_heads(),
+    }
 }

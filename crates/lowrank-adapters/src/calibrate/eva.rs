@@ -11,14 +11,16 @@ use lowrank_engine::{ActiveAdapters, Site, SiteId, Tensor, kernels};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
-use super::{Groups, Inputs, Look, Matrices, Observer};
+use crate::calibrate::observe::{Groups, Inputs, Look, Matrices, Observer};
+use crate::config::{LoraConfig, Targets};
+use crate::error::Error;
 use crate::linalg::{self, Randomized};
-use crate::{Error, LoraConfig, Targets};
+use crate::registry;
 
 /// `eva_config`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(default)]
-struct Words {
+struct Extra {
     /// The largest rank, as a multiple of the layer's.
     rho: f64,
     /// How alike the components of two passes must be (their cosine).
@@ -33,7 +35,7 @@ struct Words {
     adjust_scaling_factors: bool,
 }
 
-impl Default for Words {
+impl Default for Extra {
     fn default() -> Self {
         Self {
             rho: 2.0,
@@ -49,19 +51,19 @@ impl Default for Words {
 /// Batches after which components that still turn are no use.
 const LIMIT: usize = 2000;
 
-fn words(config: &LoraConfig) -> Result<Words, Error> {
+fn parse_extra(config: &LoraConfig) -> Result<Extra, Error> {
     let wrong = |what: String| Error::Config(format!("eva_config: {what}"));
-    let words = match config.other.get("eva_config").filter(|words| !words.is_null()) {
-        Some(words) => Words::deserialize(words).map_err(|e| wrong(e.to_string()))?,
-        None => Words::default(),
+    let extra = match config.other.get("eva_config").filter(|extra| !extra.is_null()) {
+        Some(extra) => Extra::deserialize(extra).map_err(|e| wrong(e.to_string()))?,
+        None => Extra::default(),
     };
-    if !(words.rho >= 1.0 && words.rho.is_finite()) {
-        return Err(wrong(format!("rho is {}; it is at least 1", words.rho)));
+    if !(extra.rho >= 1.0 && extra.rho.is_finite()) {
+        return Err(wrong(format!("rho is {}; it is at least 1", extra.rho)));
     }
-    if !(0.0..=1.0).contains(&words.tau) {
-        return Err(wrong(format!("tau is {}; it is from 0 to 1", words.tau)));
+    if !(0.0..=1.0).contains(&extra.tau) {
+        return Err(wrong(format!("tau is {}; it is from 0 to 1", extra.tau)));
     }
-    Ok(words)
+    Ok(extra)
 }
 
 /// Incremental principal components of a layer's inputs.
@@ -158,7 +160,7 @@ pub fn look(
     sites: &[Site],
     inputs: &mut dyn Inputs,
 ) -> Result<(LoraConfig, Matrices), Error> {
-    let words = words(&config)?;
+    let extra = parse_extra(&config)?;
     let (groups, mut rows) = Groups::find(&config, sites, inputs)?;
     let targets = &groups.targets;
     let site = |target: usize| &sites[targets[target].site];
@@ -170,7 +172,7 @@ pub fn look(
     let wanted = |looked: usize| {
         let sharing = order.iter().filter(|&&target| first(target) == looked);
         sharing
-            .map(|&target| (targets[target].r as f64 * words.rho).round_ties_even() as usize)
+            .map(|&target| (targets[target].r as f64 * extra.rho).round_ties_even() as usize)
             .max()
             .unwrap_or(0)
     };
@@ -185,7 +187,7 @@ pub fn look(
         }
         observers.push(Observer::new(Components {
             wanted,
-            tau: words.tau,
+            tau: extra.tau,
             rows: Vec::new(),
             count: 0,
             mean: Vec::new(),
@@ -227,13 +229,13 @@ pub fn look(
                 None => return Err(Error::Config("there are no data to look at".into())),
             };
         }
-        let counted = |counted: &bool| *counted || !words.use_label_mask;
+        let counted = |counted: &bool| *counted || !extra.use_label_mask;
         let counted: Vec<bool> = rows.learned.iter().map(counted).collect();
         observers.iter().for_each(|observer| observer.with(|c| c.rows.clone_from(&counted)));
         inputs.run(&active);
         for (&target, observer) in looked_at.iter().zip(&observers) {
             if let Some(error) = observer.with(|c| c.error.take()) {
-                return Err(Error::Numbers(format!("inputs of {}: {error}", site(target).path)));
+                return Err(Error::Decomposition(format!("inputs of {}: {error}", site(target).path)));
             }
         }
         if observers.iter().all(|observer| observer.with(|c| c.count > 0)) {
@@ -251,7 +253,7 @@ pub fn look(
 
     let mut found = Matrices::new();
     let (mut rank_pattern, mut alpha_pattern, mut kept) = (Map::new(), Map::new(), Vec::new());
-    let all = crate::target::targets(&config, sites)?;
+    let all = registry::targets(&config, sites)?;
     for planned in &all {
         let site = &sites[planned.site];
         let place = order.iter().position(|&target| targets[target].site == planned.site);
@@ -263,12 +265,12 @@ pub fn look(
         if let Some(place) = place {
             let a = of(order[place]).with(|c| {
                 let rows = c.vectors.chunks_exact(site.in_features).zip(&c.s).take(rank);
-                let factor = |s: &f32| if words.whiten { 1.0 / s.sqrt() } else { 1.0 };
+                let factor = |s: &f32| if extra.whiten { 1.0 / s.sqrt() } else { 1.0 };
                 rows.flat_map(|(row, s)| row.iter().map(move |x| x * factor(s))).collect()
             });
             found.insert(site.path.clone(), Arc::new(a));
         }
-        let alpha = match words.adjust_scaling_factors {
+        let alpha = match extra.adjust_scaling_factors {
             true => planned.alpha * rank as f64 / planned.r as f64,
             false => planned.alpha,
         };
@@ -284,7 +286,7 @@ pub fn look(
         config.target_modules = Some(Targets::Names(kept));
     }
     (config.rank_pattern, config.alpha_pattern) = (rank_pattern, alpha_pattern);
-    config.other.insert("eva_config".into(), serde_json::to_value(words).expect("plain data"));
+    config.other.insert("eva_config".into(), serde_json::to_value(extra).expect("plain data"));
     Ok((config, found))
 }
 

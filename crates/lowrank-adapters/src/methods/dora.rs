@@ -12,10 +12,11 @@ use lowrank_engine::{
 };
 use lowrank_kernels::{MatMut, MatRef};
 
-use super::lora::Lora;
-use super::{Place, Start, Variant, whole_weight};
-use crate::target::Target;
-use crate::{Error, LoraConfig};
+use crate::base::whole_weight;
+use crate::config::LoraConfig;
+use crate::contract::{InitContext, Method, Target, Variant, WeightRows};
+use crate::error::Error;
+use crate::methods::lora::{Lora, LoraMethod};
 
 /// DoRA at one linear site.
 #[derive(Debug)]
@@ -209,7 +210,7 @@ impl Variant for Dora {
     }
 
     /// `m = c`, so that training begins where `A` and `B` do.
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         self.lora.init(params, start)?;
         let mut w = whole_weight(start.base, &start.site)?;
         let (k, o) = (start.site.in_features, start.site.out_features);
@@ -220,7 +221,7 @@ impl Variant for Dora {
         Ok(())
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+    fn merge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         self.lora.merge(params, at, w)?;
         let m = &params.get(self.magnitude).value;
         if at.site.kind == SiteKind::TransposedLinear {
@@ -244,7 +245,7 @@ impl Variant for Dora {
         Ok(())
     }
 
-    fn unmerge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
+    fn unmerge(&self, _: &Params, at: &WeightRows<'_>, _: &mut [f32]) -> Result<(), Error> {
         Err(Error::Config(format!(
             "{}: merging a DoRA leaves no trace of the base weight's norms, so it cannot be taken out; keep the base model",
             at.site.path
@@ -253,15 +254,23 @@ impl Variant for Dora {
 }
 
 /// `peft_type` LORA with `use_dora`.
-pub struct Method;
+pub struct DoraMethod;
 
-impl super::Method for Method {
+impl Method for DoraMethod {
     fn peft_type(&self) -> &'static str {
         "LORA"
     }
 
-    fn claims(&self, config: &LoraConfig) -> bool {
-        config.says("use_dora")
+    fn title(&self) -> &'static str {
+        "LoRA adapter"
+    }
+
+    fn has_bias_field(&self) -> bool {
+        true
+    }
+
+    fn matches(&self, config: &LoraConfig) -> bool {
+        config.is_set("use_dora")
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
@@ -291,6 +300,6 @@ impl super::Method for Method {
     }
 
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
-        super::lora::Method.features(shape)
+        LoraMethod.features(shape)
     }
 }

@@ -10,11 +10,11 @@ use lowrank_kernels::{MatMut, MatRef};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::low_rank::LowRank;
-use super::{Place, Start, Variant, linear_only};
-use crate::regime::Regime;
-use crate::target::Target;
-use crate::{AdaptedSite, AdapterSet, Error, LoraConfig};
+use crate::config::LoraConfig;
+use crate::contract::{AdaptedSite, Exported, InitContext, Method, Target, Variant, WeightRows, linear_only};
+use crate::error::Error;
+use crate::low_rank::LowRank;
+use crate::training_hook::TrainingHook;
 
 /// AdaLoRA at one linear site.
 #[derive(Debug)]
@@ -49,15 +49,6 @@ impl AdaLora {
     fn scaled_a(&self, params: &Params) -> Vec<f32> {
         let (a, e) = (params.get(self.a), &params.get(self.e).value);
         a.value.chunks_exact(a.cols).zip(e).flat_map(|(row, e)| row.iter().map(move |x| e * x)).collect()
-    }
-
-    fn add_rows(&self, params: &Params, at: &Place<'_>, factor: f32, w: &mut [f32]) {
-        if self.r == 0 {
-            return;
-        }
-        let (a, b) = (self.scaled_a(params), &params.get(self.b).value);
-        let change = LowRank { a: &a, b, r: self.r, scaling: self.scaling };
-        change.add_rows(at.site, factor, at.rows.clone(), w);
     }
 }
 
@@ -138,7 +129,7 @@ impl Variant for AdaLora {
         vec![self.a, self.b, self.e]
     }
 
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         for (id, stream) in [(self.a, start.stream), (self.b, start.stream + 1)] {
             let param = params.get_mut(id);
             param.value = vec![0.0; param.rows * param.cols];
@@ -153,20 +144,26 @@ impl Variant for AdaLora {
         Some(LowRank { a: &a, b, r: self.r, scaling: self.scaling }.norm())
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.add_rows(params, at, 1.0, w);
-        Ok(())
-    }
-
-    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.add_rows(params, at, -1.0, w);
+    fn add_delta(
+        &self,
+        params: &Params,
+        at: &WeightRows<'_>,
+        factor: f32,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        if self.r == 0 {
+            return Ok(());
+        }
+        let (a, b) = (self.scaled_a(params), &params.get(self.b).value);
+        let change = LowRank { a: &a, b, r: self.r, scaling: self.scaling };
+        change.add_rows(at.site, factor, at.rows.clone(), w);
         Ok(())
     }
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-struct Words {
+struct Extra {
     target_r: usize,
     init_r: usize,
     tinit: u64,
@@ -179,7 +176,7 @@ struct Words {
     total_step: Option<u64>,
 }
 
-impl Default for Words {
+impl Default for Extra {
     fn default() -> Self {
         Self {
             target_r: 8,
@@ -211,7 +208,7 @@ struct Triplet {
 /// the `E` of ranks beyond it become zero.
 #[derive(Clone)]
 struct Budget {
-    words: Words,
+    extra: Extra,
     sites: Vec<Triplet>,
     /// Running means of `|p dp|` and of its deviation, by parameter.
     sensitivity: BTreeMap<usize, (Vec<f32>, Vec<f32>)>,
@@ -220,8 +217,8 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(words: Words, sites: Vec<Triplet>) -> Self {
-        Self { words, sites, sensitivity: BTreeMap::new(), kept: None }
+    fn new(extra: Extra, sites: Vec<Triplet>) -> Self {
+        Self { extra, sites, sensitivity: BTreeMap::new(), kept: None }
     }
 
     fn ids(&self) -> impl Iterator<Item = ParamId> + '_ {
@@ -230,8 +227,8 @@ impl Budget {
 
     /// The budget at `step`, and whether it is applied.
     fn at(&self, step: u64) -> (usize, bool) {
-        let Words { tinit, tfinal, delta_t, target_r, .. } = self.words;
-        let total = self.words.total_step.unwrap_or(0);
+        let Extra { tinit, tfinal, delta_t, target_r, .. } = self.extra;
+        let total = self.extra.total_step.unwrap_or(0);
         let all: usize = self.sites.iter().map(|s| s.r).sum();
         let target = target_r * self.sites.len();
         if step <= tinit {
@@ -246,7 +243,7 @@ impl Budget {
     }
 
     fn update_sensitivity(&mut self, params: &Params, grads: &Grads) {
-        let (b1, b2) = (self.words.beta1, self.words.beta2);
+        let (b1, b2) = (self.extra.beta1, self.extra.beta2);
         let ids: Vec<ParamId> = self.ids().collect();
         for (i, id) in ids.into_iter().enumerate() {
             let (value, grad) = (&params.get(id).value, grads.get(id));
@@ -297,10 +294,10 @@ impl Budget {
     }
 }
 
-impl Regime for Budget {
+impl TrainingHook for Budget {
     /// `orth_reg_weight` times the mean of `||A A^T - I||` and `||B^T B - I||` over all sites.
     fn penalty(&self, params: &Params, grads: &mut Grads) -> f64 {
-        let factor = self.words.orth_reg_weight / (2 * self.sites.len()).max(1) as f64;
+        let factor = self.extra.orth_reg_weight / (2 * self.sites.len()).max(1) as f64;
         let mut total = 0.0;
         for site in &self.sites {
             for (id, rows) in [(site.a, true), (site.b, false)] {
@@ -331,7 +328,7 @@ impl Regime for Budget {
     }
 
     fn after_step(&mut self, step: u64, params: &mut Params, grads: &Grads) {
-        let last = self.words.total_step.unwrap_or(0).saturating_sub(self.words.tfinal);
+        let last = self.extra.total_step.unwrap_or(0).saturating_sub(self.extra.tfinal);
         if step < last {
             self.update_sensitivity(params, grads);
         }
@@ -373,24 +370,32 @@ impl Regime for Budget {
         }
     }
 
-    fn clone_box(&self) -> Box<dyn Regime> {
+    fn clone_box(&self) -> Box<dyn TrainingHook> {
         Box::new(self.clone())
     }
 }
 
-/// What the names of kept ranks begin with, among a regime's numbers.
+/// Prefix of the names of kept ranks in the hook's state.
 const KEPT: &str = "kept.";
 
 /// `peft_type` ADALORA.
-pub struct Method;
+pub struct AdaloraMethod;
 
-impl super::Method for Method {
+impl Method for AdaloraMethod {
     fn peft_type(&self) -> &'static str {
         "ADALORA"
     }
 
+    fn names(&self) -> &'static [&'static str] {
+        &["adalora"]
+    }
+
+    fn has_bias_field(&self) -> bool {
+        true
+    }
+
     fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
-        Ok((config.words::<Words>()?.init_r, config.lora_alpha))
+        Ok((config.parse_extra::<Extra>()?.init_r, config.lora_alpha))
     }
 
     fn configure(&self, config: &mut LoraConfig, _: &[Site], total_steps: u64) {
@@ -398,21 +403,21 @@ impl super::Method for Method {
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
-        let words: Words = config.words()?;
+        let extra: Extra = config.parse_extra()?;
         let wrong = |what: &str| Err(Error::Config(what.into()));
-        if words.init_r == 0 || words.target_r > words.init_r {
+        if extra.init_r == 0 || extra.target_r > extra.init_r {
             return wrong("init_r must be at least 1 and not less than target_r");
         }
-        if !(0.0..1.0).contains(&words.beta1) || !(0.0..1.0).contains(&words.beta2) {
+        if !(0.0..1.0).contains(&extra.beta1) || !(0.0..1.0).contains(&extra.beta2) {
             return wrong("beta1 and beta2 must be at least 0 and less than 1");
         }
-        if !(words.orth_reg_weight >= 0.0 && words.orth_reg_weight.is_finite()) {
+        if !(extra.orth_reg_weight >= 0.0 && extra.orth_reg_weight.is_finite()) {
             return wrong("orth_reg_weight must be a number from 0");
         }
-        let Some(total) = words.total_step.filter(|total| *total > 0) else {
+        let Some(total) = extra.total_step.filter(|total| *total > 0) else {
             return wrong("total_step is missing: AdaLoRA's budget needs the number of steps");
         };
-        if words.tinit.saturating_add(words.tfinal) >= total {
+        if extra.tinit.saturating_add(extra.tfinal) >= total {
             return wrong(
                 "tinit + tfinal must be less than total_step, or no steps are left to lower the budget",
             );
@@ -427,16 +432,16 @@ impl super::Method for Method {
         sites: &[Site],
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
-        let words: Words = config.words()?;
-        let alpha = if config.lora_alpha > 0.0 { config.lora_alpha } else { words.init_r as f64 };
-        let scaling = (alpha / (words.init_r as f64 + 1e-5)) as f32;
+        let extra: Extra = config.parse_extra()?;
+        let alpha = if config.lora_alpha > 0.0 { config.lora_alpha } else { extra.init_r as f64 };
+        let scaling = (alpha / (extra.init_r as f64 + 1e-5)) as f32;
         let plan = |target: &Target| {
             let site = &sites[target.site];
             linear_only(site)?;
             let (k, o, path) = (site.in_features, site.out_features, &site.path);
             // A finished run names the ranks that are left.
             let r = match config.rank_pattern.get(&format!("{path}.lora_E")) {
-                None => words.init_r,
+                None => extra.init_r,
                 Some(Value::Array(kept)) => kept.iter().filter(|kept| **kept == Value::Bool(true)).count(),
                 Some(other) => {
                     let what = format!("rank_pattern gives {other} for {path}: true and false are expected");
@@ -456,19 +461,29 @@ impl super::Method for Method {
         targets.iter().map(plan).collect()
     }
 
-    fn regime(&self, config: &LoraConfig, layers: &[AdaptedSite]) -> Result<Option<Box<dyn Regime>>, Error> {
+    fn training_hook(
+        &self,
+        config: &LoraConfig,
+        layers: &[AdaptedSite],
+    ) -> Result<Option<Box<dyn TrainingHook>>, Error> {
         let triplet = |layer: &AdaptedSite| {
             let [a, b, e] = layer.variant.params()[..] else { unreachable!("A, B and E") };
             let r = layer.variant.rank().unwrap_or(0);
             Triplet { name: format!("{}.lora_E", layer.site.path), a, b, e, r }
         };
         let sites = layers.iter().map(triplet).collect();
-        Ok(Some(Box::new(Budget::new(config.words()?, sites))))
+        Ok(Some(Box::new(Budget::new(config.parse_extra()?, sites))))
     }
 
     /// Without the ranks that the budget left out, which `rank_pattern` then names, as PEFT saves it.
-    fn export(&self, set: &AdapterSet) -> Result<Option<AdapterSet>, Error> {
-        let state = set.regime.as_ref().map(|r| r.state()).unwrap_or_default();
+    fn export(
+        &self,
+        config: &LoraConfig,
+        params: &Params,
+        layers: &[AdaptedSite],
+        hook: Option<&dyn TrainingHook>,
+    ) -> Result<Option<Exported>, Error> {
+        let state = hook.map(|hook| hook.state()).unwrap_or_default();
         let kept: BTreeMap<&str, Vec<bool>> = state
             .iter()
             .filter_map(|(name, kept)| {
@@ -478,22 +493,25 @@ impl super::Method for Method {
         if kept.is_empty() {
             return Ok(None);
         }
-        let mut config = set.config.clone();
+        let mut config = config.clone();
         config.rank_pattern = kept.iter().map(|(name, kept)| ((*name).to_owned(), json!(kept))).collect();
-        set.rebuilt(config, |param| {
-            let (path, which) = param.name.rsplit_once('.').expect("a path and a name");
-            let all = vec![true; set.layer(path).and_then(|l| l.variant.rank()).unwrap_or(0)];
-            let kept = kept.get(format!("{path}.lora_E").as_str()).unwrap_or(&all);
-            let old = set.params.find(&param.name).expect("the same tensors");
-            let numbers = old.value.chunks_exact(old.cols.max(1));
-            param.value = match which {
-                "lora_B" => {
-                    numbers.flat_map(|row| row.iter().zip(kept).filter(|x| *x.1).map(|x| *x.0)).collect()
-                }
-                _ => numbers.zip(kept).filter(|x| *x.1).flat_map(|x| x.0).copied().collect(),
-            };
-        })
-        .map(Some)
+        let mut values = BTreeMap::new();
+        for layer in layers {
+            let path = &layer.site.path;
+            let Some(kept) = kept.get(format!("{path}.lora_E").as_str()) else { continue };
+            for which in ["lora_A", "lora_B", "lora_E"] {
+                let Some(old) = params.find(&format!("{path}.{which}")) else { continue };
+                let rows = old.value.chunks_exact(old.cols.max(1));
+                let value = match which {
+                    "lora_B" => {
+                        rows.flat_map(|row| row.iter().zip(kept).filter(|x| *x.1).map(|x| *x.0)).collect()
+                    }
+                    _ => rows.zip(kept).filter(|x| *x.1).flat_map(|x| x.0).copied().collect(),
+                };
+                values.insert(old.name.clone(), value);
+            }
+        }
+        Ok(Some(Exported { config, values }))
     }
 
     fn suffixes(&self) -> &'static [&'static str] {

@@ -10,21 +10,50 @@ use std::sync::Arc;
 
 use lowrank_engine::{ParamId, Params, Site, kernels};
 
-use super::Variant;
-use super::prompt::{NO_MODULES, TENSOR, TOKENS, Words};
-use crate::target::Target;
-use crate::{Error, LoraConfig, init};
+use crate::config::LoraConfig;
+use crate::contract::{BaseInfo, Method, Target, Variant};
+use crate::error::Error;
+use crate::init;
+use crate::methods::virtual_tokens::{Extra, NO_MODULES, TENSOR, TOKENS, language_model_only};
 
 /// Deviation of keys and values at the start: a prefix that says little, and to which attention is even. PyTorch's
 /// `Embedding`, which PEFT starts from, has deviation 1.
 const DEVIATION: f32 = 0.02;
 
 /// `peft_type` PREFIX_TUNING.
-pub struct Method;
+pub struct PrefixMethod;
 
-impl super::Method for Method {
+impl Method for PrefixMethod {
     fn peft_type(&self) -> &'static str {
         "PREFIX_TUNING"
+    }
+
+    fn names(&self) -> &'static [&'static str] {
+        &["prefix"]
+    }
+
+    fn title(&self) -> &'static str {
+        "Learned prefix"
+    }
+
+    fn takes_target_modules(&self) -> bool {
+        false
+    }
+
+    fn default_virtual_tokens(&self) -> usize {
+        TOKENS
+    }
+
+    /// PEFT's fields for the width of a layer's keys.
+    fn select(&self, _: &str, _: usize, config: &mut LoraConfig, base: &BaseInfo) -> Result<(), Error> {
+        language_model_only(base)?;
+        let fields = [
+            ("token_dim", base.kv_widths.first().copied().unwrap_or(0)),
+            ("num_layers", base.kv_widths.len()),
+            ("num_attention_heads", base.kv_heads),
+        ];
+        config.other.extend(fields.map(|(field, value)| (field.to_owned(), value.into())));
+        Ok(())
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {
@@ -38,8 +67,8 @@ impl super::Method for Method {
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
-        let words = Words::parse(config)?;
-        match (words.token_dim, words.num_layers) {
+        let extra = Extra::parse(config)?;
+        match (extra.token_dim, extra.num_layers) {
             (Some(1..), Some(1..)) => Ok(()),
             _ => Err(Error::Config("token_dim and num_layers must say how wide a prefix is".into())),
         }
@@ -50,7 +79,7 @@ impl super::Method for Method {
     }
 
     fn virtual_tokens(&self, config: &LoraConfig) -> Result<usize, Error> {
-        Ok(Words::parse(config)?.num_virtual_tokens)
+        Ok(Extra::parse(config)?.num_virtual_tokens)
     }
 
     fn attach(
@@ -60,7 +89,7 @@ impl super::Method for Method {
         _: &[Site],
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
-        let Words { num_virtual_tokens, token_dim, num_layers, .. } = Words::parse(config)?;
+        let Extra { num_virtual_tokens, token_dim, num_layers, .. } = Extra::parse(config)?;
         let width = 2 * token_dim.unwrap_or(0) * num_layers.unwrap_or(0);
         params.push(TENSOR.to_owned(), num_virtual_tokens, width, Vec::new());
         Ok(Vec::new())
@@ -70,7 +99,7 @@ impl super::Method for Method {
         params.iter().find(|(_, p)| p.name == TENSOR).map(|(id, _)| id)
     }
 
-    fn start(&self, params: &mut Params, seed: u64) {
+    fn init_shared(&self, params: &mut Params, seed: u64) {
         let Some(id) = self.prefix(params) else { return };
         let param = params.get_mut(id);
         param.value = vec![0.0; param.rows * param.cols];

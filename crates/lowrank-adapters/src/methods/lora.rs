@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
 
-use super::embedding::{self, EmbeddingLora};
-use super::low_rank::LowRank;
-use super::{Place, Start, Variant, linear_only, stored_weight, whole_weight};
+use crate::base::{stored_weight, whole_weight};
+use crate::config::LoraConfig;
+use crate::contract::{InitContext, Method, Target, Variant, WeightRows, linear_only};
+use crate::error::Error;
 use crate::init::{InitLoraWeights, Randomness};
-use crate::target::Target;
-use crate::{Error, LoraConfig};
+use crate::low_rank::LowRank;
+use crate::methods::embedding::{self, EmbeddingLora};
 
 /// LoRA at one linear site: `A: [R,K]`, `B: [O,R]`.
 #[derive(Clone, Debug)]
@@ -111,7 +112,7 @@ impl Lora {
     ///
     /// # Errors
     /// Where the base's weight is needed and cannot be read.
-    pub fn factors(&self, start: &Start<'_>) -> Result<(Vec<f32>, Vec<f32>), Error> {
+    pub fn factors(&self, start: &InitContext<'_>) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let (site, random) = (&start.site, Randomness { seed: start.seed, stream: start.stream });
         let shape = (site.out_features, site.in_features, self.r);
         let weight = || match self.init {
@@ -159,7 +160,7 @@ impl Variant for Lora {
         vec![self.a, self.b]
     }
 
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         let (a, b) = self.factors(start)?;
         params.get_mut(self.a).value = a;
         params.get_mut(self.b).value = b;
@@ -170,23 +171,36 @@ impl Variant for Lora {
         Some(self.change(params).norm())
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.change(params).add_rows(at.site, 1.0, at.rows.clone(), w);
-        Ok(())
-    }
-
-    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.change(params).add_rows(at.site, -1.0, at.rows.clone(), w);
+    fn add_delta(
+        &self,
+        params: &Params,
+        at: &WeightRows<'_>,
+        factor: f32,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        self.change(params).add_rows(at.site, factor, at.rows.clone(), w);
         Ok(())
     }
 }
 
 /// `peft_type` LORA.
-pub struct Method;
+pub struct LoraMethod;
 
-impl super::Method for Method {
+impl Method for LoraMethod {
     fn peft_type(&self) -> &'static str {
         "LORA"
+    }
+
+    fn names(&self) -> &'static [&'static str] {
+        &["lora"]
+    }
+
+    fn title(&self) -> &'static str {
+        "LoRA adapter"
+    }
+
+    fn has_bias_field(&self) -> bool {
+        true
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
@@ -220,60 +234,9 @@ impl super::Method for Method {
         let (a, b) = pair(["lora_A.weight", "lora_B.weight"]).or_else(|| pair(embedding::SUFFIXES))?;
         (a.len() == 2 && b.len() == 2).then(|| (a[1], b[0]))
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use lowrank_engine::{SiteKind, kernels};
-    use lowrank_kernels::Format;
-
-    use super::*;
-    use crate::variants::BaseWeights;
-    use crate::{AdapterSet, Targets};
-
-    struct Quantised(Vec<f32>);
-
-    impl BaseWeights for Quantised {
-        fn read_rows(&self, _: &str, rows: std::ops::Range<usize>, out: &mut [f32]) -> Result<(), Error> {
-            out.copy_from_slice(&self.0[rows.start * 64..rows.end * 64]);
-            Ok(())
-        }
-
-        fn read_bias(&self, _: &str, _: &mut [f32]) -> Result<(), Error> {
-            unreachable!("there is none")
-        }
-
-        fn quantised(&self, _: &Site) -> Option<Format> {
-            Some(Format::NF4)
-        }
-    }
-
-    /// With LoftQ, quantised base and adapter are nearer to the dense weight; at full rank, they are it.
-    #[test]
-    fn loftq_makes_up_for_quantising() {
-        let (o, k) = (8, 64);
-        let mut w = vec![0.0; o * k];
-        kernels::normal(&mut w, 0.0, 1.0, 1, 2);
-        let base = Quantised(w.clone());
-        let site =
-            Site { path: "q".into(), kind: SiteKind::Linear, in_features: k, out_features: o, bias: false };
-        let used = whole_weight(&base, &site).unwrap();
-        let distance =
-            |a: &[f32]| a.iter().zip(&w).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-        let mut errors = vec![distance(&used)];
-        for r in [1, 4, 8] {
-            let config = LoraConfig {
-                r,
-                init_lora_weights: "loftq".into(),
-                target_modules: Some(Targets::parse("q")),
-                ..LoraConfig::default()
-            };
-            let set = AdapterSet::new_on(config, std::slice::from_ref(&site), 0, &base).unwrap();
-            let mut sum = used.clone();
-            set.merge_rows(&base, "q.weight", 0..o, &mut sum).unwrap();
-            errors.push(distance(&sum));
-        }
-        assert!(errors.windows(2).all(|pair| pair[1] < 0.95 * pair[0]), "{errors:?}");
-        assert!(errors[3] < 1e-5 * errors[0], "{errors:?}");
+    fn kind(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> (SiteKind, bool) {
+        let embedding = shape(embedding::SUFFIXES[0]).is_some();
+        (if embedding { SiteKind::Embedding } else { SiteKind::Linear }, false)
     }
 }

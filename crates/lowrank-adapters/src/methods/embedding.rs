@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use lowrank_engine::{Adapter, Grads, ParamId, Params, Scope, Site, Tensor, kernels};
 
-use super::low_rank::LowRank;
-use super::{Place, Start, Variant};
-use crate::target::Target;
-use crate::{Error, LoraConfig};
+use crate::config::LoraConfig;
+use crate::contract::{InitContext, Target, Variant, WeightRows};
+use crate::error::Error;
+use crate::low_rank::LowRank;
 
 /// Endings of its tensors' names.
 pub const SUFFIXES: [&str; 2] = ["lora_embedding_A", "lora_embedding_B"];
@@ -98,7 +98,7 @@ impl Variant for EmbeddingLora {
         vec![self.a, self.b]
     }
 
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         let (v, d) = (start.site.in_features, start.site.out_features);
         params.get_mut(self.a).value = vec![0.0; self.r * v];
         params.get_mut(self.b).value = vec![0.0; d * self.r];
@@ -111,13 +111,14 @@ impl Variant for EmbeddingLora {
     }
 
     /// Where the output layer shares the table, merging changes it too, as in PEFT.
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.change(params).add_rows(at.site, 1.0, at.rows.clone(), w);
-        Ok(())
-    }
-
-    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.change(params).add_rows(at.site, -1.0, at.rows.clone(), w);
+    fn add_delta(
+        &self,
+        params: &Params,
+        at: &WeightRows<'_>,
+        factor: f32,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        self.change(params).add_rows(at.site, factor, at.rows.clone(), w);
         Ok(())
     }
 }

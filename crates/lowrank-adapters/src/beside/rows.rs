@@ -3,7 +3,7 @@
 use lowrank_engine::{ParamId, Scope, Tensor, kernels};
 
 /// `y_i = scale T[place(id_i)]`, for the ids that have a place.
-pub(super) fn take(
+pub(crate) fn take(
     scope: &Scope<'_>,
     table: ParamId,
     ids: &[u32],
@@ -24,7 +24,7 @@ pub(super) fn take(
 }
 
 /// `dT[place(id_i)] += scale dy_i`, for the ids that have a place.
-pub(super) fn add(
+pub(crate) fn add(
     scope: &Scope<'_>,
     table: &mut [f32],
     ids: &[u32],

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lowrank_engine::{Adapter, Linear, NormNumbers, ParamId, Params, Scope, Tensor};
 
-use super::{Place, Start, Variant};
-use crate::Error;
+use crate::contract::{InitContext, Variant, WeightRows};
+use crate::error::Error;
 
 /// One of the adapters.
 #[derive(Clone)]
@@ -84,11 +84,11 @@ impl Variant for Mixture {
         Vec::new()
     }
 
-    fn init(&self, _: &mut Params, _: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, _: &mut Params, _: &InitContext<'_>) -> Result<(), Error> {
         Ok(())
     }
 
-    fn merge(&self, _: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+    fn merge(&self, _: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         let base = w.to_vec();
         let mut own = base.clone();
         for part in &self.parts {
@@ -99,7 +99,7 @@ impl Variant for Mixture {
         Ok(())
     }
 
-    fn unmerge(&self, _: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+    fn unmerge(&self, _: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         if let Some(part) = self.single() {
             return part.variant.unmerge(&part.params, at, w);
         }

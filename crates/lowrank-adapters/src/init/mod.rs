@@ -1,11 +1,15 @@
 //! The numbers that a LoRA's training starts from: PEFT's `init_lora_weights`.
 
+pub mod corda;
+pub mod torch_random;
+
 use lowrank_engine::kernels;
 use serde_json::Value;
 
-use crate::calibrate::corda::{self, CordaMethod};
+use crate::config::LoraConfig;
+use crate::error::Error;
+use crate::init::corda::CordaMethod;
 use crate::linalg::{self, Randomized};
-use crate::{Error, LoraConfig};
 
 /// Random streams of initialisation: far from those of dropout.
 pub const STREAM: u64 = 1 << 62;
@@ -51,7 +55,7 @@ impl InitLoraWeights {
     /// The word of a configuration.
     ///
     /// # Errors
-    /// Lists the words.
+    /// Lists the extra.
     pub fn parse(config: &LoraConfig) -> Result<Self, Error> {
         let word = &config.init_lora_weights;
         let known = match word {

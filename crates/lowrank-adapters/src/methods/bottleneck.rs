@@ -16,9 +16,10 @@ use lowrank_engine::{
 };
 use serde::Deserialize;
 
-use super::{Place, Start, Variant};
-use crate::target::{Target, layer_count, matching};
-use crate::{Error, LoraConfig, OneOrMany, Targets};
+use crate::config::{LoraConfig, OneOrMany, Targets};
+use crate::contract::{BaseInfo, InitContext, Method, Target, Variant};
+use crate::error::Error;
+use crate::target::{layer_count, matching};
 
 /// A bottleneck behind one linear layer.
 #[derive(Clone, Debug)]
@@ -161,7 +162,7 @@ impl Variant for Bottleneck {
         self.down.into_iter().chain(self.up).chain(self.norm.into_iter().flatten()).collect()
     }
 
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         for id in self.params() {
             let param = params.get_mut(id);
             param.value = vec![0.0; param.rows * param.cols];
@@ -180,18 +181,10 @@ impl Variant for Bottleneck {
         let path = &site.path;
         Err(Error::Config(format!("{path}: an adapter layer cannot be merged into the weight before it")))
     }
-
-    fn merge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
-        self.check_merge(at.site)
-    }
-
-    fn unmerge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
-        self.check_merge(at.site)
-    }
 }
 
 #[derive(Deserialize)]
-struct Words {
+struct Extra {
     #[serde(default)]
     form: Form,
     non_linearity: Option<String>,
@@ -208,7 +201,7 @@ enum Form {
     Lin,
 }
 
-impl Words {
+impl Extra {
     fn activation(&self) -> Result<Activation, Error> {
         // adapter-hub's defaults.
         let name = match (&self.non_linearity, self.form) {
@@ -237,12 +230,46 @@ const SUBLAYERS: [(&str, &str); 4] = [
     (r".*\.attention\.out_lin", r".*\.ffn\.lin2"),
 ];
 
-/// `peft_type` BOTTLENECK.
-pub struct Method;
+/// Blocks without adapter layer in AdapterDrop (`adapter-d`) by default: the paper's five.
+const DROPPED: usize = 5;
 
-impl super::Method for Method {
+/// `peft_type` BOTTLENECK.
+pub struct BottleneckMethod;
+
+impl Method for BottleneckMethod {
     fn peft_type(&self) -> &'static str {
         "BOTTLENECK"
+    }
+
+    fn names(&self) -> &'static [&'static str] {
+        &["adapter-h", "adapter-p", "adapter-l", "adapter-d"]
+    }
+
+    fn title(&self) -> &'static str {
+        "Adapter layers"
+    }
+
+    fn in_peft(&self) -> bool {
+        false
+    }
+
+    fn takes_target_modules(&self) -> bool {
+        false
+    }
+
+    /// The form of each name; `adapter-d` leaves the lowest blocks without adapter layers.
+    fn select(&self, name: &str, _: usize, config: &mut LoraConfig, _: &BaseInfo) -> Result<(), Error> {
+        let form = match name {
+            "adapter-h" => "houlsby",
+            "adapter-l" => "lin",
+            "adapter-p" | "adapter-d" => "pfeiffer",
+            _ => return Ok(()),
+        };
+        config.other.insert("form".to_owned(), form.into());
+        if name == "adapter-d" {
+            config.default_to("drop_layers", DROPPED);
+        }
+        Ok(())
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {
@@ -251,7 +278,7 @@ impl super::Method for Method {
 
     /// The layers behind which its form puts adapter layers, and only the blocks that are not dropped.
     fn configure(&self, config: &mut LoraConfig, sites: &[Site], _: u64) {
-        let Ok(words) = config.words::<Words>() else { return };
+        let Ok(extra) = config.parse_extra::<Extra>() else { return };
         let has = |pattern: &str| {
             let wanted = Targets::Pattern(pattern.to_owned());
             matching(&wanted, sites).is_ok_and(|found| found.contains(&true))
@@ -259,14 +286,14 @@ impl super::Method for Method {
         if config.target_modules.is_none() {
             let known = SUBLAYERS.into_iter().find(|(attention, mlp)| has(attention) && has(mlp));
             config.target_modules = known.map(|(attention, mlp)| {
-                Targets::Pattern(match words.form {
+                Targets::Pattern(match extra.form {
                     Form::Houlsby => format!("{attention}|{mlp}"),
                     _ => mlp.to_owned(),
                 })
             });
         }
-        if words.drop_layers > 0 && config.layers_to_transform.is_none() {
-            let kept = words.drop_layers..layer_count(sites);
+        if extra.drop_layers > 0 && config.layers_to_transform.is_none() {
+            let kept = extra.drop_layers..layer_count(sites);
             config.layers_to_transform = Some(OneOrMany::Many(kept.collect()));
         }
     }
@@ -279,7 +306,7 @@ impl super::Method for Method {
         if config.r == 0 {
             return Err(Error::Config("r must be at least 1".into()));
         }
-        config.words::<Words>()?.activation()?;
+        config.parse_extra::<Extra>()?.activation()?;
         if matches!(&config.layers_to_transform, Some(OneOrMany::Many(layers)) if layers.is_empty()) {
             return Err(Error::Config("drop_layers leaves no block with an adapter layer".into()));
         }
@@ -293,8 +320,8 @@ impl super::Method for Method {
         sites: &[Site],
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
-        let words: Words = config.words()?;
-        let activation = words.activation()?;
+        let extra: Extra = config.parse_extra()?;
+        let activation = extra.activation()?;
         let plan = |target: &Target| {
             let (site, r) = (&sites[target.site], target.r);
             let d = site.out_features;
@@ -308,7 +335,7 @@ impl super::Method for Method {
                 params.push_vector(name("up.bias"), d, Vec::new()),
             ];
             let parts = ["norm.weight", "norm.bias"];
-            let norm = (words.form == Form::Lin)
+            let norm = (extra.form == Form::Lin)
                 .then(|| parts.map(|part| params.push_vector(name(part), d, Vec::new())));
             Arc::new(Bottleneck { down, up, norm, r, activation }) as Arc<dyn Variant>
         };

@@ -7,37 +7,14 @@
 use std::sync::Arc;
 
 use lowrank_engine::{Adapter, Grads, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels};
-use serde::Deserialize;
 
-use super::{Place, Start, Variant, rows};
-use crate::target::Target;
-use crate::{Error, LoraConfig};
+use crate::beside::rows;
+use crate::config::LoraConfig;
+use crate::contract::{BaseInfo, InitContext, Method, Target, Variant};
+use crate::error::Error;
+use crate::methods::virtual_tokens::{Extra, NO_MODULES, TENSOR, TOKENS, language_model_only};
 
-/// The tensor of all learned numbers, in PEFT's file.
-pub const TENSOR: &str = "prompt_embeddings";
-
-/// Virtual tokens where nobody says how many.
-pub const TOKENS: usize = 20;
-
-/// Fields of LoRA that methods with virtual tokens do not have.
-pub(super) const NO_MODULES: [&str; 14] = [
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "layers_pattern",
-    "bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "init_lora_weights",
-];
-
-/// Learned embeddings at the table of words.
+/// Learned embeddings at the table of extra.
 #[derive(Clone, Debug)]
 pub struct Prompt {
     /// `P: [n,D]`.
@@ -80,7 +57,7 @@ impl Variant for Prompt {
     }
 
     /// Rows of words drawn from the vocabulary (SAMPLE_VOCAB), or normal numbers as PyTorch's `Embedding` (RANDOM).
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         let param = params.get_mut(self.embeddings);
         let (n, d) = (param.rows, param.cols);
         let mut value = vec![0.0; n * d];
@@ -98,70 +75,37 @@ impl Variant for Prompt {
         Ok(())
     }
 
-    fn merge(&self, _: &Params, _: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
-        Err(no_merge("a prompt"))
-    }
-
-    fn unmerge(&self, _: &Params, _: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
-        Err(no_merge("a prompt"))
-    }
-}
-
-/// Virtual tokens are no part of any weight.
-fn no_merge(what: &str) -> Error {
-    Error::Config(format!("{what} is no part of the weights, so it cannot be merged into them"))
-}
-
-#[derive(Deserialize)]
-pub(super) struct Words {
-    pub num_virtual_tokens: usize,
-    /// Of prefix tuning: width of the keys of one layer.
-    pub token_dim: Option<usize>,
-    pub num_layers: Option<usize>,
-    prompt_tuning_init: Option<String>,
-    #[serde(default = "one")]
-    num_transformer_submodules: usize,
-}
-
-fn one() -> usize {
-    1
-}
-
-impl Words {
-    /// The fields of `config` that methods with virtual tokens share.
-    pub fn parse(config: &LoraConfig) -> Result<Self, Error> {
-        let words: Self = config.words()?;
-        if words.num_virtual_tokens == 0 {
-            return Err(Error::Config("num_virtual_tokens must be at least 1".into()));
-        }
-        if words.num_transformer_submodules != 1 {
-            return Err(Error::Config(
-                "num_transformer_submodules must be 1: encoders with decoders are not supported".into(),
-            ));
-        }
-        Ok(words)
-    }
-
-    /// Whether the start is drawn from the vocabulary.
-    fn sample(&self) -> Result<bool, Error> {
-        match self.prompt_tuning_init.as_deref() {
-            None | Some("RANDOM") => Ok(false),
-            Some("SAMPLE_VOCAB") => Ok(true),
-            // Only the start depends on it, and what is loaded has started.
-            Some("TEXT") => Ok(false),
-            Some(other) => Err(Error::Config(format!(
-                "prompt_tuning_init is {other:?}; it may be SAMPLE_VOCAB or RANDOM"
-            ))),
-        }
+    fn check_merge(&self, _: &Site) -> Result<(), Error> {
+        Err(Error::Config("a prompt is not a part of the weights, so it cannot be merged into them".into()))
     }
 }
 
 /// `peft_type` PROMPT_TUNING.
-pub struct Method;
+pub struct PromptMethod;
 
-impl super::Method for Method {
+impl Method for PromptMethod {
     fn peft_type(&self) -> &'static str {
         "PROMPT_TUNING"
+    }
+
+    fn names(&self) -> &'static [&'static str] {
+        &["prompt"]
+    }
+
+    fn title(&self) -> &'static str {
+        "Learned prompt"
+    }
+
+    fn takes_target_modules(&self) -> bool {
+        false
+    }
+
+    fn default_virtual_tokens(&self) -> usize {
+        TOKENS
+    }
+
+    fn select(&self, _: &str, _: usize, _: &mut LoraConfig, base: &BaseInfo) -> Result<(), Error> {
+        language_model_only(base)
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {
@@ -178,7 +122,7 @@ impl super::Method for Method {
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
-        Words::parse(config)?.sample().map(|_| ())
+        Extra::parse(config)?.sample().map(|_| ())
     }
 
     fn own_targets(&self, sites: &[Site]) -> Option<Vec<Target>> {
@@ -186,7 +130,7 @@ impl super::Method for Method {
     }
 
     fn virtual_tokens(&self, config: &LoraConfig) -> Result<usize, Error> {
-        Ok(Words::parse(config)?.num_virtual_tokens)
+        Ok(Extra::parse(config)?.num_virtual_tokens)
     }
 
     fn attach(
@@ -196,11 +140,11 @@ impl super::Method for Method {
         sites: &[Site],
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
-        let words = Words::parse(config)?;
-        let sample = words.sample()?;
+        let extra = Extra::parse(config)?;
+        let sample = extra.sample()?;
         let plan = |target: &Target| {
             let site = &sites[target.site];
-            let (n, d) = (words.num_virtual_tokens, site.out_features);
+            let (n, d) = (extra.num_virtual_tokens, site.out_features);
             let embeddings = params.push(TENSOR.to_owned(), n, d, Vec::new());
             Arc::new(Prompt { embeddings, vocab: site.in_features as u32, sample }) as Arc<dyn Variant>
         };
@@ -216,7 +160,7 @@ impl super::Method for Method {
     }
 
     fn sites_alone(&self, config: &LoraConfig) -> Vec<Site> {
-        let width = Words::parse(config).ok().and_then(|words| words.token_dim).unwrap_or(0);
+        let width = Extra::parse(config).ok().and_then(|extra| extra.token_dim).unwrap_or(0);
         let path = "embeddings".to_owned();
         vec![Site { path, kind: SiteKind::Embedding, in_features: 0, out_features: width, bias: false }]
     }

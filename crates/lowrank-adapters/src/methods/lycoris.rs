@@ -4,19 +4,20 @@ use lowrank_engine::Scope;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Error, LoraConfig};
+use crate::config::LoraConfig;
+use crate::error::Error;
 
 /// The fields that both have.
 #[derive(Deserialize)]
 #[serde(default)]
-pub(super) struct Words {
+pub(super) struct Extra {
     alpha: f64,
     rank_dropout: f32,
     module_dropout: f32,
     rank_dropout_scale: bool,
 }
 
-impl Default for Words {
+impl Default for Extra {
     fn default() -> Self {
         Self { alpha: 8.0, rank_dropout: 0.0, module_dropout: 0.0, rank_dropout_scale: false }
     }
@@ -27,7 +28,7 @@ pub(super) const FOREIGN: &[&str] =
     &["lora_alpha", "lora_dropout", "use_rslora", "bias", "fan_in_fan_out", "init_lora_weights"];
 
 pub(super) fn rank_and_alpha(config: &LoraConfig) -> Result<(usize, f64), Error> {
-    Ok((config.r, config.words::<Words>()?.alpha))
+    Ok((config.r, config.parse_extra::<Extra>()?.alpha))
 }
 
 pub(super) fn configure(config: &mut LoraConfig) {
@@ -40,11 +41,11 @@ fn whole_or_not(x: f64) -> Value {
 }
 
 pub(super) fn check(config: &LoraConfig) -> Result<(), Error> {
-    let words: Words = config.words()?;
+    let extra: Extra = config.parse_extra()?;
     if config.r == 0 {
         return Err(Error::Config("r must be at least 1".into()));
     }
-    for (name, p) in [("rank_dropout", words.rank_dropout), ("module_dropout", words.module_dropout)] {
+    for (name, p) in [("rank_dropout", extra.rank_dropout), ("module_dropout", extra.module_dropout)] {
         if !(0.0..1.0).contains(&p) {
             return Err(Error::Config(format!("{name} is {p}; it must be at least 0 and less than 1")));
         }
@@ -67,9 +68,9 @@ pub(super) struct OutputDropout {
 impl OutputDropout {
     /// `always_rescale`: LoHa's choice; LoKr asks its configuration.
     pub fn new(config: &LoraConfig, always_rescale: bool, stream: u64) -> Result<Self, Error> {
-        let words: Words = config.words()?;
-        let rescale = always_rescale || words.rank_dropout_scale;
-        Ok(Self { rank: words.rank_dropout, rescale, module: words.module_dropout, stream })
+        let extra: Extra = config.parse_extra()?;
+        let rescale = always_rescale || extra.rank_dropout_scale;
+        Ok(Self { rank: extra.rank_dropout, rescale, module: extra.module_dropout, stream })
     }
 
     /// The factor of each of `o` output features in this pass, where anything may be dropped.

@@ -8,8 +8,10 @@ use lowrank_engine::{
     Accumulator, Adapter, Grads, Linear, NormNumbers, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
 };
 
-use super::{Place, Start, Variant, rows};
-use crate::{Error, LoraConfig};
+use crate::beside::rows;
+use crate::config::{LoraConfig, is_part_of};
+use crate::contract::{InitContext, Variant, WeightRows};
+use crate::error::Error;
 
 /// PEFT adds these to `modules_to_save` wherever the task is classification, whether they exist or not.
 pub const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
@@ -27,28 +29,17 @@ pub struct Saved {
 }
 
 impl LoraConfig {
-    /// Whether the module at `path` is trained whole: it, or one that holds it, ends with a name of
-    /// `modules_to_save` (`peft/utils/other.py`: `_set_trainable`).
-    pub fn saves(&self, path: &str) -> bool {
-        self.modules_to_save.iter().flatten().any(|name| saves(name, path))
-    }
-
     /// Checks that every name of `modules_to_save` is that of a layer.
     pub(crate) fn check_saved(&self, sites: &[Site]) -> Result<(), Error> {
         for name in self.modules_to_save.iter().flatten().filter(|name| !CLASSIFIERS.contains(&name.as_str()))
         {
-            if !sites.iter().any(|site| saves(name, &site.path)) {
+            if !sites.iter().any(|site| is_part_of(name, &site.path)) {
                 let what = format!("modules_to_save: no layer's path ends with {name:?}");
                 return Err(Error::Config(what));
             }
         }
         Ok(())
     }
-}
-
-fn saves(name: &str, path: &str) -> bool {
-    let ends = path.match_indices('.').map(|(at, _)| at).chain([path.len()]);
-    !name.is_empty() && ends.into_iter().any(|end| path[..end].ends_with(name))
 }
 
 impl Saved {
@@ -149,7 +140,11 @@ impl Variant for Saved {
         own.into_iter().chain(self.bias).collect()
     }
 
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn shares_weight(&self) -> bool {
+        self.shares
+    }
+
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         let path = &start.site.path;
         if !self.shares {
             let weight = params.get_mut(self.weight);
@@ -168,15 +163,15 @@ impl Variant for Saved {
         Ok(())
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+    fn merge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         let weight = params.get(self.weight);
         let cols = if at.site.kind == SiteKind::Norm { 1 } else { weight.cols };
         w.copy_from_slice(&weight.value[at.rows.start * cols..at.rows.end * cols]);
         Ok(())
     }
 
-    fn unmerge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
-        Err(super::gone(&format!("{} was trained whole", at.site.path)))
+    fn unmerge(&self, _: &Params, at: &WeightRows<'_>, _: &mut [f32]) -> Result<(), Error> {
+        Err(crate::contract::gone(&format!("{} was trained whole", at.site.path)))
     }
 
     fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {

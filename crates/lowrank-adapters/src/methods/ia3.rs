@@ -9,9 +9,10 @@ use lowrank_engine::{
 };
 use serde::Deserialize;
 
-use super::{Place, Start, Variant, linear_only};
-use crate::target::{Target, matching};
-use crate::{Error, LoraConfig, Targets};
+use crate::config::{LoraConfig, Targets};
+use crate::contract::{InitContext, Method, Target, Variant, WeightRows, linear_only};
+use crate::error::Error;
+use crate::target::matching;
 
 /// IA3 at one linear site.
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl Adapter for Ia3 {
 
 impl Ia3 {
     /// Multiplies rows `at.rows` of a weight as it is stored by `factor(l)`.
-    fn scale(&self, params: &Params, at: &Place<'_>, w: &mut [f32], factor: impl Fn(f32) -> f32) {
+    fn scale(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32], factor: impl Fn(f32) -> f32) {
         let l = &params.get(self.factors).value;
         let transposed = at.site.kind == SiteKind::TransposedLinear;
         let cols = if transposed { at.site.out_features } else { at.site.in_features };
@@ -96,18 +97,18 @@ impl Variant for Ia3 {
         vec![self.factors]
     }
 
-    fn init(&self, params: &mut Params, _: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, _: &InitContext<'_>) -> Result<(), Error> {
         let l = params.get_mut(self.factors);
         l.value = vec![1.0; l.rows * l.cols];
         Ok(())
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+    fn merge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         self.scale(params, at, w, |l| l);
         Ok(())
     }
 
-    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+    fn unmerge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         if params.get(self.factors).value.contains(&0.0) {
             return Err(Error::Config(format!(
                 "{}: a factor of this IA3 is 0, so it cannot be taken out of a merged weight",
@@ -134,7 +135,7 @@ impl Variant for Ia3 {
 }
 
 #[derive(Deserialize)]
-struct Words {
+struct Extra {
     feedforward_modules: Option<Targets>,
 }
 
@@ -146,11 +147,15 @@ const DEFAULTS: [(&[&str], &str); 3] = [
 ];
 
 /// `peft_type` IA3.
-pub struct Method;
+pub struct Ia3Method;
 
-impl super::Method for Method {
+impl Method for Ia3Method {
     fn peft_type(&self) -> &'static str {
         "IA3"
+    }
+
+    fn names(&self) -> &'static [&'static str] {
+        &["ia3"]
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {
@@ -182,7 +187,7 @@ impl super::Method for Method {
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
-        config.words::<Words>().map(|_| ())
+        config.parse_extra::<Extra>().map(|_| ())
     }
 
     fn attach(
@@ -192,8 +197,8 @@ impl super::Method for Method {
         sites: &[Site],
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
-        let words: Words = config.words()?;
-        let feedforward = match &words.feedforward_modules {
+        let extra: Extra = config.parse_extra()?;
+        let feedforward = match &extra.feedforward_modules {
             Some(modules) => matching(modules, sites)?,
             None => vec![false; sites.len()],
         };

@@ -8,8 +8,10 @@ use std::collections::HashMap;
 use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
 use serde_json::Value;
 
-use super::{Place, Start, Variant, rows};
-use crate::{Error, LoraConfig};
+use crate::beside::rows;
+use crate::config::LoraConfig;
+use crate::contract::{InitContext, Variant, WeightRows};
+use crate::error::Error;
 
 /// The field of `adapter_config.json`: a list of tokens, or lists by the names of embeddings.
 pub const FIELD: &str = "trainable_token_indices";
@@ -28,7 +30,7 @@ pub(crate) fn wanted(config: &LoraConfig, sites: &[Site]) -> Result<Vec<(usize, 
             .filter(|tokens| !tokens.is_empty())
             .ok_or_else(|| wrong(format!("is {value}: it must be a list of tokens, or such lists by name")))
     };
-    if !config.says(FIELD) {
+    if !config.is_set(FIELD) {
         return Ok(Vec::new());
     }
     let embeddings = || sites.iter().enumerate().filter(|(_, site)| site.kind == SiteKind::Embedding);
@@ -183,7 +185,11 @@ impl Variant for TrainedTokens {
         if self.shares { Vec::new() } else { vec![self.rows] }
     }
 
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn shares_weight(&self) -> bool {
+        self.shares
+    }
+
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         if self.shares {
             return Ok(());
         }
@@ -198,7 +204,7 @@ impl Variant for TrainedTokens {
     }
 
     /// Where the output layer shares the table, it has the rows then, as in PEFT.
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+    fn merge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         let rows = params.get(self.rows);
         let d = rows.cols;
         for (own, token) in rows.value.chunks_exact(d).zip(&self.tokens) {
@@ -210,10 +216,12 @@ impl Variant for TrainedTokens {
         Ok(())
     }
 
-    fn unmerge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
+    fn unmerge(&self, _: &Params, at: &WeightRows<'_>, _: &mut [f32]) -> Result<(), Error> {
         match self.tokens.iter().find(|token| at.rows.contains(&(**token as usize))) {
             None => Ok(()),
-            Some(token) => Err(super::gone(&format!("row {token} of {} was trained", at.site.path))),
+            Some(token) => {
+                Err(crate::contract::gone(&format!("row {token} of {} was trained", at.site.path)))
+            }
         }
     }
 }
@@ -224,7 +232,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{AdapterSet, Targets};
+    use crate::config::Targets;
+    use crate::set::AdapterSet;
 
     fn sites() -> Vec<Site> {
         let site = |path: &str, kind, in_features, out_features| {

@@ -5,16 +5,19 @@
 //! taken out in the product, `y = W0 x + b + s (B A - B0 A0) x`, which is a LoRA of twice the rank with one half frozen.
 //! That is also what is written, as PEFT does when it converts such an adapter.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
 use serde_json::{Map, Value};
 
-use super::lora::Lora;
-use super::{Place, Start, Variant};
+use crate::config::LoraConfig;
+use crate::contract::{AdaptedSite, Exported, InitContext, Method, Target, Variant, WeightRows};
+use crate::error::Error;
 use crate::init::InitLoraWeights;
-use crate::target::Target;
-use crate::{AdapterSet, Error, LoraConfig};
+use crate::methods::lora::Lora;
+use crate::methods::lora::LoraMethod;
+use crate::training_hook::TrainingHook;
 
 /// A LoRA and what it started from.
 #[derive(Debug)]
@@ -83,7 +86,7 @@ impl Variant for Residual {
         vec![self.lora.a, self.lora.b]
     }
 
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         let (a, b) = self.lora.factors(start)?;
         self.remember(params, a.clone(), b.clone());
         params.get_mut(self.lora.a).value = a;
@@ -92,7 +95,7 @@ impl Variant for Residual {
     }
 
     /// PEFT's file of such an adapter that was not converted holds `A` and `B` only.
-    fn complete(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn finish_load(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         if !self.lora.init.is_exact() {
             return Err(Error::Config(format!(
                 "{}: this adapter started from a random decomposition of its base or from its training data; have PEFT \
@@ -105,31 +108,40 @@ impl Variant for Residual {
         Ok(())
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.lora.merge(params, at, w)?;
-        self.start.merge(params, at, w)
-    }
-
-    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.lora.unmerge(params, at, w)?;
-        self.start.unmerge(params, at, w)
+    fn add_delta(
+        &self,
+        params: &Params,
+        at: &WeightRows<'_>,
+        factor: f32,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        self.lora.add_delta(params, at, factor, w)?;
+        self.start.add_delta(params, at, factor, w)
     }
 }
 
 /// `peft_type` LORA with a word of `init_lora_weights` that starts from the base's weight.
-pub struct Method;
+pub struct ResidualMethod;
 
-impl super::Method for Method {
+impl Method for ResidualMethod {
     fn peft_type(&self) -> &'static str {
         "LORA"
     }
 
-    fn claims(&self, config: &LoraConfig) -> bool {
+    fn title(&self) -> &'static str {
+        "LoRA adapter"
+    }
+
+    fn has_bias_field(&self) -> bool {
+        true
+    }
+
+    fn matches(&self, config: &LoraConfig) -> bool {
         InitLoraWeights::parse(config).is_ok_and(InitLoraWeights::moves_base)
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
-        if config.says("use_dora") {
+        if config.is_set("use_dora") {
             let word = &config.init_lora_weights;
             return Err(Error::Config(format!("use_dora with init_lora_weights {word} is not supported")));
         }
@@ -166,8 +178,14 @@ impl super::Method for Method {
     }
 
     /// A plain LoRA: `B' = [B, B0]`, `A' = [A; -A0]`, twice the rank and so twice alpha (`sqrt(2)` times with rsLoRA).
-    fn export(&self, set: &AdapterSet) -> Result<Option<AdapterSet>, Error> {
-        let mut config = set.config.clone();
+    fn export(
+        &self,
+        config: &LoraConfig,
+        params: &Params,
+        layers: &[AdaptedSite],
+        _: Option<&dyn TrainingHook>,
+    ) -> Result<Option<Exported>, Error> {
+        let mut config = config.clone();
         config.init_lora_weights = Value::Bool(true);
         config.other.remove("corda_config");
         config.r *= 2;
@@ -181,25 +199,29 @@ impl super::Method for Method {
         config.rank_pattern = doubled(&config.rank_pattern);
         config.alpha_pattern = doubled(&config.alpha_pattern);
         config.lora_alpha *= if config.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
-        set.rebuilt(config, |param| {
-            let now = set.params.find(&param.name).expect("the same sites");
-            let name = param.name.trim_end_matches(".weight");
-            let start = set.params.find(&format!("{name}.start")).expect("the same sites");
-            param.value = if name.ends_with("lora_A") {
-                now.value.iter().copied().chain(start.value.iter().map(|x| -x)).collect()
-            } else {
-                let (now, start) = (now.value.chunks_exact(now.cols), start.value.chunks_exact(now.cols));
-                now.zip(start).flat_map(|(b, b0)| b.iter().chain(b0)).copied().collect()
-            };
-        })
-        .map(Some)
+        let mut values = BTreeMap::new();
+        for layer in layers {
+            let param = |end: &str| params.find(&format!("{}.{end}", layer.site.path));
+            let pair =
+                |name: &str| Some((param(&format!("{name}.weight"))?, param(&format!("{name}.start"))?));
+            let (Some((a, a0)), Some((b, b0))) = (pair("lora_A"), pair("lora_B")) else { continue };
+            let stacked = a.value.iter().copied().chain(a0.value.iter().map(|x| -x)).collect();
+            let rows = b.value.chunks_exact(b.cols).zip(b0.value.chunks_exact(b.cols));
+            let beside = rows.flat_map(|(b, b0)| b.iter().chain(b0)).copied().collect();
+            values.extend([(a.name.clone(), stacked), (b.name.clone(), beside)]);
+        }
+        Ok(Some(Exported { config, values }))
     }
 
     fn suffixes(&self) -> &'static [&'static str] {
-        super::lora::Method.suffixes()
+        LoraMethod.suffixes()
     }
 
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
-        super::lora::Method.features(shape)
+        LoraMethod.features(shape)
+    }
+
+    fn kind(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> (SiteKind, bool) {
+        LoraMethod.kind(shape)
     }
 }

@@ -10,26 +10,66 @@ use std::sync::Arc;
 
 use lowrank_engine::{Params, Site, SiteKind};
 
-use super::Variant;
-use super::bitfit::Bias;
-use super::saved::Saved;
-use crate::target::Target;
-use crate::{Error, LoraConfig, Targets};
-
-/// Fields of LoRA that a method without rank does not have.
-pub(super) const NO_RANK: [&str; 7] =
-    ["r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"];
+use crate::beside::bias::Bias;
+use crate::beside::saved::Saved;
+use crate::config::{LoraConfig, OneOrMany, RANK_FIELDS, Targets};
+use crate::contract::{BaseInfo, Method, Target, Variant};
+use crate::error::Error;
+use crate::target::layer_count;
 
 /// `peft_type` FULL.
-pub struct Method;
+pub struct FullMethod;
 
-impl super::Method for Method {
+impl Method for FullMethod {
     fn peft_type(&self) -> &'static str {
         "FULL"
     }
 
+    fn names(&self) -> &'static [&'static str] {
+        &["full", "topN", "linear-probe"]
+    }
+
+    fn title(&self) -> &'static str {
+        "Fine-tuned weights"
+    }
+
+    fn in_peft(&self) -> bool {
+        false
+    }
+
+    fn takes_target_modules(&self) -> bool {
+        false
+    }
+
+    /// `topN`: the last `N` blocks. `linear-probe`: the head. `full`: all layers but a head that nothing reads.
+    fn select(
+        &self,
+        name: &str,
+        number: usize,
+        config: &mut LoraConfig,
+        base: &BaseInfo,
+    ) -> Result<(), Error> {
+        match name {
+            "topN" => {
+                let blocks = layer_count(&base.sites);
+                if number > blocks {
+                    return Err(Error::Config(format!("method top{number}: the model has {blocks} blocks")));
+                }
+                config.layers_to_transform = Some(OneOrMany::Many((blocks - number..blocks).collect()));
+            }
+            "linear-probe" if base.head.is_empty() => {
+                let what = "method linear-probe trains the head, and this task has none";
+                return Err(Error::Config(what.to_owned()));
+            }
+            "linear-probe" => config.target_modules = Some(Targets::Names(base.head.clone())),
+            "full" if config.exclude_modules.is_none() => config.exclude_modules = base.unused_heads(),
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn foreign_fields(&self) -> &'static [&'static str] {
-        &NO_RANK
+        &RANK_FIELDS
     }
 
     /// Everything, where nobody says what.

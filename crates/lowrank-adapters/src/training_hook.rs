@@ -4,7 +4,7 @@ use lowrank_engine::{Grads, Params};
 
 /// A method's part in each training step: a penalty before, and changes of the parameters after. One for a whole set,
 /// since a budget is shared by all sites.
-pub trait Regime: Send + Sync {
+pub trait TrainingHook: Send + Sync {
     /// Adds the gradient of the method's penalty to `grads` and returns the penalty.
     fn penalty(&self, params: &Params, grads: &mut Grads) -> f64 {
         let _ = (params, grads);
@@ -21,10 +21,10 @@ pub trait Regime: Send + Sync {
     fn restore(&mut self, name: &str, value: Vec<f32>);
 
     /// A copy.
-    fn clone_box(&self) -> Box<dyn Regime>;
+    fn clone_box(&self) -> Box<dyn TrainingHook>;
 }
 
-impl Clone for Box<dyn Regime> {
+impl Clone for Box<dyn TrainingHook> {
     fn clone(&self) -> Self {
         self.clone_box()
     }

@@ -11,10 +11,11 @@ use lowrank_engine::{
 use lowrank_kernels::{MatMut, MatRef};
 use serde::Deserialize;
 
-use super::lycoris::{self, OutputDropout};
-use super::{Place, Start, Variant, linear_only};
-use crate::target::Target;
-use crate::{Error, LoraConfig, init};
+use crate::config::LoraConfig;
+use crate::contract::{InitContext, Method, Target, Variant, WeightRows, linear_only};
+use crate::error::Error;
+use crate::init;
+use crate::methods::lycoris::{self, OutputDropout};
 
 /// A factor of the Kronecker product.
 #[derive(Clone, Copy, Debug)]
@@ -99,21 +100,6 @@ impl Lokr {
         let mut swapped = scope.alloc(m, n * p);
         scope.device.run(0, || swap(swapped.data_mut(), t.data(), n, m, p));
         swapped
-    }
-
-    /// Adds `factor (W1 kron W2)` to rows of a weight as it is stored.
-    fn add_rows(&self, params: &Params, at: &Place<'_>, factor: f32, w: &mut [f32]) {
-        let (mut s1, mut s2) = (Vec::new(), Vec::new());
-        let (w1, w2) = (self.w1.matrix(params, &mut s1), self.w2.matrix(params, &mut s2));
-        let [_, p, m, q] = self.sizes;
-        let transposed = at.site.kind == SiteKind::TransposedLinear;
-        let cols = if transposed { at.site.out_features } else { at.site.in_features };
-        for (row, w) in at.rows.clone().zip(w.chunks_exact_mut(cols)) {
-            for (col, w) in w.iter_mut().enumerate() {
-                let (o, k) = if transposed { (col, row) } else { (row, col) };
-                *w += factor * self.scaling * w1[o / p * m + k / q] * w2[o % p * q + k % q];
-            }
-        }
     }
 }
 
@@ -204,7 +190,7 @@ impl Variant for Lokr {
     }
 
     /// One factor starts as zero (its first matrix or, LyCORIS's way, its last), the rest as Kaiming has it.
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         let zero = match self.lycoris {
             true => self.w2.params().pop(),
             false => self.w1.params().first().copied(),
@@ -227,26 +213,37 @@ impl Variant for Lokr {
         Some(f64::from(self.scaling.abs()) * squares.sqrt())
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.add_rows(params, at, 1.0, w);
-        Ok(())
-    }
-
-    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.add_rows(params, at, -1.0, w);
+    fn add_delta(
+        &self,
+        params: &Params,
+        at: &WeightRows<'_>,
+        factor: f32,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        let (mut s1, mut s2) = (Vec::new(), Vec::new());
+        let (w1, w2) = (self.w1.matrix(params, &mut s1), self.w2.matrix(params, &mut s2));
+        let [_, p, m, q] = self.sizes;
+        let transposed = at.site.kind == SiteKind::TransposedLinear;
+        let cols = if transposed { at.site.out_features } else { at.site.in_features };
+        for (row, w) in at.rows.clone().zip(w.chunks_exact_mut(cols)) {
+            for (col, w) in w.iter_mut().enumerate() {
+                let (o, k) = if transposed { (col, row) } else { (row, col) };
+                *w += factor * self.scaling * w1[o / p * m + k / q] * w2[o % p * q + k % q];
+            }
+        }
         Ok(())
     }
 }
 
 #[derive(Deserialize)]
 #[serde(default)]
-struct Words {
+struct Extra {
     decompose_both: bool,
     decompose_factor: i64,
     init_weights: serde_json::Value,
 }
 
-impl Default for Words {
+impl Default for Extra {
     fn default() -> Self {
         Self { decompose_both: false, decompose_factor: -1, init_weights: true.into() }
     }
@@ -271,11 +268,15 @@ fn factorization(dimension: usize, factor: i64) -> (usize, usize) {
 }
 
 /// `peft_type` LOKR.
-pub struct Method;
+pub struct LokrMethod;
 
-impl super::Method for Method {
+impl Method for LokrMethod {
     fn peft_type(&self) -> &'static str {
         "LOKR"
+    }
+
+    fn names(&self) -> &'static [&'static str] {
+        &["lokr"]
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {
@@ -291,9 +292,9 @@ impl super::Method for Method {
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
-        let words: Words = config.words()?;
-        if words.decompose_factor == 0 || words.decompose_factor < -1 {
-            let what = format!("decompose_factor is {}; it is -1 or at least 1", words.decompose_factor);
+        let extra: Extra = config.parse_extra()?;
+        if extra.decompose_factor == 0 || extra.decompose_factor < -1 {
+            let what = format!("decompose_factor is {}; it is -1 or at least 1", extra.decompose_factor);
             return Err(Error::Config(what));
         }
         lycoris::check(config)
@@ -306,13 +307,13 @@ impl super::Method for Method {
         sites: &[Site],
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
-        let words: Words = config.words()?;
+        let extra: Extra = config.parse_extra()?;
         let plan = |target: &Target| {
             let site = &sites[target.site];
             linear_only(site)?;
             let r = target.r;
-            let (m, q) = factorization(site.in_features, words.decompose_factor);
-            let (l, p) = factorization(site.out_features, words.decompose_factor);
+            let (m, q) = factorization(site.in_features, extra.decompose_factor);
+            let (l, p) = factorization(site.out_features, extra.decompose_factor);
             let mut factor = |name: &str, whole: bool, rows: usize, cols: usize| {
                 let mut push = |end: &str, rows: usize, cols: usize| {
                     params.push(format!("{}.{name}{end}", site.path), rows, cols, Vec::new())
@@ -324,7 +325,7 @@ impl super::Method for Method {
             };
             // r < max / 2, in whole numbers.
             let small = |a: usize, b: usize| 2 * r < a.max(b);
-            let w1 = factor("lokr_w1", !(words.decompose_both && small(l, m)), l, m);
+            let w1 = factor("lokr_w1", !(extra.decompose_both && small(l, m)), l, m);
             let w2 = factor("lokr_w2", !small(p, q), p, q);
             let lokr = Lokr {
                 w1,
@@ -333,7 +334,7 @@ impl super::Method for Method {
                 r,
                 scaling: (target.alpha / r as f64) as f32,
                 dropout: OutputDropout::new(config, false, target.site as u64)?,
-                lycoris: words.init_weights == "lycoris",
+                lycoris: extra.init_weights == "lycoris",
             };
             Ok(Arc::new(lokr) as Arc<dyn Variant>)
         };

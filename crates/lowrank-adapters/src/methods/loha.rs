@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor, kernels};
 
-use super::low_rank::LowRank;
-use super::lycoris::{self, OutputDropout};
-use super::{Place, Start, Variant, linear_only};
-use crate::target::Target;
-use crate::{Error, LoraConfig, init};
+use crate::config::LoraConfig;
+use crate::contract::{InitContext, Method, Target, Variant, WeightRows, linear_only};
+use crate::error::Error;
+use crate::init;
+use crate::low_rank::LowRank;
+use crate::methods::lycoris::{self, OutputDropout};
 
 /// LoHa at one linear site: `W1a, W2a: [O,R]`, `W1b, W2b: [R,K]`.
 #[derive(Debug)]
@@ -99,12 +100,6 @@ impl Loha {
         pairs_of_rows(&mut q, w1b, w2b, k);
         (p, q)
     }
-
-    fn add_rows(&self, params: &Params, at: &Place<'_>, factor: f32, w: &mut [f32]) {
-        let (p, q) = self.factors(params);
-        let change = LowRank { a: &q, b: &p, r: self.r * self.r, scaling: self.scaling };
-        change.add_rows(at.site, factor, at.rows.clone(), w);
-    }
 }
 
 impl Adapter for Loha {
@@ -179,7 +174,7 @@ impl Variant for Loha {
     }
 
     /// All as Kaiming has it but `W2b`, which is zero.
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         for (i, id) in self.w.into_iter().enumerate() {
             let param = params.get_mut(id);
             param.value = match i {
@@ -195,23 +190,30 @@ impl Variant for Loha {
         Some(LowRank { a: &q, b: &p, r: self.r * self.r, scaling: self.scaling }.norm())
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.add_rows(params, at, 1.0, w);
-        Ok(())
-    }
-
-    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.add_rows(params, at, -1.0, w);
+    fn add_delta(
+        &self,
+        params: &Params,
+        at: &WeightRows<'_>,
+        factor: f32,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        let (p, q) = self.factors(params);
+        let change = LowRank { a: &q, b: &p, r: self.r * self.r, scaling: self.scaling };
+        change.add_rows(at.site, factor, at.rows.clone(), w);
         Ok(())
     }
 }
 
 /// `peft_type` LOHA.
-pub struct Method;
+pub struct LohaMethod;
 
-impl super::Method for Method {
+impl Method for LohaMethod {
     fn peft_type(&self) -> &'static str {
         "LOHA"
+    }
+
+    fn names(&self) -> &'static [&'static str] {
+        &["loha"]
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {

@@ -1,14 +1,16 @@
 //! Biases that are trained beside an adapter (`bias` in `adapter_config.json`): `y = adapted(x) - b0 + b` at a layer with
-//! an adapter, and [`super::bitfit`]'s at one without.
+//! an adapter, and [`Bias`] at one without.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor, kernels};
+use lowrank_engine::{
+    Accumulator, Adapter, Grads, Linear, NormNumbers, ParamId, Params, Scope, Site, Tensor, kernels,
+};
 
-use super::bitfit::Bias;
-use super::{Place, Start, Variant};
-use crate::{Error, LoraConfig};
+use crate::config::LoraConfig;
+use crate::contract::{InitContext, Variant, WeightRows};
+use crate::error::Error;
 
 /// Which biases are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,13 +23,17 @@ pub(crate) enum Biases {
 }
 
 impl Biases {
-    /// What `config` says: `none`, `all`, or the method's name and `_only` (`lora_only`).
-    pub fn of(config: &LoraConfig) -> Result<Self, Error> {
+    /// What `config` asks for: `none`, `all`, or the method's name and `_only` (`lora_only`). `has_field`: whether the
+    /// method has this field.
+    ///
+    /// # Errors
+    /// If the field has another value, or the method does not have it.
+    pub fn of(config: &LoraConfig, has_field: bool) -> Result<Self, Error> {
         let only = format!("{}_only", config.peft_type.to_lowercase());
         match config.bias.as_str() {
             "none" => Ok(Self::None),
-            said if !["LORA", "ADALORA", "VERA"].contains(&config.peft_type.as_str()) => {
-                Err(Error::Config(format!("bias is {said:?}, but {} has no such field", config.peft_type)))
+            bias if !has_field => {
+                Err(Error::Config(format!("bias is {bias:?}, but {} has no such field", config.peft_type)))
             }
             "all" => Ok(Self::All),
             said if said == only || said == "lora_only" => Ok(Self::Adapted),
@@ -47,6 +53,91 @@ pub(crate) fn plan(site: &Site, inner: Option<Arc<dyn Variant>>, params: &mut Pa
     // PEFT wraps a layer with an adapter; the layer itself is its `base_layer`.
     let bias = params.push_vector(format!("{}.base_layer.bias", site.path), site.out_features, Vec::new());
     Arc::new(TrainedBias { inner, bias })
+}
+
+/// A trained copy of the bias of a linear layer or a norm.
+#[derive(Clone, Debug)]
+pub struct Bias {
+    /// `b: [O]`.
+    pub bias: ParamId,
+}
+
+impl Bias {
+    /// That of the layer at `site`, its parameter added to `params`.
+    pub fn plan(site: &Site, params: &mut Params) -> Arc<dyn Variant> {
+        let bias = params.push_vector(format!("{}.bias", site.path), site.out_features, Vec::new());
+        Arc::new(Self { bias })
+    }
+}
+
+impl Adapter for Bias {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
+        base.product(scope, x, y, beta);
+        let (n, o) = (y.rows(), y.cols());
+        let bias = &scope.params.get(self.bias).value;
+        scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, o));
+        Vec::new()
+    }
+
+    /// `db += sum of dy`, `dx += dy W`.
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        grads: &mut Grads,
+        _: &Tensor,
+        dy: &Tensor,
+        _: Vec<Tensor>,
+        dx: Option<&mut Accumulator>,
+    ) {
+        scope.device.run(0, || {
+            kernels::bias_backward(grads.get_mut(self.bias), dy.data(), dy.rows(), dy.cols());
+        });
+        if let Some(dx) = dx {
+            base.backward(scope, dy, dx);
+        }
+    }
+
+    fn norm<'a>(&'a self, params: &'a Params) -> NormNumbers<'a> {
+        NormNumbers { bias: Some(&params.get(self.bias).value), ..NormNumbers::default() }
+    }
+
+    fn norm_params(&self) -> [Option<ParamId>; 2] {
+        [None, Some(self.bias)]
+    }
+}
+
+impl Variant for Bias {
+    fn params(&self) -> Vec<ParamId> {
+        vec![self.bias]
+    }
+
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
+        let bias = params.get_mut(self.bias);
+        let mut value = vec![0.0; bias.cols];
+        start.base.read_bias(&start.site.path, &mut value)?;
+        bias.value = value;
+        Ok(())
+    }
+
+    fn merge(&self, _: &Params, _: &WeightRows<'_>, _: &mut [f32]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn unmerge(&self, _: &Params, at: &WeightRows<'_>, _: &mut [f32]) -> Result<(), Error> {
+        Err(crate::contract::gone(&format!("the bias of {} was trained", at.site.path)))
+    }
+
+    fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
+        bias.copy_from_slice(&params.get(self.bias).value[range]);
+    }
 }
 
 /// A trained bias of a linear layer with an adapter.
@@ -104,7 +195,7 @@ impl Variant for TrainedBias {
         params
     }
 
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         self.inner.init(params, start)?;
         let mut value = vec![0.0; start.site.out_features];
         start.base.read_bias(&start.site.path, &mut value)?;
@@ -112,8 +203,8 @@ impl Variant for TrainedBias {
         Ok(())
     }
 
-    fn complete(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
-        self.inner.complete(params, start)
+    fn finish_load(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
+        self.inner.finish_load(params, start)
     }
 
     fn delta_norm(&self, params: &Params) -> Option<f64> {
@@ -124,12 +215,12 @@ impl Variant for TrainedBias {
         self.inner.check_merge(site)
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
+    fn merge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         self.inner.merge(params, at, w)
     }
 
-    fn unmerge(&self, _: &Params, at: &Place<'_>, _: &mut [f32]) -> Result<(), Error> {
-        Err(super::gone(&format!("the bias of {} was trained", at.site.path)))
+    fn unmerge(&self, _: &Params, at: &WeightRows<'_>, _: &mut [f32]) -> Result<(), Error> {
+        Err(crate::contract::gone(&format!("the bias of {} was trained", at.site.path)))
     }
 
     fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
@@ -144,7 +235,8 @@ mod tests {
     use lowrank_engine::SiteKind;
 
     use super::*;
-    use crate::{AdapterSet, Targets};
+    use crate::config::Targets;
+    use crate::set::AdapterSet;
 
     fn sites() -> Vec<Site> {
         let site = |path: &str, kind, bias| Site {

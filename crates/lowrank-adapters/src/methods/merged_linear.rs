@@ -9,14 +9,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
 use serde_json::Value;
 
-use super::lora::{self, Lora};
-use super::{Place, Start, Variant};
+use crate::config::LoraConfig;
+use crate::contract::{InitContext, Method, Target, Variant, WeightRows};
+use crate::error::Error;
 use crate::init::InitLoraWeights;
-use crate::target::Target;
-use crate::{Error, LoraConfig};
+use crate::methods::lora::{Lora, LoraMethod};
 
 /// The field of `adapter_config.json`: a list of true and false, one for each part.
 pub const FIELD: &str = "enable_lora";
@@ -92,7 +92,7 @@ impl Variant for MergedLinear {
         self.lora.params()
     }
 
-    fn init(&self, params: &mut Params, start: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         self.lora.init(params, start)
     }
 
@@ -100,17 +100,19 @@ impl Variant for MergedLinear {
         self.lora.delta_norm(params)
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.lora.merge(params, at, w)
-    }
-
-    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.lora.unmerge(params, at, w)
+    fn add_delta(
+        &self,
+        params: &Params,
+        at: &WeightRows<'_>,
+        factor: f32,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        self.lora.add_delta(params, at, factor, w)
     }
 }
 
 /// `peft_type` LORA with `enable_lora`.
-pub struct Method;
+pub struct MergedLinearMethod;
 
 /// The parts that `config` marks.
 fn enabled(config: &LoraConfig) -> Result<Vec<bool>, Error> {
@@ -122,13 +124,21 @@ fn enabled(config: &LoraConfig) -> Result<Vec<bool>, Error> {
     })
 }
 
-impl super::Method for Method {
+impl Method for MergedLinearMethod {
     fn peft_type(&self) -> &'static str {
         "LORA"
     }
 
-    fn claims(&self, config: &LoraConfig) -> bool {
-        config.says(FIELD)
+    fn title(&self) -> &'static str {
+        "LoRA adapter"
+    }
+
+    fn has_bias_field(&self) -> bool {
+        true
+    }
+
+    fn matches(&self, config: &LoraConfig) -> bool {
+        config.is_set(FIELD)
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
@@ -175,10 +185,14 @@ impl super::Method for Method {
     }
 
     fn suffixes(&self) -> &'static [&'static str] {
-        super::Method::suffixes(&lora::Method)
+        LoraMethod.suffixes()
     }
 
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {
-        super::Method::features(&lora::Method, shape)
+        LoraMethod.features(shape)
+    }
+
+    fn kind(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> (SiteKind, bool) {
+        LoraMethod.kind(shape)
     }
 }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor, kernels};
 use serde::Deserialize;
 
-use super::low_rank::LowRank;
-use super::torch_random::Generator;
-use super::{Place, Start, Variant, linear_only};
-use crate::target::Target;
-use crate::{Error, LoraConfig};
+use crate::config::LoraConfig;
+use crate::contract::{InitContext, Method, Target, Variant, WeightRows, linear_only};
+use crate::error::Error;
+use crate::init::torch_random::Generator;
+use crate::low_rank::LowRank;
 
 /// VeRA at one linear site.
 #[derive(Debug)]
@@ -58,11 +58,6 @@ impl Vera {
         };
         debug_assert_eq!(params.get(self.lambda_b).value.len(), o);
         (scaled(self.a, self.lambda_d, k), scaled(self.b, self.lambda_b, self.r))
-    }
-
-    fn add_rows(&self, params: &Params, at: &Place<'_>, factor: f32, w: &mut [f32]) {
-        let (a, b) = self.factors(params, at.site.in_features, at.site.out_features);
-        LowRank { a: &a, b: &b, r: self.r, scaling: 1.0 }.add_rows(at.site, factor, at.rows.clone(), w);
     }
 }
 
@@ -141,7 +136,7 @@ impl Variant for Vera {
         vec![self.lambda_b, self.lambda_d]
     }
 
-    fn init(&self, params: &mut Params, _: &Start<'_>) -> Result<(), Error> {
+    fn init(&self, params: &mut Params, _: &InitContext<'_>) -> Result<(), Error> {
         let b = params.get_mut(self.lambda_b);
         b.value = vec![0.0; b.cols];
         params.get_mut(self.lambda_d).value = vec![self.d_initial; self.r];
@@ -154,38 +149,48 @@ impl Variant for Vera {
         Some(LowRank { a: &a, b: &b, r: self.r, scaling: 1.0 }.norm())
     }
 
-    fn merge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.add_rows(params, at, 1.0, w);
-        Ok(())
-    }
-
-    fn unmerge(&self, params: &Params, at: &Place<'_>, w: &mut [f32]) -> Result<(), Error> {
-        self.add_rows(params, at, -1.0, w);
+    fn add_delta(
+        &self,
+        params: &Params,
+        at: &WeightRows<'_>,
+        factor: f32,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        let (a, b) = self.factors(params, at.site.in_features, at.site.out_features);
+        LowRank { a: &a, b: &b, r: self.r, scaling: 1.0 }.add_rows(at.site, factor, at.rows.clone(), w);
         Ok(())
     }
 }
 
 #[derive(Deserialize)]
 #[serde(default)]
-struct Words {
+struct Extra {
     projection_prng_key: u64,
     save_projection: bool,
     vera_dropout: f32,
     d_initial: f32,
 }
 
-impl Default for Words {
+impl Default for Extra {
     fn default() -> Self {
         Self { projection_prng_key: 0, save_projection: true, vera_dropout: 0.0, d_initial: 0.1 }
     }
 }
 
 /// `peft_type` VERA.
-pub struct Method;
+pub struct VeraMethod;
 
-impl super::Method for Method {
+impl Method for VeraMethod {
     fn peft_type(&self) -> &'static str {
         "VERA"
+    }
+
+    fn names(&self) -> &'static [&'static str] {
+        &["vera"]
+    }
+
+    fn has_bias_field(&self) -> bool {
+        true
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {
@@ -199,7 +204,7 @@ impl super::Method for Method {
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
-        let words: Words = config.words()?;
+        let extra: Extra = config.parse_extra()?;
         if config.r == 0 {
             return Err(Error::Config("r must be at least 1".into()));
         }
@@ -208,8 +213,8 @@ impl super::Method for Method {
                 "VERA has one rank for all layers: no rank_pattern, no alpha_pattern".into(),
             ));
         }
-        if !(0.0..1.0).contains(&words.vera_dropout) {
-            let p = words.vera_dropout;
+        if !(0.0..1.0).contains(&extra.vera_dropout) {
+            let p = extra.vera_dropout;
             return Err(Error::Config(format!("vera_dropout is {p}; it must be at least 0 and less than 1")));
         }
         Ok(())
@@ -222,19 +227,19 @@ impl super::Method for Method {
         sites: &[Site],
         params: &mut Params,
     ) -> Result<Vec<Arc<dyn Variant>>, Error> {
-        let words: Words = config.words()?;
+        let extra: Extra = config.parse_extra()?;
         let (r, chosen) = (config.r, || targets.iter().map(|t| &sites[t.site]));
         chosen().try_for_each(linear_only)?;
         let k = chosen().map(|s| s.in_features).max().unwrap_or(0);
         let o = chosen().map(|s| s.out_features).max().unwrap_or(0);
         // Kaiming's bound with PyTorch's default gain, one generator for both.
-        let mut generator = Generator::new(words.projection_prng_key);
+        let mut generator = Generator::new(extra.projection_prng_key);
         let mut shared = |name: &str, rows: usize, cols: usize| {
             let bound = (6.0 / cols as f64).sqrt();
             let value = (0..rows * cols).map(|_| generator.uniform(-bound, bound)).collect();
             let id = params.push(format!("base_model.{name}"), rows, cols, value);
             let param = params.get_mut(id);
-            (param.trained, param.saved) = (false, words.save_projection);
+            (param.trained, param.saved) = (false, extra.save_projection);
             id
         };
         let (a, b) = (shared("vera_A", r, k), shared("vera_B", o, r));
@@ -244,8 +249,8 @@ impl super::Method for Method {
                 |name: &str, len| params.push_vector(format!("{}.{name}", site.path), len, Vec::new());
             let lambda_b = vector("vera_lambda_b", site.out_features);
             let lambda_d = vector("vera_lambda_d", r);
-            let (dropout, stream) = (words.vera_dropout, target.site as u64);
-            let vera = Vera { a, b, lambda_b, lambda_d, r, dropout, stream, d_initial: words.d_initial };
+            let (dropout, stream) = (extra.vera_dropout, target.site as u64);
+            let vera = Vera { a, b, lambda_b, lambda_d, r, dropout, stream, d_initial: extra.d_initial };
             Arc::new(vera) as Arc<dyn Variant>
         };
         Ok(targets.iter().map(plan).collect())

@@ -1,0 +1,134 @@
+//! Finds the method of a configuration or of a name.
+
+use lowrank_engine::Site;
+use serde_json::Value;
+
+use crate::beside::bias::Biases;
+use crate::config::LoraConfig;
+use crate::contract::{BaseInfo, Method, Target};
+use crate::error::Error;
+use crate::methods::METHODS;
+use crate::target;
+
+/// The method that `config` asks for.
+///
+/// # Errors
+/// If `peft_type` is unknown (lists the known).
+pub fn method(config: &LoraConfig) -> Result<&'static dyn Method, Error> {
+    let of_type = |m: &&&dyn Method| m.peft_type() == config.peft_type;
+    METHODS.iter().filter(of_type).find(|m| m.matches(config)).copied().ok_or_else(|| {
+        let mut known: Vec<&str> = METHODS.iter().map(|m| m.peft_type()).collect();
+        known.dedup();
+        Error::Config(format!("peft_type is {:?}; supported are {}", config.peft_type, known.join(", ")))
+    })
+}
+
+/// A method as a user names it.
+#[derive(Clone, Copy)]
+pub struct NamedMethod {
+    /// The method.
+    pub method: &'static dyn Method,
+    name: &'static str,
+    number: usize,
+}
+
+impl NamedMethod {
+    /// The method called `name`, in any case.
+    ///
+    /// # Errors
+    /// If there is none (lists the known).
+    pub fn parse(name: &str) -> Result<Self, Error> {
+        let lower = name.to_lowercase();
+        let number = |pattern: &str| match pattern.strip_suffix('N') {
+            Some(stem) => lower.strip_prefix(stem)?.parse().ok().filter(|n| *n > 0),
+            None => (pattern == lower).then_some(0),
+        };
+        let named = |(method, name): (_, &'static str)| Some(Self { method, name, number: number(name)? });
+        let all = || METHODS.iter().flat_map(|m| m.names().iter().map(|name| (*m, *name)));
+        all().find_map(named).ok_or_else(|| {
+            let known: Vec<&str> = all().map(|(_, name)| name).collect();
+            Error::Config(format!("method {name:?} is not known; known are {}", known.join(", ")))
+        })
+    }
+
+    /// The method of a `peft_type`, in any case.
+    ///
+    /// # Errors
+    /// If there is none (lists the known).
+    pub fn of_peft_type(peft_type: &str) -> Result<Self, Error> {
+        let config = LoraConfig { peft_type: peft_type.to_uppercase(), ..LoraConfig::default() };
+        Ok(Self { method: method(&config)?, name: "", number: 0 })
+    }
+
+    /// Sets the fields of `config` that follow from the name and from the base model.
+    ///
+    /// # Errors
+    /// If the method cannot train this model.
+    pub fn select(&self, config: &mut LoraConfig, base: &BaseInfo) -> Result<(), Error> {
+        self.method.select(self.name, self.number, config, base)
+    }
+}
+
+/// The sites that `config` targets, each with its rank and alpha.
+///
+/// # Errors
+/// If a pattern is not a valid regular expression, a rank is not a positive integer, or nothing matches (lists what
+/// exists).
+pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error> {
+    target::targets(method(config)?, config, sites)
+}
+
+/// Switches of PEFT that change what the adapter computes and that Lowrank does not have.
+const UNSUPPORTED: [&str; 6] = [
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "target_parameters",
+];
+
+impl LoraConfig {
+    /// Checks that every value is valid and supported.
+    ///
+    /// # Errors
+    /// Names the field and what it may be.
+    pub fn check(&self) -> Result<(), Error> {
+        let method = method(self)?;
+        method.check(self)?;
+        Biases::of(self, method.has_bias_field())?;
+        for field in UNSUPPORTED {
+            if self.is_set(field) {
+                let what = format!("{field} is {}, which is not supported", self.other[field]);
+                return Err(Error::Config(what));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many virtual tokens every text begins with: prompt and prefix tuning.
+    ///
+    /// # Errors
+    /// If there is no such method or a field of it is wrong.
+    pub fn virtual_tokens(&self) -> Result<usize, Error> {
+        method(self)?.virtual_tokens(self)
+    }
+
+    /// Sets the fields of its method that are not set, for a run of `total_steps` steps on `sites`.
+    ///
+    /// # Errors
+    /// If there is no such method.
+    pub fn configure(&mut self, sites: &[Site], total_steps: u64) -> Result<(), Error> {
+        method(self)?.configure(self, sites, total_steps);
+        Ok(())
+    }
+
+    /// `adapter_config.json`: the fields that its method has.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut all = serde_json::to_value(self).expect("a configuration is plain data");
+        if let (Ok(method), Some(fields)) = (method(self), all.as_object_mut()) {
+            fields.retain(|key, _| !method.foreign_fields().contains(&key.as_str()));
+        }
+        all
+    }
+}
