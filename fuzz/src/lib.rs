@@ -42,15 +42,15 @@ pub fn as_adapter(bytes: &[u8]) {
     let config = br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]}"#;
     fs::write(folder.path().join("adapter_config.json"), config).expect("room");
     for (name, format) in [
-        ("a.safetensors", FileFormat::Kohya),
-        ("b.safetensors", FileFormat::Diffusers),
-        ("c.bin", FileFormat::Loralib),
-        ("d.gguf", FileFormat::Gguf),
-        ("adapter_model.safetensors", FileFormat::Peft),
+        ("a.safetensors", formats::kohya::FORMAT),
+        ("b.safetensors", formats::diffusers::FORMAT),
+        ("c.bin", formats::loralib::FORMAT),
+        ("d.gguf", formats::gguf::FORMAT),
+        ("adapter_model.safetensors", formats::peft::FORMAT),
     ] {
         let file = folder.path().join(name);
         fs::write(&file, bytes).expect("room");
-        let path = if format == FileFormat::Peft { folder.path() } else { &file };
+        let path = if format == formats::peft::FORMAT { folder.path() } else { &file };
         let _ = FileFormat::detect(path);
         let _ = formats::read(path, format, &Options::default());
     }

@@ -80,7 +80,7 @@ impl AdapterFile {
         let read = || -> lowrank::Result<_> {
             let format = format.map_or_else(|| FileFormat::detect(&path), FileFormat::parse)?;
             let options = Options { alpha, enable_lora, base, component };
-            Ok((Self::new(formats::read(&path, format, &options)?), format.name()))
+            Ok((Self::new(formats::read(&path, format, &options)?), format.name))
         };
         read().map_err(to_python)
     }

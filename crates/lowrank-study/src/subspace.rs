@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lowrank_adapters::linalg;
 use lowrank_engine::kernels;
-use lowrank_tools::{FileFormat, Options, Pair, formats};
+use lowrank_tools::{Options, Pair, formats};
 
 use crate::error::{Error, Result};
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// Where the folder holds no LoRA, or no such module.
 pub fn pairs(dir: &Path, modules: &[String]) -> Result<Vec<(String, Pair)>> {
-    let lora = formats::read(dir, FileFormat::Peft, &Options::default())?;
+    let lora = formats::read(dir, formats::peft::FORMAT, &Options::default())?;
     let wanted = |path: &str| modules.iter().any(|m| path == m || path.ends_with(&format!(".{m}")));
     let mut found: Vec<(String, Pair)> = lora.pairs.into_iter().filter(|(path, _)| wanted(path)).collect();
     if found.is_empty() {

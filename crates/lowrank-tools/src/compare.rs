@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::{Error, Lora, Pair, Result};
+use crate::error::{Error, Result};
+use crate::lora::{Lora, Pair};
 
 /// What the singular values of a layer's `alpha / r * B A` say.
 #[derive(Clone, Debug)]

@@ -17,8 +17,9 @@ use lowrank_adapters::linalg;
 use lowrank_kernels as kernels;
 use serde_json::{Value, json};
 
+use crate::error::{Error, Result};
+use crate::lora::{Lora, Pair};
 use crate::tensor::Named;
-use crate::{Error, Lora, Pair, Result};
 
 /// How adapters are combined: PEFT's `combination_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

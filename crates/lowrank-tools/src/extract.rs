@@ -8,8 +8,10 @@ use lowrank_models::Tensors;
 use rayon::prelude::*;
 use serde_json::json;
 
+use crate::error::{Error, Result};
+use crate::lora::{Kind, Lora, Pair};
 use crate::rank::{self, Rule};
-use crate::{Error, Kind, Lora, Pair, Result, Tensor};
+use crate::tensor::Tensor;
 
 /// Settings of [`extract`].
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@
 //! let mut lora = Lora::default();
 //! lora.pairs.insert(path.into(), Pair::new(path, a, b, 2.0, Kind::Linear)?);
 //!
-//! formats::write(&lora, &dir, FileFormat::Peft, &Options::default())?;
+//! formats::write(&lora, &dir, formats::peft::FORMAT, &Options::default())?;
 //! let again = formats::read(&dir, FileFormat::detect(&dir)?, &Options::default())?;
 //! assert_eq!(again.pairs, lora.pairs);
 //! # std::fs::remove_dir_all(&dir).unwrap();

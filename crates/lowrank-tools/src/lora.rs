@@ -6,8 +6,8 @@ use lowrank_adapters::linalg::{self, Svd};
 use lowrank_kernels as kernels;
 use serde_json::{Map, Value};
 
+use crate::error::{Error, Result};
 use crate::tensor::{Named, Tensor};
-use crate::{Error, Result};
 
 /// What kind of layer a pair belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use lowrank_adapters::linalg::Svd;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A rule for the rank of a decomposition.
 #[derive(Clone, Copy, Debug, PartialEq)]

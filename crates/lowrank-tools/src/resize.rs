@@ -6,9 +6,10 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::compose::keep_largest;
+use crate::error::{Error, Result};
+use crate::lora::{Lora, Pair};
 use crate::rank::{self, Rule};
 use crate::tensor::Named;
-use crate::{Error, Lora, Pair, Result};
 
 /// A layer of a resized adapter.
 #[derive(Clone, Debug)]

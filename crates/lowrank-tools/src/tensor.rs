@@ -8,7 +8,7 @@ use lowrank_models::Tensors;
 use lowrank_models::files::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A tensor: numbers as f32, and the number type its file has.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_kernels::Format;
 use lowrank_models::files::{PytorchTensor, write_pytorch};
-use lowrank_tools::formats::{read, write};
+use lowrank_tools::formats::{self, read, write};
 use lowrank_tools::tensor::{self, Named};
 use lowrank_tools::{FileFormat, Kind, Lora, Options, Pair, Result, Tensor};
 use proptest::prelude::*;
@@ -66,8 +66,8 @@ fn peft_keeps_ranks_alphas_and_what_is_trained_whole() {
     lora.pairs.insert("model.embed_tokens".into(), table);
     lora.saved.insert("score.weight".into(), random(&[3, 8], 1));
     let dir = tempfile::tempdir().unwrap();
-    write(&lora, dir.path(), FileFormat::Peft, &Options::default()).unwrap();
-    let again = read(dir.path(), FileFormat::Peft, &Options::default()).unwrap();
+    write(&lora, dir.path(), formats::peft::FORMAT, &Options::default()).unwrap();
+    let again = read(dir.path(), formats::peft::FORMAT, &Options::default()).unwrap();
     assert_eq!((&again.pairs, &again.saved), (&lora.pairs, &lora.saved));
     let config = json_of(&dir.path().join("adapter_config.json"));
     assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(2), &json!(4)));
@@ -81,9 +81,9 @@ fn peft_keeps_ranks_alphas_and_what_is_trained_whole() {
     let mut config = config;
     config["use_rslora"] = json!(true);
     fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
-    let root = read(dir.path(), FileFormat::Peft, &Options::default()).unwrap();
+    let root = read(dir.path(), formats::peft::FORMAT, &Options::default()).unwrap();
     assert!((root.pairs["model.layers.0.mlp.down_proj"].scaling() - 4.0 / 2f64.sqrt()).abs() < 1e-12);
-    write(&root, dir.path(), FileFormat::Peft, &Options::default()).unwrap();
+    write(&root, dir.path(), formats::peft::FORMAT, &Options::default()).unwrap();
     let again = json_of(&dir.path().join("adapter_config.json"));
     assert_eq!(
         (&again["lora_alpha"], &again["alpha_pattern"]),
@@ -95,7 +95,7 @@ fn peft_keeps_ranks_alphas_and_what_is_trained_whole() {
 fn peft_folders_may_hold_a_bin() {
     let lora = llama([2, 2], 4.0);
     let dir = tempfile::tempdir().unwrap();
-    write(&lora, dir.path(), FileFormat::Peft, &Options::default()).unwrap();
+    write(&lora, dir.path(), formats::peft::FORMAT, &Options::default()).unwrap();
     let safe = dir.path().join("adapter_model.safetensors");
     let tensors = tensor::read(&safe).unwrap();
     let bytes: Vec<Vec<u8>> = tensors.values().map(Tensor::bytes).collect();
@@ -106,7 +106,7 @@ fn peft_folders_may_hold_a_bin() {
         .collect();
     write_pytorch(&dir.path().join("adapter_model.bin"), &list).unwrap();
     fs::remove_file(safe).unwrap();
-    assert_eq!(read(dir.path(), FileFormat::Peft, &Options::default()).unwrap().pairs, lora.pairs);
+    assert_eq!(read(dir.path(), formats::peft::FORMAT, &Options::default()).unwrap().pairs, lora.pairs);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn gguf_has_llama_cpps_names_and_row_order() {
     table.kind = Kind::Embedding;
     lora.pairs.insert("model.embed_tokens".into(), table);
     let path = dir.path().join("a.gguf");
-    write(&lora, &path, FileFormat::Gguf, &options).unwrap();
+    write(&lora, &path, formats::gguf::FORMAT, &options).unwrap();
     let file = lowrank_models::files::Gguf::open(&path).unwrap();
     assert_eq!(file.string("general.type").unwrap(), Some("adapter"));
     assert_eq!(file.string("adapter.type").unwrap(), Some("lora"));
@@ -135,25 +135,27 @@ fn gguf_has_llama_cpps_names_and_row_order() {
         tensors.read_rows("blk.0.attn_q.weight.lora_b", stored..stored + 1, &mut row).unwrap();
         assert_eq!(row, b.data[row_of * 2..][..2], "stored row {stored}");
     }
-    assert_eq!(read(&path, FileFormat::Gguf, &options).unwrap().pairs, lora.pairs);
-    let alone = read(&path, FileFormat::Gguf, &Options::default()).unwrap_err().to_string();
+    assert_eq!(read(&path, formats::gguf::FORMAT, &options).unwrap().pairs, lora.pairs);
+    let alone = read(&path, formats::gguf::FORMAT, &Options::default()).unwrap_err().to_string();
     assert!(alone.contains("--base") && alone.contains("q_proj") && !alone.contains("down_proj"), "{alone}");
     let qwen = base(&dir.path().join("qwen"), "qwen2");
-    assert!(read(&path, FileFormat::Gguf, &qwen).unwrap_err().to_string().contains("qwen2"));
+    assert!(read(&path, formats::gguf::FORMAT, &qwen).unwrap_err().to_string().contains("qwen2"));
 
     lora.pairs.get_mut("model.embed_tokens").unwrap().alpha = 5.0;
-    assert!(write(&lora, &path, FileFormat::Gguf, &options).unwrap_err().to_string().contains("one alpha"));
+    assert!(
+        write(&lora, &path, formats::gguf::FORMAT, &options).unwrap_err().to_string().contains("one alpha")
+    );
     lora.pairs.insert("visual.proj".into(), pair("visual.proj", 2, 2, 1, 6.0));
-    let unplaced = write(&lora, &path, FileFormat::Gguf, &options).unwrap_err().to_string();
+    let unplaced = write(&lora, &path, formats::gguf::FORMAT, &options).unwrap_err().to_string();
     assert!(unplaced.contains("visual.proj"), "{unplaced}");
-    assert!(write(&lora, &path, FileFormat::Gguf, &Options::default()).is_err());
+    assert!(write(&lora, &path, formats::gguf::FORMAT, &Options::default()).is_err());
 }
 
 #[test]
 fn mlx_has_transposed_matrices_and_a_scale() {
     let lora = llama([2, 2], 6.0);
     let dir = tempfile::tempdir().unwrap();
-    write(&lora, dir.path(), FileFormat::Mlx, &Options::default()).unwrap();
+    write(&lora, dir.path(), formats::mlx::FORMAT, &Options::default()).unwrap();
     let tensors = tensor::read(&dir.path().join("adapters.safetensors")).unwrap();
     let a = &tensors["model.layers.1.mlp.down_proj.lora_a"];
     assert_eq!(a.shape, [12, 2]);
@@ -163,8 +165,9 @@ fn mlx_has_transposed_matrices_and_a_scale() {
     let want = json!({"rank": 2, "scale": 3, "dropout": 0.0,
         "keys": ["mlp.down_proj", "self_attn.k_proj", "self_attn.q_proj"]});
     assert_eq!((&config["lora_parameters"], &config["num_layers"]), (&want, &json!(-1)));
-    assert_eq!(read(dir.path(), FileFormat::Mlx, &Options::default()).unwrap().pairs, lora.pairs);
-    let uneven = write(&llama([2, 3], 6.0), dir.path(), FileFormat::Mlx, &Options::default()).unwrap_err();
+    assert_eq!(read(dir.path(), formats::mlx::FORMAT, &Options::default()).unwrap().pairs, lora.pairs);
+    let uneven =
+        write(&llama([2, 3], 6.0), dir.path(), formats::mlx::FORMAT, &Options::default()).unwrap_err();
     assert!(uneven.to_string().contains("model.layers.1"), "{uneven}");
 }
 
@@ -215,7 +218,7 @@ fn kohya_has_the_published_names_with_alpha_and_convolutions() {
     let lora = diffusion();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("style.safetensors");
-    write(&lora, &path, FileFormat::Kohya, &Options::default()).unwrap();
+    write(&lora, &path, formats::kohya::FORMAT, &Options::default()).unwrap();
     let tensors = tensor::read(&path).unwrap();
     assert_eq!(tensors.len(), 3 * NAMES.len());
     for (module, name) in NAMES {
@@ -224,18 +227,18 @@ fn kohya_has_the_published_names_with_alpha_and_convolutions() {
         assert_eq!(tensors[&format!("{name}.lora_up.weight")], pair.b);
         assert_eq!(tensors[&format!("{name}.alpha")], Tensor::scalar(1.5));
     }
-    assert_eq!(FileFormat::detect(&path).unwrap(), FileFormat::Kohya);
-    assert_eq!(read(&path, FileFormat::Kohya, &Options::default()).unwrap().pairs, lora.pairs);
+    assert_eq!(FileFormat::detect(&path).unwrap(), formats::kohya::FORMAT);
+    assert_eq!(read(&path, formats::kohya::FORMAT, &Options::default()).unwrap().pairs, lora.pairs);
 
     // Two text encoders are numbered.
     let mut two = lora.clone();
     let second = "text_encoder_2.text_model.encoder.layers.3.mlp.fc2";
     two.pairs.insert(second.into(), pair(second, 2, 2, 1, 1.0));
-    write(&two, &path, FileFormat::Kohya, &Options::default()).unwrap();
+    write(&two, &path, formats::kohya::FORMAT, &Options::default()).unwrap();
     let names = tensor::read(&path).unwrap();
     assert!(names.contains_key("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha"));
     assert!(names.contains_key("lora_te2_text_model_encoder_layers_3_mlp_fc2.alpha"));
-    assert_eq!(read(&path, FileFormat::Kohya, &Options::default()).unwrap().pairs, two.pairs);
+    assert_eq!(read(&path, formats::kohya::FORMAT, &Options::default()).unwrap().pairs, two.pairs);
 }
 
 #[test]
@@ -244,7 +247,7 @@ fn kohya_files_of_other_kinds_are_refused_by_name() {
     let path = dir.path().join("x.safetensors");
     let refused = |name: &str| {
         tensor::write(&path, &Named::from([(name.to_owned(), random(&[2, 2], 1))]), &[]).unwrap();
-        read(&path, FileFormat::Kohya, &Options::default()).unwrap_err().to_string()
+        read(&path, formats::kohya::FORMAT, &Options::default()).unwrap_err().to_string()
     };
     for name in [
         "lora_unet_mid_block_attentions_0_proj_in.hada_w1_a",
@@ -262,8 +265,9 @@ fn kohya_files_of_other_kinds_are_refused_by_name() {
         );
     }
     // A language model's adapter is no part of a pipeline.
-    let error =
-        write(&llama([1, 1], 1.0), &path, FileFormat::Kohya, &Options::default()).unwrap_err().to_string();
+    let error = write(&llama([1, 1], 1.0), &path, formats::kohya::FORMAT, &Options::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("--component") && error.contains("model.layers.0"), "{error}");
 }
 
@@ -272,11 +276,11 @@ fn diffusers_keeps_ranks_and_alphas_in_the_metadata() {
     let mut lora = diffusion();
     lora.pairs.get_mut(NAMES[3].0).unwrap().alpha = 4.0;
     let dir = tempfile::tempdir().unwrap();
-    write(&lora, dir.path(), FileFormat::Diffusers, &Options::default()).unwrap();
-    assert_eq!(FileFormat::detect(dir.path()).unwrap(), FileFormat::Diffusers);
+    write(&lora, dir.path(), formats::diffusers::FORMAT, &Options::default()).unwrap();
+    assert_eq!(FileFormat::detect(dir.path()).unwrap(), formats::diffusers::FORMAT);
     let names = tensor::read(&dir.path().join("pytorch_lora_weights.safetensors")).unwrap();
     assert!(names.contains_key("unet.mid_block.attentions.0.proj_in.lora_A.weight"));
-    assert_eq!(read(dir.path(), FileFormat::Diffusers, &Options::default()).unwrap().pairs, lora.pairs);
+    assert_eq!(read(dir.path(), formats::diffusers::FORMAT, &Options::default()).unwrap().pairs, lora.pairs);
 
     // Names of older files.
     let old = dir.path().join("old.safetensors");
@@ -293,7 +297,7 @@ fn diffusers_keeps_ranks_and_alphas_in_the_metadata() {
     tensors.insert(format!("{older}.down.weight"), random(&[2, 4], 1));
     tensors.insert(format!("{older}.up.weight"), random(&[6, 2], 1));
     tensor::write(&old, &tensors, &[]).unwrap();
-    let found = read(&old, FileFormat::Diffusers, &Options::default()).unwrap();
+    let found = read(&old, formats::diffusers::FORMAT, &Options::default()).unwrap();
     assert!(found.pairs.contains_key(&format!("{attention}.to_q")));
     assert!(found.pairs.contains_key(&format!("{attention}.to_out.0")));
     assert!(found.pairs.contains_key("text_encoder.text_model.encoder.layers.0.self_attn.out_proj"));
@@ -332,21 +336,21 @@ fn names_of_sdxl_are_read() {
         tensors.insert(format!("lora_unet_{name}.lora_up.weight"), random(&[6, 2], 1));
     }
     tensor::write(&path, &tensors, &[]).unwrap();
-    let found = read(&path, FileFormat::Kohya, &Options::default()).unwrap();
+    let found = read(&path, formats::kohya::FORMAT, &Options::default()).unwrap();
     let mut wanted: Vec<String> = names.iter().map(|(_, name)| format!("unet.{name}")).collect();
     wanted.sort();
     assert_eq!(found.pairs.keys().cloned().collect::<Vec<_>>(), wanted);
     // Written under the names of diffusers, they come back.
     let again = dir.path().join("again.safetensors");
-    write(&found, &again, FileFormat::Kohya, &Options::default()).unwrap();
-    assert_eq!(read(&again, FileFormat::Kohya, &Options::default()).unwrap().pairs, found.pairs);
+    write(&found, &again, formats::kohya::FORMAT, &Options::default()).unwrap();
+    assert_eq!(read(&again, formats::kohya::FORMAT, &Options::default()).unwrap().pairs, found.pairs);
 
     for wrong in ["input_blocks_1_2_conv", "middle_block_3_proj_in", "output_blocks_0_0_in_layers_1"] {
         let mut tensors = Named::new();
         tensors.insert(format!("lora_unet_{wrong}.lora_down.weight"), random(&[2, 4], 1));
         tensors.insert(format!("lora_unet_{wrong}.lora_up.weight"), random(&[6, 2], 1));
         tensor::write(&path, &tensors, &[]).unwrap();
-        let error = read(&path, FileFormat::Kohya, &Options::default()).unwrap_err().to_string();
+        let error = read(&path, formats::kohya::FORMAT, &Options::default()).unwrap_err().to_string();
         assert!(error.contains(wrong), "{error}");
     }
 }
@@ -355,19 +359,19 @@ fn names_of_sdxl_are_read() {
 fn one_model_of_a_pipeline_goes_to_peft_and_back() {
     let lora = diffusion();
     let dir = tempfile::tempdir().unwrap();
-    let error = write(&lora, dir.path(), FileFormat::Peft, &Options::default()).unwrap_err().to_string();
+    let error = write(&lora, dir.path(), formats::peft::FORMAT, &Options::default()).unwrap_err().to_string();
     assert!(error.contains("--component") && error.contains("text_encoder"), "{error}");
     let options = Options { component: Some("unet".into()), ..Options::default() };
-    write(&lora, dir.path(), FileFormat::Peft, &options).unwrap();
-    let unet = read(dir.path(), FileFormat::Peft, &Options::default()).unwrap();
+    write(&lora, dir.path(), formats::peft::FORMAT, &options).unwrap();
+    let unet = read(dir.path(), formats::peft::FORMAT, &Options::default()).unwrap();
     assert_eq!(unet.pairs.len(), 9);
     assert!(unet.pairs.contains_key("mid_block.attentions.0.proj_in"));
     let path = dir.path().join("unet.safetensors");
-    write(&unet, &path, FileFormat::Kohya, &options).unwrap();
-    let again = read(&path, FileFormat::Kohya, &Options::default()).unwrap();
+    write(&unet, &path, formats::kohya::FORMAT, &options).unwrap();
+    let again = read(&path, formats::kohya::FORMAT, &Options::default()).unwrap();
     assert!(again.pairs.iter().all(|(path, pair)| lora.pairs[path] == *pair));
     let wrong = Options { component: Some("vae".into()), ..Options::default() };
-    assert!(write(&lora, dir.path(), FileFormat::Peft, &wrong).unwrap_err().to_string().contains("vae"));
+    assert!(write(&lora, dir.path(), formats::peft::FORMAT, &wrong).unwrap_err().to_string().contains("vae"));
 }
 
 /// The published checkpoint of the paper: what loralib adds to a weight is what the converted pair adds.
@@ -382,12 +386,15 @@ fn the_papers_checkpoint_becomes_a_peft_folder_and_comes_back() {
     }
     let options = Options { alpha: Some(16.0), ..Options::default() };
     assert!(
-        read(&file, FileFormat::Loralib, &Options::default()).unwrap_err().to_string().contains("--alpha")
+        read(&file, formats::loralib::FORMAT, &Options::default())
+            .unwrap_err()
+            .to_string()
+            .contains("--alpha")
     );
     let lora = read(&file, FileFormat::detect(&file).unwrap(), &options).unwrap();
     assert_eq!((lora.pairs.len(), lora.saved.len()), (24, 4));
     let dir = tempfile::tempdir().unwrap();
-    write(&lora, dir.path(), FileFormat::Peft, &options).unwrap();
+    write(&lora, dir.path(), formats::peft::FORMAT, &options).unwrap();
     let config = json_of(&dir.path().join("adapter_config.json"));
     assert_eq!(config["target_modules"], json!(["attention.self.query", "attention.self.value"]));
     assert_eq!(config["modules_to_save"], json!(["classifier"]));
@@ -397,7 +404,7 @@ fn the_papers_checkpoint_becomes_a_peft_folder_and_comes_back() {
     let module = "roberta.encoder.layer.5.attention.self.value";
     let original = tensor::read(&file).unwrap();
     let (a, b) = (&original[&format!("{module}.lora_A")], &original[&format!("{module}.lora_B")]);
-    let peft = read(dir.path(), FileFormat::Peft, &Options::default()).unwrap();
+    let peft = read(dir.path(), formats::peft::FORMAT, &Options::default()).unwrap();
     let delta = peft.pairs[module].delta();
     for (i, j) in [(0, 0), (17, 700), (767, 767), (400, 3)] {
         // loralib: W + (lora_B @ lora_A) * lora_alpha / r.
@@ -406,7 +413,7 @@ fn the_papers_checkpoint_becomes_a_peft_folder_and_comes_back() {
         assert!((f64::from(delta[i * 768 + j]) - want).abs() < 1e-6, "{i},{j}");
     }
     let back = dir.path().join("back.bin");
-    write(&peft, &back, FileFormat::Loralib, &options).unwrap();
+    write(&peft, &back, formats::loralib::FORMAT, &options).unwrap();
     assert_eq!(tensor::read(&back).unwrap(), original);
 }
 
@@ -430,7 +437,7 @@ fn merged_linear_becomes_a_plain_pair_of_twice_the_rank_and_comes_back() {
         .collect();
     write_pytorch(&path, &list).unwrap();
     let options = Options { alpha: Some(32.0), ..Options::default() };
-    let lora = read(&path, FileFormat::Loralib, &options).unwrap();
+    let lora = read(&path, formats::loralib::FORMAT, &options).unwrap();
     let pair = &lora.pairs[module];
     assert_eq!((pair.rank(), pair.alpha, pair.outputs()), (4, 64.0, 3 * part));
     let delta = pair.delta();
@@ -447,18 +454,18 @@ fn merged_linear_becomes_a_plain_pair_of_twice_the_rank_and_comes_back() {
     }
     assert_eq!(lora.config["fan_in_fan_out"], json!(true));
     let back = dir.path().join("back.bin");
-    write(&lora, &back, FileFormat::Loralib, &options).unwrap();
+    write(&lora, &back, formats::loralib::FORMAT, &options).unwrap();
     assert_eq!(tensor::read(&back).unwrap(), tensors);
 
     let all = Options { enable_lora: vec![true, true], ..options.clone() };
-    let other = read(&path, FileFormat::Loralib, &all).unwrap();
+    let other = read(&path, formats::loralib::FORMAT, &all).unwrap();
     assert_eq!(other.pairs[module].outputs(), 2 * part);
     let mut dense = lora.clone();
     dense.pairs.get_mut(module).unwrap().b.data[3] = 1.0;
-    let error = write(&dense, &back, FileFormat::Loralib, &options).unwrap_err().to_string();
+    let error = write(&dense, &back, formats::loralib::FORMAT, &options).unwrap_err().to_string();
     assert!(error.contains(module) && error.contains("enable-lora"), "{error}");
     let none = Options { enable_lora: vec![true, false], ..options };
-    assert!(read(&path, FileFormat::Loralib, &none).unwrap_err().to_string().contains(module));
+    assert!(read(&path, formats::loralib::FORMAT, &none).unwrap_err().to_string().contains(module));
 }
 
 /// Cut and altered adapters of every format are read or refused with a line, and that is all.
@@ -467,17 +474,17 @@ fn damaged_adapters() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { alpha: Some(2.0), ..base(&dir.path().join("base"), "llama") };
     for format in FileFormat::ALL {
-        let lora = match format {
-            FileFormat::Kohya | FileFormat::Diffusers => diffusion(),
+        let lora = match format.name {
+            "kohya" | "diffusers" => diffusion(),
             _ => llama([1, 1], 2.0),
         };
-        let name = match format {
-            FileFormat::Gguf => "a.gguf",
-            FileFormat::Loralib => "a.bin",
-            FileFormat::Kohya => "a.safetensors",
+        let name = match format.name {
+            "gguf" => "a.gguf",
+            "loralib" => "a.bin",
+            "kohya" => "a.safetensors",
             _ => "folder",
         };
-        let path = dir.path().join(format.name()).join(name);
+        let path = dir.path().join(format.name).join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         write(&lora, &path, format, &options).unwrap();
         let files: Vec<PathBuf> = match path.is_dir() {
@@ -510,7 +517,7 @@ fn damaged_adapters() {
 #[test]
 fn configurations_that_lie() {
     let dir = tempfile::tempdir().unwrap();
-    write(&llama([1, 1], 2.0), dir.path(), FileFormat::Peft, &Options::default()).unwrap();
+    write(&llama([1, 1], 2.0), dir.path(), formats::peft::FORMAT, &Options::default()).unwrap();
     let path = dir.path().join("adapter_config.json");
     let good = json_of(&path);
     for (field, value, word) in [
@@ -523,11 +530,11 @@ fn configurations_that_lie() {
         let mut config = good.clone();
         config[field] = value;
         fs::write(&path, config.to_string()).unwrap();
-        let error = read(dir.path(), FileFormat::Peft, &Options::default()).unwrap_err().to_string();
+        let error = read(dir.path(), formats::peft::FORMAT, &Options::default()).unwrap_err().to_string();
         assert!(error.contains(word), "{field}: {error}");
     }
     fs::write(&path, "[1]").unwrap();
-    assert!(read(dir.path(), FileFormat::Peft, &Options::default()).is_err());
+    assert!(read(dir.path(), formats::peft::FORMAT, &Options::default()).is_err());
     assert!(FileFormat::detect(Path::new("no/such/adapter")).is_err());
     assert!(FileFormat::parse("onnx").unwrap_err().to_string().contains("kohya"));
 }
@@ -563,14 +570,14 @@ proptest! {
     fn formats_of_language_models_round_trip(lora in any_llama(true)) {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { alpha: lora.pairs.values().next().map(|p| p.alpha), ..base(dir.path(), "llama") };
-        for (format, name) in [(FileFormat::Mlx, "m"), (FileFormat::Gguf, "g.gguf"), (FileFormat::Loralib, "l.bin")] {
+        for (format, name) in [(formats::mlx::FORMAT, "m"), (formats::gguf::FORMAT, "g.gguf"), (formats::loralib::FORMAT, "l.bin")] {
             prop_assert_eq!(&there_and_back(&lora, name, format, &options).unwrap().pairs, &lora.pairs);
         }
     }
 
     #[test]
     fn peft_round_trips(lora in any_llama(false)) {
-        let again = there_and_back(&lora, "p", FileFormat::Peft, &Options::default()).unwrap();
+        let again = there_and_back(&lora, "p", formats::peft::FORMAT, &Options::default()).unwrap();
         prop_assert_eq!(again.pairs, lora.pairs);
     }
 
@@ -581,7 +588,7 @@ proptest! {
             let path = NAMES[pick].0;
             lora.pairs.insert(path.into(), pair(path, 5, 3, r, f64::from(alpha) / 4.0));
         }
-        for (format, name) in [(FileFormat::Kohya, "k.safetensors"), (FileFormat::Diffusers, "d")] {
+        for (format, name) in [(formats::kohya::FORMAT, "k.safetensors"), (formats::diffusers::FORMAT, "d")] {
             let again = there_and_back(&lora, name, format, &Options::default()).unwrap();
             prop_assert_eq!(again.pairs, lora.pairs.clone());
         }

@@ -29,7 +29,7 @@ fn style(path: &Path) {
         let pair = Pair::new(&name, ramp(a), ramp(b), 1.0, Kind::Linear).unwrap();
         lora.pairs.insert(name, pair);
     }
-    formats::write(&lora, path, FileFormat::Kohya, &Options::default()).unwrap();
+    formats::write(&lora, path, formats::kohya::FORMAT, &Options::default()).unwrap();
 }
 
 fn train(dir: &Path, name: &str, seed: &str) {

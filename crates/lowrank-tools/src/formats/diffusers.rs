@@ -7,12 +7,21 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::peft::number;
-use super::sd_names::{component_of, with_component};
-use super::{FileFormat, Halves, Options, only_linear, pairs};
+use crate::error::{Error, Result};
+use crate::formats::format::{FileFormat, Halves, Options, only_linear, pairs};
+use crate::formats::peft::number;
+use crate::formats::sd_names::{component_of, with_component};
 use crate::lora::most_common;
+use crate::lora::{Lora, Pair};
 use crate::tensor::{self, Named};
-use crate::{Error, Lora, Pair, Result};
+
+/// The file of diffusers: `pytorch_lora_weights.safetensors`.
+pub const FORMAT: FileFormat = FileFormat {
+    name: "diffusers",
+    matches: |at| at.has_file(TENSORS_FILE) || at.has_tensor(".lora_A.weight"),
+    read,
+    write,
+};
 
 /// The tensors' file in a folder.
 pub const TENSORS_FILE: &str = "pytorch_lora_weights.safetensors";
@@ -37,7 +46,7 @@ fn file_at(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Names the tensors that are no part of a plain LoRA.
-pub fn read(path: &Path) -> Result<Lora> {
+pub fn read(path: &Path, _: &Options) -> Result<Lora> {
     let path = &file_at(path);
     let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
     let mut others = Vec::new();
@@ -110,7 +119,7 @@ fn modern(name: &str) -> String {
 /// # Errors
 /// Names the modules that belong to none of a pipeline's models.
 pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
-    only_linear(lora, FileFormat::Diffusers)?;
+    only_linear(lora, &FORMAT)?;
     let lora = with_component(lora, options)?;
     let mut tensors = Named::new();
     let mut models: BTreeMap<&str, Vec<(&str, &Pair)>> = BTreeMap::new();

@@ -10,10 +10,14 @@ use lowrank_kernels::{Format, RowOrder, WeightRef};
 use lowrank_models::Base;
 use lowrank_models::files::{Gguf, GgufWriter, TensorPlan, from_hf, permutes_rows, to_hf};
 
-use super::{FileFormat, Halves, Options, pairs};
+use crate::error::{Error, Result};
+use crate::formats::format::{FileFormat, Halves, Options, pairs};
 use crate::lora::Kind;
+use crate::lora::{Lora, Pair};
 use crate::tensor::Tensor;
-use crate::{Error, Lora, Pair, Result};
+
+/// An adapter of llama.cpp. A model has the same ending.
+pub const FORMAT: FileFormat = FileFormat { name: "gguf", matches: |at| at.is_gguf("adapter"), read, write };
 
 /// The table of embeddings, whose A llama.cpp wants transposed.
 const EMBEDDING: &str = "token_embd.weight";
@@ -55,8 +59,7 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
     let differ = lora.pairs.iter().filter(|(_, pair)| pair.alpha as f32 != alpha);
     let differ: Vec<String> = differ.map(|(module, _)| module.clone()).collect();
     if !differ.is_empty() {
-        let why =
-            format!("the format {} has one alpha, here {alpha}; another one have", FileFormat::Gguf.name());
+        let why = format!("the format {} has one alpha, here {alpha}; another one have", FORMAT.name);
         return Err(Error::names(why, differ));
     }
     // llama.cpp takes alpha 0 for "scaling 1".

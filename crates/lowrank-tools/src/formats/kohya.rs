@@ -5,16 +5,21 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::sd_names::{component_of, dotted, underscored, with_component};
-use super::{FileFormat, Halves, Options, only_linear, pairs};
+use crate::error::{Error, Result};
+use crate::formats::format::{FileFormat, Halves, Options, only_linear, pairs};
+use crate::formats::sd_names::{component_of, dotted, underscored, with_component};
+use crate::lora::Lora;
 use crate::tensor::{self, Named, Tensor};
-use crate::{Error, Lora, Result};
+
+/// kohya's (and A1111's) safetensors file for Stable Diffusion.
+pub const FORMAT: FileFormat =
+    FileFormat { name: "kohya", matches: |at| at.has_tensor(".lora_down.weight"), read, write };
 
 /// Reads a kohya file. Module paths begin with the model's name in diffusers: `unet.`, `text_encoder.`.
 ///
 /// # Errors
 /// Names the modules that are none of Stable Diffusion's, and tensors of other methods (LoHa, DoRA, Tucker).
-pub fn read(path: &Path) -> Result<Lora> {
+pub fn read(path: &Path, _: &Options) -> Result<Lora> {
     let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
     let (mut unknown, mut others) = (Vec::new(), Vec::new());
     for (name, tensor) in tensor::read(path)? {
@@ -57,7 +62,7 @@ pub fn read(path: &Path) -> Result<Lora> {
 /// # Errors
 /// Names the modules that are none of Stable Diffusion's.
 pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
-    only_linear(lora, FileFormat::Kohya)?;
+    only_linear(lora, &FORMAT)?;
     let lora = with_component(lora, options)?;
     let two = lora.pairs.keys().any(|module| component_of(module) == Some("text_encoder_2"));
     let mut tensors = Named::new();

@@ -10,9 +10,14 @@ use std::path::Path;
 use lowrank_models::files::{PytorchTensor, write_pytorch};
 use serde_json::json;
 
-use super::{FileFormat, Halves, Options};
+use crate::error::{Error, Result};
+use crate::formats::format::{FileFormat, Halves, Options};
+use crate::lora::{Kind, Lora, Pair};
 use crate::tensor::{self, Named, Tensor};
-use crate::{Error, Kind, Lora, Pair, Result};
+
+/// A checkpoint of loralib: PyTorch's `.bin` or `.pt` with `PATH.lora_A` and `PATH.lora_B`.
+pub const FORMAT: FileFormat =
+    FileFormat { name: "loralib", matches: |at| at.has_tensor(".lora_A"), read, write };
 
 /// Parts of `c_attn` that the paper adapts: q and v.
 const QV: [bool; 3] = [true, false, true];
@@ -136,7 +141,7 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
         tensors.insert(format!("{module}.lora_A"), pair.a.clone());
         tensors.insert(format!("{module}.lora_B"), b);
     }
-    let name = FileFormat::Loralib.name();
+    let name = FORMAT.name;
     if !convolutions.is_empty() {
         return Err(Error::names(format!("the format {name} has no place for"), convolutions));
     }

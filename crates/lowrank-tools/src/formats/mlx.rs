@@ -7,11 +7,16 @@ use std::path::Path;
 use lowrank_models::files::write_atomic;
 use serde_json::{Value, json};
 
-use super::peft::{CONFIG_FILE, number, tidy};
-use super::{FileFormat, Halves, only_linear, pairs};
+use crate::error::{Error, Result};
+use crate::formats::format::{FileFormat, Halves, Options, only_linear, pairs};
+use crate::formats::peft::{CONFIG_FILE, number, tidy};
 use crate::lora::most_common;
+use crate::lora::{Lora, Pair};
 use crate::tensor::{self, Named};
-use crate::{Error, Lora, Pair, Result};
+
+/// MLX's folder: `adapter_config.json` and `adapters.safetensors`.
+pub const FORMAT: FileFormat =
+    FileFormat { name: "mlx", matches: |at| at.has_file(TENSORS_FILE), read, write };
 
 /// The tensors' file.
 pub const TENSORS_FILE: &str = "adapters.safetensors";
@@ -20,7 +25,7 @@ pub const TENSORS_FILE: &str = "adapters.safetensors";
 ///
 /// # Errors
 /// Where a file is missing or damaged, or it is no LoRA (DoRA, full fine-tune).
-pub fn read(dir: &Path) -> Result<Lora> {
+pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
     let path = dir.join(CONFIG_FILE);
     let text = std::fs::read(&path).map_err(Error::io(&path))?;
     let config: Value = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
@@ -64,8 +69,8 @@ pub fn read(dir: &Path) -> Result<Lora> {
 ///
 /// # Errors
 /// Names the modules of another rank or scale than the others', and what MLX has no place for.
-pub fn write(lora: &Lora, dir: &Path) -> Result<()> {
-    only_linear(lora, FileFormat::Mlx)?;
+pub fn write(lora: &Lora, dir: &Path, _: &Options) -> Result<()> {
+    only_linear(lora, &FORMAT)?;
     let convolutions = lora.pairs.iter().filter(|(_, pair)| pair.a.shape.len() != 2);
     let convolutions: Vec<String> = convolutions.map(|(module, _)| module.clone()).collect();
     if !convolutions.is_empty() {

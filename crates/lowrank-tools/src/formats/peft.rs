@@ -7,10 +7,15 @@ use lowrank_models::files::write_atomic;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::{Halves, Options, pairs};
+use crate::error::{Error, Result};
+use crate::formats::format::{FileFormat, Halves, Options, pairs};
 use crate::lora::most_common;
+use crate::lora::{Kind, Lora, Pair};
 use crate::tensor::{self, Named};
-use crate::{Error, Kind, Lora, Pair, Result};
+
+/// PEFT's folder: `adapter_config.json` and `adapter_model.safetensors` (or `.bin`).
+pub const FORMAT: FileFormat =
+    FileFormat { name: "peft", matches: |at| at.has_file(CONFIG_FILE), read, write };
 
 /// PEFT puts this before the module path.
 const PREFIX: &str = "base_model.model.";
@@ -54,7 +59,7 @@ pub fn write_raw(dir: &Path, config: &Map<String, Value>, tensors: &Named) -> Re
 ///
 /// # Errors
 /// Where it is none (DoRA, IA3 and others have no pairs alone), or a tensor has no meaning.
-pub fn read(dir: &Path) -> Result<Lora> {
+pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
     let (config, tensors) = read_raw(dir)?;
     let path = dir.join(CONFIG_FILE);
     let wrong = |field: &str, what: String| Error::file(&path, format!("{field}: {what}"));

@@ -1,8 +1,9 @@
 //! Module names of Stable Diffusion: with dots as in diffusers, with underscores as in kohya's files (those of SDXL in
 //! the words of Stability's own code; they are read, and written as diffusers calls them, which readers know too).
 
-use super::Options;
-use crate::{Error, Lora, Result};
+use crate::error::{Error, Result};
+use crate::formats::format::Options;
+use crate::lora::Lora;
 
 /// The models of a pipeline, as diffusers calls them, and kohya's prefix for each. The first that fits is taken
 /// for writing; a pipeline with two text encoders numbers them.

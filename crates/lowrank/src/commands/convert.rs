@@ -13,8 +13,7 @@ use super::files::{Hints, Output, dtype, read};
 pub struct Args {
     /// The adapter: a folder or a file
     adapter: PathBuf,
-    /// Its format: peft, loralib, gguf, mlx, kohya or diffusers [default: as it looks]
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, help = format!("Its format: {} [default: as it looks]", FileFormat::names(", ")), value_name = "FORMAT")]
     from: Option<String>,
     /// The format wanted
     #[arg(long, value_name = "FORMAT")]
@@ -41,8 +40,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         "converted {} layers ({} parameters) from {} to {}: {}",
         lora.pairs.len(),
         lora.parameters(),
-        from.name(),
-        to.name(),
+        from.name,
+        to.name,
         args.output.out.display()
     );
     Ok(ExitCode::SUCCESS)

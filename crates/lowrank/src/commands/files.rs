@@ -67,7 +67,7 @@ pub fn read(path: &Path, from: Option<&str>, hints: &Hints) -> Result<(Lora, Fil
 
 /// Writes PEFT's folder.
 pub fn write_peft(lora: &Lora, output: &Output) -> Result<()> {
-    formats::write(lora, &output.out, FileFormat::Peft, &Options::default())?;
+    formats::write(lora, &output.out, formats::peft::FORMAT, &Options::default())?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use lowrank::adapters::{self, AdapterSet, LoraConfig};
 use lowrank::models::files::write_atomic;
-use lowrank::tools::{FileFormat, compare, report};
+use lowrank::tools::{FileFormat, compare, formats, report};
 use lowrank::{Result, Session};
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub struct Args {
 /// Inspects.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let path = Path::new(&args.path);
-    let known = |format| !matches!(format, FileFormat::Peft);
+    let known = |format| format != formats::peft::FORMAT;
     if args.spectrum || args.html.is_some() || (path.exists() && FileFormat::detect(path).is_ok_and(known)) {
         return spectrum(args);
     }
@@ -58,7 +58,7 @@ fn spectrum(args: &Args) -> Result<ExitCode> {
     let spectra = compare::spectra(&lora)?;
     if let Some(file) = &args.html {
         let facts = [
-            ("format", format.name().to_owned()),
+            ("format", format.name.to_owned()),
             ("layers", spectra.len().to_string()),
             ("parameters", lora.parameters().to_string()),
         ];
@@ -83,13 +83,12 @@ fn spectrum(args: &Args) -> Result<ExitCode> {
                 })
             })
             .collect();
-        let summary =
-            json!({ "format": format.name(), "sites": rows.len(), "parameters": lora.parameters() });
+        let summary = json!({ "format": format.name, "sites": rows.len(), "parameters": lora.parameters() });
         println!("{}", json!({ "summary": summary, "rows": rows }));
         return Ok(ExitCode::SUCCESS);
     }
     print!("{}", report::text(&spectra));
-    println!("\n{} layers, {} parameters, {}", spectra.len(), lora.parameters(), format.name());
+    println!("\n{} layers, {} parameters, {}", spectra.len(), lora.parameters(), format.name);
     Ok(ExitCode::SUCCESS)
 }
 

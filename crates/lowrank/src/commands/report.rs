@@ -8,7 +8,7 @@ use lowrank::models::Sampling;
 use lowrank::{Error, LOG_FILE, Limits, Result, Session, TextGenerator};
 use lowrank_study::report::Written;
 use lowrank_study::{RunLog, Sample, SingleRun, single_report};
-use lowrank_tools::{FileFormat, Options, compare, formats};
+use lowrank_tools::{Options, compare, formats};
 
 /// Which runs to report on.
 #[derive(clap::Args)]
@@ -74,7 +74,7 @@ fn read(dir: &Path) -> Result<SingleRun> {
         }));
     }
     // Only LoRA has pairs to look at; other methods are reported without a spectrum.
-    let spectra = match formats::read(dir, FileFormat::Peft, &Options::default()) {
+    let spectra = match formats::read(dir, formats::peft::FORMAT, &Options::default()) {
         Ok(lora) => compare::spectra(&lora)?,
         Err(_) => Vec::new(),
     };
