@@ -115,10 +115,11 @@ pub fn cross_entropy(
                 if gradient != 0 {
                     let numbers = write(gradient + at, len);
                     kernels::copy(numbers, from);
-                    kernels::cross_entropy(numbers, &targets, vocab, scale, losses, true, None);
+                    let scales = vec![scale; run.len()];
+                    kernels::cross_entropy(numbers, &targets, vocab, Some(&scales), losses, None);
                 } else {
                     let numbers = write(logits + at, len);
-                    kernels::cross_entropy(numbers, &targets, vocab, scale, losses, false, None);
+                    kernels::cross_entropy(numbers, &targets, vocab, None, losses, None);
                 }
             }
         }

@@ -373,7 +373,8 @@ impl Engine {
 
     /// The tokens of a text: with the begin token where the tokenizer adds one, or with nothing added.
     fn encode(&self, text: &str, add_special_tokens: bool) -> PyResult<Vec<u32>> {
-        let encode = |t: Arc<Tokenizer>| Ok(if add_special_tokens { t.encode_open(text)? } else { t.encode(text)? });
+        let encode =
+            |t: Arc<Tokenizer>| Ok(if add_special_tokens { t.encode_open(text)? } else { t.encode(text)? });
         self.session.tokenizer().and_then(encode).map_err(to_python)
     }
 

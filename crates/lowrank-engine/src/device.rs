@@ -39,7 +39,7 @@ impl Device {
     }
 
     /// The same device, where activations kept for the backward pass are rounded to integers of 16 bits if `rounds`
-    /// ([`kernels::to_shorts`]): they take half the memory, the forward pass stays exact, and gradients get the error of
+    /// ([`kernels::quantize_i16`]): they take half the memory, the forward pass stays exact, and gradients get the error of
     /// the rounding, a few ten-thousandths of their size.
     pub fn rounding_kept(self, rounds: bool) -> Self {
         Self { rounds_kept: rounds, ..self }

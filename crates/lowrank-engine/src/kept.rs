@@ -1,6 +1,6 @@
 //! What a backward pass keeps of activations: the numbers as they are, or rounded to 16 bits in half the memory.
 
-use lowrank_kernels::{self as kernels, Numbers};
+use lowrank_kernels::{self as kernels, SavedValues};
 
 use crate::device::Device;
 use crate::scope::Scope;
@@ -21,8 +21,8 @@ impl Kept {
             return Self { tensor: x.clone(), rounded: None };
         }
         let (rows, cols) = (x.rows(), x.cols());
-        let mut tensor = device.alloc_lasting(1, kernels::shorts_len(rows * cols));
-        device.run(0, || kernels::to_shorts(tensor.data_mut(), x.data()));
+        let mut tensor = device.alloc_lasting(1, kernels::i16_len(rows * cols));
+        device.run(0, || kernels::quantize_i16(tensor.data_mut(), x.data()));
         Self { tensor, rounded: Some((rows, cols)) }
     }
 
@@ -30,15 +30,15 @@ impl Kept {
     pub fn get(&self, device: &Device) -> Tensor {
         let Some((rows, cols)) = self.rounded else { return self.tensor.clone() };
         let mut x = device.alloc(rows, cols);
-        device.run(0, || kernels::from_shorts(x.data_mut(), self.tensor.data()));
+        device.run(0, || kernels::dequantize_i16(x.data_mut(), self.tensor.data()));
         x
     }
 
     /// The numbers as they are kept.
-    pub fn numbers(&self) -> Numbers<'_> {
+    pub fn numbers(&self) -> SavedValues<'_> {
         match self.rounded {
-            None => Numbers::Whole(self.tensor.data()),
-            Some(_) => Numbers::Shorts(self.tensor.data()),
+            None => SavedValues::F32(self.tensor.data()),
+            Some(_) => SavedValues::I16(self.tensor.data()),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Activation functions, plain and gated (`act(gate) * up`), forward and backward.
 
+use crate::int16::{PIECE_LEN, SavedValues, for_pieces};
 use crate::math::{erf, sigmoid, tanh};
 use crate::parallel::{SharedMut, for_parts, for_rows};
-use crate::shorts::{Numbers, PIECE, for_pieces};
 use crate::vector::{Vector, dispatch, for_lanes};
 
 /// An activation function.
@@ -95,14 +95,14 @@ dispatch! {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn activate_backward<'a>(dy: &mut [f32], x: impl Into<Numbers<'a>>, act: Activation) {
+pub fn activate_backward<'a>(dy: &mut [f32], x: impl Into<SavedValues<'a>>, act: Activation) {
     let (len, x) = (dy.len(), x.into());
     x.check("activate_backward", len);
     let dy = SharedMut::new(dy);
     for_pieces(len, COST, |r| {
         // SAFETY: the pieces are disjoint.
         let dy = unsafe { dy.part(r.clone()) };
-        activate_backward_run(dy, x.piece(r, &mut [0.0; PIECE]), act);
+        activate_backward_run(dy, x.piece(r, &mut [0.0; PIECE_LEN]), act);
     });
 }
 
@@ -158,8 +158,8 @@ dispatch! {
 pub fn gated_backward<'a>(
     dh: &mut [f32],
     dup: &mut [f32],
-    gate: impl Into<Numbers<'a>>,
-    up: impl Into<Numbers<'a>>,
+    gate: impl Into<SavedValues<'a>>,
+    up: impl Into<SavedValues<'a>>,
     act: Activation,
 ) {
     same("gated_backward", &[("dh", dh.len()), ("dup", dup.len())]);
@@ -167,7 +167,7 @@ pub fn gated_backward<'a>(
     [gate, up].iter().for_each(|x| x.check("gated_backward", len));
     let (dh, dup) = (SharedMut::new(dh), SharedMut::new(dup));
     for_pieces(len, COST, |r| {
-        let rooms = (&mut [0.0; PIECE], &mut [0.0; PIECE]);
+        let rooms = (&mut [0.0; PIECE_LEN], &mut [0.0; PIECE_LEN]);
         let (gate, up) = (gate.piece(r.clone(), rooms.0), up.piece(r.clone(), rooms.1));
         // SAFETY: the pieces are disjoint.
         let (dh, dup) = unsafe { (dh.part(r.clone()), dup.part(r)) };
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn shorts_give_what_their_numbers_give() {
+    fn int16_gives_what_its_values_give() {
         for n in [1, 31, 33, 2048, 2049, 70_001] {
             let [x, up, dy] = [1, 2, 3].map(|seed| {
                 let mut numbers = vec![0.0; n];
@@ -272,23 +272,23 @@ mod tests {
                 numbers
             });
             let kept = [&x, &up].map(|x| {
-                let mut words = vec![f32::NAN; crate::shorts_len(n)];
-                crate::to_shorts(&mut words, x);
+                let mut words = vec![f32::NAN; crate::i16_len(n)];
+                crate::quantize_i16(&mut words, x);
                 words
             });
             let [x, up] = kept.each_ref().map(|words| {
                 let mut numbers = vec![f32::NAN; n];
-                crate::from_shorts(&mut numbers, words);
+                crate::dequantize_i16(&mut numbers, words);
                 numbers
             });
             let (mut want, mut got) = (dy.clone(), dy.clone());
             activate_backward(&mut want, &x, Activation::Gelu);
-            activate_backward(&mut got, Numbers::Shorts(&kept[0]), Activation::Gelu);
+            activate_backward(&mut got, SavedValues::I16(&kept[0]), Activation::Gelu);
             assert_eq!(got, want);
             let (mut dgate, mut got) = (dy.clone(), dy);
             let [mut dup, mut got_up] = [(); 2].map(|()| vec![f32::NAN; n]);
             gated_backward(&mut dgate, &mut dup, &x, &up, Activation::Silu);
-            let [gate, up] = kept.each_ref().map(|words| Numbers::Shorts(words));
+            let [gate, up] = kept.each_ref().map(|words| SavedValues::I16(words));
             gated_backward(&mut got, &mut got_up, gate, up, Activation::Silu);
             assert_eq!((got, got_up), (dgate, dup));
         }

@@ -7,9 +7,9 @@ use crate::vector::{Vector, dispatch, for_lanes};
 /// Cross-entropy of every row: `losses[i] = log sum_v exp(z[i,v]) - z[i, targets[i]]`, where `z` are the
 /// logits, or `softcap tanh(logits / softcap)` with a `softcap` (Gemma 2).
 ///
-/// `logits: [N,V]`, `targets: [N]`, `losses: [N]`. Where `want_grad`, the logits are overwritten with
-/// the gradient of `scale * sum_i losses[i]`: `scale (softmax(z) - onehot(target))`, times
-/// `1 - (z / softcap)^2`; else they are left alone.
+/// `logits: [N,V]`, `targets: [N]`, `losses: [N]`. With `scales: [N]`, the logits are overwritten with the gradient of
+/// `sum_i scales[i] losses[i]`: `scales[i] (softmax(z[i,:]) - onehot(targets[i]))`, times `1 - (z / softcap)^2` with a
+/// `softcap`; without, they are left alone. Counted as `5 N V` flops, `9 N V` with the gradient.
 ///
 /// # Panics
 /// If a length does not fit the shapes or a target is not below `vocab`.
@@ -17,14 +17,14 @@ pub fn cross_entropy(
     logits: &mut [f32],
     targets: &[u32],
     vocab: usize,
-    scale: f32,
+    scales: Option<&[f32]>,
     losses: &mut [f32],
-    want_grad: bool,
     softcap: Option<f32>,
 ) {
     let n = targets.len();
     check("cross_entropy", logits.len(), n, vocab);
-    assert_eq!(losses.len(), n, "cross_entropy: losses has {} numbers, not {n}", losses.len());
+    assert_eq!(losses.len(), n, "cross_entropy: losses has {} values, not {n}", losses.len());
+    assert!(scales.is_none_or(|scales| scales.len() == n), "cross_entropy: there are not {n} scales");
     for (i, &t) in targets.iter().enumerate() {
         assert!(
             (t as usize) < vocab,
@@ -37,7 +37,7 @@ pub fn cross_entropy(
         for i in r {
             // SAFETY: rows are disjoint.
             let (row, loss) = unsafe { (logits.part(i * vocab..(i + 1) * vocab), losses.part(i..i + 1)) };
-            loss[0] = cross_entropy_row(row, targets[i] as usize, scale, want_grad, cap);
+            loss[0] = cross_entropy_row(row, targets[i] as usize, scales.map(|scales| scales[i]), cap);
         }
     });
 }
@@ -63,10 +63,10 @@ dispatch! {
 
 dispatch! {
     /// One row; `cap = 0` is no softcap.
-    fn cross_entropy_row<V>(row: &mut [f32], target: usize, scale: f32, want_grad: bool, cap: f32) -> f32 {
+    fn cross_entropy_row<V>(row: &mut [f32], target: usize, scale: Option<f32>, cap: f32) -> f32 {
         let total = log_sum_exp::<V>(row, cap);
         let at_target = if cap > 0.0 { cap * (row[target] / cap).tanh() } else { row[target] };
-        if want_grad {
+        if let Some(scale) = scale {
             let (total, scale_v) = (V::splat(total), V::splat(scale));
             for_lanes!(V, row.len(), |at, lanes| {
                 let z = capped(V::load(row, at, lanes), cap);
@@ -175,7 +175,7 @@ dispatch! {
 }
 
 fn check(kernel: &str, len: usize, n: usize, vocab: usize) {
-    assert_eq!(len, n * vocab, "{kernel}: logits has {len} numbers, not {n} x {vocab}");
+    assert_eq!(len, n * vocab, "{kernel}: logits has {len} values, not {n} x {vocab}");
 }
 
 #[cfg(test)]
@@ -205,11 +205,11 @@ mod tests {
             let logits = numbers(n * vocab, 1);
             let targets: Vec<u32> = (0..n).map(|i| (i * 7919 % vocab) as u32).collect();
             for softcap in [None, Some(5.0f32)] {
-                let scale = 0.25;
+                let scales: Vec<f32> = (0..n).map(|i| 0.25 * (i as f32 - 1.0)).collect();
                 let (mut grad, mut losses) = (logits.clone(), vec![f32::NAN; n]);
-                cross_entropy(&mut grad, &targets, vocab, scale, &mut losses, true, softcap);
+                cross_entropy(&mut grad, &targets, vocab, Some(&scales), &mut losses, softcap);
                 let (mut kept, mut again) = (logits.clone(), vec![f32::NAN; n]);
-                cross_entropy(&mut kept, &targets, vocab, scale, &mut again, false, softcap);
+                cross_entropy(&mut kept, &targets, vocab, None, &mut again, softcap);
                 assert!(kept == logits && again == losses);
                 for i in 0..n {
                     let r = i * vocab..(i + 1) * vocab;
@@ -221,7 +221,7 @@ mod tests {
                         losses[i]
                     );
                     for (g, w) in grad[r].iter().zip(&want) {
-                        let w = w * f64::from(scale);
+                        let w = w * f64::from(scales[i]);
                         assert!((f64::from(*g) - w).abs() <= 1e-7 + 4e-6 * w.abs(), "{g} {w}");
                     }
                 }
@@ -249,11 +249,11 @@ mod tests {
         row[4000] = 1e30;
         row[17] = f32::NEG_INFINITY;
         let mut losses = [f32::NAN];
-        cross_entropy(&mut row, &[4000], vocab, 1.0, &mut losses, true, None);
+        cross_entropy(&mut row, &[4000], vocab, Some(&[1.0]), &mut losses, None);
         assert_eq!(losses[0], 0.0);
         assert!(row.iter().all(|&g| g == 0.0));
         row[3] = f32::NAN;
-        cross_entropy(&mut row, &[0], vocab, 1.0, &mut losses, false, None);
+        cross_entropy(&mut row, &[0], vocab, None, &mut losses, None);
         assert!(losses[0].is_nan());
     }
 
@@ -281,6 +281,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "target 4 of row 1 is not below the vocabulary, 4")]
     fn a_target_outside_the_vocabulary_is_refused() {
-        cross_entropy(&mut [0.0; 8], &[3, 4], 4, 1.0, &mut [0.0; 2], true, None);
+        cross_entropy(&mut [0.0; 8], &[3, 4], 4, Some(&[1.0; 2]), &mut [0.0; 2], None);
     }
 }

@@ -12,7 +12,7 @@ static SYSTEM: AtomicBool = AtomicBool::new(false);
 /// Lets large blocks go back to the system as soon as they are freed, where its allocator would come to keep them
 /// (glibc raises its limit with each one freed), and lets [`trim_heap`] work. For a program that allocates with the
 /// system's allocator: a library cannot know whose heap it is in.
-pub fn return_large_blocks() {
+pub fn unmap_large_blocks_when_freed() {
     SYSTEM.store(true, Ordering::Relaxed);
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: the call takes two numbers and may come at any time.
@@ -22,7 +22,7 @@ pub fn return_large_blocks() {
 }
 
 /// Gives free pages of the heap back to the system, where its allocator would keep them (glibc) and the program has called
-/// [`return_large_blocks`].
+/// [`unmap_large_blocks_when_freed`].
 pub fn trim_heap() {
     if !SYSTEM.load(Ordering::Relaxed) {
         return;
@@ -36,7 +36,7 @@ pub fn trim_heap() {
 
 /// Gives the pages of the program's own code and constants back: those that are needed again come from the system's cache
 /// of its file. Most of them only started the program.
-pub fn give_back_program() {
+pub fn evict_program_pages() {
     #[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
     {
         /// One loaded file; stops at the one that holds this function.
@@ -95,7 +95,7 @@ mod tests {
         let sum = || std::hint::black_box(&SQUARES).iter().sum::<u64>();
         let before = sum();
         let resident = files();
-        super::give_back_program();
+        super::evict_program_pages();
         let left = files();
         // Emulators of other processors keep the pages.
         if cfg!(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64")) {

@@ -8,7 +8,7 @@
 mod activation;
 mod adamw;
 mod attention;
-mod columns;
+
 mod cross_entropy;
 mod dora;
 mod elementwise;
@@ -17,6 +17,7 @@ mod format;
 mod gather;
 mod gemm;
 mod heap;
+mod int16;
 mod loha;
 mod lokr;
 mod low_rank;
@@ -30,8 +31,9 @@ mod quant;
 mod random;
 mod replace_rows;
 mod rope;
-mod rows;
-mod shorts;
+mod scale_columns;
+mod scale_rows;
+
 mod simd;
 mod squared_error;
 mod table;
@@ -49,7 +51,6 @@ pub use attention::{
     AttentionDropout, AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment,
     attention, attention_backward, disentangled_attention, disentangled_attention_backward,
 };
-pub use columns::{scale_columns, scale_columns_backward, scale_columns_in_place};
 pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};
 pub use dora::{dora_magnitude_backward, dora_norms, row_norms, weight_squares};
 pub use elementwise::{
@@ -63,10 +64,11 @@ pub use gather::{
     scatter_add_rows, scatter_rows,
 };
 pub use gemm::{
-    LinearRef, MatMut, MatRef, gemm, gemm_serial, linear, linear_backward, linear_backward_bf16, linear_bf16,
-    linear_onto, rounds_to_bf16, scratch_bytes,
+    LinearRef, MatMut, MatRef, gemm, gemm_serial, linear, linear_add, linear_backward, linear_backward_bf16,
+    linear_bf16, rounds_to_bf16, scratch_bytes,
 };
-pub use heap::{give_back_program, return_large_blocks, trim_heap};
+pub use heap::{evict_program_pages, trim_heap, unmap_large_blocks_when_freed};
+pub use int16::{SavedValues, dequantize_i16, i16_len, quantize_i16};
 pub use loha::{loha_left, loha_left_backward, loha_right, loha_right_backward};
 pub use lokr::{add_kronecker, swap_axes};
 pub use low_rank::low_rank_norm;
@@ -78,8 +80,8 @@ pub use quant::{QuantizeError, quantize, quantize_matrix};
 pub use random::{dropout, dropout_backward, feature_dropout, normal, uniform};
 pub use replace_rows::{replace_rows, replace_rows_backward};
 pub use rope::{rope, rope_backward, rope_table};
-pub use rows::{keep_columns, scale_rows, scale_rows_in_place};
-pub use shorts::{Numbers, from_shorts, shorts_len, to_shorts};
+pub use scale_columns::{scale_columns, scale_columns_backward, scale_columns_in_place};
+pub use scale_rows::{keep_columns, scale_rows, scale_rows_in_place};
 pub use squared_error::squared_error;
 pub use table::{table_change, table_lookup, table_lookup_backward};
 pub use unfold::{unfold, unfold_backward};

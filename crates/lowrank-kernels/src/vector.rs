@@ -53,9 +53,9 @@ pub(crate) trait Vector: Copy {
     /// `self < limit ? yes : no`, lane by lane (`no` where a side is not a number).
     fn if_less(self, limit: Self, yes: Self, no: Self) -> Self;
     /// The integer (of two's complement) in the low half of each lane, and the one in the high half.
-    fn shorts(self) -> [Self; 2];
-    /// The inverse of [`Vector::shorts`], rounding to the nearest integer, ties to even. Numbers are in -32768..=32767.
-    fn from_shorts(low: Self, high: Self) -> Self;
+    fn to_i16_pair(self) -> [Self; 2];
+    /// The inverse of [`Vector::to_i16_pair`], rounding to the nearest integer, ties to even. Numbers are in -32768..=32767.
+    fn from_i16_pair(low: Self, high: Self) -> Self;
     /// The lanes as an array, zero above `LANES`.
     fn lanes(self) -> [f32; 16];
 
@@ -230,13 +230,13 @@ impl Vector for Portable {
         Self(self.0.map(f32::abs))
     }
     #[inline(always)]
-    fn from_shorts(low: Self, high: Self) -> Self {
+    fn from_i16_pair(low: Self, high: Self) -> Self {
         // At this size neighbouring numbers are 1 apart, and the low bits are the integer.
         let bits = |x: f32| (x + 12_582_912.0).to_bits();
         low.zip(high, |low, high| f32::from_bits(bits(low) & 0xffff | bits(high) << 16))
     }
     #[inline(always)]
-    fn shorts(self) -> [Self; 2] {
+    fn to_i16_pair(self) -> [Self; 2] {
         let bits = self.0.map(f32::to_bits);
         [bits, bits.map(|bits| bits >> 16)].map(|bits| Self(bits.map(|bits| f32::from(bits as i16))))
     }

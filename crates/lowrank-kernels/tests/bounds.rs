@@ -161,10 +161,10 @@ fn rows(side: Side) {
         written("adamw", &h);
 
         let targets: Vec<u32> = (0..n).map(|i| (i * 5 % d) as u32).collect();
-        let mut losses = side.out(n);
+        let (scales, mut losses) = (side.numbers(n), side.out(n));
         for cap in [None, Some(5.0)] {
             let mut logits = side.numbers(n * d);
-            cross_entropy(&mut logits, &targets, d, 0.1, &mut losses, true, cap);
+            cross_entropy(&mut logits, &targets, d, Some(&scales), &mut losses, cap);
             written("cross_entropy", &logits);
             written("losses", &losses);
         }

@@ -84,7 +84,8 @@ fn cross_entropy<'m>(tape: &mut Tape<'m>, logits: &Var<'m>, targets: &[u32], sca
             scores.hits = best.iter().zip(targets).map(|(a, b)| a == b).collect();
         }
         kernels::copy(gradient.data_mut(), logits.tensor.data());
-        kernels::cross_entropy(gradient.data_mut(), targets, c, scale, &mut scores.losses, records, None);
+        let scales = records.then(|| vec![scale; n]);
+        kernels::cross_entropy(gradient.data_mut(), targets, c, scales.as_deref(), &mut scores.losses, None);
     });
     if records {
         tape.seed(logits, gradient);
@@ -147,13 +148,13 @@ fn contrast<'m>(tape: &mut Tape<'m>, h: &Var<'m>, batch: &PackedBatch, scale: f3
         let mut best = vec![0; n];
         device.run(0, || {
             kernels::argmax(logits.data(), n, &mut best);
-            kernels::cross_entropy(logits.data_mut(), &targets, n, scale, &mut losses, false, None);
+            kernels::cross_entropy(logits.data_mut(), &targets, n, None, &mut losses, None);
         });
         let hits = best.iter().zip(&targets).map(|(a, b)| a == b).collect();
         return Scores { losses, hits, outputs: cosines.data().to_vec() };
     }
     device.run(0, || {
-        kernels::cross_entropy(logits.data_mut(), &targets, n, scale, &mut losses, true, None);
+        kernels::cross_entropy(logits.data_mut(), &targets, n, Some(&vec![scale; n]), &mut losses, None);
     });
     let d = a.tensor.cols();
     let (mut da, mut dp) = (device.alloc(n, d), device.alloc(n, d));

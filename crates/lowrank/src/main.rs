@@ -57,7 +57,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    lowrank_engine::kernels::return_large_blocks();
+    lowrank_engine::kernels::unmap_large_blocks_when_freed();
     let result = match Cli::parse().command {
         Command::Train(args) => commands::train::run(&args),
         Command::Generate(args) => commands::generate::run(&args),

@@ -244,7 +244,7 @@ impl Session {
     pub fn forget_tokenizer(&self) {
         self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner).take();
         lowrank_engine::kernels::trim_heap();
-        lowrank_engine::kernels::give_back_program();
+        lowrank_engine::kernels::evict_program_pages();
     }
 
     /// The tokens that end a generated text.

@@ -112,7 +112,15 @@ impl<'m> Tape<'m> {
                 let at = scores.losses.len();
                 scores.losses.resize(at + n, 0.0);
                 let losses = &mut scores.losses[at..];
-                kernels::cross_entropy(logits.data_mut(), &targets, vocab, scale, losses, wants, softcap);
+                let scales = wants.then(|| vec![scale; n]);
+                kernels::cross_entropy(
+                    logits.data_mut(),
+                    &targets,
+                    vocab,
+                    scales.as_deref(),
+                    losses,
+                    softcap,
+                );
             });
             let Some(dh) = &mut dh else { continue };
             // `x` is read by the head's adapter; the gradient needs a buffer of its own only then.

@@ -71,7 +71,7 @@ impl Linear {
                 transposed: self.transposed,
                 rounded: self.weight.bf16_products(),
             };
-            kernels::linear_onto(y.data_mut(), x.data(), &layer, n, residual.map(Tensor::data));
+            kernels::linear_add(y.data_mut(), x.data(), &layer, n, residual.map(Tensor::data));
         });
     }
 

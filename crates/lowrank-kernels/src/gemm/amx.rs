@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 
 use super::bf16::Side;
-use super::driver::{Product, cut};
+use super::blocked::{Product, cut};
 use super::pack::{Operand, transpose_units};
 use super::scratch::{Buffer, Scratch, with_left, with_scratch};
 use crate::WeightRef;

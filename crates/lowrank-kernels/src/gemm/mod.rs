@@ -3,8 +3,8 @@
 //! A product is cut into tiles of `C` that stay in registers ([`tile`]), over panels of the right operand
 //! packed for them block by block ([`pack`]): that is where quantised weights are expanded. The left
 //! operand is read in place. Four ways around packing, for operands used too seldom to pay for it: few
-//! tokens times a weight ([`few`]), fewer than outputs ([`short`]), few columns ([`thin`]), and few rows
-//! ([`driver`]).
+//! tokens times a weight ([`gemv`]), fewer than outputs ([`small_m`]), few columns ([`skinny`]), and few rows
+//! ([`blocked`]).
 //!
 //! No result depends on the number of threads: the sum over `k` is never divided among them.
 
@@ -12,20 +12,20 @@
 pub(crate) mod amx;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 mod bf16;
-mod driver;
-mod few;
+mod blocked;
+mod gemv;
 mod pack;
 mod scratch;
-mod short;
+mod skinny;
+mod small_m;
 #[cfg(test)]
 mod tests;
-mod thin;
 mod tile;
 
 use std::cmp::Ordering;
 
-use driver::Product;
-pub use driver::scratch_bytes;
+use blocked::Product;
+pub use blocked::scratch_bytes;
 use pack::{Backward, Dense, Forward, Operand};
 
 use crate::simd::{Level, at_level, level};
@@ -120,7 +120,7 @@ fn dense(
     MatRef { data: c.data, rs: c.rs, cs: c.cs }.check(m, n);
     // Tiles are made of rows of C and of A. The transposed product is computed where less of its left
     // operand has to be copied to be read that way, or else where the columns of C are contiguous.
-    let copied = |rows: usize, stride: usize| if stride > driver::NEAR { rows } else { 0 };
+    let copied = |rows: usize, stride: usize| if stride > blocked::NEAR { rows } else { 0 };
     let swap = match copied(m, a.cs).cmp(&copied(n, b.rs)) {
         Ordering::Less => false,
         Ordering::Greater => true,
@@ -145,10 +145,10 @@ fn dense(
     let right = Dense { data: b.data.as_ptr(), ks: b.rs, ns: b.cs };
     // SAFETY: the checks above hold every index inside its slice; C is borrowed for this call alone.
     at_level!(level, A => unsafe {
-        match thin::fits(&product) {
+        match skinny::fits(&product) {
             false if on_tiles(level, &product, &right, Format::F32, threads) => {}
-            true => thin::run::<A>(&product, right.data, right.ks, right.ns, threads),
-            false => driver::run::<A, _>(&product, &right, threads),
+            true => skinny::run::<A>(&product, right.data, right.ks, right.ns, threads),
+            false => blocked::run::<A, _>(&product, &right, threads),
         }
     });
 }
@@ -215,17 +215,17 @@ pub struct LinearRef<'a> {
 ///
 /// # Panics
 /// As [`linear`], and where rows or bias have another length.
-pub fn linear_onto(y: &mut [f32], x: &[f32], layer: &LinearRef, n: usize, rows: Option<&[f32]>) {
-    linear_onto_at(level(), y, x, layer, n, rows);
+pub fn linear_add(y: &mut [f32], x: &[f32], layer: &LinearRef, n: usize, rows: Option<&[f32]>) {
+    linear_add_at(level(), y, x, layer, n, rows);
 }
 
-fn linear_onto_at(level: Level, y: &mut [f32], x: &[f32], layer: &LinearRef, n: usize, rows: Option<&[f32]>) {
+fn linear_add_at(level: Level, y: &mut [f32], x: &[f32], layer: &LinearRef, n: usize, rows: Option<&[f32]>) {
     let LinearRef { weight: ref w, bias, transposed, rounded } = *layer;
     let (o, k) = if transposed { (w.cols, w.rows) } else { (w.rows, w.cols) };
     assert_eq!((y.len(), x.len()), (n * o, n * k), "y is N x O, x is N x K");
     assert!(rows.is_none_or(|rows| rows.len() == y.len()), "rows are N x O");
     assert!(bias.is_none_or(|bias| bias.len() == o), "a bias has O numbers");
-    if (rows.is_none() || bias.is_none()) && n > few::MOST && o > 0 && k > 0 {
+    if (rows.is_none() || bias.is_none()) && n > gemv::MOST && o > 0 && k > 0 {
         // Rows or a bias alone are what the first sums are added to.
         let start = rows.or(bias).map_or(std::ptr::null(), <[f32]>::as_ptr);
         let srs = if rows.is_some() { o } else { 0 };
@@ -260,7 +260,7 @@ pub fn rounds_to_bf16() -> bool {
 
 /// Computes the product with BF16 operands, if that can be done here and pays. `product` covers its operands.
 fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
-    let pays = w.format == Format::BF16 && product.m > few::MOST && product.n > 0 && product.k > 0;
+    let pays = w.format == Format::BF16 && product.m > gemv::MOST && product.n > 0 && product.k > 0;
     #[cfg(target_arch = "x86_64")]
     if pays {
         let threads = rayon::current_num_threads();
@@ -292,24 +292,24 @@ fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
 }
 
 fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32) {
-    if n <= few::MOST {
+    if n <= gemv::MOST {
         // SAFETY: the lengths were checked against the shapes.
-        return unsafe { few::linear(level, y, x, w, n, beta) };
+        return unsafe { gemv::linear(level, y, x, w, n, beta) };
     }
     let product = row_major(n, w.rows, w.cols, x, y, beta);
     // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
     unsafe {
         if !over_weight(level, &product, w, bf16::Side::Forward) {
             let threads = rayon::current_num_threads();
-            at_level!(level, A => short::run::<A>(y, x, w, n, beta, threads));
+            at_level!(level, A => small_m::run::<A>(y, x, w, n, beta, threads));
         }
     }
 }
 
 fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
-    if n <= few::MOST {
+    if n <= gemv::MOST {
         // SAFETY: the lengths were checked against the shapes.
-        return at_level!(level, A => unsafe { few::backward::<A>(dx, dy, w, n, beta) });
+        return at_level!(level, A => unsafe { gemv::backward::<A>(dx, dy, w, n, beta) });
     }
     let product = row_major(n, w.cols, w.rows, dy, dx, beta);
     // SAFETY: as above.
@@ -318,7 +318,7 @@ fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n
 }
 
 /// Computes a product over a weight, on the tile unit or with vectors. Returns whether it did: a product with `W^T` that
-/// [`short`] is for is left to it.
+/// [`small_m`] is for is left to it.
 ///
 /// # Safety
 /// The pointers of `product` cover its shapes, which are the weight's, and nobody else uses `C`.
@@ -331,9 +331,9 @@ unsafe fn over_weight(level: Level, product: &Product, w: &WeightRef, side: bf16
                 let b = Forward(*w);
                 on_tiles(level, product, &b, w.format, threads)
                     || at_level!(level, A => {
-                        let takes = !short::fits::<A>(w, product.m);
+                        let takes = !small_m::fits::<A>(w, product.m);
                         if takes {
-                            driver::run::<A, _>(product, &b, threads);
+                            blocked::run::<A, _>(product, &b, threads);
                         }
                         takes
                     })
@@ -341,7 +341,7 @@ unsafe fn over_weight(level: Level, product: &Product, w: &WeightRef, side: bf16
             bf16::Side::Backward => {
                 let b = Backward(*w);
                 if !on_tiles(level, product, &b, w.format, threads) {
-                    at_level!(level, A => driver::run::<A, _>(product, &b, threads));
+                    at_level!(level, A => blocked::run::<A, _>(product, &b, threads));
                 }
                 true
             }

@@ -148,7 +148,7 @@ fn a_product_can_begin_with_rows_and_a_bias() {
                             }
                             let mut got = vec![f32::NAN; n * o];
                             let layer = LinearRef { weight: w, bias: b, transposed, rounded };
-                            linear_onto_at(level, &mut got, &x, &layer, n, r);
+                            linear_add_at(level, &mut got, &x, &layer, n, r);
                             for (got, want) in got.iter().zip(&want) {
                                 let size = 1e-4 * (1.0 + want.abs());
                                 assert!(
@@ -434,15 +434,15 @@ fn wide_tiles_have_right_edges() {
         // SAFETY: the operands have their shapes.
         unsafe {
             let product = row_major(n, o, k, &x, &mut y, 0.0);
-            driver::run::<Wide, _>(&product, &Forward(weight), 3);
-            driver::run::<Wide, _>(&row_major(n, o, k, &x, &mut dense, 0.0), &right, 2);
-            if short::fits::<Wide>(&weight, n) {
+            blocked::run::<Wide, _>(&product, &Forward(weight), 3);
+            blocked::run::<Wide, _>(&row_major(n, o, k, &x, &mut dense, 0.0), &right, 2);
+            if small_m::fits::<Wide>(&weight, n) {
                 let mut turned = vec![f32::NAN; n * o];
-                short::run::<Wide>(&mut turned, &x, &weight, n, 0.0, 2);
+                small_m::run::<Wide>(&mut turned, &x, &weight, n, 0.0, 2);
                 assert_eq!(turned, dense);
             }
-            thin::run::<Wide>(&row_major(n, o, k, &x, &mut thin, 0.0), w.as_ptr(), 1, k, 2);
-            driver::run::<Wide, _>(&row_major(n, k, o, &dy, &mut dx, 0.0), &Backward(weight), 3);
+            skinny::run::<Wide>(&row_major(n, o, k, &x, &mut thin, 0.0), w.as_ptr(), 1, k, 2);
+            blocked::run::<Wide, _>(&row_major(n, k, o, &dy, &mut dx, 0.0), &Backward(weight), 3);
         }
         for y in [y, dense, thin] {
             let (at, of) = (|i: usize, l: usize| x[i * k + l], |l: usize, j: usize| w[j * k + l]);

@@ -112,7 +112,7 @@ impl Vector for Avx2 {
         Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
     }
     #[inline(always)]
-    fn from_shorts(low: Self, high: Self) -> Self {
+    fn from_i16_pair(low: Self, high: Self) -> Self {
         Self(unsafe {
             let low = _mm256_and_si256(_mm256_cvtps_epi32(low.0), _mm256_set1_epi32(0xffff));
             let high = _mm256_slli_epi32::<16>(_mm256_cvtps_epi32(high.0));
@@ -120,7 +120,7 @@ impl Vector for Avx2 {
         })
     }
     #[inline(always)]
-    fn shorts(self) -> [Self; 2] {
+    fn to_i16_pair(self) -> [Self; 2] {
         unsafe {
             let high = _mm256_castps_si256(self.0);
             let low = _mm256_slli_epi32::<16>(high);
@@ -243,7 +243,7 @@ impl Vector for Avx512 {
         Self(unsafe { _mm512_abs_ps(self.0) })
     }
     #[inline(always)]
-    fn from_shorts(low: Self, high: Self) -> Self {
+    fn from_i16_pair(low: Self, high: Self) -> Self {
         Self(unsafe {
             let low = _mm512_and_si512(_mm512_cvtps_epi32(low.0), _mm512_set1_epi32(0xffff));
             let high = _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(high.0));
@@ -251,7 +251,7 @@ impl Vector for Avx512 {
         })
     }
     #[inline(always)]
-    fn shorts(self) -> [Self; 2] {
+    fn to_i16_pair(self) -> [Self; 2] {
         unsafe {
             let high = _mm512_castps_si512(self.0);
             let low = _mm512_slli_epi32::<16>(high);

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use pack::{ask, pack, round_row};
 
-use super::driver::Product;
+use super::blocked::Product;
 use super::scratch::{LINE, with_left, with_scratch};
 use crate::simd::Arch;
 use crate::{Format, WeightRef};

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::driver::{self, KC, TILES_DOWN, WORTH_SHARING, cut};
+use super::blocked::{self, KC, TILES_DOWN, WORTH_SHARING, cut};
 use super::pack::{Dense, Operand};
 use super::scratch::{LINE, Scratch, with_left, with_scratch};
 use super::tile::{MAX_TILE, nr, tile};
@@ -20,16 +20,16 @@ use crate::simd::Arch;
 /// Most tokens: beyond, the packed tokens no longer stay in the second cache.
 const MOST: usize = 512;
 
-/// Whether [`run`] is the way for `n` tokens, and its working memory within what the driver announces.
+/// Whether [`run`] is the way for `n` tokens, and its working memory within what `scratch_bytes` announces.
 pub(super) fn fits<A: Arch>(w: &WeightRef, n: usize) -> bool {
     n <= MOST
         && n <= w.rows
         && w.cols > 0
-        && n.next_multiple_of(nr::<A>()) * w.cols <= driver::LEFT
-        && TILES_DOWN * A::MR * stride(w.cols) <= driver::PANELS
+        && n.next_multiple_of(nr::<A>()) * w.cols <= blocked::LEFT
+        && TILES_DOWN * A::MR * stride(w.cols) <= blocked::PANELS
 }
 
-/// Distance of expanded rows, an odd number of lines: see `driver::in_place`.
+/// Distance of expanded rows, an odd number of lines: see `blocked::in_place`.
 fn stride(k: usize) -> usize {
     k.next_multiple_of(2 * LINE) + LINE
 }
@@ -72,7 +72,7 @@ pub(super) unsafe fn run<A: Arch>(
         let out = Out { y: y.as_mut_ptr(), n, beta };
         let block = TILES_DOWN * A::MR;
         let tiles = w.rows.div_ceil(A::MR);
-        let tasks = (threads * driver::TASKS).min(tiles);
+        let tasks = (threads * blocked::TASKS).min(tiles);
         let task = |task: usize| {
             let share = task * tiles / tasks * A::MR..((task + 1) * tiles / tasks * A::MR).min(w.rows);
             for row in share.clone().step_by(block) {
@@ -150,7 +150,7 @@ unsafe fn block_of_rows<A: Arch>(
 
 /// Whether the tiles can read rows of the weight where they lie.
 fn in_place(w: &WeightRef) -> bool {
-    w.format == Format::F32 && w.order == RowOrder::Plain && !driver::collide(w.cols)
+    w.format == Format::F32 && w.order == RowOrder::Plain && !blocked::collide(w.cols)
 }
 
 /// Writes the transpose of `sums[rows, NR]` into `y[tokens, rows]`.

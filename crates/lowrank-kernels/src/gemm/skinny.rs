@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::driver::Product;
+use super::blocked::Product;
 use super::scratch::with_left;
 use crate::simd::Arch;
 
@@ -21,7 +21,7 @@ pub(super) fn fits(p: &Product) -> bool {
 /// Computes the product with `B(l, j)` at `b + l*ks + j*ns`.
 ///
 /// # Safety
-/// As [`super::driver::run`], and `b` covers its shape.
+/// As [`super::blocked::run`], and `b` covers its shape.
 pub(super) unsafe fn run<A: Arch>(p: &Product, b: *const f32, ks: usize, ns: usize, threads: usize) {
     // SAFETY: the caller's promises; the copy below covers the same shape.
     unsafe {

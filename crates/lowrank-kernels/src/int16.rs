@@ -1,7 +1,7 @@
-//! Numbers rounded to integers of 16 bits, two to a word, with one scale for each run of [`RUN`].
+//! SavedValues rounded to integers of 16 bits, two to a word, with one scale for each run of [`BLOCK_LEN`].
 //!
 //! A number is off by at most half a step, `max |x| / 65534` over its run: the largest ones keep 15 bits, where BF16 keeps
-//! 8. In each run word `i` holds number `i` below and number `i + RUN / 2` above, so that nothing changes lanes; the
+//! 8. In each run word `i` holds number `i` below and number `i + BLOCK_LEN / 2` above, so that nothing changes lanes; the
 //! scales of all runs come after the words.
 
 use std::ops::Range;
@@ -9,80 +9,81 @@ use std::ops::Range;
 use crate::parallel::{SharedMut, for_rows};
 use crate::vector::{Vector, dispatch};
 
-/// Numbers that share a scale.
-const RUN: usize = 128;
+/// SavedValues that share a scale.
+const BLOCK_LEN: usize = 128;
 
 /// Words of their integers.
-const WORDS: usize = RUN / 2;
+const BLOCK_WORDS: usize = BLOCK_LEN / 2;
 
 /// The largest integer.
-const MOST: f32 = 32767.0;
+const I16_MAX: f32 = 32767.0;
 
 /// Words that `len` numbers take.
-pub const fn shorts_len(len: usize) -> usize {
-    len.div_ceil(RUN) * (WORDS + 1)
+pub const fn i16_len(len: usize) -> usize {
+    len.div_ceil(BLOCK_LEN) * (BLOCK_WORDS + 1)
 }
 
 /// Rounds `from` (nearest, ties to even). A run with a number that is not finite becomes NaN.
 ///
 /// # Panics
-/// If `to` has not [`shorts_len`] words.
-pub fn to_shorts(to: &mut [f32], from: &[f32]) {
-    assert_eq!(to.len(), shorts_len(from.len()), "to_shorts: words for {} numbers", from.len());
-    let runs = from.len().div_ceil(RUN);
-    let (words, scales) = to.split_at_mut(runs * WORDS);
+/// If `to` has not [`i16_len`] words.
+pub fn quantize_i16(to: &mut [f32], from: &[f32]) {
+    assert_eq!(to.len(), i16_len(from.len()), "quantize_i16: words for {} numbers", from.len());
+    let runs = from.len().div_ceil(BLOCK_LEN);
+    let (words, scales) = to.split_at_mut(runs * BLOCK_WORDS);
     let (words, scales) = (SharedMut::new(words), SharedMut::new(scales));
-    for_rows(runs, RUN, |r| {
+    for_rows(runs, BLOCK_LEN, |r| {
         // SAFETY: the ranges of `for_rows` are disjoint.
-        let (words, scales) = unsafe { (words.part(r.start * WORDS..r.end * WORDS), scales.part(r.clone())) };
-        round_runs(words, scales, &from[r.start * RUN..(r.end * RUN).min(from.len())]);
+        let (words, scales) =
+            unsafe { (words.part(r.start * BLOCK_WORDS..r.end * BLOCK_WORDS), scales.part(r.clone())) };
+        round_runs(words, scales, &from[r.start * BLOCK_LEN..(r.end * BLOCK_LEN).min(from.len())]);
     });
 }
 
-/// What [`to_shorts`] rounded, as f32.
+/// What [`quantize_i16`] rounded, as f32.
 ///
 /// # Panics
-/// If `from` has not [`shorts_len`] words.
-pub fn from_shorts(to: &mut [f32], from: &[f32]) {
+/// If `from` has not [`i16_len`] words.
+pub fn dequantize_i16(to: &mut [f32], from: &[f32]) {
     let len = to.len();
-    assert_eq!(from.len(), shorts_len(len), "from_shorts: words for {len} numbers");
+    assert_eq!(from.len(), i16_len(len), "dequantize_i16: words for {len} numbers");
     let shared = SharedMut::new(to);
-    for_rows(len.div_ceil(RUN), RUN, |r| {
-        let r = r.start * RUN..(r.end * RUN).min(len);
+    for_rows(len.div_ceil(BLOCK_LEN), BLOCK_LEN, |r| {
+        let r = r.start * BLOCK_LEN..(r.end * BLOCK_LEN).min(len);
         // SAFETY: the ranges of `for_rows` are disjoint.
         expand(unsafe { shared.part(r.clone()) }, from, r);
     });
 }
 
-/// Numbers as they are, or as [`to_shorts`] keeps them.
+/// SavedValues as they are, or as [`quantize_i16`] keeps them.
 #[derive(Clone, Copy, Debug)]
-pub enum Numbers<'a> {
+pub enum SavedValues<'a> {
     /// f32.
-    Whole(&'a [f32]),
+    F32(&'a [f32]),
     /// Words of two integers, and scales.
-    Shorts(&'a [f32]),
+    I16(&'a [f32]),
 }
 
-impl<'a> Numbers<'a> {
+impl<'a> SavedValues<'a> {
     /// # Panics
     /// If these are not `len` numbers.
     pub(crate) fn check(self, what: &str, len: usize) {
         let (have, want) = match self {
-            Self::Whole(x) => (x.len(), len),
-            Self::Shorts(words) => (words.len(), shorts_len(len)),
+            Self::F32(x) => (x.len(), len),
+            Self::I16(words) => (words.len(), i16_len(len)),
         };
         assert_eq!(have, want, "{what}: the length of one input of {len} numbers");
     }
 
     /// The numbers of a piece of [`for_pieces`], in `room` if they have to be expanded.
     #[inline(always)]
-    pub(crate) fn piece<'b>(self, r: Range<usize>, room: &'b mut [f32; PIECE]) -> &'b [f32]
+    pub(crate) fn piece<'b>(self, r: Range<usize>, room: &'b mut [f32; PIECE_LEN]) -> &'b [f32]
     where
         'a: 'b,
     {
         match self {
-            Self::Whole(x) => &x[r],
-            Self::Shorts(from) => {
+            Self::F32(x) => &x[r],
+            Self::I16(from) => {
                 let to = &mut room[..r.len()];
                 expand(to, from, r);
                 to
@@ -94,26 +95,26 @@ impl<'a> Numbers<'a> {
 /// The numbers of a range that begins with a run.
 #[inline(always)]
 fn expand(to: &mut [f32], from: &[f32], r: Range<usize>) {
-    let (words, scales) = from.split_at(from.len() / (WORDS + 1) * WORDS);
-    let runs = r.start / RUN..r.end.div_ceil(RUN);
-    expand_runs(to, &words[runs.start * WORDS..runs.end * WORDS], &scales[runs]);
+    let (words, scales) = from.split_at(from.len() / (BLOCK_WORDS + 1) * BLOCK_WORDS);
+    let runs = r.start / BLOCK_LEN..r.end.div_ceil(BLOCK_LEN);
+    expand_runs(to, &words[runs.start * BLOCK_WORDS..runs.end * BLOCK_WORDS], &scales[runs]);
 }
 
-impl<'a, T: AsRef<[f32]> + ?Sized> From<&'a T> for Numbers<'a> {
+impl<'a, T: AsRef<[f32]> + ?Sized> From<&'a T> for SavedValues<'a> {
     fn from(x: &'a T) -> Self {
-        Self::Whole(x.as_ref())
+        Self::F32(x.as_ref())
     }
 }
 
-/// Numbers that are expanded at a time by those that use them at once: they stay in the first cache.
-pub(crate) const PIECE: usize = 16 * RUN;
+/// SavedValues that are expanded at a time by those that use them at once: they stay in the first cache.
+pub(crate) const PIECE_LEN: usize = 16 * BLOCK_LEN;
 
-/// Calls `f` on consecutive pieces of `len` numbers, each at most [`PIECE`] long, in parallel where `len * cost` is worth
+/// Calls `f` on consecutive pieces of `len` numbers, each at most [`PIECE_LEN`] long, in parallel where `len * cost` is worth
 /// it.
 pub(crate) fn for_pieces(len: usize, cost: usize, f: impl Fn(Range<usize>) + Sync) {
-    for_rows(len.div_ceil(PIECE), PIECE * cost, |pieces| {
+    for_rows(len.div_ceil(PIECE_LEN), PIECE_LEN * cost, |pieces| {
         for piece in pieces {
-            f(piece * PIECE..((piece + 1) * PIECE).min(len));
+            f(piece * PIECE_LEN..((piece + 1) * PIECE_LEN).min(len));
         }
     });
 }
@@ -121,9 +122,9 @@ pub(crate) fn for_pieces(len: usize, cost: usize, f: impl Fn(Range<usize>) + Syn
 dispatch! {
     fn round_runs<V>(words: &mut [f32], scales: &mut [f32], from: &[f32]) {
         #[inline(always)]
-        fn round<V: Vector>(to: &mut [f32; WORDS], from: &[f32; RUN]) -> f32 {
+        fn round<V: Vector>(to: &mut [f32; BLOCK_WORDS], from: &[f32; BLOCK_LEN]) -> f32 {
             let (mut most, mut broken) = (V::zero(), V::zero());
-            for at in (0..RUN).step_by(V::LANES) {
+            for at in (0..BLOCK_LEN).step_by(V::LANES) {
                 let x = V::load(from, at, V::LANES);
                 most = most.max(x.abs());
                 // Zero, but NaN where a number is not finite.
@@ -131,21 +132,21 @@ dispatch! {
             }
             let most = most.max_lane();
             // Below this the integers of a step would have no f32.
-            let steps = if most > 1e-30 { MOST / most } else { 0.0 };
+            let steps = if most > 1e-30 { I16_MAX / most } else { 0.0 };
             let steps = V::splat(steps);
-            for at in (0..WORDS).step_by(V::LANES) {
+            for at in (0..BLOCK_WORDS).step_by(V::LANES) {
                 let low = V::load(from, at, V::LANES).mul(steps);
-                let high = V::load(from, at + WORDS, V::LANES).mul(steps);
-                V::from_shorts(low, high).store(to, at, V::LANES);
+                let high = V::load(from, at + BLOCK_WORDS, V::LANES).mul(steps);
+                V::from_i16_pair(low, high).store(to, at, V::LANES);
             }
-            most / MOST + broken.sum()
+            most / I16_MAX + broken.sum()
         }
-        let (words, (runs, rest)) = (words.as_chunks_mut::<WORDS>().0, from.as_chunks::<RUN>());
+        let (words, (runs, rest)) = (words.as_chunks_mut::<BLOCK_WORDS>().0, from.as_chunks::<BLOCK_LEN>());
         for ((to, scale), from) in words.iter_mut().zip(scales.iter_mut()).zip(runs) {
             *scale = round::<V>(to, from);
         }
         if !rest.is_empty() {
-            let mut last = [0.0; RUN];
+            let mut last = [0.0; BLOCK_LEN];
             last[..rest.len()].copy_from_slice(rest);
             scales[runs.len()] = round::<V>(&mut words[runs.len()], &last);
         }
@@ -155,21 +156,21 @@ dispatch! {
 dispatch! {
     fn expand_runs<V>(to: &mut [f32], words: &[f32], scales: &[f32]) {
         #[inline(always)]
-        fn expand<V: Vector>(to: &mut [f32; RUN], from: &[f32; WORDS], scale: f32) {
+        fn expand<V: Vector>(to: &mut [f32; BLOCK_LEN], from: &[f32; BLOCK_WORDS], scale: f32) {
             let scale = V::splat(scale);
-            for at in (0..WORDS).step_by(V::LANES) {
-                let [low, high] = V::load(from, at, V::LANES).shorts();
+            for at in (0..BLOCK_WORDS).step_by(V::LANES) {
+                let [low, high] = V::load(from, at, V::LANES).to_i16_pair();
                 low.mul(scale).store(to, at, V::LANES);
-                high.mul(scale).store(to, at + WORDS, V::LANES);
+                high.mul(scale).store(to, at + BLOCK_WORDS, V::LANES);
             }
         }
-        let ((runs, rest), words) = (to.as_chunks_mut::<RUN>(), words.as_chunks::<WORDS>().0);
+        let ((runs, rest), words) = (to.as_chunks_mut::<BLOCK_LEN>(), words.as_chunks::<BLOCK_WORDS>().0);
         let whole = runs.len();
         for ((to, from), scale) in runs.iter_mut().zip(words).zip(scales) {
             expand::<V>(to, from, *scale);
         }
         if !rest.is_empty() {
-            let mut last = [0.0; RUN];
+            let mut last = [0.0; BLOCK_LEN];
             expand::<V>(&mut last, &words[whole], scales[whole]);
             rest.copy_from_slice(&last[..rest.len()]);
         }
@@ -181,10 +182,10 @@ mod tests {
     use super::*;
 
     fn there_and_back(from: &[f32]) -> Vec<f32> {
-        let mut words = vec![f32::NAN; shorts_len(from.len())];
-        to_shorts(&mut words, from);
+        let mut words = vec![f32::NAN; i16_len(from.len())];
+        quantize_i16(&mut words, from);
         let mut back = vec![f32::NAN; from.len()];
-        from_shorts(&mut back, &words);
+        dequantize_i16(&mut back, &words);
         back
     }
 
@@ -199,7 +200,7 @@ mod tests {
                     *x *= 1e3;
                 }
                 let back = there_and_back(&from);
-                for (from, back) in from.chunks(RUN).zip(back.chunks(RUN)) {
+                for (from, back) in from.chunks(BLOCK_LEN).zip(back.chunks(BLOCK_LEN)) {
                     let most = from.iter().fold(0.0_f64, |most, x| most.max(f64::from(x.abs())));
                     let limit = most / 65534.0 * (1.0 + 1e-2);
                     for (x, y) in from.iter().zip(back) {
@@ -213,8 +214,8 @@ mod tests {
 
     #[test]
     fn integers_of_the_scale_are_exact_and_others_go_to_the_even_one() {
-        let mut from: Vec<f32> = (0..RUN).map(|i| (i as f32 - 64.0) * 511.0).collect();
-        from[5] = -MOST;
+        let mut from: Vec<f32> = (0..BLOCK_LEN).map(|i| (i as f32 - 64.0) * 511.0).collect();
+        from[5] = -I16_MAX;
         assert_eq!(there_and_back(&from), from);
         from[..4].copy_from_slice(&[0.5, 1.5, -2.5, 7.25]);
         assert_eq!(there_and_back(&from)[..4], [0.0, 2.0, -2.0, 7.0]);
@@ -225,11 +226,11 @@ mod tests {
         assert_eq!(there_and_back(&[0.0; 200]), [0.0; 200]);
         assert_eq!(there_and_back(&[1e-40, -1e-40]), [0.0; 2]);
         for strange in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut from = [1.0; 2 * RUN];
-            from[RUN + 77] = strange;
+            let mut from = [1.0; 2 * BLOCK_LEN];
+            from[BLOCK_LEN + 77] = strange;
             let back = there_and_back(&from);
-            assert!(back[..RUN].iter().all(|x| *x == 1.0));
-            assert!(back[RUN..].iter().all(|x| x.is_nan()), "{strange}");
+            assert!(back[..BLOCK_LEN].iter().all(|x| *x == 1.0));
+            assert!(back[BLOCK_LEN..].iter().all(|x| x.is_nan()), "{strange}");
         }
     }
 }
