@@ -137,11 +137,6 @@ impl Lora {
         pairs + self.saved.values().map(|t| t.data.len()).sum::<usize>()
     }
 
-    /// All tensors, to look at or to change.
-    pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.pairs.values_mut().flat_map(|p| [&mut p.a, &mut p.b]).chain(self.saved.values_mut())
-    }
-
     /// Whether two adapters can stand on the same base: a layer in both has the same shape.
     ///
     /// # Errors
