@@ -3,7 +3,7 @@
 use crate::int16::{PIECE_LEN, SavedValues, for_pieces};
 use crate::math::{erf, sigmoid, tanh};
 use crate::parallel::{SharedMut, for_parts, for_rows};
-use crate::vector::{Vector, dispatch, for_lanes};
+use crate::simd::{Vector, dispatch, for_lanes};
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,7 +1,7 @@
 //! The AdamW step.
 
 use crate::parallel::{SharedMut, for_rows};
-use crate::vector::dispatch;
+use crate::simd::dispatch;
 
 /// Settings of one AdamW step, as torch names them.
 #[derive(Clone, Copy, Debug, PartialEq)]

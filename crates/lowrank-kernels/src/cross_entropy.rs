@@ -2,7 +2,7 @@
 
 use crate::math::{exp, tanh};
 use crate::parallel::{SharedMut, for_rows};
-use crate::vector::{Vector, dispatch, for_lanes};
+use crate::simd::{Vector, dispatch, for_lanes};
 
 /// Cross-entropy of every row: `losses[i] = log sum_v exp(z[i,v]) - z[i, targets[i]]`, where `z` are the
 /// logits, or `softcap tanh(logits / softcap)` with a `softcap` (Gemma 2).

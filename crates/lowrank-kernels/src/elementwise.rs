@@ -1,7 +1,7 @@
 //! Additions, scalings and biases over whole buffers.
 
 use crate::parallel::{SharedMut, for_parts, for_rows};
-use crate::vector::{dispatch, for_lanes};
+use crate::simd::{dispatch, for_lanes};
 
 /// `y += x`.
 ///

@@ -1,6 +1,11 @@
 //! Storage formats of frozen weights and a borrowed view of one weight matrix.
 
-use crate::quant::nf4;
+/// Values in a block of [`Format::NF4`].
+pub(crate) const NF4_BLOCK_LEN: usize = 64;
+/// Bytes of such a block.
+pub(crate) const NF4_BLOCK_BYTES: usize = 33;
+/// Blocks whose scales are quantised together.
+pub(crate) const NF4_GROUP_BLOCKS: usize = 256;
 
 /// How the numbers of a frozen weight are stored.
 ///
@@ -47,7 +52,7 @@ impl Format {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::NF4 => nf4::LEN,
+            Self::NF4 => NF4_BLOCK_LEN,
             Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
         }
     }
@@ -65,7 +70,7 @@ impl Format {
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
-            Self::NF4 => nf4::BYTES,
+            Self::NF4 => NF4_BLOCK_BYTES,
         }
     }
 
@@ -83,7 +88,8 @@ impl Format {
     pub fn matrix_bytes(self, rows: usize, cols: usize) -> Option<usize> {
         let bytes = self.row_bytes(cols)?.checked_mul(rows)?;
         match self {
-            Self::NF4 => nf4::matrix_bytes(bytes / nf4::BYTES),
+            // The scales' groups and their offset, as f32, come after the blocks.
+            Self::NF4 => bytes.checked_add(4 + 4 * (bytes / NF4_BLOCK_BYTES).div_ceil(NF4_GROUP_BLOCKS)),
             _ => Some(bytes),
         }
     }

@@ -102,6 +102,6 @@ mod tests {
             assert!(left < resident, "{left} kB of files are resident, of {resident}");
         }
         assert_eq!(sum(), before);
-        assert_eq!(before, (0..4096).map(|i| i * i).sum());
+        assert_eq!(before, (0..4096).map(|i| i * i).sum::<u64>());
     }
 }

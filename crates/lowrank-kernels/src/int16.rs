@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::parallel::{SharedMut, for_rows};
-use crate::vector::{Vector, dispatch};
+use crate::simd::{Vector, dispatch};
 
 /// SavedValues that share a scale.
 const BLOCK_LEN: usize = 128;

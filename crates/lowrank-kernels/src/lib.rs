@@ -39,7 +39,6 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod unfold;
-mod vector;
 
 pub use activation::{
     Activation, activate, activate_backward, activate_in_place, gated, gated_backward,

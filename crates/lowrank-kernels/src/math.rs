@@ -1,7 +1,7 @@
 //! Elementary functions on vectors, by polynomials. Largest errors against f64, in units of 2^-23 of the
 //! result (an ulp or half of one): `exp` 1, `sigmoid`, `tanh` and `erf` 1.5 (tested below).
 
-use crate::vector::Vector;
+use crate::simd::Vector;
 
 #[inline(always)]
 fn horner<V: Vector, const N: usize>(x: V, c: [f32; N]) -> V {
@@ -70,7 +70,7 @@ pub(crate) fn erf<V: Vector>(x: V) -> V {
 
 #[cfg(test)]
 mod tests {
-    use crate::vector::{dispatch, for_lanes};
+    use crate::simd::{dispatch, for_lanes};
 
     macro_rules! apply {
         ($name:ident) => {

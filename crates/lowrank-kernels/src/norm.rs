@@ -1,7 +1,7 @@
 //! Root-mean-square and layer normalisation over rows, forward and backward.
 
 use crate::parallel::{SharedMut, for_rows, row_tasks, task_rows};
-use crate::vector::{dispatch, for_lanes};
+use crate::simd::{dispatch, for_lanes};
 
 /// `y = x * rstd * (weight_offset + weight)`, `rstd = 1 / sqrt(mean(x^2) + eps)`, row by row.
 ///

@@ -5,7 +5,7 @@
 //! "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
 use crate::parallel::{SharedMut, for_rows};
-use crate::vector::{dispatch, for_lanes};
+use crate::simd::{dispatch, for_lanes};
 
 /// Philox4x32 with 10 rounds on `LANES` counters at once: `words[w][lane]`.
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! Rotary position embedding in the half-split layout of GPT-NeoX and Hugging Face (`rotate_half`).
 
 use crate::parallel::{SharedMut, for_rows};
-use crate::vector::{dispatch, for_lanes};
+use crate::simd::{dispatch, for_lanes};
 
 /// Cosines and sines for [`rope`]: `cos[i,j] = scale cos(positions[i] f[sets[i], j])`, `sin` likewise, for
 /// `cos, sin: [N,P]`, `positions, sets: [N]` and `frequencies: [F,P]`, of which each row of the batch has its set (scaled

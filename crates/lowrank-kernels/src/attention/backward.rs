@@ -19,11 +19,11 @@ use super::dropout::weigh;
 use super::forward::{clear, edges, mask};
 use super::geometry::{KeyRows, Spans, View, blocks, components};
 use super::scratch::{Scratch, carve, pitch, with_scratch};
+use super::shape::{AttentionShape, Segment};
 use super::tile::{Bound, MAX_PANEL, PAD, Product, pack_columns, pack_queries, pack_rows, panel, product};
-use super::{AttentionShape, Segment};
 use crate::math::exp;
 use crate::parallel::SharedMut;
-use crate::vector::{dispatch, for_lanes};
+use crate::simd::{dispatch, for_lanes};
 
 /// Rows (queries times heads of a group) of a tile, at most, for heads of up to 64 numbers.
 const ROWS: usize = 128;

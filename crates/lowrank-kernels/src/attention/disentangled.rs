@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Segment;
 use super::scratch::{carve, with_scratch};
+use super::shape::Segment;
 use crate::math::exp;
 use crate::parallel::SharedMut;
-use crate::vector::{dispatch, for_lanes};
+use crate::simd::{dispatch, for_lanes};
 use crate::{MatMut, MatRef, gemm_serial};
 
 /// The shape of a disentangled attention.

@@ -4,7 +4,7 @@
 //! `dS = P (dP - D)` and `D_i = dout_i . out_i`; only `dV` sees `P m`.
 
 use crate::random::dropout_factors;
-use crate::vector::{dispatch, for_lanes};
+use crate::simd::{dispatch, for_lanes};
 
 /// Dropout of attention's probabilities. The factor of query row `i`, head `h` and key position `j` (counted
 /// through prefix and own) is number `j` of stream `i heads + h`, so the backward makes it again.

@@ -8,11 +8,11 @@ use rayon::prelude::*;
 use super::dropout::weigh;
 use super::geometry::{KeyRows, View, blocks};
 use super::scratch::{Scratch, carve, pitch, with_scratch};
+use super::shape::{AttentionShape, Segment};
 use super::tile::{Bound, MAX_PANEL, PAD, Product, pack_columns, pack_queries, pack_rows, panel, product};
-use super::{AttentionShape, Segment};
 use crate::math::{exp, tanh};
 use crate::parallel::SharedMut;
-use crate::vector::{Vector, dispatch, for_lanes};
+use crate::simd::{Vector, dispatch, for_lanes};
 
 /// Rows (queries times heads of a group) of a tile, at most, for heads of up to 64 numbers.
 const ROWS: usize = 192;

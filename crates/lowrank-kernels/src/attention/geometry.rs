@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{AttentionShape, Segment};
+use super::shape::{AttentionShape, Segment};
 
 /// The positions of one segment: keys count through prefix, then own.
 #[derive(Clone, Copy, Debug)]

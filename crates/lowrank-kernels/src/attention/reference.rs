@@ -1,6 +1,6 @@
 //! Attention in f64, pair by pair: what the kernels are tested against.
 
-use super::{AttentionShape, Segment};
+use super::shape::{AttentionShape, Segment};
 use crate::dropout;
 
 /// The positions and rows of the keys that query `i` of `segment` sees.

@@ -3,7 +3,7 @@
 //! Every tile is padded to whole vectors, so the products know no ragged edges: only packing and
 //! unpacking do.
 
-use crate::vector::{Vector, dispatch, for_lanes};
+use crate::simd::{Vector, dispatch, for_lanes};
 
 use super::geometry::KeyRows;
 

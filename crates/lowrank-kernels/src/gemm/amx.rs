@@ -13,17 +13,15 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::bf16::Side;
-use super::blocked::{Product, cut};
 use super::pack::{Operand, transpose_units};
+use super::product::{Product, Side, cut};
 use super::scratch::{Buffer, Scratch, with_left, with_scratch};
 use crate::WeightRef;
 use crate::parallel::task_rows;
-use crate::simd::{Arch, Avx512};
+use crate::simd::{Avx512, Vector, amx_available};
 
 /// Rows of `C`, and columns, in a block: two tiles each.
 const SIDE: usize = 32;
@@ -53,31 +51,6 @@ pub(super) const fn left(threads: usize) -> usize {
 /// Most numbers of f32's size that each thread keeps of the right operand: a block of columns, or the 256 at least that a
 /// quantised block may hold.
 pub(super) const RIGHT: usize = (if BLOCK > 6 * KC * 256 { BLOCK / 6 } else { KC * 256 }) * 3 / 2;
-
-/// Whether this machine has the unit, and its system lets us use it. (In tests, [`emulate`] takes its place where there is
-/// none.)
-pub(crate) fn available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        // Leaf 7: AMX-BF16 and AMX-TILE.
-        let bits = __cpuid_count(7, 0).edx;
-        bits >> 22 & 1 == 1 && bits >> 24 & 1 == 1 && allowed()
-    })
-}
-
-/// Asks the system for the tiles' state: Linux gives it to a process on request.
-#[cfg(target_os = "linux")]
-fn allowed() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
-    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    // SAFETY: the call takes two numbers and changes nothing of ours.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn allowed() -> bool {
-    false
-}
 
 /// In how many BF16 the numbers of both operands are taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -112,7 +85,7 @@ pub(super) fn fits(p: &Product, parts: Parts) -> bool {
 /// Computes the product on up to `threads` threads of the current pool. Their number does not change a bit of it.
 ///
 /// # Safety
-/// The machine has [`available`] (but for tests) and AVX-512; the pointers of `p` cover its shapes, and nobody else uses `C`.
+/// The machine has the tile unit (but for tests) and AVX-512; the pointers of `p` cover its shapes, and nobody else uses `C`.
 pub(super) unsafe fn run<B: Operand>(p: &Product, b: &B, parts: Parts, threads: usize) {
     let kc = cut(p.k, KC, b.k_step().max(CHUNK));
     let step = SIDE.max(b.n_step());
@@ -477,7 +450,7 @@ unsafe fn task<B: Operand>(
     let step = SIDE.max(b.n_step());
     let nc = cut(cols.len(), (BLOCK / (4 * size)).max(1) * SIDE / step * step, step);
     let mut sums = Sums([0.0; SIDE * SIDE]);
-    if available() {
+    if amx_available() {
         // SAFETY: the unit is there; it is released below, and nothing in between panics or uses it otherwise.
         unsafe { configure() };
     }
@@ -512,7 +485,7 @@ unsafe fn task<B: Operand>(
             }
         }
     }
-    if available() {
+    if amx_available() {
         // SAFETY: the tiles hold nothing any more.
         unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
     }
@@ -532,7 +505,7 @@ unsafe fn multiply(
     sums: &mut Sums,
 ) {
     #[cfg(test)]
-    if !available() {
+    if !amx_available() {
         // SAFETY: the caller's promises.
         return unsafe { emulate(parts, a, b, chunks, sums) };
     }

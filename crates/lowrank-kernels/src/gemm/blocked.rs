@@ -4,46 +4,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::pack::{MAX_ROWS, Operand};
+use super::pack::Operand;
+use super::product::{Product, cut};
 use super::scratch::{Buffer, LINE, Scratch, with_left, with_scratch};
 use super::tile::{MAX_TILE, nr, tile};
-use crate::simd::Arch;
-
-/// `C[m,n] = beta C + alpha A[m,k] B[k,n]`, all but `B`.
-#[derive(Clone, Copy)]
-pub(super) struct Product {
-    pub(super) m: usize,
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) alpha: f32,
-    pub(super) beta: f32,
-    pub(super) a: *const f32,
-    pub(super) ars: usize,
-    pub(super) acs: usize,
-    pub(super) c: *mut f32,
-    pub(super) crs: usize,
-    pub(super) ccs: usize,
-    /// What the sums begin with in place of `beta C`, or null. `C` is row-major then.
-    pub(super) start: *const f32,
-    /// Distance between its rows: 0 for a bias, one number for each column.
-    pub(super) srs: usize,
-}
-
-impl Product {
-    /// Where the numbers lie that the sums of a tile at `c`, whose first row is `i` and first column `j`, are added to,
-    /// how far apart their rows are, and their factor.
-    #[inline(always)]
-    pub(super) fn old(&self, first: bool, c: *mut f32, i: usize, j: usize) -> (*const f32, usize, f32) {
-        match (first, self.start.is_null()) {
-            (true, false) => (self.start.wrapping_add(i * self.srs + j), self.srs, 1.0),
-            (true, true) => (c, self.crs, self.beta),
-            (false, _) => (c, self.crs, 1.0),
-        }
-    }
-}
-
-// SAFETY: tasks read all of A, which nobody writes, and write disjoint parts of C.
-unsafe impl Sync for Product {}
+use crate::simd::Vector;
 
 /// Most of `k` in a block. Long blocks pay: `C` is read and written once for each.
 pub(super) const KC: usize = 1024;
@@ -67,30 +32,12 @@ pub(super) const WORTH_SHARING: usize = 1 << 18;
 /// Rows of `A` that take as long as packing the panels they meet.
 const PACKING: f64 = 24.0;
 
-/// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
-/// operands. Each thread's share is allocated by its first product and used again by all others.
-pub fn scratch_bytes(threads: usize) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    let (right, left) = match crate::simd::level() {
-        crate::simd::Level::Amx => (super::amx::RIGHT + 2 * LINE, super::amx::left(threads) + LINE),
-        _ => (0, 0),
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let (right, left) = (0, 0);
-    size_of::<f32>() * (threads * (PANELS + MAX_ROWS + 2 * LINE + right) + LEFT.max(left))
-}
-
 /// Most numbers packed by one thread: columns are rounded up to the longest quantised block, 256.
 pub(super) const PANELS: usize = if BLOCK > KC * 256 { BLOCK } else { KC * 256 };
 
 /// Most numbers of a left operand copied at a time. The buffer also serves packed tokens, and thin right
 /// operands for k up to a hundred thousand.
 pub(super) const LEFT: usize = COPIED * (KC + 2 * LINE);
-
-/// `len` cut into equal runs of a whole number of `step`s, none longer than `most` (but at least a step).
-pub(super) fn cut(len: usize, most: usize, step: usize) -> usize {
-    len.div_ceil(len.div_ceil(most.max(1)).max(1)).next_multiple_of(step)
-}
 
 /// Computes the product at the level `A` on up to `threads` threads of the current pool.
 ///
@@ -99,7 +46,7 @@ pub(super) fn cut(len: usize, most: usize, step: usize) -> usize {
 ///
 /// # Safety
 /// The CPU has the level; the pointers of `product` cover its shapes, and nobody else uses `C`.
-pub(super) unsafe fn run<A: Arch, B: Operand>(product: &Product, b: &B, threads: usize) {
+pub(super) unsafe fn run<V: Vector, B: Operand>(product: &Product, b: &B, threads: usize) {
     let p = product;
     if p.m == 0 || p.n == 0 {
         return;
@@ -109,7 +56,7 @@ pub(super) unsafe fn run<A: Arch, B: Operand>(product: &Product, b: &B, threads:
         if p.k == 0 {
             scale(p);
         } else if in_place(p) {
-            tasks::<A, B>(p, 0..p.k, b, threads);
+            tasks::<V, B>(p, 0..p.k, b, threads);
         } else {
             let kc = cut(p.k, KC, b.k_step().max(8));
             for i in (0..p.m).step_by(COPIED) {
@@ -132,7 +79,7 @@ pub(super) unsafe fn run<A: Arch, B: Operand>(product: &Product, b: &B, threads:
                             },
                             ..*p
                         };
-                        tasks::<A, B>(&part, k, b, threads);
+                        tasks::<V, B>(&part, k, b, threads);
                     });
                 }
             }
@@ -201,23 +148,26 @@ unsafe fn copy_left(
 }
 
 /// The part `k` of a product whose `A` can be read in place.
-unsafe fn tasks<A: Arch, B: Operand>(p: &Product, k: Range<usize>, b: &B, threads: usize) {
+unsafe fn tasks<V: Vector, B: Operand>(p: &Product, k: Range<usize>, b: &B, threads: usize) {
     // SAFETY: the caller's promises; tasks are disjoint in C.
     let work = |rows: Range<usize>, cols: Range<usize>| unsafe {
-        with_scratch(|scratch| task::<A, B>(p, k.clone(), b, rows, cols, scratch));
+        with_scratch(|scratch| task::<V, B>(p, k.clone(), b, rows, cols, scratch));
     };
     if threads <= 1 || p.m * p.n * k.len() < WORTH_SHARING {
         return work(0..p.m, 0..p.n);
     }
-    let step = col_step::<A, B>(b);
+    let step = col_step::<V, B>(b);
     let units = p.n.div_ceil(step);
-    let (across, down) = grid(units, p.m, A::MR, threads);
-    let tiles = p.m.div_ceil(A::MR);
+    let (across, down) = grid(units, p.m, V::TILE_ROWS, threads);
+    let tiles = p.m.div_ceil(V::TILE_ROWS);
     // Shares of whole units that differ by one at most, the smaller and the larger ones mixed.
     let share = |i: usize, of: usize, all: usize| i * all / of..(i + 1) * all / of;
     (0..across * down).into_par_iter().with_max_len(1).for_each(|t| {
         let (rows, cols) = (share(t / across, down, tiles), share(t % across, across, units));
-        work(rows.start * A::MR..(rows.end * A::MR).min(p.m), cols.start * step..(cols.end * step).min(p.n));
+        work(
+            rows.start * V::TILE_ROWS..(rows.end * V::TILE_ROWS).min(p.m),
+            cols.start * step..(cols.end * step).min(p.n),
+        );
     });
 }
 
@@ -241,11 +191,11 @@ fn grid(units: usize, m: usize, mr: usize, threads: usize) -> (usize, usize) {
 }
 
 /// Blocks of columns are whole panels and, if possible, whole quantised blocks (both powers of two).
-fn col_step<A: Arch, B: Operand>(b: &B) -> usize {
-    nr::<A>().max(b.n_step())
+fn col_step<V: Vector, B: Operand>(b: &B) -> usize {
+    nr::<V>().max(b.n_step())
 }
 
-unsafe fn task<A: Arch, B: Operand>(
+unsafe fn task<V: Vector, B: Operand>(
     p: &Product,
     all: Range<usize>,
     b: &B,
@@ -253,13 +203,13 @@ unsafe fn task<A: Arch, B: Operand>(
     cols: Range<usize>,
     scratch: &mut Scratch,
 ) {
-    let nr = nr::<A>();
+    let nr = nr::<V>();
     // An operand that only a few tiles would use is read where it lies rather than packed.
-    let direct = if p.m <= 4 * A::MR { b.direct() } else { None };
+    let direct = if p.m <= 4 * V::TILE_ROWS { b.direct() } else { None };
     let short = direct.is_some() || (p.m < MANY && !b.along_k());
     let most = if short { SHORT_KC } else { KC };
     let kc = cut(all.len(), most, b.k_step().max(8));
-    let step = col_step::<A, B>(b);
+    let step = col_step::<V, B>(b);
     let nc = cut(cols.len(), BLOCK / kc / step * step, step);
     let Scratch { panels, rows: expanded, .. } = scratch;
     for j in cols.clone().step_by(nc) {
@@ -271,20 +221,20 @@ unsafe fn task<A: Arch, B: Operand>(
             let panels = panels.get(packed.len().div_ceil(nr) * k.len() * nr);
             // SAFETY: the ranges lie inside the operand; the level is there.
             unsafe {
-                A::enter(
+                V::enter(
                     #[inline(always)]
-                    || b.pack::<A>(k.clone(), packed.clone(), panels, expanded),
+                    || b.pack::<V>(k.clone(), packed.clone(), panels, expanded),
                 )
             };
             let first = l == all.start;
-            for i in rows.clone().step_by(TILES_DOWN * A::MR) {
-                let rows = i..(i + TILES_DOWN * A::MR).min(rows.end);
+            for i in rows.clone().step_by(TILES_DOWN * V::TILE_ROWS) {
+                let rows = i..(i + TILES_DOWN * V::TILE_ROWS).min(rows.end);
                 let panel = |j: usize| match direct {
                     Some((data, ks)) if j < packed.start => (data.wrapping_add(l * ks + j), ks),
                     _ => (panels[(j - packed.start) * k.len()..].as_ptr(), nr),
                 };
                 // SAFETY: the caller's promises.
-                unsafe { multiply::<A>(p, rows, block.clone(), k.clone(), panel, first) };
+                unsafe { multiply::<V>(p, rows, block.clone(), k.clone(), panel, first) };
             }
         }
     }
@@ -294,7 +244,7 @@ unsafe fn task<A: Arch, B: Operand>(
 /// One block of rows times the panels. `panel(j)` tells where the panel of column `j` starts, and how far
 /// apart its rows are.
 #[inline(always)]
-unsafe fn multiply<A: Arch>(
+unsafe fn multiply<V: Vector>(
     p: &Product,
     rows: Range<usize>,
     cols: Range<usize>,
@@ -302,25 +252,25 @@ unsafe fn multiply<A: Arch>(
     panel: impl Fn(usize) -> (*const f32, usize),
     first: bool,
 ) {
-    let nr = nr::<A>();
+    let nr = nr::<V>();
     for j in cols.clone().step_by(nr) {
         let (b, bks) = panel(j);
         let width = nr.min(cols.end - j);
         let mut i = rows.start;
         while i < rows.end {
             // Heights are evened out, so that no tile is left with a single row.
-            let height = (rows.end - i).div_ceil((rows.end - i).div_ceil(A::MR));
+            let height = (rows.end - i).div_ceil((rows.end - i).div_ceil(V::TILE_ROWS));
             // SAFETY: all offsets lie inside the shapes the caller of `run` vouches for.
             unsafe {
                 let a = p.a.wrapping_add(i * p.ars + k.start * p.acs);
                 let c = p.c.add(i * p.crs + j * p.ccs);
                 let (old, ors, beta) = p.old(first, c, i, j);
                 if width == nr && p.ccs == 1 {
-                    tile::<A>(height, k.len(), a, p.ars, p.acs, b, bks, c, p.crs, p.alpha, old, ors, beta);
+                    tile::<V>(height, k.len(), a, p.ars, p.acs, b, bks, c, p.crs, p.alpha, old, ors, beta);
                 } else {
                     let mut sums = [0.0; MAX_TILE];
                     let to = sums.as_mut_ptr();
-                    tile::<A>(height, k.len(), a, p.ars, p.acs, b, bks, to, nr, p.alpha, to, nr, 0.0);
+                    tile::<V>(height, k.len(), a, p.ars, p.acs, b, bks, to, nr, p.alpha, to, nr, 0.0);
                     for (r, sums) in sums.chunks_exact(nr).enumerate().take(height) {
                         for (s, &sum) in sums[..width].iter().enumerate() {
                             let at = c.add(r * p.crs + s * p.ccs);

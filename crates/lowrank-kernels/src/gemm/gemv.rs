@@ -7,10 +7,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::quant::decode;
+use crate::quant::blocks;
+use crate::quant::expand::expand;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::nf4;
-use crate::simd::{Arch, Level, Portable};
+use crate::simd::{Level, Portable, Vector};
 use crate::{Format, WeightRef};
 
 /// Most tokens this way is taken for.
@@ -57,7 +58,7 @@ const DEEP: usize = 4;
 ///
 /// # Safety
 /// The CPU has the level `A`; `dy` has `n * O` numbers and `dx` has `n * K`.
-pub(super) unsafe fn backward<A: Arch>(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
+pub(super) unsafe fn backward<V: Vector>(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
     let threads = rayon::current_num_threads();
     let small = (1 << 14) / (n * w.rows).max(1);
     let step = w.format.block_len().max(64);
@@ -68,9 +69,9 @@ pub(super) unsafe fn backward<A: Arch>(dx: &mut [f32], dy: &[f32], w: &WeightRef
         let cols = task * width..((task + 1) * width).min(w.cols);
         // SAFETY: the CPU has the level; tasks have columns of their own.
         unsafe {
-            A::enter(
+            V::enter(
                 #[inline(always)]
-                || add_rows::<A>(out, dy, w, n, cols),
+                || add_rows::<V>(out, dy, w, n, cols),
             )
         };
     };
@@ -83,9 +84,9 @@ pub(super) unsafe fn backward<A: Arch>(dx: &mut [f32], dy: &[f32], w: &WeightRef
 
 /// The columns `cols` (at most [`WIDE`]) of the result.
 #[inline(always)]
-unsafe fn add_rows<A: Arch>(out: &Out, dy: &[f32], w: &WeightRef, n: usize, cols: Range<usize>) {
+unsafe fn add_rows<V: Vector>(out: &Out, dy: &[f32], w: &WeightRef, n: usize, cols: Range<usize>) {
     let len = cols.len();
-    let whole = len / A::LANES * A::LANES;
+    let whole = len / V::LANES * V::LANES;
     let mut rows = [[0.0f32; WIDE]; DEEP];
     // SAFETY: the columns lie in every row of W and of the result, which is this task's alone.
     unsafe {
@@ -104,7 +105,7 @@ unsafe fn add_rows<A: Arch>(out: &Out, dy: &[f32], w: &WeightRef, n: usize, cols
                 from[r] = match w.format {
                     Format::F32 => w.row(first + r)[4 * cols.start..].as_ptr().cast(),
                     _ => {
-                        decode::expand(A::LEVEL, w, first + r, cols.clone(), &mut row[..len]);
+                        expand(V::LEVEL, w, first + r, cols.clone(), &mut row[..len]);
                         row.as_ptr()
                     }
                 };
@@ -112,7 +113,7 @@ unsafe fn add_rows<A: Arch>(out: &Out, dy: &[f32], w: &WeightRef, n: usize, cols
                 if first + DEEP + r < w.rows {
                     let (block, size) = (w.format.block_len(), w.format.block_bytes());
                     let next = &w.row(first + DEEP + r)[cols.start / block * size..cols.end / block * size];
-                    next.iter().step_by(64).for_each(|byte| A::prefetch(std::ptr::from_ref(byte).cast()));
+                    next.iter().step_by(64).for_each(|byte| V::prefetch(std::ptr::from_ref(byte).cast()));
                 }
             }
             for t in 0..n {
@@ -120,20 +121,21 @@ unsafe fn add_rows<A: Arch>(out: &Out, dy: &[f32], w: &WeightRef, n: usize, cols
                 if let &[a, b, c, d] = by {
                     let scales = [a, b, c, d].map(
                         #[inline(always)]
-                        |x| A::splat(x),
+                        |x| V::splat(x),
                     );
-                    for at in (0..whole).step_by(A::LANES) {
-                        let mut sum = A::load(to.add(at));
+                    for at in (0..whole).step_by(V::LANES) {
+                        let mut sum = V::load_ptr(to.add(at));
                         for (scale, from) in scales.iter().zip(&from) {
-                            sum = A::fma(*scale, A::load(from.add(at)), sum);
+                            sum = scale.mul_add(V::load_ptr(from.add(at)), sum);
                         }
-                        A::store(to.add(at), sum);
+                        sum.store_ptr(to.add(at));
                     }
                 } else {
                     for (scale, from) in by.iter().zip(&from) {
-                        for at in (0..whole).step_by(A::LANES) {
-                            let sum = A::fma(A::splat(*scale), A::load(from.add(at)), A::load(to.add(at)));
-                            A::store(to.add(at), sum);
+                        for at in (0..whole).step_by(V::LANES) {
+                            let sum =
+                                V::splat(*scale).mul_add(V::load_ptr(from.add(at)), V::load_ptr(to.add(at)));
+                            sum.store_ptr(to.add(at));
                         }
                     }
                 }
@@ -201,7 +203,7 @@ unsafe fn dots_avx2<const T: usize>(w: &WeightRef, row: usize, x: *const f32) ->
     unsafe {
         match w.format {
             Format::NF4 => nf4::avx2::dots::<T>(&nf4::Row::of(w, row), k, x, k),
-            _ => decode::with_block!(w.format, B => crate::quant::avx2::dots::<B, T>(w.row(row), k, x, k)),
+            _ => blocks::with_block!(w.format, B => crate::quant::avx2::dots::<B, T>(w.row(row), k, x, k)),
         }
     }
 }
@@ -210,21 +212,22 @@ unsafe fn dots_avx2<const T: usize>(w: &WeightRef, row: usize, x: *const f32) ->
 unsafe fn dots_portable<const T: usize>(w: &WeightRef, row: usize, x: *const f32) -> [f32; T] {
     let k = w.cols;
     const PIECE: usize = 256;
-    const LANES: usize = Portable::LANES;
+    type Four = Portable<4>;
+    const LANES: usize = Four::LANES;
     let mut piece = [0.0; PIECE];
     let mut dots = [0.0; T];
     // SAFETY: every read lies inside the piece or the tokens.
     unsafe {
-        let mut sums = [[Portable::splat(0.0); 2]; T];
+        let mut sums = [[Four::splat(0.0); 2]; T];
         for at in (0..k).step_by(PIECE) {
             let len = PIECE.min(k - at);
-            decode::expand(Level::Portable, w, row, at..at + len, &mut piece[..len]);
+            expand(Level::Portable, w, row, at..at + len, &mut piece[..len]);
             let whole = len / LANES * LANES;
             for l in (0..whole).step_by(LANES) {
-                let v = Portable::load(piece.as_ptr().add(l));
+                let v = Four::load_ptr(piece.as_ptr().add(l));
                 for (t, sums) in sums.iter_mut().enumerate() {
                     let sum = &mut sums[l / LANES % 2];
-                    *sum = Portable::fma(v, Portable::load(x.add(t * k + at + l)), *sum);
+                    *sum = v.mul_add(Four::load_ptr(x.add(t * k + at + l)), *sum);
                 }
             }
             for (l, number) in piece[..len].iter().enumerate().skip(whole) {
@@ -234,7 +237,7 @@ unsafe fn dots_portable<const T: usize>(w: &WeightRef, row: usize, x: *const f32
             }
         }
         for (dot, sums) in dots.iter_mut().zip(sums) {
-            *dot += Portable::sum(sums[0]) + Portable::sum(sums[1]);
+            *dot += sums[0].sum() + sums[1].sum();
         }
     }
     dots

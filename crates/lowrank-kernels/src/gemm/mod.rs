@@ -15,6 +15,7 @@ mod bf16;
 mod blocked;
 mod gemv;
 mod pack;
+mod product;
 mod scratch;
 mod skinny;
 mod small_m;
@@ -24,12 +25,25 @@ mod tile;
 
 use std::cmp::Ordering;
 
-use blocked::Product;
-pub use blocked::scratch_bytes;
-use pack::{Backward, Dense, Forward, Operand};
+use pack::{Backward, Dense, Forward, MAX_ROWS, Operand};
+use product::{Product, Side};
+use scratch::LINE;
 
 use crate::simd::{Level, at_level, level};
 use crate::{Format, WeightRef};
+
+/// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
+/// operands. Each thread's share is allocated by its first product and used again by all others.
+pub fn scratch_bytes(threads: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    let (right, left) = match level() {
+        Level::Amx => (amx::RIGHT + 2 * LINE, amx::left(threads) + LINE),
+        _ => (0, 0),
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let (right, left) = (0, 0);
+    size_of::<f32>() * (threads * (blocked::PANELS + MAX_ROWS + 2 * LINE + right) + blocked::LEFT.max(left))
+}
 
 /// A read-only dense matrix: element `(i, j)` is `data[i * rs + j * cs]`.
 #[derive(Clone, Copy, Debug)]
@@ -144,11 +158,11 @@ fn dense(
     };
     let right = Dense { data: b.data.as_ptr(), ks: b.rs, ns: b.cs };
     // SAFETY: the checks above hold every index inside its slice; C is borrowed for this call alone.
-    at_level!(level, A => unsafe {
+    at_level!(level, V => unsafe {
         match skinny::fits(&product) {
             false if on_tiles(level, &product, &right, Format::F32, threads) => {}
-            true => skinny::run::<A>(&product, right.data, right.ks, right.ns, threads),
-            false => blocked::run::<A, _>(&product, &right, threads),
+            true => skinny::run::<V>(&product, right.data, right.ks, right.ns, threads),
+            false => blocked::run::<V, _>(&product, &right, threads),
         }
     });
 }
@@ -182,7 +196,7 @@ pub fn linear_backward(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta
 /// As [`linear`].
 pub fn linear_bf16(y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32) {
     assert_eq!((y.len(), x.len()), (n * w.rows, n * w.cols), "y is N x O, x is N x K");
-    if !native_bf16(&row_major(n, w.rows, w.cols, x, y, beta), w, bf16::Side::Forward) {
+    if !native_bf16(&row_major(n, w.rows, w.cols, x, y, beta), w, Side::Forward) {
         linear_at(level(), y, x, w, n, beta);
     }
 }
@@ -193,7 +207,7 @@ pub fn linear_bf16(y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32)
 /// As [`linear`].
 pub fn linear_backward_bf16(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
     assert_eq!((dy.len(), dx.len()), (n * w.rows, n * w.cols), "dy is N x O, dx is N x K");
-    if !native_bf16(&row_major(n, w.cols, w.rows, dy, dx, beta), w, bf16::Side::Backward) {
+    if !native_bf16(&row_major(n, w.cols, w.rows, dy, dx, beta), w, Side::Backward) {
         linear_backward_at(level(), dx, dy, w, n, beta);
     }
 }
@@ -230,7 +244,7 @@ fn linear_add_at(level: Level, y: &mut [f32], x: &[f32], layer: &LinearRef, n: u
         let start = rows.or(bias).map_or(std::ptr::null(), <[f32]>::as_ptr);
         let srs = if rows.is_some() { o } else { 0 };
         let product = Product { start, srs, ..row_major(n, o, k, x, y, 0.0) };
-        let side = if transposed { bf16::Side::Backward } else { bf16::Side::Forward };
+        let side = if transposed { Side::Backward } else { Side::Forward };
         if rounded && native_bf16(&product, w, side) {
             return;
         }
@@ -259,7 +273,7 @@ pub fn rounds_to_bf16() -> bool {
 }
 
 /// Computes the product with BF16 operands, if that can be done here and pays. `product` covers its operands.
-fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
+fn native_bf16(product: &Product, w: &WeightRef, side: Side) -> bool {
     let pays = w.format == Format::BF16 && product.m > gemv::MOST && product.n > 0 && product.k > 0;
     #[cfg(target_arch = "x86_64")]
     if pays {
@@ -268,10 +282,10 @@ fn native_bf16(product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
         // SAFETY: the instructions are there; the callers checked the lengths against the shapes.
         unsafe {
             match side {
-                bf16::Side::Forward if tiles => {
+                Side::Forward if tiles => {
                     amx::run(product, &Forward(*w), amx::Parts::Rounded, threads);
                 }
-                bf16::Side::Backward if tiles => {
+                Side::Backward if tiles => {
                     amx::run(product, &Backward(*w), amx::Parts::Rounded, threads);
                 }
                 _ if bf16::available() => bf16::run::<bf16::Native>(product, w, side, threads),
@@ -299,9 +313,9 @@ fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, be
     let product = row_major(n, w.rows, w.cols, x, y, beta);
     // SAFETY: the lengths were checked against the shapes; y is borrowed for this call alone.
     unsafe {
-        if !over_weight(level, &product, w, bf16::Side::Forward) {
+        if !over_weight(level, &product, w, Side::Forward) {
             let threads = rayon::current_num_threads();
-            at_level!(level, A => small_m::run::<A>(y, x, w, n, beta, threads));
+            at_level!(level, V => small_m::run::<V>(y, x, w, n, beta, threads));
         }
     }
 }
@@ -309,11 +323,11 @@ fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, be
 fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
     if n <= gemv::MOST {
         // SAFETY: the lengths were checked against the shapes.
-        return at_level!(level, A => unsafe { gemv::backward::<A>(dx, dy, w, n, beta) });
+        return at_level!(level, V => unsafe { gemv::backward::<V>(dx, dy, w, n, beta) });
     }
     let product = row_major(n, w.cols, w.rows, dy, dx, beta);
     // SAFETY: as above.
-    let done = unsafe { over_weight(level, &product, w, bf16::Side::Backward) };
+    let done = unsafe { over_weight(level, &product, w, Side::Backward) };
     debug_assert!(done, "only W^T is left to others");
 }
 
@@ -322,26 +336,26 @@ fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n
 ///
 /// # Safety
 /// The pointers of `product` cover its shapes, which are the weight's, and nobody else uses `C`.
-unsafe fn over_weight(level: Level, product: &Product, w: &WeightRef, side: bf16::Side) -> bool {
+unsafe fn over_weight(level: Level, product: &Product, w: &WeightRef, side: Side) -> bool {
     let threads = rayon::current_num_threads();
     // SAFETY: the caller's promises.
     unsafe {
         match side {
-            bf16::Side::Forward => {
+            Side::Forward => {
                 let b = Forward(*w);
                 on_tiles(level, product, &b, w.format, threads)
-                    || at_level!(level, A => {
-                        let takes = !small_m::fits::<A>(w, product.m);
+                    || at_level!(level, V => {
+                        let takes = !small_m::fits::<V>(w, product.m);
                         if takes {
-                            blocked::run::<A, _>(product, &b, threads);
+                            blocked::run::<V, _>(product, &b, threads);
                         }
                         takes
                     })
             }
-            bf16::Side::Backward => {
+            Side::Backward => {
                 let b = Backward(*w);
                 if !on_tiles(level, product, &b, w.format, threads) {
-                    at_level!(level, A => blocked::run::<A, _>(product, &b, threads));
+                    at_level!(level, V => blocked::run::<V, _>(product, &b, threads));
                 }
                 true
             }

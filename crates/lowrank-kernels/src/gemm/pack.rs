@@ -5,13 +5,13 @@
 
 use std::ops::Range;
 
-use super::bf16::Side;
+use super::product::Side;
 use super::scratch::Buffer;
 use super::tile::nr;
 use crate::WeightRef;
 use crate::format::{Format, RowOrder};
-use crate::quant::decode::expand;
-use crate::simd::Arch;
+use crate::quant::expand::expand;
+use crate::simd::Vector;
 
 /// The right operand `B[k, n]` of a product.
 pub(super) trait Operand: Sync {
@@ -37,9 +37,9 @@ pub(super) trait Operand: Sync {
     /// Packs `B[k, n]` into `panels`: `n.len().div_ceil(NR)` panels of `k.len() * NR` numbers.
     ///
     /// # Safety
-    /// Runs inside [`Arch::enter`] on a CPU that has the level; `k` and `n` lie inside the operand;
+    /// Runs inside [`Vector::enter`] on a CPU that has the level; `k` and `n` lie inside the operand;
     /// `panels` has the length given.
-    unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], rows: &mut Buffer);
+    unsafe fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], rows: &mut Buffer);
 }
 
 /// A dense operand: `B(l, j)` at `data + l*ks + j*ns`.
@@ -61,20 +61,26 @@ impl Operand for Dense {
     }
 
     #[inline(always)]
-    unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], _rows: &mut Buffer) {
-        for (panel, from) in panels.chunks_exact_mut(k.len() * nr::<A>()).zip(n.clone().step_by(nr::<A>())) {
-            let width = nr::<A>().min(n.end - from);
+    unsafe fn pack<V: Vector>(
+        &self,
+        k: Range<usize>,
+        n: Range<usize>,
+        panels: &mut [f32],
+        _rows: &mut Buffer,
+    ) {
+        for (panel, from) in panels.chunks_exact_mut(k.len() * nr::<V>()).zip(n.clone().step_by(nr::<V>())) {
+            let width = nr::<V>().min(n.end - from);
             // SAFETY: k and n lie inside the operand, says the caller.
             unsafe {
                 let start = self.data.add(k.start * self.ks + from * self.ns);
                 if self.ns == 1 {
-                    copy_rows::<A>(start, self.ks, k.len(), width, panel);
+                    copy_rows::<V>(start, self.ks, k.len(), width, panel);
                 } else if self.ks == 1 {
-                    transpose_rows::<A>(|j| start.add(j * self.ns), k.len(), width, panel, 0);
+                    transpose_rows::<V>(|j| start.add(j * self.ns), k.len(), width, panel, 0);
                 } else {
                     for l in 0..k.len() {
-                        for j in 0..nr::<A>() {
-                            panel[l * nr::<A>() + j] =
+                        for j in 0..nr::<V>() {
+                            panel[l * nr::<V>() + j] =
                                 if j < width { *start.add(l * self.ks + j * self.ns) } else { 0.0 };
                         }
                     }
@@ -105,15 +111,21 @@ impl Operand for Forward<'_> {
     }
 
     #[inline(always)]
-    unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], rows: &mut Buffer) {
+    unsafe fn pack<V: Vector>(
+        &self,
+        k: Range<usize>,
+        n: Range<usize>,
+        panels: &mut [f32],
+        rows: &mut Buffer,
+    ) {
         let w = &self.0;
-        let rows = rows.get(nr::<A>() * EXPAND).as_mut_ptr();
-        for (panel, from) in panels.chunks_exact_mut(k.len() * nr::<A>()).zip(n.clone().step_by(nr::<A>())) {
-            let width = nr::<A>().min(n.end - from);
+        let rows = rows.get(nr::<V>() * EXPAND).as_mut_ptr();
+        for (panel, from) in panels.chunks_exact_mut(k.len() * nr::<V>()).zip(n.clone().step_by(nr::<V>())) {
+            let width = nr::<V>().min(n.end - from);
             if w.format == Format::F32 {
                 let row = |j: usize| w.row(from + j)[4 * k.start..4 * k.end].as_ptr().cast::<f32>();
                 // SAFETY: each row holds k.len() numbers (at any alignment) from the pointer on.
-                unsafe { transpose_rows::<A>(row, k.len(), width, panel, 0) };
+                unsafe { transpose_rows::<V>(row, k.len(), width, panel, 0) };
                 continue;
             }
             for at in k.clone().step_by(EXPAND) {
@@ -121,11 +133,11 @@ impl Operand for Forward<'_> {
                 for j in 0..width {
                     // SAFETY: the buffer has NR runs of EXPAND numbers.
                     let out = unsafe { std::slice::from_raw_parts_mut(rows.add(j * EXPAND), len) };
-                    expand(A::LEVEL, w, from + j, at..at + len, out);
+                    expand(V::LEVEL, w, from + j, at..at + len, out);
                 }
                 // SAFETY: the rows just written.
                 unsafe {
-                    transpose_rows::<A>(
+                    transpose_rows::<V>(
                         |j| rows.add(j * EXPAND).cast_const(),
                         len,
                         width,
@@ -160,7 +172,13 @@ impl Operand for Backward<'_> {
     }
 
     #[inline(always)]
-    unsafe fn pack<A: Arch>(&self, k: Range<usize>, n: Range<usize>, panels: &mut [f32], rows: &mut Buffer) {
+    unsafe fn pack<V: Vector>(
+        &self,
+        k: Range<usize>,
+        n: Range<usize>,
+        panels: &mut [f32],
+        rows: &mut Buffer,
+    ) {
         let w = &self.0;
         let row = rows.get(n.len());
         let (len, size) = (w.format.block_len(), w.format.block_bytes());
@@ -170,19 +188,19 @@ impl Operand for Backward<'_> {
             // worth the trouble.)
             if piece.len() > 64 && l + AHEAD < k.end {
                 let next = &w.row(l + AHEAD)[piece.clone()];
-                next.iter().step_by(64).for_each(|byte| A::prefetch(std::ptr::from_ref(byte).cast()));
+                next.iter().step_by(64).for_each(|byte| V::prefetch(std::ptr::from_ref(byte).cast()));
             }
             let numbers = if w.format == Format::F32 {
                 w.row(l)[4 * n.start..4 * n.end].as_ptr().cast::<f32>()
             } else {
-                expand(A::LEVEL, w, l, n.clone(), row);
+                expand(V::LEVEL, w, l, n.clone(), row);
                 row.as_ptr()
             };
-            for (j, panel) in panels.chunks_exact_mut(k.len() * nr::<A>()).enumerate() {
-                let width = nr::<A>().min(n.len() - j * nr::<A>());
-                let to = &mut panel[(l - k.start) * nr::<A>()..][..nr::<A>()];
+            for (j, panel) in panels.chunks_exact_mut(k.len() * nr::<V>()).enumerate() {
+                let width = nr::<V>().min(n.len() - j * nr::<V>());
+                let to = &mut panel[(l - k.start) * nr::<V>()..][..nr::<V>()];
                 // SAFETY: `numbers` has n.len() numbers, the panel a row of NR.
-                unsafe { copy_row::<A>(numbers.add(j * nr::<A>()), width, to) };
+                unsafe { copy_row::<V>(numbers.add(j * nr::<V>()), width, to) };
             }
         }
     }
@@ -193,12 +211,12 @@ impl Operand for Backward<'_> {
 /// # Safety
 /// As [`Operand::pack`]; `from` can be read for `width` numbers at any alignment.
 #[inline(always)]
-unsafe fn copy_row<A: Arch>(from: *const f32, width: usize, to: &mut [f32]) {
+unsafe fn copy_row<V: Vector>(from: *const f32, width: usize, to: &mut [f32]) {
     // SAFETY: `to` has NR numbers, and `from` has them too where the row is whole.
     unsafe {
-        if width == nr::<A>() {
+        if width == nr::<V>() {
             for v in 0..2 {
-                A::store(to.as_mut_ptr().add(v * A::LANES), A::load(from.add(v * A::LANES)));
+                V::load_ptr(from.add(v * V::LANES)).store_ptr(to.as_mut_ptr().add(v * V::LANES));
             }
         } else {
             for (j, to) in to.iter_mut().enumerate() {
@@ -213,39 +231,39 @@ unsafe fn copy_row<A: Arch>(from: *const f32, width: usize, to: &mut [f32]) {
 /// # Safety
 /// As [`copy_row`] for each of the `k` rows, `ks` apart.
 #[inline(always)]
-unsafe fn copy_rows<A: Arch>(from: *const f32, ks: usize, k: usize, width: usize, panel: &mut [f32]) {
-    for (l, to) in panel.chunks_exact_mut(nr::<A>()).enumerate().take(k) {
+unsafe fn copy_rows<V: Vector>(from: *const f32, ks: usize, k: usize, width: usize, panel: &mut [f32]) {
+    for (l, to) in panel.chunks_exact_mut(nr::<V>()).enumerate().take(k) {
         // SAFETY: the caller's promise.
-        unsafe { copy_row::<A>(from.add(l * ks), width, to) };
+        unsafe { copy_row::<V>(from.add(l * ks), width, to) };
     }
 }
 
 /// A panel (from its row `at` on) from rows that run along `k`: column `j` of `B` is read from `row(j)`.
 ///
 /// # Safety
-/// Runs inside [`Arch::enter`]; `row(j)` can be read for `k` numbers at any alignment for `j < width`;
+/// Runs inside [`Vector::enter`]; `row(j)` can be read for `k` numbers at any alignment for `j < width`;
 /// the panel has `at + k` rows.
 #[inline(always)]
-unsafe fn transpose_rows<A: Arch>(
+unsafe fn transpose_rows<V: Vector>(
     row: impl Fn(usize) -> *const f32,
     k: usize,
     width: usize,
     panel: &mut [f32],
     at: usize,
 ) {
-    let nr = nr::<A>();
+    let nr = nr::<V>();
     // SAFETY: the caller's promises.
-    unsafe { transpose_units::<A>(row, k, width, nr, &mut panel[at * nr..(at + k) * nr]) };
+    unsafe { transpose_units::<V>(row, k, width, nr, &mut panel[at * nr..(at + k) * nr]) };
 }
 
 /// The transpose of `width` rows of `k` units of 32 bits into rows of `nr` (a multiple of 8), with zeros after
 /// the last. Bits are moved as they are.
 ///
 /// # Safety
-/// Runs inside [`Arch::enter`]; `row(j)` can be read for `k` units at any alignment for `j < width`; `panel` has
+/// Runs inside [`Vector::enter`]; `row(j)` can be read for `k` units at any alignment for `j < width`; `panel` has
 /// `k * nr`.
 #[inline(always)]
-pub(super) unsafe fn transpose_units<A: Arch>(
+pub(super) unsafe fn transpose_units<V: Vector>(
     row: impl Fn(usize) -> *const f32,
     k: usize,
     width: usize,
@@ -260,7 +278,7 @@ pub(super) unsafe fn transpose_units<A: Arch>(
                 // SAFETY: eight rows of at least done + 8 numbers; the panel's rows likewise.
                 unsafe {
                     let to = panel.as_mut_ptr().add(done * nr + j);
-                    A::transpose8(from.map(|p| p.add(done)), to, nr);
+                    V::transpose8(from.map(|p| p.add(done)), to, nr);
                 }
                 done += 8;
             }

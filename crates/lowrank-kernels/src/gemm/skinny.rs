@@ -3,9 +3,9 @@
 
 use rayon::prelude::*;
 
-use super::blocked::Product;
+use super::product::Product;
 use super::scratch::with_left;
-use crate::simd::Arch;
+use crate::simd::Vector;
 
 /// Most columns this way is taken for.
 const MOST: usize = 12;
@@ -22,11 +22,11 @@ pub(super) fn fits(p: &Product) -> bool {
 ///
 /// # Safety
 /// As [`super::blocked::run`], and `b` covers its shape.
-pub(super) unsafe fn run<A: Arch>(p: &Product, b: *const f32, ks: usize, ns: usize, threads: usize) {
+pub(super) unsafe fn run<V: Vector>(p: &Product, b: *const f32, ks: usize, ns: usize, threads: usize) {
     // SAFETY: the caller's promises; the copy below covers the same shape.
     unsafe {
         if ks == 1 {
-            return tasks::<A>(p, b, ns, threads);
+            return tasks::<V>(p, b, ns, threads);
         }
         with_left(|copy| {
             let copy = copy.get(p.n * p.k);
@@ -35,7 +35,7 @@ pub(super) unsafe fn run<A: Arch>(p: &Product, b: *const f32, ks: usize, ns: usi
                     *to = *b.add(l * ks + j * ns);
                 }
             }
-            tasks::<A>(p, copy.as_ptr(), p.k, threads);
+            tasks::<V>(p, copy.as_ptr(), p.k, threads);
         });
     }
 }
@@ -46,7 +46,7 @@ struct Columns(*const f32);
 // SAFETY: only read.
 unsafe impl Sync for Columns {}
 
-unsafe fn tasks<A: Arch>(p: &Product, b: *const f32, ns: usize, threads: usize) {
+unsafe fn tasks<V: Vector>(p: &Product, b: *const f32, ns: usize, threads: usize) {
     let b = Columns(b);
     let b = &b;
     let small = (1 << 16) / (p.n * p.k).max(1);
@@ -58,7 +58,7 @@ unsafe fn tasks<A: Arch>(p: &Product, b: *const f32, ns: usize, threads: usize) 
                 // SAFETY: the rows and columns lie inside the operands; nobody else writes them in C.
                 unsafe {
                     let (a, b) = (p.a.add(i * p.ars), b.0.add(j * ns));
-                    let sums = dots::<A>(height, COLS.min(p.n - j), p.k, a, p.ars, b, ns);
+                    let sums = dots::<V>(height, COLS.min(p.n - j), p.k, a, p.ars, b, ns);
                     for (r, sums) in sums.iter().enumerate().take(height) {
                         for (s, &sum) in sums.iter().enumerate().take(p.n - j) {
                             let at = &mut *p.c.add((i + r) * p.crs + (j + s) * p.ccs);
@@ -77,7 +77,7 @@ unsafe fn tasks<A: Arch>(p: &Product, b: *const f32, ns: usize, threads: usize) 
 }
 
 /// The dot products of `rows` rows of `k` numbers with `cols` others.
-unsafe fn dots<A: Arch>(
+unsafe fn dots<V: Vector>(
     rows: usize,
     cols: usize,
     k: usize,
@@ -92,7 +92,7 @@ unsafe fn dots<A: Arch>(
             match (rows, cols) {
                 // SAFETY: the caller's promises, passed on.
                 $(($r, $c) => unsafe {
-                    A::enter(#[inline(always)] || fixed::<A, $r, $c>(k, a, ars, b, ns, &mut out))
+                    V::enter(#[inline(always)] || fixed::<V, $r, $c>(k, a, ars, b, ns, &mut out))
                 },)*
                 _ => unreachable!("{rows} x {cols} dot products"),
             }
@@ -103,7 +103,7 @@ unsafe fn dots<A: Arch>(
 }
 
 #[inline(always)]
-unsafe fn fixed<A: Arch, const R: usize, const C: usize>(
+unsafe fn fixed<V: Vector, const R: usize, const C: usize>(
     k: usize,
     a: *const f32,
     ars: usize,
@@ -111,25 +111,25 @@ unsafe fn fixed<A: Arch, const R: usize, const C: usize>(
     ns: usize,
     out: &mut [[f32; COLS]; ROWS],
 ) {
-    let whole = k / A::LANES * A::LANES;
+    let whole = k / V::LANES * V::LANES;
     // SAFETY: every read lies in one of the rows, says the caller.
     unsafe {
-        let mut sums = [[A::splat(0.0); C]; R];
-        for l in (0..whole).step_by(A::LANES) {
-            let mut left = [A::splat(0.0); R];
+        let mut sums = [[V::splat(0.0); C]; R];
+        for l in (0..whole).step_by(V::LANES) {
+            let mut left = [V::splat(0.0); R];
             for (r, left) in left.iter_mut().enumerate() {
-                *left = A::load(a.add(r * ars + l));
+                *left = V::load_ptr(a.add(r * ars + l));
             }
             for c in 0..C {
-                let right = A::load(b.add(c * ns + l));
+                let right = V::load_ptr(b.add(c * ns + l));
                 for (left, sums) in left.iter().zip(&mut sums) {
-                    sums[c] = A::fma(*left, right, sums[c]);
+                    sums[c] = left.mul_add(right, sums[c]);
                 }
             }
         }
         for (r, sums) in sums.iter().enumerate() {
             for (c, &sum) in sums.iter().enumerate() {
-                out[r][c] = A::sum(sum);
+                out[r][c] = sum.sum();
                 for l in whole..k {
                     out[r][c] += *a.add(r * ars + l) * *b.add(c * ns + l);
                 }

@@ -8,25 +8,26 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::blocked::{self, KC, TILES_DOWN, WORTH_SHARING, cut};
+use super::blocked::{self, KC, TILES_DOWN, WORTH_SHARING};
 use super::pack::{Dense, Operand};
+use super::product::cut;
 use super::scratch::{LINE, Scratch, with_left, with_scratch};
 use super::tile::{MAX_TILE, nr, tile};
 use crate::WeightRef;
 use crate::format::{Format, RowOrder};
-use crate::quant::decode::expand;
-use crate::simd::Arch;
+use crate::quant::expand::expand;
+use crate::simd::Vector;
 
 /// Most tokens: beyond, the packed tokens no longer stay in the second cache.
 const MOST: usize = 512;
 
 /// Whether [`run`] is the way for `n` tokens, and its working memory within what `scratch_bytes` announces.
-pub(super) fn fits<A: Arch>(w: &WeightRef, n: usize) -> bool {
+pub(super) fn fits<V: Vector>(w: &WeightRef, n: usize) -> bool {
     n <= MOST
         && n <= w.rows
         && w.cols > 0
-        && n.next_multiple_of(nr::<A>()) * w.cols <= blocked::LEFT
-        && TILES_DOWN * A::MR * stride(w.cols) <= blocked::PANELS
+        && n.next_multiple_of(nr::<V>()) * w.cols <= blocked::LEFT
+        && TILES_DOWN * V::TILE_ROWS * stride(w.cols) <= blocked::PANELS
 }
 
 /// Distance of expanded rows, an odd number of lines: see `blocked::in_place`.
@@ -39,7 +40,7 @@ fn stride(k: usize) -> usize {
 ///
 /// # Safety
 /// The CPU has the level; `x` and `y` have the shapes; [`fits`] said yes.
-pub(super) unsafe fn run<A: Arch>(
+pub(super) unsafe fn run<V: Vector>(
     y: &mut [f32],
     x: &[f32],
     w: &WeightRef,
@@ -47,7 +48,7 @@ pub(super) unsafe fn run<A: Arch>(
     beta: f32,
     threads: usize,
 ) {
-    let (k, nr) = (w.cols, nr::<A>());
+    let (k, nr) = (w.cols, nr::<V>());
     let tokens = Dense { data: x.as_ptr(), ks: 1, ns: k };
     let threads = if n * k * w.rows < WORTH_SHARING { 1 } else { threads };
     with_left(|left| {
@@ -57,9 +58,9 @@ pub(super) unsafe fn run<A: Arch>(
             // SAFETY: the columns lie inside x; the level is there.
             unsafe {
                 with_scratch(|scratch| {
-                    A::enter(
+                    V::enter(
                         #[inline(always)]
-                        || tokens.pack::<A>(0..k, columns, to, &mut scratch.rows),
+                        || tokens.pack::<V>(0..k, columns, to, &mut scratch.rows),
                     );
                 });
             }
@@ -70,15 +71,16 @@ pub(super) unsafe fn run<A: Arch>(
         }
         let packed: &[f32] = packed;
         let out = Out { y: y.as_mut_ptr(), n, beta };
-        let block = TILES_DOWN * A::MR;
-        let tiles = w.rows.div_ceil(A::MR);
+        let block = TILES_DOWN * V::TILE_ROWS;
+        let tiles = w.rows.div_ceil(V::TILE_ROWS);
         let tasks = (threads * blocked::TASKS).min(tiles);
         let task = |task: usize| {
-            let share = task * tiles / tasks * A::MR..((task + 1) * tiles / tasks * A::MR).min(w.rows);
+            let share =
+                task * tiles / tasks * V::TILE_ROWS..((task + 1) * tiles / tasks * V::TILE_ROWS).min(w.rows);
             for row in share.clone().step_by(block) {
                 let rows = row..(row + block).min(share.end);
                 // SAFETY: no other task writes these columns of y; the caller's promises.
-                unsafe { with_scratch(|scratch| block_of_rows::<A>(&out, w, packed, rows, scratch)) };
+                unsafe { with_scratch(|scratch| block_of_rows::<V>(&out, w, packed, rows, scratch)) };
             }
         };
         match threads {
@@ -98,20 +100,20 @@ struct Out {
 unsafe impl Sync for Out {}
 
 /// A few rows of the weight times all tokens.
-unsafe fn block_of_rows<A: Arch>(
+unsafe fn block_of_rows<V: Vector>(
     out: &Out,
     w: &WeightRef,
     packed: &[f32],
     rows: Range<usize>,
     scratch: &mut Scratch,
 ) {
-    let (k, nr) = (w.cols, nr::<A>());
+    let (k, nr) = (w.cols, nr::<V>());
     let (a, ars) = match in_place(w) {
         true => (w.row(rows.start).as_ptr().cast::<f32>(), k),
         false => {
             let expanded = scratch.panels.get(rows.len() * stride(k));
             for (row, to) in rows.clone().zip(expanded.chunks_exact_mut(stride(k))) {
-                expand(A::LEVEL, w, row, 0..k, &mut to[..k]);
+                expand(V::LEVEL, w, row, 0..k, &mut to[..k]);
             }
             (expanded.as_ptr(), stride(k))
         }
@@ -123,7 +125,7 @@ unsafe fn block_of_rows<A: Arch>(
         let mut i = 0;
         while i < rows.len() {
             let left = rows.len() - i;
-            let height = left.div_ceil(left.div_ceil(A::MR));
+            let height = left.div_ceil(left.div_ceil(V::TILE_ROWS));
             for l in (0..k).step_by(kc) {
                 let len = kc.min(k - l);
                 let beta = if l == 0 { 0.0 } else { 1.0 };
@@ -132,7 +134,7 @@ unsafe fn block_of_rows<A: Arch>(
                 unsafe {
                     let (a, b) = (a.wrapping_add(i * ars + l), b.as_ptr().add(l * nr));
                     let to = sums.as_mut_ptr().add(i * nr);
-                    tile::<A>(height, len, a, ars, 1, b, nr, to, nr, 1.0, to, nr, beta);
+                    tile::<V>(height, len, a, ars, 1, b, nr, to, nr, 1.0, to, nr, beta);
                 }
             }
             i += height;
@@ -140,9 +142,9 @@ unsafe fn block_of_rows<A: Arch>(
         let tokens = panel * nr..((panel + 1) * nr).min(out.n);
         // SAFETY: these tokens and rows lie inside y, and nobody else writes them.
         unsafe {
-            A::enter(
+            V::enter(
                 #[inline(always)]
-                || put::<A>(out, &sums, &mut turned, tokens, rows.clone(), w.rows),
+                || put::<V>(out, &sums, &mut turned, tokens, rows.clone(), w.rows),
             )
         };
     }
@@ -155,7 +157,7 @@ fn in_place(w: &WeightRef) -> bool {
 
 /// Writes the transpose of `sums[rows, NR]` into `y[tokens, rows]`.
 #[inline(always)]
-unsafe fn put<A: Arch>(
+unsafe fn put<V: Vector>(
     out: &Out,
     sums: &[f32; TILES_DOWN * MAX_TILE],
     turned: &mut [f32; TILES_DOWN * MAX_TILE],
@@ -163,7 +165,7 @@ unsafe fn put<A: Arch>(
     rows: Range<usize>,
     o: usize,
 ) {
-    let nr = nr::<A>();
+    let nr = nr::<V>();
     let height = rows.len().next_multiple_of(8);
     for i in (0..rows.len()).step_by(8) {
         for t in (0..nr).step_by(8) {
@@ -171,7 +173,7 @@ unsafe fn put<A: Arch>(
             // of eight), turned into eight of `height`.
             unsafe {
                 let from = std::array::from_fn(|r| sums.as_ptr().add((i + r) * nr + t));
-                A::transpose8(from, turned.as_mut_ptr().add(t * height + i), height);
+                V::transpose8(from, turned.as_mut_ptr().add(t * height + i), height);
             }
         }
     }

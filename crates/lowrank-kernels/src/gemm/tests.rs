@@ -4,7 +4,7 @@ use rayon::ThreadPoolBuilder;
 
 use super::*;
 use crate::RowOrder;
-use crate::simd::Arch;
+use crate::simd::Portable;
 
 /// Numbers that look random, in -1..1.
 struct Numbers(u64);
@@ -388,39 +388,7 @@ fn the_tile_unit_has_right_edges() {
 }
 
 /// AVX-512's tiles of 14 x 32 in plain Rust, so that their edges are tested on any machine.
-#[derive(Clone, Copy)]
-struct Wide;
-
-impl Arch for Wide {
-    type V = [f32; 16];
-    const LEVEL: Level = Level::Portable;
-    const LANES: usize = 16;
-    const MR: usize = 14;
-
-    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
-        f()
-    }
-    unsafe fn splat(x: f32) -> [f32; 16] {
-        [x; 16]
-    }
-    unsafe fn load(p: *const f32) -> [f32; 16] {
-        // SAFETY: the caller vouches for the pointer.
-        unsafe { p.cast::<[f32; 16]>().read_unaligned() }
-    }
-    unsafe fn store(p: *mut f32, v: [f32; 16]) {
-        // SAFETY: the caller vouches for the pointer.
-        unsafe { p.cast::<[f32; 16]>().write_unaligned(v) }
-    }
-    unsafe fn fma(a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
-        std::array::from_fn(|i| a[i] * b[i] + c[i])
-    }
-    unsafe fn mul(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
-        std::array::from_fn(|i| a[i] * b[i])
-    }
-    unsafe fn sum(v: [f32; 16]) -> f32 {
-        v.iter().sum()
-    }
-}
+type Wide = Portable<16>;
 
 #[test]
 fn wide_tiles_have_right_edges() {

@@ -1,10 +1,10 @@
 //! The innermost product: one tile of `C`, at most `MR x NR`, held in registers over a block of `k`.
 
-use crate::simd::Arch;
+use crate::simd::Vector;
 
 /// The columns of a tile at one level: two vectors.
-pub(super) const fn nr<A: Arch>() -> usize {
-    2 * A::LANES
+pub(super) const fn nr<V: Vector>() -> usize {
+    2 * V::LANES
 }
 
 /// Rows of `B` asked for ahead of their use: an unpacked `B` has each in a line of its own.
@@ -25,7 +25,7 @@ pub(super) const MAX_TILE: usize = 14 * 32;
 /// not be initialised.
 #[allow(clippy::too_many_arguments)]
 #[inline]
-pub(super) unsafe fn tile<A: Arch>(
+pub(super) unsafe fn tile<V: Vector>(
     rows: usize,
     k: usize,
     a: *const f32,
@@ -44,9 +44,9 @@ pub(super) unsafe fn tile<A: Arch>(
         ($($r:literal)*) => {
             match rows {
                 // Heights beyond MR are never asked for, and not compiled.
-                $($r if $r <= A::MR => {
+                $($r if $r <= V::TILE_ROWS => {
                     // SAFETY: the caller's promises, passed on.
-                    unsafe { A::enter(#[inline(always)] || fixed::<A, $r>(k, a, ars, aks, b, bks, c, crs, alpha, old, ors, beta)) }
+                    unsafe { V::enter(#[inline(always)] || fixed::<V, $r>(k, a, ars, aks, b, bks, c, crs, alpha, old, ors, beta)) }
                 })*
                 _ => unreachable!("a tile of {rows} rows"),
             }
@@ -57,7 +57,7 @@ pub(super) unsafe fn tile<A: Arch>(
 
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-unsafe fn fixed<A: Arch, const R: usize>(
+unsafe fn fixed<V: Vector, const R: usize>(
     k: usize,
     a: *const f32,
     ars: usize,
@@ -74,42 +74,42 @@ unsafe fn fixed<A: Arch, const R: usize>(
     // SAFETY: the caller of `tile` vouches for the CPU and for every pointer below.
     unsafe {
         for i in 0..R {
-            A::prefetch(c.add(i * crs));
+            V::prefetch(c.add(i * crs));
         }
         let mut b = b;
         // One pointer for three rows: the distances `ars` and `2 ars` are free in an address, whereas a
         // pointer for each row would not fit the registers. `opaque` keeps the compiler to that.
-        let mut bases: [*const f32; 5] = std::array::from_fn(|g| A::opaque(a.wrapping_add(3 * g * ars)));
-        let mut sums = [[A::splat(0.0); 2]; R];
+        let mut bases: [*const f32; 5] = std::array::from_fn(|g| V::opaque(a.wrapping_add(3 * g * ars)));
+        let mut sums = [[V::splat(0.0); 2]; R];
         for _ in 0..k {
-            let right = [A::load(b), A::load(b.add(A::LANES))];
+            let right = [V::load_ptr(b), V::load_ptr(b.add(V::LANES))];
             // Spelt out, since the compiler gives up on unrolling loops of fourteen rows.
             macro_rules! rows {
                 ($($i:literal)*) => {
                     $(if $i < R {
-                        let left = A::splat(*bases[$i / 3].add($i % 3 * ars));
-                        sums[$i][0] = A::fma(left, right[0], sums[$i][0]);
-                        sums[$i][1] = A::fma(left, right[1], sums[$i][1]);
+                        let left = V::splat(*bases[$i / 3].add($i % 3 * ars));
+                        sums[$i][0] = left.mul_add(right[0], sums[$i][0]);
+                        sums[$i][1] = left.mul_add(right[1], sums[$i][1]);
                     })*
                     $(if $i % 3 == 0 && $i < R {
-                        bases[$i / 3] = A::opaque(bases[$i / 3].wrapping_add(aks));
+                        bases[$i / 3] = V::opaque(bases[$i / 3].wrapping_add(aks));
                     })*
                 };
             }
             rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13);
-            A::prefetch(b.wrapping_add(AHEAD * bks));
+            V::prefetch(b.wrapping_add(AHEAD * bks));
             b = b.wrapping_add(bks);
         }
-        let alpha = A::splat(alpha);
-        let scale = A::splat(beta);
+        let alpha = V::splat(alpha);
+        let scale = V::splat(beta);
         for (i, row) in sums.iter().enumerate() {
             for (j, &sum) in row.iter().enumerate() {
-                let at = c.add(i * crs + j * A::LANES);
-                let mut number = A::mul(alpha, sum);
+                let at = c.add(i * crs + j * V::LANES);
+                let mut value = alpha.mul(sum);
                 if beta != 0.0 {
-                    number = A::fma(scale, A::load(old.add(i * ors + j * A::LANES)), number);
+                    value = scale.mul_add(V::load_ptr(old.add(i * ors + j * V::LANES)), value);
                 }
-                A::store(at, number);
+                value.store_ptr(at);
             }
         }
     }

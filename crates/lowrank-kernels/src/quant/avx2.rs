@@ -1,13 +1,13 @@
 //! Blocks to vectors of eight f32, for AVX2 with F16C: to be stored, or multiplied where they are.
 //!
-//! Every format comes down to small integers `q`, eight in a register, that stand for `d q + m`. The products are exact (see [`super::decode`]), so fusing them changes no bit.
+//! Every format comes down to small integers `q`, eight in a register, that stand for `d q + m`. The products are exact (see [`super::blocks`]), so fusing them changes no bit.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::decode::{self, Block, with_block};
-use crate::Format;
-use crate::simd::{Arch, Avx2};
+use super::blocks::{self, Block, with_block};
+use crate::format::Format;
+use crate::simd::{Avx2, Vector};
 
 /// A format whose numbers come eight at a time.
 pub(crate) trait Wide: Block {
@@ -52,7 +52,7 @@ fn expand_blocks<B: Wide>(row: &[u8], cols: Range<usize>, mut out: &mut [f32]) {
                 )
             };
         } else {
-            decode::expand_blocks::<B>(row, at..at + take, now);
+            blocks::expand_blocks::<B>(row, at..at + take, now);
         }
         out = rest;
         at += take;
@@ -91,10 +91,10 @@ pub(crate) unsafe fn dots<B: Wide, const T: usize>(
         }
         let mut dots = [0.0; T];
         for (t, (dot, [a, b, c, d])) in dots.iter_mut().zip(sums).enumerate() {
-            *dot = Avx2::sum(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
+            *dot = Avx2::of(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d))).sum();
             for l in whole..k {
                 let mut number = [0.0];
-                decode::expand_blocks::<B>(row, l..l + 1, &mut number);
+                blocks::expand_blocks::<B>(row, l..l + 1, &mut number);
                 *dot += number[0] * *x.add(t * stride + l);
             }
         }
@@ -187,7 +187,7 @@ unsafe fn centred(d: __m256, by: f32) -> __m256 {
 /// The scales and minima of the eight parts of a Q4_K or Q5_K block, times those of the block.
 #[inline(always)]
 unsafe fn k_scales(block: *const u8) -> ([f32; 8], [f32; 8]) {
-    // SAFETY: as above; the layout is told by `decode::k_scale_min`.
+    // SAFETY: as above; the layout is told by `blocks::k_scale_min`.
     unsafe {
         let words = block.add(4).cast::<u32>();
         let [a, b, c] = [0, 1, 2].map(|i| words.add(i).read_unaligned());
@@ -213,7 +213,7 @@ unsafe fn bytes_times(bytes: u64, by: __m256) -> [f32; 8] {
 
 macro_rules! wide {
     ($name:ident, $span:expr, |$p:ident, $each:ident| $body:block) => {
-        impl Wide for decode::$name {
+        impl Wide for blocks::$name {
             const SPAN: usize = $span;
             #[inline(always)]
             unsafe fn visit($p: *const u8, mut $each: impl FnMut(usize, __m256)) {

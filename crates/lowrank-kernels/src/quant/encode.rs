@@ -4,31 +4,9 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use super::error::QuantizeError;
 use super::nf4;
-use crate::Format;
-use crate::format::bf16_bits;
-
-/// Why a row could not be stored in a format.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum QuantizeError {
-    /// The format can be read but not written.
-    #[error("{} can be read but not written: choose F32, F16, BF16, Q8_0, Q4_0 or Q4_1", .0.name())]
-    Unsupported(Format),
-    /// No scale makes a finite level of it.
-    #[error("row {row} holds a number that is not finite")]
-    NotFinite {
-        /// The row of the matrix.
-        row: usize,
-    },
-    /// A row must be a whole number of blocks.
-    #[error("a row of {cols} numbers is no whole number of {} blocks of {}", .format.name(), .format.block_len())]
-    Cols {
-        /// The format asked for.
-        format: Format,
-        /// Length of the row.
-        cols: usize,
-    },
-}
+use crate::format::{Format, bf16_bits};
 
 /// Appends `row` to `out` in `format`: `format.row_bytes(row.len())` bytes.
 ///

@@ -14,16 +14,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::QuantizeError;
-use crate::WeightRef;
+use super::error::QuantizeError;
+use crate::format::{NF4_BLOCK_BYTES as BYTES, NF4_BLOCK_LEN as LEN, NF4_GROUP_BLOCKS as GROUP, WeightRef};
 use crate::simd::Level;
-
-/// Numbers in a block.
-pub(crate) const LEN: usize = 64;
-/// Bytes of a block.
-pub(crate) const BYTES: usize = 33;
-/// Blocks whose scales are quantised together.
-const GROUP: usize = 256;
 
 /// The sixteen levels (`_NF4_QUANT_TABLE` of bitsandbytes).
 const LEVELS: [f32; 16] = [
@@ -80,15 +73,6 @@ const DYNAMIC: [f32; 256] = {
     }
     levels
 };
-
-/// Bytes of a matrix of `blocks` blocks.
-pub(crate) const fn matrix_bytes(blocks: usize) -> Option<usize> {
-    match blocks.checked_mul(BYTES) {
-        // The groups and the offset take less than a block each.
-        Some(bytes) => bytes.checked_add(4 + 4 * blocks.div_ceil(GROUP)),
-        None => None,
-    }
-}
 
 /// The blocks of one row and what their scales are made of.
 #[derive(Clone, Copy)]
@@ -176,7 +160,7 @@ pub(crate) mod avx2 {
     use std::ops::Range;
 
     use super::{BYTES, LEN, LEVELS, Row, expand_blocks};
-    use crate::simd::{Arch, Avx2};
+    use crate::simd::{Avx2, Vector};
 
     /// The levels that the low four bits of each lane name.
     ///
@@ -259,12 +243,12 @@ pub(crate) mod avx2 {
                     *sum = _mm256_fmadd_ps(scale, _mm256_add_ps(a, b), *sum);
                 }
             }
-            sums.map(|sum| Avx2::sum(sum))
+            sums.map(|sum| Avx2::of(sum).sum())
         }
     }
 }
 
-/// Quantises a matrix into `out` (of [`matrix_bytes`]), whose row `i` is what `fill(i, row)` writes.
+/// Quantises a matrix into `out` (of `Format::matrix_bytes`), whose row `i` is what `fill(i, row)` writes.
 pub(crate) fn quantize(
     rows: usize,
     cols: usize,

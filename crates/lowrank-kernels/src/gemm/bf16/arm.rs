@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::Kernel;
+use super::kernel::Kernel;
 use crate::simd::Portable;
 
 /// FEAT_BF16's `bfmmla`: 2 x 4 numbers times 4 x 2.
@@ -31,7 +31,7 @@ unsafe fn mmla(mut sum: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_
 }
 
 impl Kernel for Native {
-    type Pack = Portable;
+    type Pack = Portable<4>;
     // 4 x 6 of the 32 registers hold sums of 2 x 2, six the right operand, one the left.
     const MR: usize = 8;
     const NR: usize = 2 * COLS;

@@ -8,6 +8,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
+mod kernel;
 mod pack;
 #[cfg(test)]
 mod tests;
@@ -18,11 +19,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use pack::{ask, pack, round_row};
+use kernel::Kernel;
+use pack::{ask, pack};
 
-use super::blocked::Product;
+use super::product::{Product, Side};
 use super::scratch::{LINE, with_left, with_scratch};
-use crate::simd::Arch;
+use crate::simd::{Level, level};
 use crate::{Format, WeightRef};
 
 /// Most of `k` in a block, in numbers.
@@ -38,109 +40,21 @@ const TASKS: usize = 4;
 /// Most sums of a tile, of any [`Kernel`].
 const MOST: usize = 12 * 32;
 
-/// How one CPU multiplies a tile.
-pub(super) trait Kernel: Send + Sync + 'static {
-    /// What packs the operands.
-    type Pack: Arch;
-    /// Most rows of a tile.
-    const MR: usize;
-    /// Columns of a tile.
-    const NR: usize;
-    /// Pairs along `k` that lie together for each row and each column.
-    const PAIRS: usize;
-
-    /// # Safety
-    /// The CPU has the instruction.
-    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T;
-    /// A row of A in pairs, with zeros where there is no number.
-    ///
-    /// # Safety
-    /// Runs inside [`Kernel::enter`].
-    #[inline(always)]
-    unsafe fn round_row(from: &[f32], to: &mut [f32]) {
-        round_row(from, to);
-    }
-    /// `C = beta old + A B` for `R` (at most `MR`) rows of `pairs` pairs, `stride` apart, and a panel.
-    ///
-    /// # Safety
-    /// Runs inside [`Kernel::enter`]; `pairs` is a multiple of `PAIRS`; the pointers cover the shapes.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn tile<const R: usize>(
-        pairs: usize,
-        a: *const u32,
-        stride: usize,
-        b: *const u32,
-        c: *mut f32,
-        crs: usize,
-        old: *const f32,
-        ors: usize,
-        beta: f32,
-    );
-}
-
-/// An instruction that for vectors of sixteen pairs `a` and `b` adds `a0 b0 + a1 b1` in each lane.
-pub(super) trait Dot: Send + Sync + 'static {
-    /// Sixteen sums.
-    type Sum: Copy;
-    /// Sixteen pairs.
-    type Pairs: Copy;
-    /// What packs the operands.
-    type Pack: Arch;
-
-    /// # Safety
-    /// The CPU has the instruction.
-    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T;
-    /// # Safety
-    /// As [`Dot::enter`].
-    unsafe fn zero() -> Self::Sum;
-    /// # Safety
-    /// As [`Dot::enter`]; `p` can be read for sixteen pairs at any alignment.
-    unsafe fn load(p: *const u32) -> Self::Pairs;
-    /// # Safety
-    /// As [`Dot::enter`].
-    unsafe fn splat(pair: u32) -> Self::Pairs;
-    /// # Safety
-    /// As [`Dot::enter`].
-    unsafe fn dot(sum: Self::Sum, a: Self::Pairs, b: Self::Pairs) -> Self::Sum;
-    /// As [`Kernel::round_row`].
-    ///
-    /// # Safety
-    /// As [`Dot::enter`].
-    #[inline(always)]
-    unsafe fn round_row(from: &[f32], to: &mut [f32]) {
-        round_row(from, to);
-    }
-    /// `to = beta old + sum`; with `beta` 0, `old` is not read.
-    ///
-    /// # Safety
-    /// As [`Dot::enter`]; `to` can be written for sixteen numbers.
-    unsafe fn store(to: *mut f32, sum: Self::Sum, old: *const f32, beta: f32);
-}
-
 /// Whether this CPU has the instruction, twice as fast as f32's, and no narrower level was asked for. (Intel's have
 /// it at half the rate: 105 GFLOP/s where f32 runs at 168.)
 pub(super) fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return crate::simd::level() == crate::simd::Level::Avx512
+    return level() == Level::Avx512
         && is_x86_feature_detected!("avx512bf16")
         && std::arch::x86_64::__cpuid(0).ecx.to_le_bytes() == *b"cAMD";
     #[cfg(not(target_arch = "x86_64"))]
-    return crate::simd::level() == crate::simd::Level::ArmBf16;
+    return level() == Level::ArmBf16;
 }
 
 #[cfg(target_arch = "aarch64")]
 pub(super) use arm::Native;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::Native;
-
-/// How the weight is the right operand `B[k, n]`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    /// `W^T`: `B(l, j) = W[j, l]`.
-    Forward,
-    /// `W`: `B(l, j) = W[l, j]`.
-    Backward,
-}
 
 /// `C[m,n] = beta C + A[m,k] B[k,n]`, `A` and `C` row-major, `A` rounded to BF16.
 ///
@@ -319,57 +233,4 @@ unsafe fn tile<K: Kernel>(
         };
     }
     heights!(1 2 3 4 5 6 7 8 9 10 11 12)
-}
-
-impl<D: Dot> Kernel for D {
-    type Pack = D::Pack;
-    const MR: usize = 12;
-    const NR: usize = 32;
-    const PAIRS: usize = 1;
-
-    #[inline(always)]
-    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
-        // SAFETY: the caller's promise.
-        unsafe { <D as Dot>::enter(f) }
-    }
-    #[inline(always)]
-    unsafe fn round_row(from: &[f32], to: &mut [f32]) {
-        // SAFETY: the caller's promise.
-        unsafe { <D as Dot>::round_row(from, to) };
-    }
-    #[inline(always)]
-    unsafe fn tile<const R: usize>(
-        pairs: usize,
-        a: *const u32,
-        stride: usize,
-        b: *const u32,
-        c: *mut f32,
-        crs: usize,
-        old: *const f32,
-        ors: usize,
-        beta: f32,
-    ) {
-        // SAFETY: the caller vouches for the CPU and for every pointer.
-        unsafe {
-            let mut sums = [[D::zero(); 2]; R];
-            for l in 0..pairs {
-                let right = [D::load(b.add(l * 32)), D::load(b.add(l * 32 + 16))];
-                // Spelt out, so that the sums stay in registers.
-                macro_rules! rows {
-                    ($($i:literal)*) => {
-                        $(if $i < R {
-                            let left = D::splat(*a.add($i * stride + l));
-                            sums[$i][0] = D::dot(sums[$i][0], left, right[0]);
-                            sums[$i][1] = D::dot(sums[$i][1], left, right[1]);
-                        })*
-                    };
-                }
-                rows!(0 1 2 3 4 5 6 7 8 9 10 11);
-            }
-            for (i, row) in sums.iter().enumerate() {
-                D::store(c.add(i * crs), row[0], old.wrapping_add(i * ors), beta);
-                D::store(c.add(i * crs + 16), row[1], old.wrapping_add(i * ors + 16), beta);
-            }
-        }
-    }
 }

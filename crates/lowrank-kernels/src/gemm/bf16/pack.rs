@@ -2,27 +2,14 @@
 
 use std::ops::Range;
 
-use super::{Kernel, Side};
+use super::kernel::Kernel;
 use crate::WeightRef;
-use crate::format::bf16_bits;
 use crate::gemm::pack::transpose_units;
-use crate::simd::Arch;
+use crate::gemm::product::Side;
+use crate::simd::Vector;
 
 /// Rows of the weight asked for ahead of their use.
 const AHEAD: usize = 16;
-
-/// A row of A in pairs, with zeros where there is no number.
-#[inline(always)]
-pub(super) fn round_row(from: &[f32], to: &mut [f32]) {
-    let (whole, last) = from.as_chunks::<2>();
-    for (to, [a, b]) in to.iter_mut().zip(whole) {
-        *to = f32::from_bits(bf16_bits(*a) | bf16_bits(*b) << 16);
-    }
-    if let Some(a) = last.first() {
-        to[whole.len()] = f32::from_bits(bf16_bits(*a));
-    }
-    to[from.len().div_ceil(2)..].fill(0.0);
-}
 
 /// [`WeightRef::row`] of what is known to be BF16, for inner loops.
 #[inline(always)]

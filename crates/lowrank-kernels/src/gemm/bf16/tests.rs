@@ -1,5 +1,6 @@
 //! The products on emulations of the instructions and, where the CPU has one, on itself.
 
+use super::kernel::Dot;
 use super::*;
 use crate::RowOrder;
 use crate::simd::Portable;
@@ -10,7 +11,7 @@ struct Emulated;
 impl Dot for Emulated {
     type Sum = [f32; 16];
     type Pairs = [u32; 16];
-    type Pack = Portable;
+    type Pack = Portable<4>;
 
     unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
         f()
@@ -42,7 +43,7 @@ impl Dot for Emulated {
 struct EmulatedUnits;
 
 impl Kernel for EmulatedUnits {
-    type Pack = Portable;
+    type Pack = Portable<4>;
     const MR: usize = 8;
     const NR: usize = 12;
     const PAIRS: usize = 2;

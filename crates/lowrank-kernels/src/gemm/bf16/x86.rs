@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Dot;
+use super::kernel::Dot;
 use crate::simd::Avx512;
 
 /// AVX512-BF16.
@@ -62,7 +62,7 @@ impl Dot for Native {
                 _mm512_storeu_ps(to.as_mut_ptr(), std::mem::transmute::<__m512bh, __m512>(pairs));
             }
         }
-        super::pack::round_row(rest, last);
+        super::kernel::round_row(rest, last);
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, sum: __m512, old: *const f32, beta: f32) {

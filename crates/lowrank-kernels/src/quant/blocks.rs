@@ -5,15 +5,11 @@
 
 use std::ops::Range;
 
-use super::nf4;
-use crate::simd::Level;
-use crate::{Format, WeightRef};
-
-/// One block format: `BYTES` bytes hold `LEN` numbers.
+/// One block format: `BYTES` bytes hold `LEN` values.
 pub(crate) trait Block {
     const LEN: usize;
     const BYTES: usize;
-    /// Expands one block. `block` has `BYTES` bytes, `out` has `LEN` numbers.
+    /// Expands one block. `block` has `BYTES` bytes, `out` has `LEN` values.
     fn decode(block: &[u8], out: &mut [f32]);
 }
 
@@ -22,47 +18,47 @@ macro_rules! with_block {
     ($format:expr, $block:ident => $body:expr) => {{
         match $format {
             $crate::Format::F32 => {
-                type $block = $crate::quant::decode::F32;
+                type $block = $crate::quant::blocks::F32;
                 $body
             }
             $crate::Format::F16 => {
-                type $block = $crate::quant::decode::F16;
+                type $block = $crate::quant::blocks::F16;
                 $body
             }
             $crate::Format::BF16 => {
-                type $block = $crate::quant::decode::BF16;
+                type $block = $crate::quant::blocks::BF16;
                 $body
             }
             $crate::Format::Q4_0 => {
-                type $block = $crate::quant::decode::Q4_0;
+                type $block = $crate::quant::blocks::Q4_0;
                 $body
             }
             $crate::Format::Q4_1 => {
-                type $block = $crate::quant::decode::Q4_1;
+                type $block = $crate::quant::blocks::Q4_1;
                 $body
             }
             $crate::Format::Q5_0 => {
-                type $block = $crate::quant::decode::Q5_0;
+                type $block = $crate::quant::blocks::Q5_0;
                 $body
             }
             $crate::Format::Q5_1 => {
-                type $block = $crate::quant::decode::Q5_1;
+                type $block = $crate::quant::blocks::Q5_1;
                 $body
             }
             $crate::Format::Q8_0 => {
-                type $block = $crate::quant::decode::Q8_0;
+                type $block = $crate::quant::blocks::Q8_0;
                 $body
             }
             $crate::Format::Q4_K => {
-                type $block = $crate::quant::decode::Q4_K;
+                type $block = $crate::quant::blocks::Q4_K;
                 $body
             }
             $crate::Format::Q5_K => {
-                type $block = $crate::quant::decode::Q5_K;
+                type $block = $crate::quant::blocks::Q5_K;
                 $body
             }
             $crate::Format::Q6_K => {
-                type $block = $crate::quant::decode::Q6_K;
+                type $block = $crate::quant::blocks::Q6_K;
                 $body
             }
             // Its blocks cannot be read alone: see the module.
@@ -73,21 +69,7 @@ macro_rules! with_block {
 #[cfg(target_arch = "x86_64")]
 pub(crate) use with_block;
 
-/// Expands `W[row, cols]`. `level` must be available.
-pub(crate) fn expand(level: Level, w: &WeightRef, row: usize, cols: Range<usize>, out: &mut [f32]) {
-    if w.format == Format::NF4 {
-        return nf4::expand(level, &nf4::Row::of(w, row), cols, out);
-    }
-    let (format, row) = (w.format, w.row(row));
-    match level {
-        // SAFETY: the level is available, and AVX-512 includes AVX2.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 | Level::Amx => unsafe { super::avx2::expand(format, row, cols, out) },
-        _ => with_block!(format, B => expand_blocks::<B>(row, cols, out)),
-    }
-}
-
-/// The loop over blocks behind [`expand`]: whole blocks straight into `out`, cut ones by way of a copy.
+/// The loop over the blocks of a row: whole blocks straight into `out`, cut ones by way of a copy.
 #[inline(always)]
 pub(crate) fn expand_blocks<B: Block>(row: &[u8], cols: Range<usize>, out: &mut [f32]) {
     let mut at = cols.start;
@@ -275,7 +257,7 @@ block!(Q6_K, 256, 210, |block, out| {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RowOrder;
+    use crate::Format;
 
     #[test]
     fn every_half_converts_as_the_half_crate_does() {
@@ -294,37 +276,6 @@ mod tests {
         for format in Format::ALL.into_iter().filter(|f| *f != Format::NF4) {
             let (len, bytes) = with_block!(format, B => (B::LEN, B::BYTES));
             assert_eq!((len, bytes), (format.block_len(), format.block_bytes()), "{}", format.name());
-        }
-    }
-
-    #[test]
-    fn every_level_expands_to_the_same_bits() {
-        let cols = 1024;
-        for format in Format::ALL {
-            let mut bytes: Vec<u8> =
-                (0..format.matrix_bytes(1, cols).unwrap()).map(|i| (i * i * 31 + i * 7) as u8).collect();
-            // Infinite scales would make numbers that equal nothing.
-            if format == Format::NF4 {
-                let tail = format.row_bytes(cols).unwrap();
-                bytes[tail..].copy_from_slice(&[1.0f32, 0.7].map(f32::to_le_bytes).concat());
-            } else {
-                for block in bytes.chunks_exact_mut(format.block_bytes()) {
-                    let scales = if format == Format::Q6_K { 208..210 } else { 0..block.len().min(4) };
-                    block[scales].iter_mut().skip(1).step_by(2).for_each(|byte| *byte &= 0x3f);
-                }
-            }
-            let w = WeightRef { format, rows: 1, cols, order: RowOrder::Plain, bytes: &bytes };
-            for (start, end) in [(0, cols), (0, 1), (3, 40), (32, 577), (256, 1000), (511, 513)] {
-                let run = |level| {
-                    let mut out = vec![f32::NAN; end - start];
-                    expand(level, &w, 0, start..end, &mut out);
-                    out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
-                };
-                let want = run(Level::Portable);
-                for level in Level::available() {
-                    assert_eq!(run(level), want, "{} {} {start}..{end}", level.name(), format.name());
-                }
-            }
         }
     }
 }

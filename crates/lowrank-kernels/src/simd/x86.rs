@@ -1,32 +1,79 @@
 //! The vectors of AVX2 with FMA and of AVX-512.
 
-use super::Vector;
 use std::arch::x86_64::*;
 
-/// Eight lanes of AVX2 with FMA.
+use super::level::Level;
+use super::vector::Vector;
+
+/// Eight lanes of AVX2 with FMA. Tiles of 6 x 16 leave 12 of 16 registers to sums.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256);
 
-/// [`Vector::transpose8`] by shuffles: pairs, then quarters, then halves.
+impl Avx2 {
+    /// The lanes of `v`.
+    #[inline(always)]
+    pub(crate) fn of(v: __m256) -> Self {
+        Self(v)
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn enter_avx2<T>(f: impl FnOnce() -> T) -> T {
+    f()
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn enter_avx512<T>(f: impl FnOnce() -> T) -> T {
+    f()
+}
+
+/// [`Vector::transpose8`] by shuffles within halves.
 ///
 /// # Safety
 /// As there.
 #[inline(always)]
-unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, pitch: usize) {
+unsafe fn transpose8(from: [*const f32; 8], to: *mut f32, stride: usize) {
     // SAFETY: the caller's promise on the pointers; AVX2 is there (see `Vector`).
     unsafe {
-        let r = rows.map(|p| _mm256_loadu_ps(p));
-        let pair = |a: usize| (_mm256_unpacklo_ps(r[a], r[a + 1]), _mm256_unpackhi_ps(r[a], r[a + 1]));
-        let (p0, p1, p2, p3) = (pair(0), pair(2), pair(4), pair(6));
-        let low = |a, b| _mm256_shuffle_ps::<0x44>(a, b);
-        let high = |a, b| _mm256_shuffle_ps::<0xEE>(a, b);
-        let left = [low(p0.0, p1.0), high(p0.0, p1.0), low(p0.1, p1.1), high(p0.1, p1.1)];
-        let right = [low(p2.0, p3.0), high(p2.0, p3.0), low(p2.1, p3.1), high(p2.1, p3.1)];
-        for i in 0..4 {
-            _mm256_storeu_ps(to.add(i * pitch), _mm256_permute2f128_ps::<0x20>(left[i], right[i]));
-            _mm256_storeu_ps(to.add((i + 4) * pitch), _mm256_permute2f128_ps::<0x31>(left[i], right[i]));
+        for at in [0, 4] {
+            let (r0, r1) = (halves(from[0], from[4], at), halves(from[1], from[5], at));
+            let (r2, r3) = (halves(from[2], from[6], at), halves(from[3], from[7], at));
+            let (a, b) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
+            let (c, d) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
+            let columns = [
+                _mm256_shuffle_ps(a, c, 0x44),
+                _mm256_shuffle_ps(a, c, 0xee),
+                _mm256_shuffle_ps(b, d, 0x44),
+                _mm256_shuffle_ps(b, d, 0xee),
+            ];
+            for (j, column) in columns.into_iter().enumerate() {
+                _mm256_storeu_ps(to.add((at + j) * stride), column);
+            }
         }
     }
+}
+
+/// Four values of one run and four of another side by side, so that the rest of a transposition stays within halves.
+#[inline(always)]
+unsafe fn halves(low: *const f32, high: *const f32, at: usize) -> __m256 {
+    // SAFETY: the caller's promise on the pointers; AVX2 is there (see `Vector`).
+    unsafe {
+        let low = _mm256_castps128_ps256(_mm_loadu_ps(low.add(at)));
+        _mm256_insertf128_ps(low, _mm_loadu_ps(high.add(at)), 1)
+    }
+}
+
+/// [`Vector::opaque`].
+#[inline(always)]
+// The pointer passes through and is not followed.
+#[allow(clippy::pointers_in_nomem_asm_block)]
+fn opaque(p: *const f32) -> *const f32 {
+    let mut p = p;
+    // SAFETY: there is no instruction in it.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags));
+    }
+    p
 }
 
 /// The mask that lets the first `lanes` of eight lanes through.
@@ -34,19 +81,30 @@ unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, pitch: usize) {
 fn mask8(lanes: usize) -> __m256i {
     const ONES: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
     debug_assert!(lanes <= 8);
-    // SAFETY: `lanes <= 8` keeps the eight numbers inside the table; AVX2 is there (see `Vector`).
+    // SAFETY: `lanes <= 8` keeps the eight values inside the table; AVX2 is there (see `Vector`).
     unsafe { _mm256_loadu_si256(ONES.as_ptr().add(8 - lanes).cast()) }
 }
 
-// SAFETY (all blocks below that hold register operations only): these types are used only under
-// `dispatch!`, which has checked the CPU. Pointers are the caller's promise.
+// SAFETY (all blocks below that hold register operations only): these types are used only inside
+// `enter`, whose caller vouches for the CPU. Pointers are the caller's promise.
 impl Vector for Avx2 {
+    const LEVEL: Level = Level::Avx2;
     const LANES: usize = 8;
     const MANY_REGISTERS: bool = false;
+    const TILE_ROWS: usize = 6;
 
     #[inline(always)]
-    unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, pitch: usize) {
-        unsafe { transpose8(rows, to, pitch) }
+    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { enter_avx2(f) }
+    }
+    #[inline(always)]
+    fn opaque(p: *const f32) -> *const f32 {
+        opaque(p)
+    }
+    #[inline(always)]
+    unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, stride: usize) {
+        unsafe { transpose8(rows, to, stride) }
     }
     #[inline(always)]
     fn prefetch(p: *const f32) {
@@ -161,7 +219,7 @@ impl Vector for Avx2 {
     }
 }
 
-/// Sixteen lanes of AVX-512F.
+/// Sixteen lanes of AVX-512. Tiles of 14 x 32 leave 28 of 32 registers to sums.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
 
@@ -172,12 +230,23 @@ fn mask16(lanes: usize) -> __mmask16 {
 
 // SAFETY: as for `Avx2`.
 impl Vector for Avx512 {
+    const LEVEL: Level = Level::Avx512;
     const LANES: usize = 16;
     const MANY_REGISTERS: bool = true;
+    const TILE_ROWS: usize = 14;
 
     #[inline(always)]
-    unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, pitch: usize) {
-        unsafe { transpose8(rows, to, pitch) }
+    unsafe fn enter<T>(f: impl FnOnce() -> T) -> T {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { enter_avx512(f) }
+    }
+    #[inline(always)]
+    fn opaque(p: *const f32) -> *const f32 {
+        opaque(p)
+    }
+    #[inline(always)]
+    unsafe fn transpose8(rows: [*const f32; 8], to: *mut f32, stride: usize) {
+        unsafe { transpose8(rows, to, stride) }
     }
     #[inline(always)]
     fn prefetch(p: *const f32) {

@@ -1,0 +1,25 @@
+//! Why a matrix could not be quantised.
+
+use crate::format::Format;
+
+/// Why a row could not be stored in a format.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum QuantizeError {
+    /// The format can be read but not written.
+    #[error("{} can be read but not written: choose F32, F16, BF16, Q8_0, Q4_0 or Q4_1", .0.name())]
+    Unsupported(Format),
+    /// No scale makes a finite level of it.
+    #[error("row {row} holds a value that is not finite")]
+    NotFinite {
+        /// The row of the matrix.
+        row: usize,
+    },
+    /// A row must be a whole number of blocks.
+    #[error("a row of {cols} values is not a multiple of the block of {}, {}", .format.name(), .format.block_len())]
+    Cols {
+        /// The format asked for.
+        format: Format,
+        /// Length of the row.
+        cols: usize,
+    },
+}

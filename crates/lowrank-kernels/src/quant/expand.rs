@@ -1,0 +1,80 @@
+//! A row of a weight to f32, at any level.
+
+use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
+use super::blocks::{self, with_block};
+use super::nf4;
+use crate::format::{Format, WeightRef};
+use crate::simd::{Level, level};
+
+impl WeightRef<'_> {
+    /// Writes `W[row, cols]` as f32 into `out`, row in Hugging Face's order.
+    ///
+    /// `cols` need not start or end at a block. The values are llama.cpp's (of NF4 bitsandbytes'), bit for bit.
+    ///
+    /// # Panics
+    /// Where `row` or `cols` lie outside the matrix, or `out` is not as long as `cols`.
+    pub fn expand(&self, row: usize, cols: Range<usize>, out: &mut [f32]) {
+        assert!(
+            row < self.rows && cols.end <= self.cols,
+            "W[{row}, {cols:?}] of {} x {}",
+            self.rows,
+            self.cols
+        );
+        assert_eq!(out.len(), cols.len(), "one value for each column");
+        expand(level(), self, row, cols, out);
+    }
+}
+
+/// Expands `W[row, cols]`. `level` must be available.
+pub(crate) fn expand(level: Level, w: &WeightRef, row: usize, cols: Range<usize>, out: &mut [f32]) {
+    if w.format == Format::NF4 {
+        return nf4::expand(level, &nf4::Row::of(w, row), cols, out);
+    }
+    let (format, row) = (w.format, w.row(row));
+    match level {
+        // SAFETY: the level is available, and AVX-512 includes AVX2.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 | Level::Amx => unsafe { avx2::expand(format, row, cols, out) },
+        _ => with_block!(format, B => blocks::expand_blocks::<B>(row, cols, out)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RowOrder;
+
+    #[test]
+    fn every_level_expands_to_the_same_bits() {
+        let cols = 1024;
+        for format in Format::ALL {
+            let mut bytes: Vec<u8> =
+                (0..format.matrix_bytes(1, cols).unwrap()).map(|i| (i * i * 31 + i * 7) as u8).collect();
+            // Infinite scales would make numbers that equal nothing.
+            if format == Format::NF4 {
+                let tail = format.row_bytes(cols).unwrap();
+                bytes[tail..].copy_from_slice(&[1.0f32, 0.7].map(f32::to_le_bytes).concat());
+            } else {
+                for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                    let scales = if format == Format::Q6_K { 208..210 } else { 0..block.len().min(4) };
+                    block[scales].iter_mut().skip(1).step_by(2).for_each(|byte| *byte &= 0x3f);
+                }
+            }
+            let w = WeightRef { format, rows: 1, cols, order: RowOrder::Plain, bytes: &bytes };
+            for (start, end) in [(0, cols), (0, 1), (3, 40), (32, 577), (256, 1000), (511, 513)] {
+                let run = |level| {
+                    let mut out = vec![f32::NAN; end - start];
+                    expand(level, &w, 0, start..end, &mut out);
+                    out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                };
+                let want = run(Level::Portable);
+                for level in Level::available() {
+                    assert_eq!(run(level), want, "{} {} {start}..{end}", level.name(), format.name());
+                }
+            }
+        }
+    }
+}
