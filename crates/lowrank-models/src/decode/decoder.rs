@@ -231,7 +231,8 @@ impl<'m> Decoder<'m> {
         events
     }
 
-    /// Continues all requests to their ends, at most `at_once` of them at a time and as many as there is room for.
+    /// Continues all requests to their ends, at most `at_once` of them at a time and as many as there is room for. New
+    /// ones join when half of these have ended: prompts are computed faster several at a time.
     /// `done` gets each request's number and texts as soon as they have ended.
     ///
     /// # Errors
@@ -246,7 +247,9 @@ impl<'m> Decoder<'m> {
         // Number, texts, and how many have not ended.
         let mut going: Vec<(RequestId, usize, Vec<Decoded>, usize)> = Vec::new();
         loop {
-            while going.len() < at_once.max(1)
+            let refill = going.len() <= at_once / 2;
+            while refill
+                && going.len() < at_once.max(1)
                 && let Some((number, request)) = waiting.peek().copied()
             {
                 match self.join(request) {

@@ -1,8 +1,9 @@
 //! Rows of the key-value cache: who has which.
 //!
 //! A block is a contiguous range of rows that grows at its end, because attention reads a sequence as at most two
-//! contiguous ranges. Blocks grow in place where the rows behind them are free and move elsewhere where they are not,
-//! doubling their room each time, so that a row is copied a constant number of times on average. The cache itself
+//! contiguous ranges. A block gets room for all that it may come to use, up to [`ROWS_AHEAD`]: memory that is never
+//! touched costs nothing. Beyond that it grows in place where the rows behind it are free and moves elsewhere where they
+//! are not, doubling its room each time, so that a row is copied a constant number of times on average. The cache itself
 //! grows in the same way up to its capacity.
 
 use std::cell::RefCell;
@@ -10,8 +11,8 @@ use std::ops::Range;
 
 use lowrank_engine::{Device, KvCache};
 
-/// Rows that a block has room for at first.
-const FIRST_ROWS: usize = 64;
+/// Rows set aside at once for what a block may come to use.
+const ROWS_AHEAD: usize = 1024;
 
 /// A block of rows. Every handle is released once.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,8 +112,11 @@ impl<'m> Rows<'m> {
         if need <= room {
             return;
         }
-        let good = need.max(2 * room).max(FIRST_ROWS).min(limit);
-        match self.find(id, need, good) {
+        let good = need.max(2 * room).max(ROWS_AHEAD).min(limit);
+        // Gaps that fit nobody are closed before the cache grows.
+        let (have, committed) = (self.cache.borrow().rows(), self.committed());
+        let place = self.find(id, need, good).filter(|place| place.end <= have || committed > have);
+        match place {
             Some(place) => {
                 self.grow(place.end);
                 if place.start != start {
@@ -205,11 +209,13 @@ impl<'m> Rows<'m> {
         }
     }
 
+    /// Grows the cache to at least `rows` rows.
     fn grow(&mut self, rows: usize) {
         let have = self.cache.borrow().rows();
         if rows > have {
-            let rows = rows.max(2 * have).next_multiple_of(FIRST_ROWS).min(self.capacity);
-            self.cache.borrow_mut().grow(self.device, rows);
+            // Room for the requests that are here, and for as many more that a row is copied a few times only.
+            let ahead = self.committed().min(2 * have + 16 * ROWS_AHEAD).max(have + have / 4);
+            self.cache.borrow_mut().grow(self.device, rows.max(ahead).min(self.capacity));
         }
     }
 }
