@@ -91,6 +91,11 @@ impl<'m> Decoder<'m> {
         Ok(self.plan(request)?.rows())
     }
 
+    /// Bytes of a row of the cache: keys and values of all layers in f32.
+    pub fn row_bytes(&self) -> usize {
+        self.lanes.row_bytes()
+    }
+
     /// Rows of the cache that no request may come to use. Those kept for later prompts count as free.
     pub fn free_rows(&self) -> usize {
         let kept = self.kept.iter().map(|(_, lane)| self.lanes.len(lane)).sum::<usize>();

@@ -55,6 +55,11 @@ impl<'m> Lanes<'m> {
         (self.model.vocab() as u32..).take(self.adapters.virtual_tokens).collect()
     }
 
+    /// Bytes of a row of the cache.
+    pub fn row_bytes(&self) -> usize {
+        2 * size_of::<f32>() * self.model.kv_widths().iter().sum::<usize>()
+    }
+
     /// Tokens of a sequence at most, without the virtual ones.
     pub fn position_limit(&self) -> usize {
         let limit = self.model.position_limit().unwrap_or(usize::MAX);
