@@ -2,32 +2,14 @@
 
 use std::io::ErrorKind;
 
-use lowrank::{Error, adapters, models, tools, train};
+use lowrank::Error;
 use pyo3::PyErr;
 use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyPermissionError, PyRuntimeError, PyValueError};
 
-/// What the system said, where it was the system.
+/// What the system said, where it was the system: an error of the operating system is a cause of ours.
 fn system(error: &Error) -> Option<ErrorKind> {
-    match error {
-        Error::Io { source, .. } | Error::Train(train::Error::Io { source, .. }) => Some(source.kind()),
-        Error::Tools(tools::Error::Io { source, .. }) => Some(source.kind()),
-        Error::Model(error) | Error::Tools(tools::Error::Model(error)) => of_model(error),
-        Error::Adapter(error)
-        | Error::Train(train::Error::Adapter(error))
-        | Error::Tools(tools::Error::Adapter(error)) => match error {
-            adapters::Error::Io { source, .. } => Some(source.kind()),
-            adapters::Error::Model(error) => of_model(error),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-fn of_model(error: &models::Error) -> Option<ErrorKind> {
-    match error {
-        models::Error::Io { source, .. } => Some(source.kind()),
-        _ => None,
-    }
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).map(std::io::Error::kind).next()
 }
 
 /// `OSError` (or the class below it that Python has for the case) where a file could not be read or

@@ -128,7 +128,7 @@ impl Engine {
     /// weights are held, in JSON.
     #[new]
     fn new(py: Python<'_>, source: String, form: &str) -> PyResult<Self> {
-        let form = options(form).map_err(to_python)?.form();
+        let form = options(form).map_err(to_python)?.load_options();
         let pool = pool(0)?;
         let session = py.detach(|| pool.install(|| Session::open_as(&source, form))).map_err(to_python)?;
         Ok(Self { source, session, adapter: RwLock::default() })

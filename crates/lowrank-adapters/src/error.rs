@@ -4,14 +4,6 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file that cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
     /// A file whose content is wrong.
     #[error("{}: {what}", path.display())]
     File {
@@ -20,9 +12,9 @@ pub enum Error {
         /// What is wrong with it, and the fix.
         what: String,
     },
-    /// A file of tensors, or one that cannot be written.
+    /// A file that cannot be read or written, or a wrong file of tensors.
     #[error(transparent)]
-    Model(#[from] lowrank_models::Error),
+    Files(#[from] lowrank_files::Error),
     /// Numbers that cannot be computed with.
     #[error("cannot decompose: {0}")]
     Decomposition(String),
@@ -51,8 +43,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| lowrank_files::Error::io(path)(source).into()
     }
 
     pub(crate) fn file(path: &Path, what: impl Into<String>) -> Self {

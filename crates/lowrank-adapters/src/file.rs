@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank_engine::{Site, SiteKind};
-use lowrank_models::files::{AtomicFile, write_atomic};
+use lowrank_files::{AtomicFile, write_atomic};
 use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
 
@@ -52,7 +52,7 @@ impl LoraConfig {
     /// Where it is absent, no JSON, or describes an adapter that is not supported.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         let path = dir.join(CONFIG_FILE);
-        let text = fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let text = fs::read(&path).map_err(Error::io(&path))?;
         let config: Self = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
         config.check().map_err(|e| Error::file(&path, e.to_string()))?;
         Ok(config)
@@ -259,7 +259,7 @@ impl AdapterSet {
         if let Some(exported) = self.exported()? {
             return exported.save(dir);
         }
-        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let tensors = self.params.iter().filter(|(_, p)| p.saved).map(|(_, p)| {
             let view = TensorView { shape: p.shape.clone(), value: &p.value };
             (file_name(&p.name), view)
@@ -319,7 +319,7 @@ pub fn read_task(dir: &Path) -> Result<Option<Value>, Error> {
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(&path, e.to_string())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(&path, e)),
+        Err(e) => Err(Error::io(&path)(e)),
     }
 }
 
@@ -362,7 +362,7 @@ fn tensors_file(dir: &Path) -> PathBuf {
 
 /// All tensors of a file as f32.
 fn read_tensors(path: &Path) -> Result<Tensors, Error> {
-    let file = lowrank_models::Tensors::open(path)?;
+    let file = lowrank_files::Tensors::open(path)?;
     let read = |name: &str| {
         let (rows, cols) = file.matrix_shape(name).unwrap_or_default();
         let mut value = vec![0.0; rows * cols];

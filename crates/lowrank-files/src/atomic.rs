@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A file under construction: bytes go to a hidden neighbour, which takes the place of `path` on
 /// [`AtomicFile::commit`] and is removed if that never comes.

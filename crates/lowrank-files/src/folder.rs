@@ -6,18 +6,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::config;
-use super::tensors::Tensors;
-use crate::error::shown;
-use crate::{Error, Result};
+use crate::error::{Error, Result, shown};
+use crate::json::read_json;
+use crate::tensors::Tensors;
 
 /// The index of a large model names every tensor: a few MB at most.
 const MAX_INDEX: u64 = 64 << 20;
 
 /// File name of an index of shards.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
+pub const INDEX: &str = "model.safetensors.index.json";
 /// File name of a model in one file.
-pub(crate) const SINGLE: &str = "model.safetensors";
+pub const SINGLE: &str = "model.safetensors";
 /// The same names for PyTorch's own files.
 const PYTORCH: (&str, &str) = ("pytorch_model.bin.index.json", "pytorch_model.bin");
 
@@ -27,7 +26,7 @@ struct Index {
 }
 
 /// The shards that the index at `path` names, each once.
-pub(crate) fn shards(path: &Path) -> Result<Vec<String>> {
+pub fn shards(path: &Path) -> Result<Vec<String>> {
     let mut names: Vec<String> = read_index(path)?.into_values().collect();
     names.sort_unstable();
     names.dedup();
@@ -35,7 +34,7 @@ pub(crate) fn shards(path: &Path) -> Result<Vec<String>> {
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let index: Index = config::read_json(path, MAX_INDEX)?;
+    let index: Index = read_json(path, MAX_INDEX)?;
     for (tensor, file) in &index.weight_map {
         // A shard lies next to its index: anything else could read files the user never named.
         let plain = Path::new(file).components().eq([std::path::Component::Normal(file.as_ref())]);
@@ -48,7 +47,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// The tensors of the folder.
-pub(crate) fn read_tensors(folder: &Path) -> Result<Tensors> {
+pub fn read_tensors(folder: &Path) -> Result<Tensors> {
     let mut tensors = Tensors::default();
     let safe = [INDEX, SINGLE].into_iter().any(|name| folder.join(name).is_file());
     let index = folder.join(if safe { INDEX } else { PYTORCH.0 });
@@ -75,7 +74,7 @@ pub(crate) fn read_tensors(folder: &Path) -> Result<Tensors> {
 }
 
 /// Whether a folder holds weights in any form we know of.
-pub(crate) fn has_weights(folder: &Path) -> Result<bool> {
+pub fn has_weights(folder: &Path) -> Result<bool> {
     for item in folder.read_dir().map_err(Error::io(folder))? {
         let path = item.map_err(Error::io(folder))?.path();
         let ending = path.extension().and_then(|e| e.to_str());

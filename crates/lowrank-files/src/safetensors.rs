@@ -10,9 +10,8 @@ use lowrank_kernels::{Format, RowOrder};
 use serde::Deserialize;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 
-use super::tensors::{Entry, MappedFile, Tensors};
-use crate::error::shown;
-use crate::{Error, Result};
+use crate::entry::{Entry, MappedFile};
+use crate::error::{Error, Result, shown};
 
 /// The format's own limit on the header.
 const MAX_HEADER: u64 = 100_000_000;
@@ -24,13 +23,10 @@ struct Info {
     data_offsets: (u64, u64),
 }
 
-/// Adds the tensors of the safetensors file.
-pub(crate) fn read(file: MappedFile, tensors: &mut Tensors) -> Result<()> {
-    let path = &file.path.clone();
-    let (data_start, infos) = read_header(path, &file.map)?;
-    let entries = check(path, infos, data_start, file.map.len())?;
-    let index = tensors.add_file(file);
-    entries.into_iter().try_for_each(|entry| tensors.add(Entry { file: index, ..entry }))
+/// Where the tensors of the safetensors file lie. The entries' file index is set by the caller.
+pub(crate) fn read(file: &MappedFile) -> Result<Vec<Entry>> {
+    let (data_start, infos) = read_header(&file.path, &file.map)?;
+    check(&file.path, infos, data_start, file.map.len())
 }
 
 fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Vec<(String, Info)>)> {
@@ -83,7 +79,7 @@ impl<'de> Visitor<'de> for Header {
     }
 }
 
-/// Sizes, offsets and overlaps. The entries' file index is set by the caller.
+/// Checks sizes, offsets and overlaps.
 fn check(path: &Path, infos: Vec<(String, Info)>, start: usize, file_len: usize) -> Result<Vec<Entry>> {
     let data_len = (file_len - start) as u64;
     let mut entries = Vec::new();

@@ -1,38 +1,19 @@
 //! The tensors of a base model, by Hugging Face name, wherever they lie.
 
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::Mutex;
 
-use lowrank_engine::{FrozenWeight, Mapped, Span, Storage, give_back};
+use lowrank_engine::{FrozenWeight, Span, Storage, give_back};
 use lowrank_kernels::{Format, RowOrder, WeightRef};
 use rayon::prelude::*;
 
-use super::form::{Converted, Form};
-use super::planned::Planned;
-use super::{pytorch, safetensors};
-use crate::error::shown;
-use crate::{Error, Result};
-
-/// A memory-mapped file and its path.
-#[derive(Clone)]
-pub(crate) struct MappedFile {
-    pub path: PathBuf,
-    pub map: Arc<Mapped>,
-}
-
-impl MappedFile {
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        if !file.metadata().map_err(Error::io(path))?.is_file() {
-            return Err(Error::file(path, "is not a regular file"));
-        }
-        let map = Mapped::new(file).map_err(Error::io(path))?;
-        Ok(Self { path: path.to_owned(), map: Arc::new(map) })
-    }
-}
+use crate::entry::{Entry, MappedFile};
+use crate::error::{Error, Result, shown};
+use crate::load_options::LoadOptions;
+use crate::planned::Planned;
+use crate::{pytorch, safetensors};
 
 /// Bytes of a tensor up to which it is read at once and its pages are left alone.
 const SMALL: usize = 64 << 10;
@@ -40,17 +21,13 @@ const SMALL: usize = 64 << 10;
 /// Numbers from which on reading is shared among threads.
 const PARALLEL: usize = 1 << 16;
 
-/// Where one tensor lies.
-pub(crate) struct Entry {
-    pub name: String,
-    /// Index into the files.
-    pub file: usize,
-    /// `Err` keeps the file's own name of a number type we do not read: an error only when asked for.
-    pub format: Result<Format, String>,
-    /// Outermost axis first.
-    pub shape: Vec<usize>,
-    pub order: RowOrder,
-    pub bytes: Range<usize>,
+/// What became of the matrices so far.
+#[derive(Default)]
+pub(crate) struct Converted {
+    pub bytes: HashMap<String, usize>,
+    pub left: Vec<String>,
+    /// Tables of which only single rows are read.
+    pub lookups: HashSet<String>,
 }
 
 /// The tensors of a base model. Nothing is read before it is asked for.
@@ -59,13 +36,13 @@ pub struct Tensors {
     files: Vec<MappedFile>,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
-    pub(super) form: Form,
-    pub(super) converted: Mutex<Converted>,
+    pub(crate) options: LoadOptions,
+    pub(crate) converted: Mutex<Converted>,
     /// What the file has added to every number of a tensor; reading takes it off.
     added: HashMap<String, f32>,
     /// What is read in place of the files' tensors.
     replaced: HashMap<String, FrozenWeight>,
-    pub(super) planned: Option<Planned>,
+    pub(crate) planned: Option<Planned>,
 }
 
 impl Tensors {
@@ -82,10 +59,12 @@ impl Tensors {
     pub(crate) fn add_all_of(&mut self, path: &Path) -> Result<()> {
         let file = MappedFile::open(path)?;
         let named = path.extension().is_some_and(|e| e == "bin" || e == "pt" || e == "pth");
-        match named || pytorch::is_pytorch(&file.map) {
-            true => pytorch::read(file, self),
-            false => safetensors::read(file, self),
-        }
+        let entries = match named || pytorch::is_pytorch(&file.map) {
+            true => pytorch::read(&file)?,
+            false => safetensors::read(&file)?,
+        };
+        let index = self.add_file(file);
+        entries.into_iter().try_for_each(|entry| self.add(Entry { file: index, ..entry }))
     }
 
     pub(crate) fn add_file(&mut self, file: MappedFile) -> usize {
@@ -110,7 +89,7 @@ impl Tensors {
 
     /// Puts `prefix.` before every name but the head's, where no name has it: GPT-2's files on the hub and others
     /// of models without head.
-    pub(crate) fn complete_names(&mut self, prefix: &str) {
+    pub fn complete_names(&mut self, prefix: &str) {
         let begins =
             |name: &str, with: &str| name.strip_prefix(with).is_some_and(|rest| rest.starts_with('.'));
         if self.names().any(|name| begins(name, prefix)) {
@@ -173,7 +152,7 @@ impl Tensors {
     }
 
     /// Of a tensor in a number type we do not read: the type's name and the bytes as they are.
-    pub(crate) fn unread(&self, name: &str) -> Option<(&str, &[u8])> {
+    pub fn unread(&self, name: &str) -> Option<(&str, &[u8])> {
         let entry = self.entry(name)?;
         let dtype = entry.format.as_ref().err()?;
         Some((dtype, &self.files[entry.file].map[entry.bytes.clone()]))
@@ -206,12 +185,12 @@ impl Tensors {
     }
 
     /// Name and stored bytes of each tensor.
-    pub(super) fn stored_sizes(&self) -> impl Iterator<Item = (&str, usize)> {
+    pub(crate) fn stored_sizes(&self) -> impl Iterator<Item = (&str, usize)> {
         self.entries.iter().map(|e| (e.name.as_str(), e.bytes.len()))
     }
 
     /// Name and place of each tensor.
-    pub(super) fn spans(&self) -> impl Iterator<Item = (&str, Span)> {
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (&str, Span)> {
         self.entries.iter().map(|e| (e.name.as_str(), (self.files[e.file].map.clone(), e.bytes.clone())))
     }
 
@@ -344,7 +323,7 @@ impl Tensors {
     }
 
     /// Says that there is no tensor `name`, and what there is like it.
-    pub(crate) fn missing(&self, name: &str) -> Error {
+    pub fn missing(&self, name: &str) -> Error {
         let mut near: Vec<(usize, &str)> = self
             .names()
             .map(|have| (distance(name, have), have))
@@ -363,19 +342,6 @@ impl Tensors {
             many => many.first().and_then(|f| f.path.parent()).unwrap_or(Path::new("model")).to_owned(),
         };
         Error::tensor(&path, name, what)
-    }
-}
-
-impl Entry {
-    fn readable(&self) -> Result<Format, String> {
-        self.format.clone().map_err(|found| format!("{found} numbers are not supported here"))
-    }
-
-    fn as_matrix(&self) -> (usize, usize) {
-        match self.shape.as_slice() {
-            [] => (1, 1),
-            [rows, rest @ ..] => (*rows, rest.iter().product()),
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use lowrank_engine::Format;
 use lowrank_models::Base;
-use lowrank_models::files::{save_folder, save_gguf};
+use lowrank_models::{save_folder, save_gguf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

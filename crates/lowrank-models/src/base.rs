@@ -1,35 +1,14 @@
 //! Base models from a Hugging Face folder, a GGUF file or the hub, and writing them again.
 
-mod atomic;
-mod config;
-mod export;
-mod folder;
-mod form;
-mod gguf;
-mod planned;
-mod pytorch;
-mod safetensors;
-mod tensors;
-
 use std::path::{Path, PathBuf};
 
+use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_limited, read_object, read_optional_object};
 use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
-pub use atomic::{AtomicFile, write_atomic};
-pub use config::GenerationConfig;
-pub use export::{Changes, Fill, save_folder, save_folder_with, save_gguf};
-pub use form::{Form, Precision, Quantize};
-pub use gguf::{Gguf, GgufWriter, Strings, TensorPlan, from_hf, permutes_rows, to_hf};
-pub use pytorch::{PytorchTensor, write_pytorch};
-pub use tensors::Tensors;
-
-pub(crate) use config::{read_limited, read_optional_object};
-pub(crate) use folder::{INDEX, SINGLE, shards};
-pub(crate) use form::Role;
-
+use crate::config::{self, GenerationConfig};
 use crate::tokenizer::special_text;
-use crate::{ChatTemplate, Error, Result, Tokenizer, gpt3, hub};
+use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, gpt3, hub};
 
 /// Where a base model came from.
 pub enum Kind {
@@ -98,7 +77,7 @@ impl Base {
         };
         let alone = path.is_dir() && file.is_file() && !folder::has_weights(path)?;
         if alone || path.is_file() && path.extension().is_some_and(|e| e == "json") {
-            let mut config = config::read_object(&file)?;
+            let mut config = read_object(&file)?;
             config::normalise(&mut config);
             return Self::from_config(path, Value::Object(config));
         }
@@ -133,7 +112,7 @@ impl Base {
     pub fn open_path(path: &Path) -> Result<Self> {
         if path.is_dir() {
             Self::open_folder(path)
-        } else if gguf::is_gguf(path) {
+        } else if is_gguf(path) {
             Self::open_gguf(path)
         } else {
             let what = "is neither a Hugging Face folder nor a GGUF file; \
@@ -147,7 +126,7 @@ impl Base {
         if !path.is_file() {
             return Err(Error::file(folder, "has no config.json: no Hugging Face model folder"));
         }
-        let mut config = config::read_object(&path)?;
+        let mut config = read_object(&path)?;
         config::normalise(&mut config);
         let mut tensors = folder::read_tensors(folder)?;
         let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();

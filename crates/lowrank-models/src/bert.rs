@@ -3,12 +3,12 @@
 //! `pad_token_id + 1` and have one token type. The base's own dropout is off, in training too.
 
 use lowrank_engine::{Activation, Embedding, LayerNorm, Site, Tape, Var};
+use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::activation::activation;
 use crate::encoder::{Block, Names, Shape};
-use crate::files::Tensors;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, TokenBatch};

@@ -145,7 +145,7 @@ impl ChatTemplate {
     /// assistant's cannot be found.
     pub fn render_with_spans(&self, talk: &Conversation) -> Result<Rendered> {
         let messages = &talk.messages;
-        let render = |messages, prompt| Ok(unmark(&self.run(talk, messages, prompt)?).text);
+        let render = |messages, prompt| Ok::<_, Error>(unmark(&self.run(talk, messages, prompt)?).text);
         let rendered = unmark(&self.run(talk, messages, false)?);
         if self.marks_generation {
             return Ok(rendered);

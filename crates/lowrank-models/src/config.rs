@@ -1,47 +1,8 @@
-//! The JSON files of a Hugging Face folder.
+//! The configuration files of a Hugging Face folder, in one spelling.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-
-use crate::{Error, Result};
-
-/// No configuration file is nearly as large; a larger one is not worth parsing.
-const MAX_CONFIG: u64 = 8 << 20;
-
-/// Reads a JSON file of at most `limit` bytes.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
-    let text = read_limited(path, limit)?;
-    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.to_owned(), source })
-}
-
-/// Reads a file of at most `limit` bytes whole.
-pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    let file = File::open(path).map_err(Error::io(path))?;
-    file.take(limit + 1).read_to_end(&mut text).map_err(Error::io(path))?;
-    if text.len() as u64 > limit {
-        return Err(Error::file(path, format!("is larger than the {limit} bytes such a file may have")));
-    }
-    Ok(text)
-}
-
-/// Reads a JSON object.
-pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    match read_json(path, MAX_CONFIG)? {
-        Value::Object(map) => Ok(map),
-        _ => Err(Error::file(path, "expected a JSON object")),
-    }
-}
-
-/// As [`read_object`], `None` where there is no such file.
-pub(crate) fn read_optional_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    if path.exists() { read_object(path).map(Some) } else { Ok(None) }
-}
 
 /// Brings the configuration to the one spelling that the architectures read: the rope fields of
 /// transformers 5 (`rope_parameters`) become `rope_theta` and `rope_scaling` (and, where they differ by kind of layer

@@ -5,12 +5,12 @@
 use std::rc::Rc;
 
 use lowrank_engine::{Activation, Disentangled, Embedding, LayerNorm, Linear, Segment, Site, Tape, Var};
+use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::activation::activation;
 use crate::bert::gelu;
-use crate::files::Tensors;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, Place, TokenBatch};

@@ -2,13 +2,13 @@
 //! dropout is off, in training too.
 
 use lowrank_engine::{Activation, Embedding, LayerNorm, Site, Tape, Var};
+use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::activation::activation;
 use crate::bert::gelu;
 use crate::encoder::{Block, Names, Shape};
-use crate::files::Tensors;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, TokenBatch};

@@ -7,53 +7,12 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// File or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A file that is not what its format asks for.
-    #[error("{}: {what}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong and where.
-        what: String,
-    },
-    /// One tensor of a file is missing or unusable.
-    #[error("{}: tensor {tensor}: {what}", path.display())]
-    Tensor {
-        /// The file.
-        path: PathBuf,
-        /// The tensor's name.
-        tensor: String,
-        /// What is wrong.
-        what: String,
-    },
-    /// A field of a configuration or of GGUF metadata is missing or wrong.
-    #[error("{}: {field}: {what}", path.display())]
-    Field {
-        /// The file.
-        path: PathBuf,
-        /// The field's name.
-        field: String,
-        /// What is wrong.
-        what: String,
-    },
+    /// A file that cannot be read or written, or whose content is wrong.
+    #[error(transparent)]
+    Files(#[from] lowrank_files::Error),
     /// A configuration that describes no model known here.
     #[error("{0}")]
     Config(String),
-    /// A JSON file that cannot be read.
-    #[error("{}: {source}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// Line, column and reason.
-        source: serde_json::Error,
-    },
     /// A tokenizer that cannot be built or used.
     #[error("{}: tokenizer: {what}", path.display())]
     Tokenizer {
@@ -97,31 +56,26 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.to_owned(), source }
+        move |source| lowrank_files::Error::io(path)(source).into()
+    }
+
+    pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self + '_ {
+        move |source| lowrank_files::Error::Json { path: path.to_owned(), source }.into()
     }
 
     pub(crate) fn file(path: &Path, what: impl Into<String>) -> Self {
-        Self::File { path: path.to_owned(), what: what.into() }
+        lowrank_files::Error::file(path, what).into()
     }
 
     pub(crate) fn tensor(path: &Path, tensor: &str, what: impl Into<String>) -> Self {
-        Self::Tensor { path: path.to_owned(), tensor: shown(tensor), what: what.into() }
+        lowrank_files::Error::tensor(path, tensor, what).into()
     }
 
     pub(crate) fn field(path: &Path, field: &str, what: impl Into<String>) -> Self {
-        Self::Field { path: path.to_owned(), field: shown(field), what: what.into() }
+        lowrank_files::Error::field(path, field, what).into()
     }
 
     pub(crate) fn tokenizer(path: &Path, what: impl std::fmt::Display) -> Self {
         Self::Tokenizer { path: path.to_owned(), what: what.to_string() }
     }
-}
-
-/// A name out of a file, fit for one line of a message: no control characters, not endless.
-pub(crate) fn shown(name: &str) -> String {
-    let mut short: String = name.chars().take(120).flat_map(char::escape_debug).collect();
-    if name.chars().nth(120).is_some() {
-        short.push('…');
-    }
-    short
 }

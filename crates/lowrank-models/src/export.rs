@@ -4,12 +4,16 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
+use lowrank_files::folder::{INDEX, SINGLE};
+use lowrank_files::{
+    AtomicFile, GgufWriter, TensorPlan, added, from_hf, permutes_rows, read_object, write_atomic,
+};
 use lowrank_kernels::{Format, RowOrder, WeightRef, quantize};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::gguf::{GgufWriter, TensorPlan, added, factors_of, from_hf, metadata_of, permutes_rows};
-use super::{AtomicFile, Base, INDEX, Kind, SINGLE, write_atomic};
+use crate::base::{Base, Kind};
+use crate::gguf::{factors_of, metadata_of};
 use crate::tokenizer::write_metadata;
 use crate::{Error, Result};
 
@@ -20,7 +24,7 @@ const SHARD: u64 = 5_000_000_000;
 const PIECE: usize = 4 << 20;
 
 /// What the written model is made of: `fill(name, rows, out)` writes rows `rows` of the tensor `name`
-/// (Hugging Face's name and order) as f32. To change nothing: [`super::Tensors::read_rows`].
+/// (Hugging Face's name and order) as f32. To change nothing: [`lowrank_files::Tensors::read_rows`].
 pub type Fill<'a> = dyn FnMut(&str, Range<usize>, &mut [f32]) -> Result<()> + 'a;
 
 /// Writes the model as a Hugging Face folder that transformers loads: `config.json`, `.safetensors` in
@@ -135,7 +139,7 @@ fn save_folder_in_shards(
 
     let mut config = match &base.kind {
         // As the authors wrote it, not as we normalised it.
-        Kind::Folder => super::config::read_object(&base.source.join("config.json"))?,
+        Kind::Folder => read_object(&base.source.join("config.json"))?,
         Kind::Gguf(_) | Kind::Config => base.config_map().clone(),
     };
     for name in ["torch_dtype", "dtype"] {
@@ -196,8 +200,8 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let json = |source| Error::Json { path: path.to_owned(), source };
-    write_atomic(path, (serde_json::to_string_pretty(value).map_err(json)? + "\n").as_bytes())
+    let text = serde_json::to_string_pretty(value).map_err(Error::json(path))? + "\n";
+    Ok(write_atomic(path, text.as_bytes())?)
 }
 
 /// Tensors for each shard, in order; one larger than the limit has a shard of its own.

@@ -3,11 +3,11 @@
 //! for layers with a window. `transformers/models/{gemma,gemma2,gemma3}` are followed.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Site, Tape, Var};
+use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::activation::activation;
-use crate::files::Tensors;
 use crate::heads::Head;
 use crate::loader::Loader;
 use crate::model::{Model, Place, TokenBatch};

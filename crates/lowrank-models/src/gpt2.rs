@@ -3,11 +3,11 @@
 //! locally banded attention in every other layer, and query, key and value apart.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, LayerNorm, Linear, Site, Tape, Var};
+use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::activation::activation;
-use crate::files::Tensors;
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{Model, Place, TokenBatch};

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use lowrank_files::folder::{INDEX, SINGLE, shards};
 
-use crate::files::{INDEX, SINGLE, shards};
 use crate::{Error, Result};
 
 /// Files beside the weights; the model can do without all but the first.

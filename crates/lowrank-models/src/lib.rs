@@ -1,17 +1,21 @@
 //! Model files, tokenizers, chat templates, architectures and generation.
 //!
 //! A base model comes from a Hugging Face folder, a GGUF file or a hub id, and looks the same from then
-//! on: [`files::Base`] gives the configuration in `config.json`'s words and every tensor under its
+//! on: [`Base`] gives the configuration in `config.json`'s words and every tensor under its
 //! Hugging Face name, read in place from the memory-mapped file.
 
 mod activation;
+mod base;
 mod bert;
+mod config;
 mod deberta;
 mod distilbert;
 mod encoder;
 mod error;
+mod export;
 mod fields;
 mod gemma;
+mod gguf;
 mod gpt2;
 mod gpt3;
 mod llama;
@@ -22,15 +26,16 @@ mod rope;
 
 pub mod chat;
 pub mod decode;
-pub mod files;
 pub mod heads;
 pub mod hub;
 pub mod tokenizer;
 
+pub use base::{Base, Kind};
 pub use chat::{ChatTemplate, Conversation, Message};
+pub use config::GenerationConfig;
 pub use decode::{Decoded, Decoder, DecoderOptions, Request, Sampling, SearchOptions, Sequence, Strategy};
 pub use error::{Error, Result};
-pub use files::{Base, GenerationConfig, Tensors};
+pub use export::{Changes, Fill, save_folder, save_folder_with, save_gguf};
 pub use heads::{ClassHead, Head, HeadKind, load_for};
 pub use loader::Loader;
 pub use model::{Model, TokenBatch, base_prefix, load};

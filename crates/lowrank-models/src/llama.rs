@@ -2,10 +2,10 @@
 //! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Site, Tape, Var};
+use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::files::Tensors;
 use crate::heads::Head;
 use crate::loader::Loader;
 use crate::model::{Model, Place, TokenBatch};

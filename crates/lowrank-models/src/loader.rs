@@ -1,8 +1,8 @@
 //! Takes the weights of a model out of its files by module path, and numbers the sites on the way.
 
 use lowrank_engine::{Embedding, FrozenWeight, LayerNorm, Linear, LmHead, RmsNorm, Site, SiteId, SiteKind};
+use lowrank_files::{Role, Tensors};
 
-use crate::files::{Role, Tensors};
 use crate::{Error, Result};
 
 /// Builds the layers of an architecture.
@@ -85,7 +85,9 @@ impl<'a> Loader<'a> {
         let weight = if self.tensors.is_planned() {
             self.tensors.weight(&name)?
         } else {
-            let Some(have) = self.tensors.shape(&name) else { return Err(self.tensors.missing(&name)) };
+            let Some(have) = self.tensors.shape(&name) else {
+                return Err(self.tensors.missing(&name).into());
+            };
             self.expect(&name, have, &[outputs, inner, kernel])?;
             let mut stored = vec![0.0; outputs * inner * kernel];
             self.tensors.read_rows(&name, 0..outputs, &mut stored)?;

@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 
 use lowrank_engine::{Attention, AttentionShape, Linear, LmHead, Rope, Segment, Site, Tape, Var};
+use lowrank_files::Tensors;
 use serde_json::Value;
 
 use crate::bert::Bert;
 use crate::deberta::Deberta;
 use crate::distilbert::DistilBert;
-use crate::files::Tensors;
 use crate::gemma::Gemma;
 use crate::gpt2::Gpt2;
 use crate::heads::{Head, HeadLayout};

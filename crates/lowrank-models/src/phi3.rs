@@ -2,11 +2,11 @@
 //! rotations that may leave part of a head alone. `transformers/models/phi3` is followed.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Site, Tape, Var};
+use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::activation::activation;
-use crate::files::Tensors;
 use crate::heads::Head;
 use crate::loader::Loader;
 use crate::model::{Model, Place, TokenBatch};

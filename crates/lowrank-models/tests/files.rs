@@ -7,8 +7,9 @@ use std::path::Path;
 
 use common::{HEAD_DIM, HIDDEN, llama_shapes, ramp, real_gguf, write_llama_folder};
 use lowrank_engine::{Format, RowOrder};
-use lowrank_models::files::{Gguf, save_folder, save_gguf};
+use lowrank_files::Gguf;
 use lowrank_models::{Base, Message, Result};
+use lowrank_models::{save_folder, save_gguf};
 use serde_json::{Value, json};
 
 const VOCAB: usize = 40;

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use common::counting::{Counting, measured};
 use common::{fixture, test_data, write_llama_folder};
-use lowrank_models::{Base, Result, Tensors};
+use lowrank_files::Tensors;
+use lowrank_models::{Base, Result};
 use tempfile::NamedTempFile;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};

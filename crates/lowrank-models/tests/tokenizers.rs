@@ -3,7 +3,7 @@
 mod common;
 
 use common::{fixture, fixture_json, real_gguf, test_data};
-use lowrank_models::files::{Gguf, GgufWriter};
+use lowrank_files::{Gguf, GgufWriter};
 use lowrank_models::{Base, GenerationConfig, Tokenizer};
 use serde_json::Value;
 
@@ -75,10 +75,8 @@ fn tokenizers_survive_the_way_through_both_formats() {
         check(&base.tokenizer().unwrap(), &expected);
         let path = folder.path().join("model.gguf");
         let format = lowrank_engine::Format::F32;
-        lowrank_models::files::save_gguf(&base, &path, format, &mut |n, r, o| {
-            base.tensors.read_rows(n, r, o)
-        })
-        .unwrap();
+        lowrank_models::save_gguf(&base, &path, format, &mut |n, r, o| base.tensors.read_rows(n, r, o))
+            .unwrap();
         let again = Base::open_path(&path).unwrap().tokenizer().unwrap();
         assert_eq!((again.bos(), again.eos()), (Some(1), Some(2)), "{name}");
         assert_eq!(

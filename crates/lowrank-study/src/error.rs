@@ -12,13 +12,8 @@ pub enum Error {
     #[error("{0}")]
     Spec(String),
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What happened.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] lowrank_files::IoError),
     /// A file is not what it should be.
     #[error("{path}: {reason}")]
     File {
@@ -30,6 +25,9 @@ pub enum Error {
     /// Something failed on the way.
     #[error("{0}")]
     Failed(String),
+    /// A file could not be written.
+    #[error(transparent)]
+    Files(#[from] lowrank_files::Error),
     /// A model could not be opened.
     #[error(transparent)]
     Model(#[from] lowrank_models::Error),
@@ -44,7 +42,7 @@ pub enum Error {
 impl Error {
     /// For `map_err` around file operations.
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.into(), source }
+        move |source| lowrank_files::IoError { path: path.into(), source }.into()
     }
 
     pub(crate) fn file(path: &Path, reason: impl Into<String>) -> Self {

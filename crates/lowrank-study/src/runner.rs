@@ -73,7 +73,7 @@ pub fn run_all(spec: &Spec, runs: &[Run], command: &Path, say: &mut dyn FnMut(&s
         }
         let path = job.dir.join(RESULT);
         let text = serde_json::to_vec_pretty(&result).expect("plain data");
-        lowrank_models::files::write_atomic(&path, &text)?;
+        lowrank_files::write_atomic(&path, &text)?;
         job.forget_checkpoints()?;
     }
     Ok(Outcome::Complete)

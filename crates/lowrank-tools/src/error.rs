@@ -4,14 +4,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or folder that cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
+    /// A file that cannot be read or written, or a wrong file of tensors.
+    #[error(transparent)]
+    Files(#[from] lowrank_files::Error),
     /// A file whose content is wrong.
     #[error("{}: {what}", path.display())]
     File {
@@ -44,7 +39,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.to_owned(), source }
+        move |source| lowrank_files::Error::io(path)(source).into()
     }
 
     pub(crate) fn file(path: &Path, what: impl Into<String>) -> Self {

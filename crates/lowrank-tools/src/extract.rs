@@ -4,7 +4,7 @@
 //! whatever the size of the models, which stay on disk.
 
 use lowrank_adapters::linalg::{self, Randomized, Svd};
-use lowrank_models::Tensors;
+use lowrank_files::Tensors;
 use rayon::prelude::*;
 use serde_json::json;
 

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use lowrank_files::Tensors;
+use lowrank_files::write_atomic;
 use lowrank_kernels::{Format, quantize};
-use lowrank_models::Tensors;
-use lowrank_models::files::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};

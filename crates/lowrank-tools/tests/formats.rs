@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lowrank_files::{PytorchTensor, write_pytorch};
 use lowrank_kernels::Format;
-use lowrank_models::files::{PytorchTensor, write_pytorch};
 use lowrank_tools::formats::{self, read, write};
 use lowrank_tools::tensor::{self, Named};
 use lowrank_tools::{FileFormat, Kind, Lora, Options, Pair, Result, Tensor};
@@ -119,7 +119,7 @@ fn gguf_has_llama_cpps_names_and_row_order() {
     lora.pairs.insert("model.embed_tokens".into(), table);
     let path = dir.path().join("a.gguf");
     write(&lora, &path, formats::gguf::FORMAT, &options).unwrap();
-    let file = lowrank_models::files::Gguf::open(&path).unwrap();
+    let file = lowrank_files::Gguf::open(&path).unwrap();
     assert_eq!(file.string("general.type").unwrap(), Some("adapter"));
     assert_eq!(file.string("adapter.type").unwrap(), Some("lora"));
     assert_eq!(file.string("general.architecture").unwrap(), Some("llama"));

@@ -1,7 +1,7 @@
 //! Extract, resize, prune, number types, renaming, comparing.
 
+use lowrank_files::Tensors;
 use lowrank_kernels::Format;
-use lowrank_models::Tensors;
 use lowrank_tools::compare::{diff, spectra};
 use lowrank_tools::extract::{Extract, extract};
 use lowrank_tools::resize::{Prune, prune, rename, resize, to_dtype};

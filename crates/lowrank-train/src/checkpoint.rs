@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{AdapterSet, TensorView, TrainingState, write_tensors};
 use lowrank_engine::{AdamW, Site};
-use lowrank_models::files::write_atomic;
+use lowrank_files::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

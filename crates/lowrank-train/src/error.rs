@@ -5,13 +5,8 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// A file that cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] lowrank_files::IoError),
     /// A data file that is wrong as a whole: its format, its header, or nothing in it.
     #[error("{}: {reason}", path.display())]
     DataFile {
@@ -71,12 +66,12 @@ pub enum Error {
 impl Error {
     /// Whether the cause is what the user gave, and not what happened on the way.
     pub fn is_input(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::NotFinite { .. })
+        !matches!(self, Self::Io(_) | Self::NotFinite { .. })
     }
 
     /// For `map_err`: an I/O error of `path`.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |source| lowrank_files::IoError { path, source }.into()
     }
 }

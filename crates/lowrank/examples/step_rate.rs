@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
 use lowrank::engine::Device;
-use lowrank::models::files::Form;
+use lowrank::files::LoadOptions;
 use lowrank::train::{Example, ExampleId, PackedBatch, StepOptions, Stepper, pack};
 use lowrank::{Error, Result, Session};
 
@@ -24,7 +24,7 @@ struct Options {
     steps: usize,
     threads: usize,
     targets: String,
-    form: Form,
+    form: LoadOptions,
     checkpoint: bool,
 }
 
@@ -39,7 +39,7 @@ fn options() -> Result<Options> {
         steps: 5,
         threads: 2,
         targets: "q_proj,v_proj".into(),
-        form: Form::default(),
+        form: LoadOptions::default(),
         checkpoint: false,
     };
     while let Some(arg) = args.next() {

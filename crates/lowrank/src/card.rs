@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use lowrank_adapters::AdapterSet;
-use lowrank_models::files::write_atomic;
+use lowrank_files::write_atomic;
 use lowrank_train::{DataReport, Summary};
 
 use crate::Result;

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A file of tensors, or one that cannot be written.
+    #[error(transparent)]
+    Files(#[from] lowrank_files::Error),
     /// A base model.
     #[error(transparent)]
     Model(#[from] lowrank_models::Error),
@@ -23,13 +26,8 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// A file that cannot be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] lowrank_files::IoError),
     /// A check that was asked for and did not hold.
     #[error("{0}")]
     Failed(String),
@@ -41,14 +39,14 @@ impl Error {
         match self {
             Self::Train(e) => u8::from(e.is_input()) + 1,
             Self::Study(e) => u8::from(e.is_usage()) + 1,
-            Self::Io { .. } | Self::Failed(_) => 1,
+            Self::Io(_) | Self::Failed(_) => 1,
             _ => 2,
         }
     }
 
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |source| lowrank_files::IoError { path, source }.into()
     }
 }
 

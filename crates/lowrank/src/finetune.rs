@@ -8,7 +8,7 @@ use std::time::Duration;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::calibrate::Inputs;
 use lowrank_engine::Device;
-use lowrank_models::files::Form;
+use lowrank_files::LoadOptions;
 use lowrank_train::log::{JsonLog, Progress, RunLog, TensorBoard};
 use lowrank_train::{
     BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, Schedule, StepOptions, Stepper, Summary,
@@ -44,8 +44,8 @@ pub struct Prepared<'m> {
 pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device) -> Result<Prepared<'m>> {
     options.check()?;
     let device = options.saving_on(device);
-    let form = session.base.tensors.form();
-    if (Form { shapes_only: false, ..form }) != options.form() {
+    let loaded = session.base.tensors.load_options();
+    if (LoadOptions { shapes_only: false, ..loaded }) != options.load_options() {
         return Err(Error::Usage(
             "the session was opened with another --quantize, --precision or --stream-base".into(),
         ));

@@ -43,6 +43,7 @@ pub use forecast::{Forecast, forecast};
 pub use generation::{Generated, Limits, TextGenerator};
 pub use lowrank_adapters as adapters;
 pub use lowrank_engine as engine;
+pub use lowrank_files as files;
 pub use lowrank_models as models;
 pub use lowrank_tools as tools;
 pub use lowrank_train as train;

@@ -9,7 +9,7 @@ use lowrank_engine::{
     ActiveAdapters, Device, Format, Params, Record, RowOrder, Scope, Segment, Site, SiteId, SiteKind, Tape,
     WeightRef, kernels,
 };
-use lowrank_models::files::{self, Changes};
+use lowrank_models::{Changes, save_folder_with, save_gguf};
 use lowrank_models::{Head, Sequence, TokenBatch};
 use lowrank_train::Task;
 use rayon::prelude::*;
@@ -299,7 +299,7 @@ fn write(
     };
     match target {
         MergeTarget::Folder(format) => {
-            files::save_folder_with(&session.base, &head, out, format, &mut fill)?;
+            save_folder_with(&session.base, &head, out, format, &mut fill)?;
         }
         MergeTarget::Gguf(_) if session.task.task != Task::Lm => {
             let task = session.task.task.name();
@@ -307,7 +307,7 @@ fn write(
                 "GGUF has no place for the head of --task {task}; name a folder"
             )));
         }
-        MergeTarget::Gguf(format) => files::save_gguf(&session.base, out, format, &mut fill)?,
+        MergeTarget::Gguf(format) => save_gguf(&session.base, out, format, &mut fill)?,
     }
     Ok(())
 }

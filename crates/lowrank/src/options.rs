@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{AdapterSet, BaseInfo, CLASSIFIERS, LoraConfig, NamedMethod, OneOrMany, Targets};
 use lowrank_engine::Device;
+use lowrank_files::{LoadOptions, Precision, Quantize};
 use lowrank_models::Model;
-use lowrank_models::files::{Form, Precision, Quantize};
 use lowrank_models::heads::Reads;
 use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
@@ -241,9 +241,9 @@ impl TrainOptions {
         Ok(())
     }
 
-    /// The form of the base model in memory: what [`Session::open_as`](crate::Session::open_as) takes.
-    pub fn form(&self) -> Form {
-        Form {
+    /// How the base model is held in memory: what [`Session::open_as`](crate::Session::open_as) takes.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions {
             quantize: self.quantize,
             precision: self.precision,
             stream: self.stream_base,

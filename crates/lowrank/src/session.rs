@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, read_task};
 use lowrank_engine::{Device, Format, Site, SiteKind};
-use lowrank_models::files::Form;
+use lowrank_files::LoadOptions;
 use lowrank_models::{Base, Head, Model, Texts, Tokenizer};
 use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Task, TaskSpec};
 
@@ -30,7 +30,7 @@ impl Session {
     /// # Errors
     /// Where files are missing or wrong, or the architecture is unknown.
     pub fn open(model: &str) -> Result<Self> {
-        Self::open_as(model, Form::default())
+        Self::open_as(model, LoadOptions::default())
     }
 
     /// The same, with the matrices in the form asked for. Dense matrices are converted one after the other, so
@@ -38,8 +38,8 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::open`], and where the base has no dense linear layer that could be quantised.
-    pub fn open_as(model: &str, form: Form) -> Result<Self> {
-        Self::over(Base::open(model)?, form, |_| Ok(TaskSpec::default()))
+    pub fn open_as(model: &str, options: LoadOptions) -> Result<Self> {
+        Self::over(Base::open(model)?, options, |_| Ok(TaskSpec::default()))
     }
 
     /// The session that a run of training needs: with the head of its task, for the labels of its data.
@@ -47,7 +47,7 @@ impl Session {
     /// # Errors
     /// As [`Session::open_as`], and where the labels or the task do not fit the data or the model.
     pub fn for_run(options: &TrainOptions) -> Result<Self> {
-        Self::over(Base::open(&options.model)?, options.form(), |base| task::of_run(options, base))
+        Self::over(Base::open(&options.model)?, options.load_options(), |base| task::of_run(options, base))
     }
 
     /// The same for the plan of a run, which needs no weights.
@@ -55,8 +55,8 @@ impl Session {
     /// # Errors
     /// As [`Session::for_run`].
     pub fn for_plan(options: &TrainOptions) -> Result<Self> {
-        let form = Form { shapes_only: true, ..options.form() };
-        Self::over(Base::open_to_plan(&options.model)?, form, |base| task::of_run(options, base))
+        let shapes = LoadOptions { shapes_only: true, ..options.load_options() };
+        Self::over(Base::open_to_plan(&options.model)?, shapes, |base| task::of_run(options, base))
     }
 
     /// The session that the adapter in `dir` needs: with the head of the task that it was trained for. Without
@@ -66,13 +66,13 @@ impl Session {
     /// As [`Session::open_as`], and where task or labels are not those of the adapter.
     pub fn for_adapter(
         model: &str,
-        form: Form,
+        options: LoadOptions,
         dir: Option<&Path>,
         task: Option<Task>,
         labels: Option<Vec<String>>,
     ) -> Result<Self> {
         let base = Base::open(model)?;
-        let session = Self::over(base, form, |base| task::of_adapter(dir, task, labels, base))?;
+        let session = Self::over(base, options, |base| task::of_adapter(dir, task, labels, base))?;
         if let (None, Some(path)) = (dir, session.model.fresh().first()) {
             let (source, task) = (session.base.source.display(), session.task.task.name());
             return Err(Error::Usage(format!(
@@ -88,7 +88,7 @@ impl Session {
     /// As [`Session::for_adapter`].
     pub fn for_adapters(model: &str, list: &[(PathBuf, f32)]) -> Result<Self> {
         match list.first() {
-            Some((dir, _)) => Self::for_adapter(model, Form::default(), Some(dir), None, None),
+            Some((dir, _)) => Self::for_adapter(model, LoadOptions::default(), Some(dir), None, None),
             None => Self::open(model),
         }
     }
@@ -100,16 +100,20 @@ impl Session {
     pub fn merged(&self, path: &Path) -> Result<Self> {
         let (task, labels) = (self.task.task, self.task.labels.clone());
         let labels = (!labels.is_empty()).then_some(labels);
-        Self::for_adapter(&path.to_string_lossy(), Form::default(), None, Some(task), labels)
+        Self::for_adapter(&path.to_string_lossy(), LoadOptions::default(), None, Some(task), labels)
     }
 
-    fn over(mut base: Base, form: Form, task: impl FnOnce(&Base) -> Result<TaskSpec>) -> Result<Self> {
-        base.tensors.set_form(form);
+    fn over(
+        mut base: Base,
+        options: LoadOptions,
+        task: impl FnOnce(&Base) -> Result<TaskSpec>,
+    ) -> Result<Self> {
+        base.tensors.set_load_options(options);
         let task = task(&base)?;
         let model = build(&base, &task)?;
         let session = Self { base, model, task, tokenizer: Mutex::default() };
         session.check_quantised()?;
-        if form.stream && session.base.tensors.converted() > 0 {
+        if options.stream && session.base.tensors.converted() > 0 {
             return Err(Error::Usage(
                 "--stream-base reads weights from their file as they are; --quantize and --precision bf16 keep \
                  converted ones in memory"
@@ -129,12 +133,10 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::open_as`].
-    pub fn open_to_plan(model: &str, form: Form) -> Result<Self> {
-        Self::over(
-            Base::open_to_plan(model)?,
-            Form { shapes_only: true, ..form },
-            |_| Ok(TaskSpec::default()),
-        )
+    pub fn open_to_plan(model: &str, options: LoadOptions) -> Result<Self> {
+        Self::over(Base::open_to_plan(model)?, LoadOptions { shapes_only: true, ..options }, |_| {
+            Ok(TaskSpec::default())
+        })
     }
 
     /// Builds the model again from the tensors as they are now.
@@ -145,7 +147,7 @@ impl Session {
 
     fn check_quantised(&self) -> Result<()> {
         let tensors = &self.base.tensors;
-        let Some(quantize) = tensors.form().quantize else { return Ok(()) };
+        let Some(quantize) = tensors.load_options().quantize else { return Ok(()) };
         let (name, file) = (quantize.format().name(), self.base.source.display());
         let left = tensors.left_dense();
         if tensors.converted() > 0 {
@@ -358,7 +360,7 @@ impl BaseWeights for Session {
     }
 
     fn quantised(&self, site: &Site) -> Option<Format> {
-        let format = self.base.tensors.form().quantize?.format();
+        let format = self.base.tensors.load_options().quantize?.format();
         let stored = self.base.tensors.format(&self.tensor_name(&format!("{}.weight", site.path)))?;
         let dense = matches!(stored, Format::F32 | Format::F16 | Format::BF16);
         let linear = matches!(site.kind, SiteKind::Linear | SiteKind::TransposedLinear);
@@ -377,7 +379,7 @@ impl BaseWeights for Session {
     }
 }
 
-fn base_error(error: lowrank_models::Error) -> lowrank_adapters::Error {
+fn base_error(error: lowrank_files::Error) -> lowrank_adapters::Error {
     lowrank_adapters::Error::Base(error.into())
 }
 

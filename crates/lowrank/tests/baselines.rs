@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{Expected, close, example, fixture, lowrank, lowrank_ok, tiny_data, tiny_model};
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::{Device, Label, kernels};
-use lowrank::models::files::Form;
+use lowrank::files::LoadOptions;
 use lowrank::models::{Decoded, Decoder, DecoderOptions, Request, Sequence};
 use lowrank::train::{Example, PackedBatch, StepOptions, Stepper, Target, Task, pack};
 use lowrank::{Session, TrainOptions};
@@ -62,7 +62,8 @@ fn bert() -> (Session, PackedBatch) {
     let task = Some(Task::PairClassification);
     let adapter = dir.join("adapter");
     let session =
-        Session::for_adapter(model.to_str().unwrap(), Form::default(), Some(&adapter), task, None).unwrap();
+        Session::for_adapter(model.to_str().unwrap(), LoadOptions::default(), Some(&adapter), task, None)
+            .unwrap();
     let expected = Expected::open(&dir);
     let tokens = |name: String| -> Vec<u32> { expected.ints(&name).iter().map(|t| *t as u32).collect() };
     let one = |i: usize| Example {

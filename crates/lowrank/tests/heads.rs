@@ -7,7 +7,7 @@ use common::{Expected, close, fixture};
 use lowrank::Session;
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::{Device, Label};
-use lowrank::models::files::Form;
+use lowrank::files::LoadOptions;
 use lowrank::train::{Example, StepOptions, Stepper, Target, Task, pack};
 
 const PLAIN: StepOptions =
@@ -54,7 +54,8 @@ fn check(base: &str, case: &str, task: Option<Task>) {
     let expected = Expected::open(&dir);
     let adapter = dir.join("adapter");
     let session =
-        Session::for_adapter(model.to_str().unwrap(), Form::default(), Some(&adapter), task, None).unwrap();
+        Session::for_adapter(model.to_str().unwrap(), LoadOptions::default(), Some(&adapter), task, None)
+            .unwrap();
     let adapters = AdapterSet::load(&adapter, session.sites()).unwrap();
     let decoder = !session.model.is_encoder();
     let task = session.task.task;
@@ -209,7 +210,7 @@ fn trained_biases_merge() {
         let (expected, adapter) = (Expected::open(&dir), dir.join("adapter"));
         let task = Some(Task::Classification);
         let session =
-            Session::for_adapter(model.to_str().unwrap(), Form::default(), Some(&adapter), task, None)
+            Session::for_adapter(model.to_str().unwrap(), LoadOptions::default(), Some(&adapter), task, None)
                 .unwrap();
         let adapters = AdapterSet::load(&adapter, session.sites()).unwrap();
         let mut seen = 0;

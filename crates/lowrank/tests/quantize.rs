@@ -10,14 +10,15 @@ use lowrank::Session;
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
 use lowrank::engine::kernels::{quantize_matrix, rounds_to_bf16};
 use lowrank::engine::{Device, Format, RowOrder, WeightRef};
-use lowrank::models::files::{Form, Precision, Quantize, save_folder};
+use lowrank::files::{LoadOptions, Precision, Quantize};
+use lowrank::models::save_folder;
 use lowrank::train::{PackedBatch, StepOptions, Stepper, pack};
 
 const PLAIN: StepOptions =
     StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 3 };
 
-fn form(quantize: Option<Quantize>, precision: Precision) -> Form {
-    Form { quantize, precision, ..Form::default() }
+fn form(quantize: Option<Quantize>, precision: Precision) -> LoadOptions {
+    LoadOptions { quantize, precision, ..LoadOptions::default() }
 }
 
 /// A copy of the model at `dir` as F32, whose matrices went through the format that `format(name)` tells.
@@ -88,7 +89,7 @@ fn batch() -> PackedBatch {
     pack(&rows.iter().collect::<Vec<_>>(), true)
 }
 
-fn same(case: &str, form: Form, transposed: bool, format: impl Fn(&str) -> Option<Format>) {
+fn same(case: &str, form: LoadOptions, transposed: bool, format: impl Fn(&str) -> Option<Format>) {
     // A CPU that multiplies BF16 by itself rounds what meets a BF16 weight, too.
     let rounded = form.precision == Precision::Bf16 && rounds_to_bf16();
     let (tolerance, of_gradients) = if rounded { (2e-2, 4e-2) } else { (1e-5, 2e-5) };
@@ -116,7 +117,7 @@ fn same(case: &str, form: Form, transposed: bool, format: impl Fn(&str) -> Optio
         close("gradient", grad, want, of_gradients);
     }
     // Planning knows the size without converting anything.
-    let planned = Session::open_as(dir.to_str().unwrap(), Form { shapes_only: true, ..form }).unwrap();
+    let planned = Session::open_as(dir.to_str().unwrap(), LoadOptions { shapes_only: true, ..form }).unwrap();
     assert_eq!(planned.base.tensors.resident_bytes(), ours.base.tensors.resident_bytes(), "{case}");
     let stored = ours.base.tensors.byte_len();
     assert!(ours.base.tensors.resident_bytes() < stored, "{case} takes less than {stored} bytes");

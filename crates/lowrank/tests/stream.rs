@@ -11,7 +11,7 @@ use common::example;
 use lowrank::Session;
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
 use lowrank::engine::kernels::normal;
-use lowrank::models::files::Form;
+use lowrank::files::LoadOptions;
 use lowrank::train::{StepOptions, Stepper, pack};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -80,7 +80,7 @@ fn resident(path: &str) -> usize {
 
 /// Loss and gradients of a step, and the most bytes of the file that were resident during it.
 fn step(dir: &Path, stream: bool, checkpoint_activations: bool) -> (f64, Vec<Vec<u32>>, usize) {
-    let form = Form { stream, ..Form::default() };
+    let form = LoadOptions { stream, ..LoadOptions::default() };
     let session = Session::open_as(dir.to_str().unwrap(), form).unwrap();
     let config = LoraConfig {
         r: 2,
@@ -135,7 +135,7 @@ fn a_streamed_base_keeps_a_window_and_changes_no_bit() {
         assert!(loss.is_finite() && loss == streamed_loss);
         assert!(grads == streamed_grads, "the same gradients");
     }
-    let form = Form { stream: true, shapes_only: true, ..Form::default() };
+    let form = LoadOptions { stream: true, shapes_only: true, ..LoadOptions::default() };
     let planned = Session::open_as(dir.path().to_str().unwrap(), form).unwrap().base.tensors.resident_bytes();
     let norms = 4 * 2 * WIDTH + 4 * WIDTH;
     assert_eq!(planned as usize, block + rest + norms);

@@ -1,12 +1,11 @@
 //! Reading GGUF's bytes: every length is checked against what is left of the file before it is used.
 
+use std::ops::Range;
 use std::path::Path;
 
 use lowrank_kernels::Format;
 
-use super::Meta;
-use crate::error::shown;
-use crate::{Error, Result};
+use crate::error::{Error, Result, shown};
 
 /// Type of a metadata value, by GGUF's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +94,40 @@ impl Kind {
             _ => self.integer(bytes).map(|value| value as f64),
         }
     }
+}
+
+/// Default of `general.alignment`.
+pub(crate) const ALIGNMENT: u64 = 32;
+
+/// One metadata entry: its value is a range of the file.
+pub(crate) struct Meta {
+    pub key: String,
+    pub kind: Kind,
+    /// Of an array: the kind of its elements and how many there are.
+    pub elements: Option<(Kind, usize)>,
+    /// The value's bytes, without the type tag (of an array: the elements only).
+    pub value: Range<usize>,
+    /// Type tag and value, to copy as they are.
+    pub whole: Range<usize>,
+}
+
+impl Meta {
+    pub fn describe(&self) -> String {
+        match self.elements {
+            Some((kind, count)) => format!("an array of {count} {}", kind.name()),
+            None => self.kind.name().to_owned(),
+        }
+    }
+}
+
+/// Bytes of a tensor, `None` where a row is no whole number of blocks or the size overflows.
+pub(crate) fn byte_len(format: Format, dims: &[usize]) -> Option<u64> {
+    let (row, outer) = dims.split_first()?;
+    let row = format.row_bytes(*row)?;
+    let size = outer.iter().try_fold(row, |size, axis| size.checked_mul(*axis))?;
+    // The product of the axes must be countable too, for whoever multiplies them later.
+    dims.iter().try_fold(1usize, |numbers, axis| numbers.checked_mul((*axis).max(1)))?;
+    u64::try_from(size).ok()
 }
 
 /// A place in the file, moving forward.
@@ -302,7 +335,7 @@ pub struct Strings<'a> {
 }
 
 impl<'a> Strings<'a> {
-    pub(super) fn new(path: &'a Path, key: &'a str, bytes: &'a [u8], count: usize) -> Self {
+    pub(crate) fn new(path: &'a Path, key: &'a str, bytes: &'a [u8], count: usize) -> Self {
         Self { path, key, bytes, index: 0, count }
     }
 }

@@ -1,14 +1,4 @@
-//! GGUF files, versions 2 and 3, little-endian.
-//!
-//! Layout: magic `GGUF`, version, tensor count, metadata count, the metadata, the tensor
-//! descriptions, padding to `general.alignment`, the numbers. Nothing is copied: metadata values are
-//! ranges of the mapped file, checked once when the file is opened.
-
-mod config;
-mod gemma;
-mod names;
-mod reader;
-mod writer;
+//! An open GGUF file. Nothing is copied: metadata values are ranges of the mapped file, checked once when it is opened.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -16,32 +6,11 @@ use std::path::Path;
 
 use lowrank_kernels::{Format, RowOrder};
 
-pub use reader::Strings;
-use reader::{Cursor, Kind};
-pub use writer::{GgufWriter, TensorPlan};
-
-pub(crate) use config::{architecture_of, factors_of, generation, head_dim, hf_config, metadata_of};
-pub(crate) use names::added;
-pub use names::{from_hf, permutes_rows, to_hf};
-
-use super::tensors::{Entry, MappedFile, Tensors};
-use crate::error::shown;
-use crate::{Error, Result};
-
-/// Default of `general.alignment`.
-const ALIGNMENT: u64 = 32;
-
-/// One metadata entry: its value is a range of the file.
-struct Meta {
-    key: String,
-    kind: Kind,
-    /// Of an array: the kind of its elements and how many there are.
-    elements: Option<(Kind, usize)>,
-    /// The value's bytes, without the type tag (of an array: the elements only).
-    value: Range<usize>,
-    /// Type tag and value, to copy as they are.
-    whole: Range<usize>,
-}
+use crate::entry::{Entry, MappedFile};
+use crate::error::{Error, Result, shown};
+use crate::gguf::cursor::{ALIGNMENT, Cursor, Kind, Meta, Strings, byte_len};
+use crate::gguf::names::{added, permutes_rows, to_hf};
+use crate::tensors::Tensors;
 
 /// One tensor's description.
 struct Info {
@@ -250,12 +219,7 @@ impl Gguf {
 
     /// Adds the file's tensors under their Hugging Face names. `architecture` is
     /// `general.architecture`, `head_dim` the rows of one attention head.
-    pub(crate) fn add_tensors(
-        &self,
-        architecture: &str,
-        head_dim: usize,
-        tensors: &mut Tensors,
-    ) -> Result<()> {
+    pub fn add_tensors(&self, architecture: &str, head_dim: usize, tensors: &mut Tensors) -> Result<()> {
         let file = tensors.add_file(self.file.clone());
         for info in &self.tensors {
             let name = to_hf(architecture, &info.name);
@@ -277,8 +241,38 @@ impl Gguf {
     }
 
     /// Key, type tag and value of every metadata entry as they lie in the file.
-    pub(crate) fn raw_metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
+    pub fn raw_metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.metadata.iter().map(|m| (m.key.as_str(), &self.file.map[m.whole.clone()]))
+    }
+
+    /// `general.architecture`.
+    ///
+    /// # Errors
+    /// Where it is missing.
+    pub fn architecture(&self) -> Result<&str> {
+        self.string("general.architecture")?.ok_or_else(|| self.lacks("general.architecture"))
+    }
+
+    /// The error of a missing key.
+    pub fn lacks(&self, key: &str) -> Error {
+        Error::field(self.path(), key, "is missing from the metadata")
+    }
+
+    /// A size, from 1 to 2^31 - 1.
+    ///
+    /// # Errors
+    /// Where it is missing or another number.
+    pub fn size(&self, key: &str) -> Result<u64> {
+        let value = self.integer(key)?.ok_or_else(|| self.lacks(key))?;
+        match value {
+            1..=0x7fff_ffff => Ok(value),
+            _ => Err(Error::field(self.path(), key, format!("is {value}; expected 1 to 2147483647"))),
+        }
+    }
+
+    /// The shape of a tensor by its GGUF name, innermost axis first; `None` where there is no such tensor.
+    pub fn dims_of(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| tensor.dims.as_slice())
     }
 
     fn meta(&self, key: &str) -> Option<&Meta> {
@@ -311,27 +305,8 @@ impl Gguf {
     }
 }
 
-impl Meta {
-    fn describe(&self) -> String {
-        match self.elements {
-            Some((kind, count)) => format!("an array of {count} {}", kind.name()),
-            None => self.kind.name().to_owned(),
-        }
-    }
-}
-
-/// Bytes of a tensor, `None` where a row is no whole number of blocks or the size overflows.
-fn byte_len(format: Format, dims: &[usize]) -> Option<u64> {
-    let (row, outer) = dims.split_first()?;
-    let row = format.row_bytes(*row)?;
-    let size = outer.iter().try_fold(row, |size, axis| size.checked_mul(*axis))?;
-    // The product of the axes must be countable too, for whoever multiplies them later.
-    dims.iter().try_fold(1usize, |numbers, axis| numbers.checked_mul((*axis).max(1)))?;
-    u64::try_from(size).ok()
-}
-
 /// The file of the model `path` holds: GGUF by its ending or its first bytes.
-pub(crate) fn is_gguf(path: &Path) -> bool {
+pub fn is_gguf(path: &Path) -> bool {
     let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     named || (path.is_file() && begins_with_magic(path))
 }

@@ -27,7 +27,7 @@ const GEMMA_BLOCK: [(&str, &str); 3] = [
 ];
 
 /// The long-context factors of Llama 3, which GGUF keeps as a tensor.
-pub(crate) const ROPE_FACTORS: (&str, &str) = ("rope_freqs.weight", "rope_freqs");
+pub const ROPE_FACTORS: (&str, &str) = ("rope_freqs.weight", "rope_freqs");
 
 /// The Hugging Face name of a GGUF tensor; a name we do not know stays as it is.
 pub fn to_hf(architecture: &str, name: &str) -> String {
@@ -78,7 +78,7 @@ pub fn permutes_rows(architecture: &str, name: &str) -> bool {
 
 /// What llama.cpp adds to the numbers of this tensor (Hugging Face name): Gemma's norms multiply by `1 + w`, and it
 /// keeps the sum.
-pub(crate) fn added(architecture: &str, name: &str) -> f32 {
+pub fn added(architecture: &str, name: &str) -> f32 {
     let shifted = architecture.starts_with("gemma") && name.ends_with("norm.weight");
     if shifted { 1.0 } else { 0.0 }
 }

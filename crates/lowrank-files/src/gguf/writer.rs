@@ -6,10 +6,10 @@ use std::path::Path;
 
 use lowrank_kernels::Format;
 
-use super::reader::{Kind, format_number};
-use super::{ALIGNMENT, Gguf, byte_len};
-use crate::files::AtomicFile;
-use crate::{Error, Result};
+use crate::atomic::AtomicFile;
+use crate::error::{Error, Result};
+use crate::gguf::cursor::{ALIGNMENT, Kind, byte_len, format_number};
+use crate::gguf::file::Gguf;
 
 /// A tensor that will be written: GGUF name, axes (innermost first), format.
 #[derive(Clone, Debug, PartialEq)]
@@ -151,12 +151,12 @@ impl GgufWriter {
     /// # Errors
     /// Where the file cannot be written, a shape does not fit its format, or `fill` fails or writes
     /// another number of bytes.
-    pub fn write(
+    pub fn write<E: From<Error>>(
         self,
         path: &Path,
         tensors: &[TensorPlan],
-        mut fill: impl FnMut(&TensorPlan, &mut dyn Write) -> Result<()>,
-    ) -> Result<()> {
+        mut fill: impl FnMut(&TensorPlan, &mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut header = Vec::new();
         header.extend(b"GGUF");
         header.extend(3u32.to_le_bytes());
@@ -193,12 +193,12 @@ impl GgufWriter {
             let wrote = counted.bytes;
             if wrote != want {
                 let what = format!("takes {want} bytes, {wrote} were written");
-                return Err(Error::tensor(path, &plan.name, what));
+                return Err(Error::tensor(path, &plan.name, what).into());
             }
             let padding = want.next_multiple_of(ALIGNMENT) - want;
             file.write_all(&[0; ALIGNMENT as usize][..padding as usize]).map_err(Error::io(path))?;
         }
-        file.commit()
+        Ok(file.commit()?)
     }
 }
 

@@ -15,9 +15,8 @@ use std::ops::Range;
 use lowrank_kernels::{Format, RowOrder};
 
 use self::pickle::{Machine, Object, Storage, Tensor, Value};
-use super::tensors::{Entry, MappedFile, Tensors};
-use crate::error::shown;
-use crate::{Error, Result};
+use crate::entry::{Entry, MappedFile};
+use crate::error::{Error, Result, shown};
 
 /// Where a checkpoint keeps its weights when it also holds other things.
 const WRAPPERS: [&str; 4] = ["model_state_dict", "state_dict", "model", "module"];
@@ -31,10 +30,8 @@ pub(crate) fn is_pytorch(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&OLD_MAGIC)
 }
 
-/// Adds the tensors of the PyTorch file.
-pub(crate) fn read(file: MappedFile, tensors: &mut Tensors) -> Result<()> {
-    let path = &file.path.clone();
-    let fail = |what: String| Error::file(path, what);
+/// Where the tensors of the PyTorch file lie. The entries' file index is set by the caller.
+pub(crate) fn read(file: &MappedFile) -> Result<Vec<Entry>> {
     let entries = if file.map.starts_with(b"PK\x03\x04") {
         read_zip(&file.map)
     } else if file.map.starts_with(&OLD_MAGIC) {
@@ -42,9 +39,7 @@ pub(crate) fn read(file: MappedFile, tensors: &mut Tensors) -> Result<()> {
     } else {
         Err("is no file of torch.save: neither a zip archive nor its older format".into())
     };
-    let entries = entries.map_err(fail)?;
-    let index = tensors.add_file(file);
-    entries.into_iter().try_for_each(|entry| tensors.add(Entry { file: index, ..entry }))
+    entries.map_err(|what| Error::file(&file.path, what))
 }
 
 /// Where storages lie in the file.

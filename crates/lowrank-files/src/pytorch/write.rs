@@ -7,8 +7,8 @@ use lowrank_kernels::Format;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use crate::files::write_atomic;
-use crate::{Error, Result};
+use crate::atomic::write_atomic;
+use crate::error::{Error, Result};
 
 /// A tensor to write.
 pub struct PytorchTensor<'a> {

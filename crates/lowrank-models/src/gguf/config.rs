@@ -3,11 +3,11 @@
 use std::f64::consts::TAU;
 use std::path::Path;
 
+use lowrank_files::{Gguf, GgufWriter, ROPE_FACTORS, Tensors, shown};
 use serde_json::{Map, Value, json};
 
-use super::names::ROPE_FACTORS;
-use super::{Gguf, GgufWriter, gemma};
-use crate::files::GenerationConfig;
+use crate::config::GenerationConfig;
+use crate::gguf::gemma;
 use crate::{Error, Result};
 
 /// GGUF architecture, `model_type` and class of the models we know.
@@ -22,37 +22,11 @@ const FAMILIES: [(&str, &str, &str); 7] = [
     ("llama", "mistral", "MistralForCausalLM"),
 ];
 
-impl Gguf {
-    /// `general.architecture`.
-    ///
-    /// # Errors
-    /// Where it is missing.
-    pub fn architecture(&self) -> Result<&str> {
-        self.string("general.architecture")?.ok_or_else(|| self.lacks("general.architecture"))
-    }
-
-    fn lacks(&self, key: &str) -> Error {
-        Error::field(self.path(), key, "is missing from the metadata")
-    }
-
-    fn need(&self, key: &str) -> Result<u64> {
-        let value = self.integer(key)?.ok_or_else(|| self.lacks(key))?;
-        match value {
-            1..=0x7fff_ffff => Ok(value),
-            _ => Err(Error::field(self.path(), key, format!("is {value}; expected 1 to 2147483647"))),
-        }
-    }
-
-    fn dims_of(&self, name: &str) -> Option<&[usize]> {
-        self.tensor_infos().find(|(have, ..)| *have == name).map(|(_, dims, _)| dims)
-    }
-}
-
 /// The `config.json` that the file's metadata amounts to.
 pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     let architecture = gguf.architecture()?;
     if !FAMILIES.iter().any(|(name, ..)| *name == architecture) {
-        let name = crate::error::shown(architecture);
+        let name = shown(architecture);
         let what = format!("{name} is not supported; supported: gemma, gemma2, gemma3, llama, qwen2, qwen3");
         return Err(Error::field(gguf.path(), "general.architecture", what));
     }
@@ -66,14 +40,14 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
         .rfind(|(name, kind, _)| *name == architecture && (*kind != "mistral" || window.is_some()))
         .expect("the architecture was found above");
 
-    let hidden = gguf.need(&key("embedding_length"))?;
-    let heads = gguf.need(&key("attention.head_count"))?;
+    let hidden = gguf.size(&key("embedding_length"))?;
+    let heads = gguf.size(&key("attention.head_count"))?;
     let kv_heads = match gguf.integer(&key("attention.head_count_kv"))? {
-        Some(_) => gguf.need(&key("attention.head_count_kv"))?,
+        Some(_) => gguf.size(&key("attention.head_count_kv"))?,
         None => heads,
     };
     let head_dim = match gguf.integer(&key("attention.key_length"))? {
-        Some(_) => gguf.need(&key("attention.key_length"))?,
+        Some(_) => gguf.size(&key("attention.key_length"))?,
         None if hidden % heads == 0 => hidden / heads,
         None => {
             let what = format!("{heads} heads do not divide the width {hidden}, and there is no key_length");
@@ -103,8 +77,8 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     put("architectures", json!([class]));
     put("model_type", json!(model_type));
     put("hidden_size", json!(hidden));
-    put("intermediate_size", json!(gguf.need(&key("feed_forward_length"))?));
-    put("num_hidden_layers", json!(gguf.need(&key("block_count"))?));
+    put("intermediate_size", json!(gguf.size(&key("feed_forward_length"))?));
+    put("num_hidden_layers", json!(gguf.size(&key("block_count"))?));
     put("num_attention_heads", json!(heads));
     put("num_key_value_heads", json!(kv_heads));
     put("head_dim", json!(head_dim));
@@ -112,7 +86,7 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
         put("hidden_act", json!("silu"));
     }
     put("vocab_size", json!(vocab));
-    put("max_position_embeddings", json!(gguf.need(&key("context_length"))?));
+    put("max_position_embeddings", json!(gguf.size(&key("context_length"))?));
     put("rms_norm_eps", json!(round_f32(epsilon)));
     put("rope_theta", json!(round_f32(theta)));
     put("tie_word_embeddings", json!(gguf.dims_of("output.weight").is_none()));
@@ -163,7 +137,7 @@ fn rope_scaling(gguf: &Gguf, architecture: &str, theta: f64, head_dim: u64) -> R
     if let Some((_, dims, _)) = gguf.tensor_infos().find(|(name, ..)| *name == ROPE_FACTORS.0) {
         // Llama 3's rule is only stored as its outcome. Where one of the usual settings gives these
         // factors we can name it; otherwise the tensor itself remains.
-        let mut tensors = crate::files::Tensors::default();
+        let mut tensors = Tensors::default();
         gguf.add_tensors(architecture, head_dim as usize, &mut tensors)?;
         let (factors, half) = (tensors.vector(ROPE_FACTORS.1)?, head_dim as usize / 2);
         if factors.len() != half {
@@ -209,7 +183,7 @@ fn rope_scaling(gguf: &Gguf, architecture: &str, theta: f64, head_dim: u64) -> R
             Ok(Some(scaling))
         }
         (other, _) => {
-            let what = format!("{} is not supported (none, linear, yarn are)", crate::error::shown(other));
+            let what = format!("{} is not supported (none, linear, yarn are)", shown(other));
             Err(Error::field(gguf.path(), &key("type"), what))
         }
     }

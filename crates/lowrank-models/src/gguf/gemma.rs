@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
+use lowrank_files::{Gguf, GgufWriter};
 use serde_json::{Map, Value, json};
 
-use super::config::round_f32;
-use super::{Gguf, GgufWriter};
+use crate::gguf::config::round_f32;
 use crate::{Error, Result};
 
 /// The base of the rope of Gemma 3's layers with a window.

@@ -1,10 +1,10 @@
 //! Models with the head that a task needs.
 
 use lowrank_engine::{FrozenWeight, Linear, LmHead, Site, SiteKind, Tape, Var, kernels};
+use lowrank_files::Tensors;
 use serde_json::Value;
 
 use super::{ClassHead, Head, HeadLayout, MaskedHead, Reads};
-use crate::files::Tensors;
 use crate::loader::Loader;
 use crate::model::{Model, TokenBatch, base_prefix, load};
 use crate::{Error, Result};

@@ -24,9 +24,8 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Inner};
 
 use super::{Roles, Tokenizer};
-use crate::error::shown;
-use crate::files::{Gguf, GgufWriter};
 use crate::{Error, Result};
+use lowrank_files::{Gguf, GgufWriter, shown};
 
 /// SentencePiece's visible space.
 const SPACE: &str = "▁";

@@ -17,8 +17,9 @@ use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer as Inner;
 use tokenizers::normalizers::Precompiled;
 
-use crate::files::{GenerationConfig, Gguf, read_limited, read_optional_object};
+use crate::config::GenerationConfig;
 use crate::{Error, Result};
+use lowrank_files::{Gguf, read_limited, read_optional_object};
 
 /// The largest tokenizers (a quarter million tokens) take about 35 MB of JSON.
 const MAX_TOKENIZER: u64 = 256 << 20;
@@ -90,7 +91,7 @@ impl Tokenizer {
     pub fn from_json(path: &Path, json: &[u8]) -> Result<Self> {
         let text =
             std::str::from_utf8(json).map_err(|e| Error::tokenizer(path, format!("is not UTF-8: {e}")))?;
-        Parts::check(text).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        Parts::check(text).map_err(Error::json(path))?;
         let inner = catch_unwind(|| Inner::from_bytes(text))
             .map_err(|_| Error::tokenizer(path, "the tokenizers library cannot make sense of a part of it"))?
             .map_err(|e| Error::tokenizer(path, e))?;
@@ -178,7 +179,7 @@ impl Tokenizer {
                     format!(
                         "token {id} ({}) has no row in the model's embedding, which has {rows} rows: resize the \
                          model's embedding, or use the tokenizer the model was trained with",
-                        crate::error::shown(&token)
+                        lowrank_files::shown(&token)
                     ),
                 ))
             }

@@ -6,7 +6,7 @@ pub mod counting;
 use std::path::{Path, PathBuf};
 
 use lowrank_engine::Format;
-use lowrank_models::files::{GgufWriter, TensorPlan};
+use lowrank_files::{GgufWriter, TensorPlan};
 use serde_json::{Value, json};
 
 /// The real SmolLM2 file, `None` with a message where the environment does not name it.
@@ -143,7 +143,7 @@ pub fn small_gguf(path: &Path) {
             let numbers = ramp(plan.dims.iter().product());
             let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
             out.write_all(&bytes).unwrap();
-            Ok(())
+            lowrank_files::Result::Ok(())
         })
         .unwrap();
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_models::Tensors;
-use lowrank_models::files::Gguf;
+use lowrank_files::Gguf;
+use lowrank_files::Tensors;
 
 use crate::error::{Error, Result};
 use crate::lora::{Kind, Lora, Pair};

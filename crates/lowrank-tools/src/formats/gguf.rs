@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use lowrank_files::{Gguf, GgufWriter, TensorPlan, from_hf, permutes_rows, to_hf};
 use lowrank_kernels::{Format, RowOrder, WeightRef};
 use lowrank_models::Base;
-use lowrank_models::files::{Gguf, GgufWriter, TensorPlan, from_hf, permutes_rows, to_hf};
 
 use crate::error::{Error, Result};
 use crate::formats::format::{FileFormat, Halves, Options, pairs};
@@ -105,9 +105,8 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
     let mut next = tensors.iter();
     gguf.write(path, &plans, |_, out| {
         let bytes = next.next().map(|(_, tensor)| tensor.bytes()).unwrap_or_default();
-        out.write_all(&bytes).map_err(|source| lowrank_models::Error::Io { path: path.to_owned(), source })
-    })?;
-    Ok(())
+        out.write_all(&bytes).map_err(Error::io(path))
+    })
 }
 
 /// Reads a GGUF adapter. For the architecture `llama` the base must be named where q or k are adapted: their row

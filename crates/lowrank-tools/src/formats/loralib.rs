@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_models::files::{PytorchTensor, write_pytorch};
+use lowrank_files::{PytorchTensor, write_pytorch};
 use serde_json::json;
 
 use crate::error::{Error, Result};

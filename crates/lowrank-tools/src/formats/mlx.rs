@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lowrank_models::files::write_atomic;
+use lowrank_files::write_atomic;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lowrank_models::files::write_atomic;
+use lowrank_files::write_atomic;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 

@@ -30,7 +30,7 @@ impl Iterator for Sentences {
         loop {
             let mut bytes = Vec::new();
             match self.input.read_until(b'\n', &mut bytes) {
-                Err(source) => return Some(Err(Error::Io { path: self.path.clone(), source })),
+                Err(source) => return Some(Err(Error::io(&self.path)(source))),
                 Ok(0) if words.is_empty() => return None,
                 Ok(n) => self.line += u64::from(n > 0),
             }

@@ -36,7 +36,7 @@ impl Iterator for Lines {
             match self.input.read_until(b'\n', &mut bytes) {
                 Ok(0) => return None,
                 Ok(_) => self.line += 1,
-                Err(source) => return Some(Err(Error::Io { path: self.path.clone(), source })),
+                Err(source) => return Some(Err(Error::io(&self.path)(source))),
             }
             if !bytes.trim_ascii().is_empty() {
                 return Some(Ok(Row { line: self.line, raw: Raw::Json(bytes) }));

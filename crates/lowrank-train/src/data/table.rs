@@ -182,7 +182,7 @@ fn csv_error(path: &Path, error: csv::Error) -> Error {
     let line = error.position().map_or(1, csv::Position::line);
     let reason = error.to_string();
     match error.into_kind() {
-        csv::ErrorKind::Io(source) => Error::Io { path: path.into(), source },
+        csv::ErrorKind::Io(source) => Error::io(path)(source),
         _ => Error::Line { path: path.into(), line, reason },
     }
 }

@@ -44,8 +44,7 @@ impl JsonLog {
     /// Where the file cannot be written.
     pub fn write(&mut self, record: &impl Serialize) -> Result<(), Error> {
         // One write of a whole line: a reader or a crash never meets half of one.
-        let mut line = serde_json::to_vec(record)
-            .map_err(|e| Error::Io { path: self.path.clone(), source: e.into() })?;
+        let mut line = serde_json::to_vec(record).map_err(|e| Error::io(&self.path)(e.into()))?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(Error::io(&self.path))
     }

@@ -82,7 +82,7 @@ fn fresh_file(dir: &Path) -> Result<(PathBuf, File), Error> {
         match OpenOptions::new().append(true).create_new(true).open(&path) {
             Ok(file) => return Ok((path, file)),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => count += 1,
-            Err(source) => return Err(Error::Io { path, source }),
+            Err(source) => return Err(Error::io(path)(source)),
         }
     }
 }

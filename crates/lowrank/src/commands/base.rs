@@ -1,9 +1,9 @@
 //! How the base model is held in memory: flags of several commands.
 
-use lowrank::models::files::{Form, Precision, Quantize};
+use lowrank::files::{LoadOptions, Precision, Quantize};
 use serde::Serialize;
 
-/// The form of the base model.
+/// How the base model is held in memory.
 #[derive(clap::Args, Serialize)]
 pub struct Flags {
     /// Quantise the linear layers of a dense base while it is read: nf4 (QLoRA's) or q8_0
@@ -20,8 +20,8 @@ pub struct Flags {
 
 impl Flags {
     /// What they say.
-    pub fn form(&self) -> Form {
-        Form {
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions {
             quantize: self.quantize,
             precision: self.precision.unwrap_or_default(),
             stream: self.stream_base,

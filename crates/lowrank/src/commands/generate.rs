@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn work(args: &Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let limits = Limits { max_new_tokens: args.max_new_tokens, stop: args.stop.clone() };
-    let session = Session::open_as(&args.model, args.base.form())?;
+    let session = Session::open_as(&args.model, args.base.load_options())?;
     let adapters = session.adapters(&args.adapter)?;
     let device = session.device();
     let mut generator = TextGenerator::new(&session, &device, &adapters)?;

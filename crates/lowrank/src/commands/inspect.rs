@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lowrank::adapters::{self, AdapterSet, LoraConfig};
-use lowrank::models::files::write_atomic;
+use lowrank::files::write_atomic;
 use lowrank::tools::{FileFormat, compare, formats, report};
 use lowrank::{Result, Session};
 use serde_json::{Value, json};

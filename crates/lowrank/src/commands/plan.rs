@@ -48,7 +48,7 @@ fn by_shape(args: &Args, options: &TrainOptions) -> Result<ExitCode> {
         return Err(Error::Usage("--model is missing".to_owned()));
     }
     let plan = super::on_threads(options.threads, || {
-        plan_shapes(&Session::open_to_plan(&options.model, options.form())?, options)
+        plan_shapes(&Session::open_to_plan(&options.model, options.load_options())?, options)
     })?;
     if args.json {
         println!("{}", serde_json::to_string(&plan).expect("plain numbers"));

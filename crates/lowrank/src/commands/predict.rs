@@ -96,7 +96,7 @@ fn scores(session: &Session, logits: &[f32]) -> Value {
 
 fn write(out: Option<&PathBuf>, lines: impl Iterator<Item = Value>) -> Result<()> {
     let path = out.cloned().unwrap_or_else(|| "standard output".into());
-    let failed = |source: io::Error| Error::Io { path: path.clone(), source };
+    let failed = |source: io::Error| IoError { path: path.clone(), source };
     let mut to: Box<dyn Write> = match out {
         Some(path) => Box::new(BufWriter::new(File::create(path).map_err(failed)?)),
         None => Box::new(BufWriter::new(io::stdout().lock())),
@@ -104,5 +104,5 @@ fn write(out: Option<&PathBuf>, lines: impl Iterator<Item = Value>) -> Result<()
     for line in lines {
         writeln!(to, "{line}").map_err(failed)?;
     }
-    to.flush().map_err(failed)
+    Ok(to.flush().map_err(failed)?)
 }

@@ -66,7 +66,7 @@ impl Flags {
     pub fn session(&self) -> Result<Session> {
         Session::for_adapter(
             &self.model,
-            self.base.form(),
+            self.base.load_options(),
             self.adapter.as_deref(),
             self.task,
             self.labels.clone(),

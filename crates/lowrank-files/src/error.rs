@@ -1,0 +1,103 @@
+//! What can be wrong with files.
+
+use std::path::{Path, PathBuf};
+
+/// A file or folder that the operating system refuses to read or write. Every crate's error holds this one.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+pub struct IoError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What the system says.
+    pub source: std::io::Error,
+}
+
+impl IoError {
+    /// For `map_err`: an error of the operating system at `path`.
+    pub fn at(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self { path, source }
+    }
+}
+
+/// Errors of files of tensors. Every message names the file and what in it is wrong, and where there is one, the fix.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// A file that is not what its format asks for.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        what: String,
+    },
+    /// One tensor of a file is missing or unusable.
+    #[error("{}: tensor {tensor}: {what}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A field of a configuration or of GGUF metadata is missing or wrong.
+    #[error("{}: {field}: {what}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field's name.
+        field: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A JSON file that cannot be read.
+    #[error("{}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        source: serde_json::Error,
+    },
+    /// A tensor that a configuration asks for and that cannot be planned.
+    #[error("{0}")]
+    Planned(String),
+}
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// For `map_err`: an error of the operating system at `path`.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| IoError { path: path.to_owned(), source }.into()
+    }
+
+    /// `path` is not what its format asks for.
+    pub fn file(path: &Path, what: impl Into<String>) -> Self {
+        Self::File { path: path.to_owned(), what: what.into() }
+    }
+
+    /// A tensor of `path` is missing or unusable. The name may come from the file: it is made fit for one line.
+    pub fn tensor(path: &Path, tensor: &str, what: impl Into<String>) -> Self {
+        Self::Tensor { path: path.to_owned(), tensor: shown(tensor), what: what.into() }
+    }
+
+    /// A field of `path` is missing or wrong. The name may come from the file: it is made fit for one line.
+    pub fn field(path: &Path, field: &str, what: impl Into<String>) -> Self {
+        Self::Field { path: path.to_owned(), field: shown(field), what: what.into() }
+    }
+}
+
+/// A name from a file, fit for one line of a message: control characters escaped, at most 120 characters.
+pub fn shown(name: &str) -> String {
+    let mut short: String = name.chars().take(120).flat_map(char::escape_debug).collect();
+    if name.chars().nth(120).is_some() {
+        short.push('…');
+    }
+    short
+}

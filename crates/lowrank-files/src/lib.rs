@@ -1,0 +1,48 @@
+//! Files of tensors: safetensors, PyTorch's and GGUF, read in place from memory maps and written whole or not at all.
+//!
+//! * [`Tensors`] are the tensors of a model or adapter, by name, wherever they lie; [`LoadOptions`] say how matrices are
+//!   held in memory (as stored, quantised, as BF16, streamed).
+//! * [`Gguf`] is an open GGUF file (metadata and tensors), [`GgufWriter`] writes one.
+//! * [`write_pytorch`] writes what `torch.load` reads.
+//! * [`AtomicFile`] and [`write_atomic`] write a file that appears only when it is whole.
+//! * [`folder`] knows how a Hugging Face folder lays out its weights.
+//!
+//! Nothing in a file is believed before it is checked: sizes, offsets and overlaps are compared with the file, and every
+//! error names the file, the tensor or field, and the fix.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use lowrank_files::{LoadOptions, Quantize, Tensors};
+//!
+//! let mut tensors = Tensors::open(Path::new("adapter_model.safetensors"))?;
+//! tensors.set_load_options(LoadOptions { quantize: Some(Quantize::Nf4), ..LoadOptions::default() });
+//! for name in tensors.names() {
+//!     println!("{name}: {:?}", tensors.shape(name));
+//! }
+//! # lowrank_files::Result::Ok(())
+//! ```
+
+mod atomic;
+mod conversion;
+mod entry;
+mod error;
+mod gguf;
+mod json;
+mod load_options;
+mod planned;
+mod pytorch;
+mod safetensors;
+mod tensors;
+
+pub mod folder;
+
+pub use atomic::{AtomicFile, write_atomic};
+pub use error::{Error, IoError, Result, shown};
+pub use gguf::{
+    Gguf, GgufWriter, ROPE_FACTORS, Strings, TensorPlan, added, from_hf, is_gguf, permutes_rows, to_hf,
+};
+pub use json::{read_json, read_limited, read_object, read_optional_object};
+pub use load_options::{LoadOptions, Precision, Quantize, Role};
+pub use pytorch::{PytorchTensor, write_pytorch};
+pub use tensors::Tensors;
