@@ -5,8 +5,7 @@
 use std::path::Path;
 
 use lowrank_engine::Format;
-use lowrank_models::Base;
-use lowrank_models::{save_folder, save_gguf};
+use lowrank_models::{Base, save_folder, save_gguf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,8 +14,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let format = Format::ALL.into_iter().find(|f| f.name() == format).ok_or("unknown format")?;
     let base = Base::open(model)?;
-    let mut copy =
-        |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| base.tensors.read_rows(name, rows, out);
+    let mut copy = |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| {
+        Ok(base.tensors.read_rows(name, rows, out)?)
+    };
     let out = Path::new(out);
     match out.extension() {
         Some(ending) if ending == "gguf" => save_gguf(&base, out, format, &mut copy)?,

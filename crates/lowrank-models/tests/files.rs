@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const VOCAB: usize = 40;
 
 fn copy(base: &Base) -> impl FnMut(&str, std::ops::Range<usize>, &mut [f32]) -> Result<()> {
-    |name, rows, out| base.tensors.read_rows(name, rows, out)
+    |name, rows, out| Ok(base.tensors.read_rows(name, rows, out)?)
 }
 
 fn numbers(base: &Base, name: &str) -> Vec<f32> {

@@ -18,7 +18,7 @@ use zip::{CompressionMethod, ZipWriter};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn open(name: &str) -> Result<Tensors> {
+fn open(name: &str) -> lowrank_files::Result<Tensors> {
     Tensors::open(&fixture("pytorch").join(name))
 }
 

@@ -75,8 +75,10 @@ fn tokenizers_survive_the_way_through_both_formats() {
         check(&base.tokenizer().unwrap(), &expected);
         let path = folder.path().join("model.gguf");
         let format = lowrank_engine::Format::F32;
-        lowrank_models::save_gguf(&base, &path, format, &mut |n, r, o| base.tensors.read_rows(n, r, o))
-            .unwrap();
+        lowrank_models::save_gguf(&base, &path, format, &mut |n, r, o| {
+            Ok(base.tensors.read_rows(n, r, o)?)
+        })
+        .unwrap();
         let again = Base::open_path(&path).unwrap().tokenizer().unwrap();
         assert_eq!((again.bos(), again.eos()), (Some(1), Some(2)), "{name}");
         assert_eq!(
@@ -112,7 +114,7 @@ fn what_is_wrong_with_a_gguf_tokenizer_is_named() {
     let write = |fill: &dyn Fn(&mut GgufWriter)| {
         let mut writer = GgufWriter::new();
         fill(&mut writer);
-        writer.write(&path, &[], |_, _| Ok(())).unwrap();
+        writer.write(&path, &[], |_, _| Ok::<_, lowrank_files::Error>(())).unwrap();
         Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap_err().to_string()
     };
     let none = write(&|_| {});

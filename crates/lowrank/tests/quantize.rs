@@ -58,7 +58,7 @@ fn expanded(dir: &Path, out: &Path, transposed: bool, format: impl Fn(&str) -> O
             out.copy_from_slice(&numbers[rows.start * cols..rows.end * cols]);
             Ok(())
         }
-        None => tensors.read_rows(name, rows, out),
+        None => Ok(tensors.read_rows(name, rows, out)?),
     };
     save_folder(&session.base, out, Format::F32, &mut fill).unwrap();
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use common::{lowrank_ok, real_data, tiny_data, tiny_model, words};
 use lowrank::adapters::AdapterSet;
 use lowrank::models::{Base, HeadKind, load_for};
-use lowrank::tools::{FileFormat, Kind, Lora, Options, Pair, Tensor, formats};
+use lowrank::tools::{Kind, Lora, Options, Pair, Tensor, formats};
 use serde_json::{Map, Value, json};
 
 fn ramp(shape: &[usize]) -> Tensor {

@@ -143,7 +143,7 @@ pub fn small_gguf(path: &Path) {
             let numbers = ramp(plan.dims.iter().product());
             let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
             out.write_all(&bytes).unwrap();
-            lowrank_files::Result::Ok(())
+            Ok::<_, lowrank_files::Error>(())
         })
         .unwrap();
 }

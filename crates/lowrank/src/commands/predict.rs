@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use lowrank::files::IoError;
 use lowrank::train::{Example, Target, Task, evaluate};
 use lowrank::{Error, Result, Session};
 use serde_json::{Value, json};
