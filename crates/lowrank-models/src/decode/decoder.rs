@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 use super::job::Job;
 use super::lanes::{Lane, Lanes, Pass};
-use super::request::{Decoded, Event, Finish, Request, RequestId, Strategy};
+use super::request::{Event, Finish, Request, RequestId, Strategy};
+use super::search::Decoded;
 use crate::model::Model;
 use crate::{Error, Result};
 

@@ -28,7 +28,7 @@ mod sequence;
 mod tests;
 
 pub use decoder::{Decoder, DecoderOptions};
-pub use request::{Decoded, Event, Finish, Request, RequestId, Strategy};
+pub use request::{Event, Finish, Request, RequestId, Strategy};
 pub use sampling::{Logprobs, Sampling};
-pub use search::{EarlyStopping, SearchOptions};
+pub use search::{Decoded, EarlyStopping, SearchOptions};
 pub use sequence::Sequence;

@@ -1,7 +1,7 @@
 //! What is asked of the decoder and what it answers.
 
 use super::sampling::{Logprobs, Sampling};
-use super::search::SearchOptions;
+use super::search::{Decoded, SearchOptions};
 
 /// A request that joined the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,13 +91,4 @@ pub enum Event {
     },
     /// A search ended with this text.
     Found(Decoded),
-}
-
-/// A whole text.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Decoded {
-    /// The tokens, the ending one included.
-    pub tokens: Vec<u32>,
-    /// Of a search: the sum of the tokens' log-probabilities, over `n^length_penalty` where beams were searched.
-    pub score: Option<f32>,
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BinaryHeap;
 
-use super::request::Decoded;
 use crate::{Error, Result};
 
 /// Whether a beam search ends before nothing can get better (transformers' `early_stopping`).
@@ -57,6 +56,15 @@ impl SearchOptions {
         }
         Ok(())
     }
+}
+
+/// A whole text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Decoded {
+    /// The tokens, the ending one included.
+    pub tokens: Vec<u32>,
+    /// Of a search: the sum of the tokens' log-probabilities, over `n^length_penalty` where beams were searched.
+    pub score: Option<f32>,
 }
 
 /// A text that is being followed.

@@ -1,8 +1,7 @@
 use lowrank_engine::Device;
 
-use super::request::Decoded;
 use super::rows::Rows;
-use super::search::{EarlyStopping, Search, SearchOptions};
+use super::search::{Decoded, EarlyStopping, Search, SearchOptions};
 
 /// A model of three words whose next word depends on the last one only; word 2 ends.
 fn logits(last: Option<u32>) -> [f32; 3] {
