@@ -267,7 +267,7 @@ def test_errors_are_pythons_with_the_commands_texts(model, rows, tmp_path):
         model.train([rows[0], {"question": "?"}], out=tmp_path / "a", progress=False)
     with pytest.raises(ValueError, match="row 1 of the dataset is a str"):
         model.train(["red"], out=tmp_path / "a", progress=False)
-    with pytest.raises(ValueError, match="--temperature"):
+    with pytest.raises(ValueError, match="temperature"):
         model.generate("red", temperature=-1.0)
     with pytest.raises(ValueError, match="token 1000"):
         model.logits([1000])
