@@ -1,3 +1,4 @@
+use std::io;
 use std::path::PathBuf;
 
 /// What can go wrong, from any part.
@@ -34,14 +35,23 @@ pub enum Error {
 }
 
 impl Error {
-    /// 2 for bad usage or input, 1 for a failure on the way.
+    /// The command's exit code: 2 for wrong usage, configuration or input, 1 for a failure while running, which a file
+    /// that cannot be read or written is.
     pub fn exit_code(&self) -> u8 {
         match self {
+            _ if self.io_error().is_some() => 1,
             Self::Train(e) => u8::from(e.is_input()) + 1,
             Self::Study(e) => u8::from(e.is_usage()) + 1,
-            Self::Io(_) | Self::Failed(_) => 1,
+            Self::Failed(_) => 1,
             _ => 2,
         }
+    }
+
+    /// The error of the operating system behind this one.
+    pub fn io_error(&self) -> Option<&io::Error> {
+        type Link<'a> = &'a (dyn std::error::Error + 'static);
+        let mut chain = std::iter::successors(Some(self as Link<'_>), |error| error.source());
+        chain.find_map(|error| error.downcast_ref())
     }
 
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {

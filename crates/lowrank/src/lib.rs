@@ -26,6 +26,7 @@
 mod card;
 mod error;
 mod extraction;
+mod fields;
 mod finetune;
 mod forecast;
 mod generation;
@@ -38,6 +39,7 @@ mod texts;
 
 pub use error::{Error, Result};
 pub use extraction::extract_adapter;
+pub use fields::{Field, FieldKind};
 pub use finetune::{LOG_FILE, Prepared, finetune, finetune_with, prepare};
 pub use forecast::{Forecast, forecast};
 pub use generation::{Generated, Limits, TextGenerator};

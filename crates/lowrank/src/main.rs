@@ -2,86 +2,61 @@
 
 mod commands;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser};
+use commands::Stdout;
+use lowrank::Result;
 
 /// LoRA fine-tuning on the machine you have.
 ///
-/// Exit codes: 0 done, 1 failed on the way, 2 bad usage or input, 130 interrupted (state saved).
+/// Exit codes: 0 done, 1 failed while running (a file cannot be read or written, a check does not hold), 2 wrong usage,
+/// configuration or input, 130 interrupted (state saved).
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Train an adapter.
-    #[command(args_override_self = true)]
-    Train(Box<commands::train::Args>),
-    /// Continue a text, or chat.
-    Generate(commands::generate::Args),
-    /// Loss and the metrics of the task on data; or scores of generated texts.
-    Eval(commands::eval::Args),
-    /// Labels or values for data, one JSON line each.
-    Predict(commands::predict::Args),
-    /// Write base and adapter as one model.
-    Merge(commands::merge::Args),
-    /// Memory and work of a training run, before it starts.
-    #[command(args_override_self = true)]
-    Plan(Box<commands::plan::Args>),
-    /// What is in a model or an adapter.
-    Inspect(commands::inspect::Args),
-    /// Compare methods, matrices, ranks and seeds as the paper does, and report.
-    Study(commands::study::Args),
-    /// One report of training runs: curves, memory, spectra.
-    Report(commands::report::Args),
-    /// Adapters between formats: PEFT, loralib, GGUF, MLX, kohya, diffusers.
-    Convert(commands::convert::Args),
-    /// Several adapters with weights as one.
-    Compose(commands::compose::Args),
-    /// An adapter out of a full fine-tune and its base.
-    Extract(commands::extract::Args),
-    /// Other ranks for an adapter.
-    Resize(commands::resize::Args),
-    /// Small entries and layers of an adapter away.
-    Prune(commands::prune::Args),
-    /// Another number type for an adapter.
-    Dtype(commands::dtype::Args),
-    /// Other module names for an adapter.
-    Rename(commands::rename::Args),
-    /// What differs between two adapters.
-    Diff(commands::diff::Args),
+    command: commands::Command,
 }
 
 fn main() -> ExitCode {
     lowrank_engine::kernels::unmap_large_blocks_when_freed();
-    let result = match Cli::parse().command {
-        Command::Train(args) => commands::train::run(&args),
-        Command::Generate(args) => commands::generate::run(&args),
-        Command::Eval(args) => commands::eval::run(&args),
-        Command::Predict(args) => commands::predict::run(&args),
-        Command::Merge(args) => commands::merge::run(&args),
-        Command::Plan(args) => commands::plan::run(&args),
-        Command::Inspect(args) => commands::inspect::run(&args),
-        Command::Study(args) => commands::study::run(&args),
-        Command::Report(args) => commands::report::run(&args),
-        Command::Convert(args) => commands::convert::run(&args),
-        Command::Compose(args) => commands::compose::run(&args),
-        Command::Extract(args) => commands::extract::run(&args),
-        Command::Resize(args) => commands::resize::run(&args),
-        Command::Prune(args) => commands::prune::run(&args),
-        Command::Dtype(args) => commands::dtype::run(&args),
-        Command::Rename(args) => commands::rename::run(&args),
-        Command::Diff(args) => commands::diff::run(&args),
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        // Help and version, or wrong usage.
+        Err(error) => return usage(&error),
     };
-    match result {
+    let name = matches.subcommand_name().unwrap_or_default().to_owned();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(&cli) {
         Ok(code) => code,
+        // Whoever read the output has seen enough.
+        Err(error) if error.io_error().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("error: {error}");
+            commands::say_error(Cli::command().find_subcommand(&name), &error.to_string());
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    let mut out = Stdout::new();
+    let code = cli.command.run(&mut out)?;
+    out.flush()?;
+    Ok(code)
+}
+
+/// Prints what clap has to say.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.print() {
+        Ok(()) => ExitCode::from(error.exit_code() as u8),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => ExitCode::from(error.exit_code() as u8),
+        Err(_) => ExitCode::FAILURE,
     }
 }

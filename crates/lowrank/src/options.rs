@@ -11,16 +11,16 @@ use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::fields::{named, nearest, options};
 use crate::{Error, Result};
 
-/// How what the backward pass needs is kept (`--saved-activations`).
+/// The number type of activations saved for the backward pass (`saved_activations`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SavedActivations {
-    /// As it was computed.
+    /// f32, exact.
     F32,
-    /// In integers of 16 bits with a scale for each 128: half the memory, gradients within a few
-    /// ten-thousandths of exact ones, losses exact.
+    /// int16 with one scale per 128 values: half the memory, relative gradient error about 1e-4, losses exact.
     #[default]
     Int16,
 }
@@ -32,161 +32,160 @@ impl std::str::FromStr for SavedActivations {
         match name {
             "f32" => Ok(Self::F32),
             "int16" => Ok(Self::Int16),
-            _ => Err(format!("{name:?} is not known; known are f32 and int16")),
+            _ => Err(format!("unknown number type {name:?}: use f32 or int16")),
         }
     }
 }
 
-/// Everything that says how to train. Every field is also a flag of `lowrank train` (with dashes) and a
-/// key of its TOML file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs)]
-pub struct TrainOptions {
-    pub model: String,
-    pub data: PathBuf,
-    pub out: PathBuf,
-    pub eval_data: Option<PathBuf>,
-    pub task: Task,
-    /// Names of the classes, in the order of their scores; `None`: those of the data.
-    pub labels: Option<Vec<String>>,
-    pub quantize: Option<Quantize>,
-    pub precision: Precision,
-    pub stream_base: bool,
+named!(SavedActivations);
 
-    pub r: usize,
-    pub lora_alpha: f64,
-    pub lora_dropout: f32,
-    /// `None`: what the model says ([`lowrank_models::Model::default_targets`]).
-    pub target_modules: Option<Targets>,
-    pub exclude_modules: Option<Targets>,
-    pub layers_to_transform: Option<OneOrMany<usize>>,
-    pub rank_pattern: Map<String, Value>,
-    pub alpha_pattern: Map<String, Value>,
-    pub use_rslora: bool,
-    /// What is trained, by name: lora, full, top2, bitfit and others; in place of `peft_type`.
-    pub method: Option<String>,
-    /// PEFT's name of the method: LORA, IA3, VERA, LOHA, LOKR, ADALORA.
-    pub peft_type: String,
-    pub use_dora: bool,
-    /// true, false, or a word of PEFT's.
-    pub init_lora_weights: Value,
-    /// Other fields of `adapter_config.json`, such as `target_r` of AdaLoRA.
-    pub peft_options: Map<String, Value>,
-    /// LoRA+: B learns so many times as fast as A.
-    pub loraplus_lr_ratio: Option<f64>,
-    /// LoRA-FA: A is not trained.
-    pub lora_fa: bool,
-    /// Layers trained whole, beside those that the task's head needs.
-    /// Biases trained beside the adapter: none, all, or those of its layers (`lora_only`).
-    pub bias: String,
-    pub modules_to_save: Vec<String>,
-    /// Parts of fused layers that get an adapter, of rank `r` each (queries and values of `c_attn`: true, false, true).
-    pub enable_lora: Vec<bool>,
-    pub init_adapter: Option<PathBuf>,
+options! {
+    /// Everything that says how to train, in the words of PEFT and Trainer. Each field is a flag of `lowrank train` (with
+    /// dashes) and a key of its TOML file; this list is the only place where it is written.
+    #[derive(Clone, Debug, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    pub struct TrainOptions;
 
-    pub learning_rate: f64,
-    pub lr_scheduler: LrScheduler,
-    pub warmup_steps: u64,
-    /// Share of all steps until the peak, where `warmup_steps` is 0.
-    pub warmup_ratio: f64,
-    pub weight_decay: f64,
-    pub max_grad_norm: f64,
-    pub batch_size: usize,
-    pub gradient_accumulation_steps: usize,
-    pub epochs: f64,
-    pub max_steps: Option<u64>,
-    pub max_seq_len: usize,
-    pub seed: u64,
-    pub no_shuffle: bool,
-    pub no_share_prefix: bool,
-    pub prompt_group: usize,
-    pub checkpoint_activations: bool,
-    pub saved_activations: SavedActivations,
-
-    pub data_format: Option<DataFormat>,
-    pub prompt_column: Option<String>,
-    pub completion_column: Option<String>,
-    pub text_column: Option<String>,
-    pub pair_column: Option<String>,
-    pub label_column: Option<String>,
-    pub prompt_template: Option<String>,
-    pub skip_bad_lines: bool,
-
-    pub eval_steps: u64,
-    pub save_steps: u64,
-    pub resume: bool,
-    pub force: bool,
-    pub threads: Option<usize>,
-    pub log_json: Option<PathBuf>,
-    pub tensorboard: Option<PathBuf>,
-}
-
-impl Default for TrainOptions {
-    fn default() -> Self {
-        Self {
-            model: String::new(),
-            data: PathBuf::new(),
-            out: PathBuf::new(),
-            eval_data: None,
-            task: Task::Lm,
-            labels: None,
-            quantize: None,
-            precision: Precision::F32,
-            stream_base: false,
-            r: 8,
-            lora_alpha: 16.0,
-            lora_dropout: 0.0,
-            target_modules: None,
-            exclude_modules: None,
-            layers_to_transform: None,
-            rank_pattern: Map::new(),
-            alpha_pattern: Map::new(),
-            use_rslora: false,
-            method: None,
-            peft_type: LoraConfig::default().peft_type,
-            use_dora: false,
-            init_lora_weights: Value::Bool(true),
-            peft_options: Map::new(),
-            loraplus_lr_ratio: None,
-            lora_fa: false,
-            bias: "none".into(),
-            modules_to_save: Vec::new(),
-            enable_lora: Vec::new(),
-            init_adapter: None,
-            learning_rate: 2e-4,
-            lr_scheduler: LrScheduler::Linear,
-            warmup_steps: 0,
-            warmup_ratio: 0.0,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            batch_size: 8,
-            gradient_accumulation_steps: 1,
-            epochs: 3.0,
-            max_steps: None,
-            max_seq_len: 1024,
-            seed: 42,
-            no_shuffle: false,
-            no_share_prefix: false,
-            prompt_group: 4,
-            checkpoint_activations: false,
-            saved_activations: SavedActivations::Int16,
-            data_format: None,
-            prompt_column: None,
-            completion_column: None,
-            text_column: None,
-            pair_column: None,
-            label_column: None,
-            prompt_template: None,
-            skip_bad_lines: false,
-            eval_steps: 0,
-            save_steps: 500,
-            resume: false,
-            force: false,
-            threads: None,
-            log_json: None,
-            tensorboard: None,
-        }
+    "Input and output" {
+        /// Base model: Hugging Face folder, GGUF file or hub id.
+        model: String = String::new();
+        /// Training data: .jsonl, .csv, .tsv, .conll, or the files of GLUE, E2E, WebNLG and DART.
+        data: PathBuf = PathBuf::new();
+        /// Folder to write the adapter to.
+        out: PathBuf = PathBuf::new();
+        /// Held-out data, evaluated during and after training.
+        eval_data: Option<PathBuf> = None;
+        /// Task: lm, classification, pair-classification, regression, token-classification, mlm or embedding.
+        task: Task = Task::Lm;
+        /// Names of the classes, in the order of their scores (default: those in the data).
+        labels: Option<Vec<String>> = None;
+    }
+    "Base model" {
+        /// Quantize the linear layers of a dense base while loading: nf4 (as in QLoRA) or q8_0.
+        quantize: Option<Quantize> = None;
+        /// Number type of a dense base's weights and products: f32, or bf16 at half the memory.
+        precision: Precision = Precision::F32;
+        /// Keep the weights of one block in memory at a time, for a base larger than memory.
+        stream_base: bool = false;
+    }
+    "Adapter" {
+        /// Method: lora, ia3, vera, loha, lokr or adalora.
+        ///
+        /// Baselines of the LoRA paper: full (fine-tuning), top2 (the last two blocks; any number works), bitfit (biases),
+        /// linear-probe (the head), adapter layers (adapter-h of Houlsby, adapter-p of Pfeiffer, adapter-l of Lin, adapter-d
+        /// of AdapterDrop with `--peft-option drop_layers=5`), and virtual tokens (prompt for embeddings, prefix for keys and
+        /// values, with `--peft-option num_virtual_tokens=20`) (default: lora).
+        method: Option<String> = None;
+        /// Rank.
+        r: usize = 8;
+        /// Scale the adapter's output by alpha / r.
+        lora_alpha: f64 = 16.0;
+        /// Dropout probability on the adapter's input.
+        lora_dropout: f32 = 0.0;
+        /// Modules that get an adapter: names, a regular expression, or all-linear (default: PEFT's for the architecture).
+        target_modules: Option<Targets> = None;
+        /// Modules that get none: names or a regular expression.
+        exclude_modules: Option<Targets> = None;
+        /// Indices of the blocks that get an adapter (default: all).
+        layers_to_transform: Option<OneOrMany<usize>> = None;
+        /// Rank of the modules whose path matches a pattern.
+        rank_pattern: Map<String, Value> = Map::new();
+        /// Alpha of the modules whose path matches a pattern.
+        alpha_pattern: Map<String, Value> = Map::new();
+        /// Scale by alpha / sqrt(r) (rsLoRA).
+        use_rslora: bool = false;
+        /// Method in PEFT's words: LORA, IA3, VERA, LOHA, LOKR or ADALORA; use this or method.
+        peft_type: String = LoraConfig::default().peft_type;
+        /// Train magnitude and direction separately (DoRA).
+        use_dora: bool = false;
+        /// Initialization of A and B: true, gaussian, orthogonal, pissa, pissa_niter_N, olora, loftq, eva, corda or false.
+        init_lora_weights: Value = Value::Bool(true);
+        /// Set any other field of adapter_config.json, such as target_r=4.
+        peft_options: Map<String, Value> = Map::new();
+        /// Ratio of B's learning rate to A's (LoRA+) (default: 1).
+        loraplus_lr_ratio: Option<f64> = None;
+        /// Freeze A and train B alone (LoRA-FA).
+        lora_fa: bool = false;
+        /// Biases to train as well: none, all, or lora_only (those of the adapted layers).
+        bias: String = "none".into();
+        /// Layers to train in full next to the adapter, by the end of their path (a new head of the task always is).
+        modules_to_save: Vec<String> = Vec::new();
+        /// Parts of a fused layer that get an adapter of rank r each, such as true,false,true for q and v of c_attn.
+        enable_lora: Vec<bool> = Vec::new();
+        /// Start from the adapter in this folder and use its configuration.
+        init_adapter: Option<PathBuf> = None;
+    }
+    "Optimizer" {
+        /// Peak learning rate.
+        learning_rate: f64 = 2e-4;
+        /// Schedule after the warm-up: linear, cosine or constant.
+        lr_scheduler: LrScheduler = LrScheduler::Linear;
+        /// Warm-up steps.
+        warmup_steps: u64 = 0;
+        /// Warm-up as a share of all steps; use this or warmup_steps.
+        warmup_ratio: f64 = 0.0;
+        /// Decoupled weight decay.
+        weight_decay: f64 = 0.0;
+        /// Clip the gradient to this norm; 0 turns clipping off.
+        max_grad_norm: f64 = 1.0;
+        /// Examples in a micro-batch.
+        batch_size: usize = 8;
+        /// Micro-batches in a step.
+        gradient_accumulation_steps: usize = 1;
+        /// Passes over the data.
+        epochs: f64 = 3.0;
+        /// Number of steps, in place of epochs.
+        max_steps: Option<u64> = None;
+        /// Random seed.
+        seed: u64 = 42;
+    }
+    "Data" {
+        /// Truncate examples to this number of tokens.
+        max_seq_len: usize = 1024;
+        /// Keep the order of the file.
+        no_shuffle: bool = false;
+        /// Compute a prompt again for each of its completions.
+        no_share_prefix: bool = false;
+        /// Number of examples with the same prompt that shuffling keeps together.
+        prompt_group: usize = 4;
+        /// Format of the data: jsonl, csv, tsv, e2e, webnlg, dart, conll or glue:TASK (cola, sst2, mrpc, rte, qnli, qqp, mnli,
+        /// stsb) (default: by the file's name and columns).
+        data_format: Option<DataFormat> = None;
+        /// Column or key of the prompt (default: prompt).
+        prompt_column: Option<String> = None;
+        /// Column or key of the completion (default: completion).
+        completion_column: Option<String> = None;
+        /// Column or key of a text without a prompt, or of the (first) text of a labelled example.
+        text_column: Option<String> = None;
+        /// Column or key of the second text of a pair (default: the usual names).
+        pair_column: Option<String> = None;
+        /// Column or key of the label (default: the usual names).
+        label_column: Option<String> = None;
+        /// Template of a prompt, such as "{prompt}\n".
+        prompt_template: Option<String> = None;
+        /// Skip lines that are not valid examples, and count them.
+        skip_bad_lines: bool = false;
+    }
+    "Run" {
+        /// Evaluate every N steps; 0 evaluates at the end only.
+        eval_steps: u64 = 0;
+        /// Save a checkpoint every N steps; 0 saves at the end only.
+        save_steps: u64 = 500;
+        /// Continue the run in the output folder bit-identically.
+        resume: bool = false;
+        /// Replace the run in the output folder.
+        force: bool = false;
+        /// Save the inputs of blocks only and recompute the rest: less memory, about a third slower.
+        checkpoint_activations: bool = false;
+        /// Number type of saved activations: int16 (one scale per 128 values, relative gradient error about 1e-4) or f32 (exact,
+        /// twice the memory).
+        saved_activations: SavedActivations = SavedActivations::Int16;
+        /// Number of threads (default: all processors).
+        threads: Option<usize> = None;
+        /// File for the log, one JSON object a line (default: log.jsonl in the output folder).
+        log_json: Option<PathBuf> = None;
+        /// Folder for TensorBoard events.
+        tensorboard: Option<PathBuf> = None;
     }
 }
 
@@ -194,10 +193,23 @@ impl TrainOptions {
     /// From a table of keys, with dashes or underscores.
     ///
     /// # Errors
-    /// Names the key that is unknown or has a wrong value.
+    /// Names the key that is unknown, with the nearest known one, or that has a wrong value.
     pub fn from_table(table: toml::Table) -> Result<Self> {
         let table: toml::Table =
             table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect();
+        for key in table.keys() {
+            let mut names = Self::FIELDS.iter().map(|field| field.name);
+            if !names.clone().any(|name| name == key) {
+                let nearest = nearest(key, &mut names);
+                return Err(Error::Usage(format!("unknown option `{key}`{nearest}")));
+            }
+        }
+        // Key by key, so that an error can name its key.
+        for (key, value) in &table {
+            let alone: toml::Table = [(key.clone(), value.clone())].into_iter().collect();
+            let checked: Result<Self, toml::de::Error> = alone.try_into();
+            checked.map_err(|e| Error::Usage(format!("`{key}`: {}", e.message())))?;
+        }
         table.try_into().map_err(|e: toml::de::Error| Error::Usage(e.message().to_owned()))
     }
 
@@ -206,38 +218,32 @@ impl TrainOptions {
     /// # Errors
     /// Names the option and what it may be.
     pub fn check(&self) -> Result<()> {
-        let wrong = |what: &str| Err(Error::Usage(what.to_owned()));
-        for (value, flag) in
-            [(&self.data, "data"), (&self.out, "out"), (&PathBuf::from(&self.model), "model")]
-        {
-            if value.as_os_str().is_empty() {
-                return wrong(&format!(
-                    "--{flag} is missing (give the flag, or the key in the --config file)"
-                ));
-            }
+        let require = |holds: bool, name: &str, range: &str| match holds {
+            true => Ok(()),
+            false => Err(Error::Usage(format!("`{name}` must be {range}"))),
+        };
+        for (name, given) in [
+            ("model", !self.model.is_empty()),
+            ("data", !self.data.as_os_str().is_empty()),
+            ("out", !self.out.as_os_str().is_empty()),
+        ] {
+            require(given, name, "given")?;
         }
-        if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
-            return wrong("--learning-rate must be a number from 0");
-        }
-        if !(self.epochs.is_finite() && self.epochs > 0.0) {
-            return wrong("--epochs must be more than 0");
-        }
-        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
-            return wrong("--weight-decay must be a number from 0");
-        }
-        if !(self.max_grad_norm.is_finite() && self.max_grad_norm >= 0.0) {
-            return wrong("--max-grad-norm must be a number from 0 (0 does not clip)");
-        }
-        if self.loraplus_lr_ratio.is_some_and(|ratio| !(ratio.is_finite() && ratio > 0.0)) {
-            return wrong("--loraplus-lr-ratio must be more than 0");
-        }
-        if !(0.0..=1.0).contains(&self.warmup_ratio) {
-            return wrong("--warmup-ratio must be from 0 to 1");
+        let from_zero = |value: f64| value.is_finite() && value >= 0.0;
+        let above_zero = |value: f64| value.is_finite() && value > 0.0;
+        require(from_zero(self.learning_rate), "learning_rate", "a number from 0")?;
+        require(from_zero(self.weight_decay), "weight_decay", "a number from 0")?;
+        require(from_zero(self.max_grad_norm), "max_grad_norm", "a number from 0 (0 turns clipping off)")?;
+        require(above_zero(self.epochs), "epochs", "a number above 0")?;
+        require(self.loraplus_lr_ratio.is_none_or(above_zero), "loraplus_lr_ratio", "a number above 0")?;
+        require((0.0..=1.0).contains(&self.warmup_ratio), "warmup_ratio", "a number from 0 to 1")?;
+        require(self.batch_size > 0, "batch_size", "at least 1")?;
+        require(self.gradient_accumulation_steps > 0, "gradient_accumulation_steps", "at least 1")?;
+        require(self.threads != Some(0), "threads", "at least 1")?;
+        if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
+            return Err(Error::Usage("give `warmup_steps` or `warmup_ratio`, not both".into()));
         }
         self.method()?;
-        if self.threads == Some(0) {
-            return wrong("--threads must be at least 1");
-        }
         Ok(())
     }
 
@@ -258,12 +264,12 @@ impl TrainOptions {
         let (peft_type, default) = (self.peft_type.to_uppercase(), LoraConfig::default().peft_type);
         if peft_type != default && peft_type != named.method.peft_type() {
             let what =
-                format!("--method {name} and --peft-type {} are two methods: name one", self.peft_type);
+                format!("`method` {name} and `peft_type` {} are two methods: give one", self.peft_type);
             return Err(Error::Usage(what));
         }
         if self.target_modules.is_some() && !named.method.takes_target_modules() {
             let what = format!(
-                "--method {name} chooses its modules itself: --target-modules is for LoRA and its kin"
+                "`method` {name} chooses its own modules: `target_modules` is for LoRA and its variants"
             );
             return Err(Error::Usage(what));
         }

@@ -7,7 +7,8 @@ use lowrank::tools::Lora;
 use lowrank::tools::compose::{Combination, Compose, compose};
 use lowrank::{Error, Result};
 
-use super::files::{Hints, Output, read, write_peft};
+use super::Stdout;
+use super::flags::adapter_files::{Hints, Output, read, write_peft};
 
 /// What to combine and how.
 #[derive(clap::Args)]
@@ -40,11 +41,11 @@ pub struct Args {
 }
 
 /// Combines.
-pub fn run(args: &Args) -> Result<ExitCode> {
-    super::on_threads(args.threads, || work(args))
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
+    super::on_threads(args.threads, || work(args, out))
 }
 
-fn work(args: &Args) -> Result<ExitCode> {
+fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     args.output.check()?;
     let by_frequency = match args.majority_sign_method.as_str() {
         "total" => false,
@@ -73,12 +74,13 @@ fn work(args: &Args) -> Result<ExitCode> {
     let result = compose(&list, &how)?;
     write_peft(&result, &args.output)?;
     let rank = result.pairs.values().map(|pair| pair.rank()).max().unwrap_or(0);
-    println!(
+    writeln!(
+        out,
         "composed {} adapters by {}: {} layers of rank up to {rank} in {}",
         adapters.len(),
         args.how,
         result.pairs.len(),
         args.output.out.display()
-    );
+    )?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use lowrank::Result;
 use lowrank::tools::{FileFormat, formats, resize};
 
-use super::files::{Hints, Output, dtype, read};
+use super::Stdout;
+use super::flags::adapter_files::{Hints, Output, dtype, read};
 
 /// What to convert and to what.
 #[derive(clap::Args)]
@@ -28,7 +29,7 @@ pub struct Args {
 }
 
 /// Converts.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     args.output.check()?;
     let to = FileFormat::parse(&args.to)?;
     let (mut lora, from) = read(&args.adapter, args.from.as_deref(), &args.hints)?;
@@ -36,13 +37,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         resize::lora_to_dtype(&mut lora, dtype(name)?)?;
     }
     formats::write(&lora, &args.output.out, to, &args.hints.options())?;
-    println!(
+    writeln!(
+        out,
         "converted {} layers ({} parameters) from {} to {}: {}",
         lora.pairs.len(),
         lora.parameters(),
         from.name,
         to.name,
         args.output.out.display()
-    );
+    )?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,8 @@ use lowrank::Result;
 use lowrank::tools::compare::diff;
 use serde_json::json;
 
-use super::files::{Hints, read, table};
+use super::Stdout;
+use super::flags::adapter_files::{Hints, read, table};
 
 /// What to compare.
 #[derive(clap::Args)]
@@ -24,7 +25,7 @@ pub struct Args {
 }
 
 /// Compares.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let (left, _) = read(&args.left, None, &args.hints)?;
     let (right, _) = read(&args.right, None, &args.hints)?;
     let rows: Vec<_> = diff(&left, &right)?
@@ -45,10 +46,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .collect();
     let same = left.pairs == right.pairs && left.saved == right.saved;
     if args.json {
-        println!("{}", json!({ "same": same, "rows": rows }));
+        writeln!(out, "{}", json!({ "same": same, "rows": rows }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    table(&rows);
-    println!("\n{}", if same { "the same numbers" } else { "different" });
+    table(out, &rows)?;
+    writeln!(out, "\n{}", if same { "the same numbers" } else { "different" })?;
     Ok(ExitCode::SUCCESS)
 }

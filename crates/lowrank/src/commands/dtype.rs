@@ -7,7 +7,8 @@ use lowrank::Result;
 use lowrank::tools::formats::peft;
 use lowrank::tools::resize::to_dtype;
 
-use super::files::{Output, dtype};
+use super::Stdout;
+use super::flags::adapter_files::{Output, dtype};
 
 /// Which adapter, and its number type.
 #[derive(clap::Args)]
@@ -22,12 +23,12 @@ pub struct Args {
 }
 
 /// Writes it in another number type.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     args.output.check()?;
     let to = dtype(&args.to)?;
     let (config, mut tensors) = peft::read_raw(&args.adapter)?;
     let change = to_dtype(&mut tensors, to)?;
     peft::write_raw(&args.output.out, &config, &tensors)?;
-    println!("{} tensors in {}; no number changed by more than {change:.1e}", tensors.len(), to.name());
+    writeln!(out, "{} tensors in {}; no number changed by more than {change:.1e}", tensors.len(), to.name())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,8 @@ use lowrank::tools::extract::Extract;
 use lowrank::{Result, extract_adapter};
 use serde_json::json;
 
-use super::files::{Output, RankRule, table, write_peft};
+use super::Stdout;
+use super::flags::adapter_files::{Output, RankRule, table, write_peft};
 
 /// What to compare and how much to keep.
 #[derive(clap::Args)]
@@ -40,11 +41,11 @@ pub struct Args {
 }
 
 /// Extracts.
-pub fn run(args: &Args) -> Result<ExitCode> {
-    super::on_threads(args.threads, || work(args))
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
+    super::on_threads(args.threads, || work(args, out))
 }
 
-fn work(args: &Args) -> Result<ExitCode> {
+fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     args.output.check()?;
     let how =
         Extract { rule: args.rule.rule()?, max_rank: args.max_rank, exact: args.exact, seed: args.seed };
@@ -56,14 +57,15 @@ fn work(args: &Args) -> Result<ExitCode> {
         .iter()
         .map(|t| json!({ "layer": t.path, "rank": t.rank, "norm": format!("{:.4}", t.norm), "energy kept": format!("{:.4}", t.energy) }))
         .collect();
-    table(&rows);
-    println!("\nextracted {} layers into {}", found.taken.len(), args.output.out.display());
+    table(out, &rows)?;
+    writeln!(out, "\nextracted {} layers into {}", found.taken.len(), args.output.out.display())?;
     if !found.left.is_empty() {
-        println!(
+        writeln!(
+            out,
             "{} other tensors differ too and are not in the adapter: {}",
             found.left.len(),
             found.left.iter().take(5).cloned().collect::<Vec<_>>().join(", ")
-        );
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,23 +1,26 @@
 //! `lowrank generate`.
 
 use std::fs;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use lowrank::models::{Message, Sampling};
 use lowrank::{Error, Limits, Result, Session, TextGenerator, TextOptions, continue_texts};
 
+use super::Stdout;
+use super::flags::options::{Base, OptionFlags};
+use super::flags::search::SearchFlags;
+
 /// What to continue and how.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Base model: Hugging Face folder, GGUF file or hub id
-    #[arg(long)]
-    model: String,
     #[command(flatten)]
-    base: super::base::Flags,
+    base: OptionFlags<Base>,
     /// Adapter folder, with its weight after a colon where it is not 1; may be given several times
-    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::weighted)]
+    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted)]
     adapter: Vec<(PathBuf, f32)>,
     /// The text to continue [default: standard input]
     #[arg(long)]
@@ -53,16 +56,13 @@ pub struct Args {
     #[arg(long)]
     stop: Vec<String>,
     #[command(flatten)]
-    search: super::decoding::Flags,
+    search: SearchFlags,
     /// Random seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Print the times of prompt and tokens, as JSON on standard error
     #[arg(long, conflicts_with = "chat")]
     timings: bool,
-    /// Threads [default: all processors]
-    #[arg(long)]
-    threads: Option<usize>,
 }
 
 impl Args {
@@ -87,6 +87,10 @@ impl Args {
         Ok(sampling)
     }
 
+    fn limits(&self) -> Limits {
+        Limits { max_new_tokens: self.max_new_tokens, stop: self.stop.clone() }
+    }
+
     fn prompt(&self) -> Result<Option<String>> {
         Ok(match (&self.prompt, &self.prompt_file) {
             (Some(text), _) => Some(text.clone()),
@@ -99,19 +103,19 @@ impl Args {
 }
 
 /// Generates.
-pub fn run(args: &Args) -> Result<ExitCode> {
-    super::on_threads(args.threads, || work(args))
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
+    super::on_threads(args.base.options()?.threads, || work(args, out))
 }
 
-fn work(args: &Args) -> Result<ExitCode> {
-    let sampling = args.sampling()?;
-    let limits = Limits { max_new_tokens: args.max_new_tokens, stop: args.stop.clone() };
-    let session = Session::open_as(&args.model, args.base.load_options())?;
+fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
+    let (options, sampling) = (args.base.options()?, args.sampling()?);
+    let session = Session::open_as(&options.model, options.load_options())?;
     let adapters = session.adapters(&args.adapter)?;
     let device = session.device();
-    let mut generator = TextGenerator::new(&session, &device, &adapters)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut generator = TextGenerator::new(&session, &device, &adapters)?.stop_when(stop.clone());
     if args.chat {
-        return chat(args, &session, &mut generator, &sampling, &limits);
+        return chat(args, &session, &mut generator, &stop, out);
     }
     let prompt = match args.prompt()? {
         Some(text) => text,
@@ -124,13 +128,12 @@ fn work(args: &Args) -> Result<ExitCode> {
             batch_size: 1,
             stop: args.stop.clone(),
         };
-        show(&continue_texts(&session, &adapters, &[&prompt], &how, |_| {})?[0]);
-        println!();
+        writeln!(out, "{}", continue_texts(&session, &adapters, &[&prompt], &how, |_| {})?[0])?;
         return Ok(ExitCode::SUCCESS);
     }
     let tokens = generator.prompt(&prompt)?;
-    let made = generator.generate(&tokens, &sampling, &limits, show)?;
-    println!();
+    let made = generator.generate(&tokens, &sampling, &args.limits(), |text| out.show(text, &stop))?;
+    writeln!(out)?;
     if args.timings {
         let timings = serde_json::json!({
             "prompt_tokens": tokens.len(),
@@ -139,26 +142,19 @@ fn work(args: &Args) -> Result<ExitCode> {
             "tokens": made.tokens.len().saturating_sub(1),
             "decode_s": made.decode_time.as_secs_f64(),
         });
-        eprintln!("{timings}");
+        note!("{timings}");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Standard output may be gone (a closed pipe): the next write ends the program quietly.
-fn show(text: &str) {
-    let mut out = io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
-    }
 }
 
 fn chat(
     args: &Args,
     session: &Session,
     generator: &mut TextGenerator<'_>,
-    sampling: &Sampling,
-    limits: &Limits,
+    stop: &AtomicBool,
+    out: &mut Stdout,
 ) -> Result<ExitCode> {
+    let (sampling, limits) = (args.sampling()?, args.limits());
     let mut messages: Vec<Message> = args.system.iter().map(|s| Message::new("system", s)).collect();
     let mut lines = io::stdin().lock().lines();
     let mut next = args.prompt()?;
@@ -167,7 +163,7 @@ fn chat(
             Some(text) => text,
             None => {
                 if io::stdin().is_terminal() {
-                    eprint!("> ");
+                    note_part!("> ");
                 }
                 match lines.next() {
                     None => return Ok(ExitCode::SUCCESS),
@@ -180,8 +176,8 @@ fn chat(
         }
         messages.push(Message::new("user", &said));
         let tokens = session.chat_prompt(&messages[..].into())?;
-        let answer = generator.generate(&tokens, sampling, limits, show)?;
-        println!();
+        let answer = generator.generate(&tokens, &sampling, &limits, |text| out.show(text, stop))?;
+        writeln!(out)?;
         messages.push(Message::new("assistant", answer.text));
     }
 }

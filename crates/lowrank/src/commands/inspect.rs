@@ -9,7 +9,8 @@ use lowrank::tools::{FileFormat, compare, formats, report};
 use lowrank::{Result, Session};
 use serde_json::{Value, json};
 
-use super::files::{Hints, read, table};
+use super::Stdout;
+use super::flags::adapter_files::{Hints, read, table};
 
 /// What to look into.
 #[derive(clap::Args)]
@@ -30,30 +31,30 @@ pub struct Args {
 }
 
 /// Inspects.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let path = Path::new(&args.path);
     let known = |format| format != formats::peft::FORMAT;
     if args.spectrum || args.html.is_some() || (path.exists() && FileFormat::detect(path).is_ok_and(known)) {
-        return spectrum(args);
+        return spectrum(args, out);
     }
     let (rows, summary) = match path.join(adapters::CONFIG_FILE).exists() {
         true => adapter(path)?,
         false => model(&args.path)?,
     };
     if args.json {
-        println!("{}", json!({ "summary": summary, "rows": rows }));
+        writeln!(out, "{}", json!({ "summary": summary, "rows": rows }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    table(&rows);
-    println!();
+    table(out, &rows)?;
+    writeln!(out)?;
     for (name, value) in summary.as_object().into_iter().flatten() {
-        println!("{name:<24} {}", text(value));
+        writeln!(out, "{name:<24} {}", text(value))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Norms, effective ranks and singular values of an adapter in any format.
-fn spectrum(args: &Args) -> Result<ExitCode> {
+fn spectrum(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let (lora, format) = read(Path::new(&args.path), None, &args.hints)?;
     let spectra = compare::spectra(&lora)?;
     if let Some(file) = &args.html {
@@ -64,7 +65,7 @@ fn spectrum(args: &Args) -> Result<ExitCode> {
         ];
         let facts = facts.map(|(name, value)| (name.to_owned(), value));
         write_atomic(file, report::html(&args.path, &facts, &spectra).as_bytes())?;
-        println!("wrote {}", file.display());
+        writeln!(out, "wrote {}", file.display())?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.json {
@@ -84,11 +85,11 @@ fn spectrum(args: &Args) -> Result<ExitCode> {
             })
             .collect();
         let summary = json!({ "format": format.name, "sites": rows.len(), "parameters": lora.parameters() });
-        println!("{}", json!({ "summary": summary, "rows": rows }));
+        writeln!(out, "{}", json!({ "summary": summary, "rows": rows }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    print!("{}", report::text(&spectra));
-    println!("\n{} layers, {} parameters, {}", spectra.len(), lora.parameters(), format.name);
+    write!(out, "{}", report::text(&spectra))?;
+    writeln!(out, "\n{} layers, {} parameters, {}", spectra.len(), lora.parameters(), format.name)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use lowrank::{Error, Loss, MergeCheck, MergeTarget, Merged, Result, Session, merge_checked, unmerge};
 
+use super::Stdout;
+
 /// What to merge and where to.
 #[derive(clap::Args)]
 pub struct Args {
@@ -12,7 +14,7 @@ pub struct Args {
     #[arg(long)]
     model: String,
     /// Adapter folder, with its weight after a colon where it is not 1; may be given several times
-    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::weighted, required = true)]
+    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted, required = true)]
     adapter: Vec<(PathBuf, f32)>,
     /// --model is a merged model: take the adapter out of it
     #[arg(long)]
@@ -41,11 +43,11 @@ pub struct Args {
 }
 
 /// Merges.
-pub fn run(args: &Args) -> Result<ExitCode> {
-    super::on_threads(args.threads, || work(args))
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
+    super::on_threads(args.threads, || work(args, out))
 }
 
-fn work(args: &Args) -> Result<ExitCode> {
+fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     if args.out.exists() && !args.force {
         return Err(Error::Usage(format!("{} exists; --force replaces it", args.out.display())));
     }
@@ -54,31 +56,38 @@ fn work(args: &Args) -> Result<ExitCode> {
     let target = MergeTarget::choose(&session, &args.out, args.dtype.as_deref())?;
     if args.unmerge {
         unmerge(&session, &adapters, &args.out, target)?;
-        println!("took the adapter out of {} layers into {}", adapters.layers.len(), args.out.display());
+        writeln!(
+            out,
+            "took the adapter out of {} layers into {}",
+            adapters.layers.len(),
+            args.out.display()
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     let check = MergeCheck { probe: args.probe.clone(), tolerance: args.tolerance };
     let check = (!args.no_verify).then_some(&check);
     let Merged { losses, verified, warning } = merge_checked(&session, &adapters, &args.out, target, check)?;
     for Loss { path, relative_error } in &losses {
-        println!("{path:<48} relative error {relative_error:.2e}");
+        writeln!(out, "{path:<48} relative error {relative_error:.2e}")?;
     }
     if let Some(worst) = losses.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error)) {
-        println!(
+        writeln!(
+            out,
             "rounding the merged weights costs at most {:.2e} of their norm ({})",
             worst.relative_error, worst.path
-        );
+        )?;
     }
     let done = format!("merged {} layers into {}", adapters.layers.len(), args.out.display());
     match verified {
-        None => println!("{done}"),
-        Some(v) => println!(
+        None => writeln!(out, "{done}")?,
+        Some(v) => writeln!(
+            out,
             "{done}: outputs differ by at most {:.2e} (largest {:.1}), the same is best at {} of {} positions",
             v.max_difference, v.max_logit, v.same_best, v.positions
-        ),
+        )?,
     }
     if let Some(warning) = warning {
-        eprintln!("warning: {warning}");
+        note!("warning: {warning}");
     }
     Ok(ExitCode::SUCCESS)
 }

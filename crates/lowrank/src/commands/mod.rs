@@ -1,47 +1,78 @@
-//! One command per file.
+//! One command a file. A command is added by its file, its `mod` line and its row in [`commands!`]: its name is the
+//! file's, its help text the documentation of its `Args`.
 
-pub mod base;
-pub mod compose;
-pub mod convert;
-pub mod decoding;
-pub mod diff;
-pub mod dtype;
-pub mod eval;
-pub mod eval_texts;
-pub mod extract;
-pub mod files;
-pub mod generate;
-pub mod inspect;
-pub mod merge;
-pub mod plan;
-pub mod predict;
-pub mod prune;
-pub mod rename;
-pub mod report;
-pub mod resize;
-pub mod scored;
-pub mod study;
-pub mod train;
+#[macro_use]
+mod output;
 
-use std::path::PathBuf;
+mod compose;
+mod convert;
+mod diff;
+mod dtype;
+mod eval;
+mod extract;
+mod flags;
+mod generate;
+mod inspect;
+mod merge;
+mod plan;
+mod predict;
+mod prune;
+mod rename;
+mod report;
+mod resize;
+mod study;
+mod train;
 
+use std::process::ExitCode;
+
+use clap::Subcommand;
 use lowrank::{Error, Result};
 
-/// `DIR` or `DIR:WEIGHT`: an adapter folder and its weight, 1 where none is given.
-pub fn weighted(text: &str) -> std::result::Result<(PathBuf, f32), String> {
-    let whole = PathBuf::from(text);
-    let Some((dir, weight)) = text.rsplit_once(':').filter(|_| !whole.exists()) else {
-        return Ok((whole, 1.0));
+pub use output::{Stdout, say_error};
+
+macro_rules! commands {
+    ($($Name:ident: $file:ident,)*) => {
+        /// A command and what was given to it.
+        #[derive(Subcommand)]
+        pub enum Command {
+            $($Name(Box<$file::Args>),)*
+        }
+
+        impl Command {
+            /// Runs it.
+            pub fn run(&self, out: &mut Stdout) -> Result<ExitCode> {
+                match self {
+                    $(Self::$Name(args) => $file::run(args, out),)*
+                }
+            }
+        }
     };
-    match weight.parse::<f32>() {
-        Ok(weight) if weight.is_finite() => Ok((dir.into(), weight)),
-        _ => Err(format!("{weight:?} after the colon is no weight, and {text} is no folder")),
-    }
+}
+
+// In the order of the help text.
+commands! {
+    Train: train,
+    Generate: generate,
+    Eval: eval,
+    Predict: predict,
+    Merge: merge,
+    Plan: plan,
+    Inspect: inspect,
+    Study: study,
+    Report: report,
+    Convert: convert,
+    Compose: compose,
+    Extract: extract,
+    Resize: resize,
+    Prune: prune,
+    Dtype: dtype,
+    Rename: rename,
+    Diff: diff,
 }
 
 /// Runs `work` on a pool of `threads` threads, or of as many as there are processors. `work` itself is on
 /// one of them, so that handing parts to the others needs no sleeping and waking.
-pub fn on_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+fn on_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let threads = threads.unwrap_or(0);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lowrank::files::IoError;
@@ -10,36 +10,40 @@ use lowrank::train::{Example, Target, Task, evaluate};
 use lowrank::{Error, Result, Session};
 use serde_json::{Value, json};
 
+use super::Stdout;
+use super::flags::scoring::ScoringFlags;
+
 /// What to predict for.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    input: super::scored::Flags,
+    input: ScoringFlags,
     /// Where to: one JSON line an example [default: standard output]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
 /// Predicts the labels of a file, which need not have any, or gives the vectors of its texts.
-pub fn run(args: &Args) -> Result<ExitCode> {
-    super::on_threads(args.input.threads, || work(args))
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
+    super::on_threads(args.input.options()?.threads, || work(args, out))
 }
 
-fn work(args: &Args) -> Result<ExitCode> {
+fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
+    let options = args.input.options()?;
     let session = args.input.session()?;
     let task = session.task.task;
     if task == Task::Embedding {
-        return embed(args, &session);
+        return embed(args, &session, options.batch_size, out);
     }
     if !task.has_labels() && task != Task::Regression {
         return Err(Error::Usage(format!(
-            "predict is for classification, regression and embedding, not --task {}",
+            "predict is for classification, regression and embedding, not for `task` {}",
             task.name()
         )));
     }
     let data = args.input.read(&session, true)?;
     let stepper = args.input.stepper(&session)?;
-    let result = evaluate(&stepper, &data.examples, args.input.batch_size, true);
+    let result = evaluate(&stepper, &data.examples, options.batch_size, true);
     let lines = data.examples.iter().zip(&result.predictions).map(|(example, prediction)| {
         let mut line = json!({ "line": example.id.line });
         match task {
@@ -55,15 +59,15 @@ fn work(args: &Args) -> Result<ExitCode> {
         }
         line
     });
-    write(args.out.as_ref(), lines)?;
+    write(args.out.as_deref(), lines, out)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The vectors of texts, and of pairs their cosine too.
-fn embed(args: &Args, session: &Session) -> Result<ExitCode> {
+fn embed(args: &Args, session: &Session, batch_size: usize, out: &mut Stdout) -> Result<ExitCode> {
     let data = args.input.read(session, true)?;
     let stepper = args.input.stepper(session)?;
-    let lines = data.examples.batches(args.input.batch_size).flat_map(|chunk| {
+    let lines = data.examples.batches(batch_size).flat_map(|chunk| {
         let batch = stepper.pack(&chunk.iter().collect::<Vec<_>>(), false, 0);
         let mut vectors = stepper.embed(&batch).into_iter();
         let line = |example: &Example| {
@@ -79,7 +83,7 @@ fn embed(args: &Args, session: &Session) -> Result<ExitCode> {
         };
         chunk.iter().map(line).collect::<Vec<_>>()
     });
-    write(args.out.as_ref(), lines)?;
+    write(args.out.as_deref(), lines, out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -95,15 +99,18 @@ fn scores(session: &Session, logits: &[f32]) -> Value {
     named.map(|(name, x)| (name.clone(), json!((x - largest).exp() / total))).collect()
 }
 
-fn write(out: Option<&PathBuf>, lines: impl Iterator<Item = Value>) -> Result<()> {
-    let path = out.cloned().unwrap_or_else(|| "standard output".into());
-    let failed = |source: io::Error| IoError { path: path.clone(), source };
-    let mut to: Box<dyn Write> = match out {
-        Some(path) => Box::new(BufWriter::new(File::create(path).map_err(failed)?)),
-        None => Box::new(BufWriter::new(io::stdout().lock())),
+/// Writes the lines to the file at `path`, or to standard output.
+fn write(path: Option<&Path>, lines: impl Iterator<Item = Value>, out: &mut Stdout) -> Result<()> {
+    let Some(path) = path else {
+        for line in lines {
+            writeln!(out, "{line}")?;
+        }
+        return Ok(());
     };
+    let failed = |source: io::Error| IoError { path: path.to_owned(), source };
+    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
     for line in lines {
-        writeln!(to, "{line}").map_err(failed)?;
+        writeln!(file, "{line}").map_err(failed)?;
     }
-    Ok(to.flush().map_err(failed)?)
+    Ok(file.flush().map_err(failed)?)
 }

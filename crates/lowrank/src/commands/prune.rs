@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use lowrank::tools::resize::{Prune, prune};
 use lowrank::{Error, Result};
 
-use super::files::{Hints, Output, read, regex, write_peft};
+use super::Stdout;
+use super::flags::adapter_files::{Hints, Output, read, regex, write_peft};
 
 /// What to take away.
 #[derive(clap::Args)]
@@ -29,7 +30,7 @@ pub struct Args {
 }
 
 /// Prunes.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     args.output.check()?;
     let drop = args.drop.as_deref().map(regex).transpose()?;
     if args.density.is_none() && args.min_norm.is_none() && drop.is_none() {
@@ -40,8 +41,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (left, gone) = prune(&lora, &how)?;
     write_peft(&left, &args.output)?;
     for path in &gone {
-        println!("dropped {path}");
+        writeln!(out, "dropped {path}")?;
     }
-    println!("{} of {} layers left, {} parameters", left.pairs.len(), lora.pairs.len(), left.parameters());
+    writeln!(
+        out,
+        "{} of {} layers left, {} parameters",
+        left.pairs.len(),
+        lora.pairs.len(),
+        left.parameters()
+    )?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,8 @@ use lowrank::Result;
 use lowrank::tools::formats::peft;
 use lowrank::tools::resize::rename;
 
-use super::files::{Output, regex};
+use super::Stdout;
+use super::flags::adapter_files::{Output, regex};
 
 /// Which adapter, and what its modules are called.
 #[derive(clap::Args)]
@@ -25,12 +26,12 @@ pub struct Args {
 }
 
 /// Renames.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     args.output.check()?;
     let from = regex(&args.replace)?;
     let (mut config, mut tensors) = peft::read_raw(&args.adapter)?;
     let changed = rename(&mut config, &mut tensors, &from, &args.with)?;
     peft::write_raw(&args.output.out, &config, &tensors)?;
-    println!("renamed {changed} of {} tensors", tensors.len());
+    writeln!(out, "renamed {changed} of {} tensors", tensors.len())?;
     Ok(ExitCode::SUCCESS)
 }

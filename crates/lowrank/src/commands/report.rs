@@ -10,6 +10,8 @@ use lowrank_study::report::Written;
 use lowrank_study::{RunLog, Sample, SingleRun, single_report};
 use lowrank_tools::{Options, compare, formats};
 
+use super::Stdout;
+
 /// Which runs to report on.
 #[derive(clap::Args)]
 pub struct Args {
@@ -31,7 +33,7 @@ pub struct Args {
 }
 
 /// Writes one report of all runs.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let mut runs = args.runs.iter().map(|dir| read(dir)).collect::<Result<Vec<_>>>()?;
     if let Some(model) = &args.model {
         let session = Session::open(model)?;
@@ -86,9 +88,7 @@ fn read(dir: &Path) -> Result<SingleRun> {
 /// Says where the report is.
 pub fn say_written(written: &Written) {
     if written.no_fonts {
-        eprintln!(
-            "no font was found on this machine: the PNG figures have no letters (the HTML and SVG have)"
-        );
+        note!("no font was found on this machine: the PNG figures have no letters (the HTML and SVG have)");
     }
-    eprintln!("report written to {}", written.html.display());
+    note!("report written to {}", written.html.display());
 }

@@ -7,7 +7,8 @@ use lowrank::Result;
 use lowrank::tools::resize::resize;
 use serde_json::json;
 
-use super::files::{Hints, Output, RankRule, read, table, write_peft};
+use super::Stdout;
+use super::flags::adapter_files::{Hints, Output, RankRule, read, table, write_peft};
 
 /// What to resize and how.
 #[derive(clap::Args)]
@@ -29,18 +30,18 @@ pub struct Args {
 }
 
 /// Resizes.
-pub fn run(args: &Args) -> Result<ExitCode> {
-    super::on_threads(args.threads, || work(args))
+pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
+    super::on_threads(args.threads, || work(args, out))
 }
 
-fn work(args: &Args) -> Result<ExitCode> {
+fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     args.output.check()?;
     let rule = args.rule.rule()?;
     let (lora, _) = read(&args.adapter, None, &args.hints)?;
     let (smaller, report) = resize(&lora, rule, args.max_rank)?;
     write_peft(&smaller, &args.output)?;
     let row = |r: &lowrank::tools::resize::Resized| json!({ "layer": r.path, "rank before": r.ranks.0, "rank": r.ranks.1, "energy kept": format!("{:.4}", r.energy) });
-    table(&report.iter().map(row).collect::<Vec<_>>());
-    println!("\n{} parameters, {} before", smaller.parameters(), lora.parameters());
+    table(out, &report.iter().map(row).collect::<Vec<_>>())?;
+    writeln!(out, "\n{} parameters, {} before", smaller.parameters(), lora.parameters())?;
     Ok(ExitCode::SUCCESS)
 }

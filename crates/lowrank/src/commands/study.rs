@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use lowrank::{Error, Result, Session, TrainOptions};
 use lowrank_study::{Outcome, Spec};
 
+use super::Stdout;
+
 /// What to compare.
 #[derive(clap::Args)]
 pub struct Args {
@@ -22,7 +24,7 @@ pub struct Args {
 }
 
 /// Does what is not done yet, then writes the report.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let text =
         fs::read_to_string(&args.spec).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
     let spec = Spec::parse(&text).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
@@ -32,11 +34,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut outcome = Outcome::Complete;
     if !args.report_only {
         // The children get Ctrl-C too, save their state and end with 130; this process goes on to the report.
-        ctrlc::set_handler(|| eprintln!("\nstopping; the same command goes on from here"))
+        ctrlc::set_handler(|| note!("\nstopping; the same command goes on from here"))
             .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
         let command = std::env::current_exe()
             .map_err(|e| Error::Failed(format!("cannot find this program's own file: {e}")))?;
-        outcome = lowrank_study::run_all(&spec, &runs, &command, &mut |line| eprintln!("{line}"))?;
+        outcome = lowrank_study::run_all(&spec, &runs, &command, &mut |line| note!("{line}"))?;
     }
     let written = super::on_threads(args.threads, || {
         let report = lowrank_study::study_report(&spec, &runs, &session.base, &*session.model)?;
@@ -46,7 +48,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(match outcome {
         Outcome::Complete => ExitCode::SUCCESS,
         Outcome::OutOfTime(left) => {
-            eprintln!("the time limit is reached with {left} runs to do; the same command goes on");
+            note!("the time limit is reached with {left} runs to do; the same command goes on");
             ExitCode::SUCCESS
         }
         Outcome::Interrupted => ExitCode::from(130),

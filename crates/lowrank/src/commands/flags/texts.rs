@@ -1,19 +1,23 @@
 //! The part of `lowrank eval` that generates a text for every prompt and scores it against its references.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use lowrank::adapters::AdapterSet;
-use lowrank::train::DataOptions;
 use lowrank::train::data::read_groups;
 use lowrank::train::nlg::NlgMetric;
-use lowrank::{Error, Result, Session, TextOptions, continue_texts, read_texts, segments, write_texts};
+use lowrank::{
+    Error, Result, Session, TextOptions, TrainOptions, continue_texts, read_texts, segments, write_texts,
+};
 use serde_json::{Map, Value, json};
+
+use super::search::SearchFlags;
+use crate::commands::Stdout;
 
 /// What to generate and score.
 #[derive(clap::Args)]
-pub struct Flags {
+pub struct TextFlags {
     /// Generate a text for every distinct prompt and score it: bleu, bleu-e2e, nist, meteor, rouge-l, cider
     #[arg(long, value_delimiter = ',', value_name = "NAMES", help_heading = "Generated texts")]
     metrics: Vec<NlgMetric>,
@@ -34,10 +38,10 @@ pub struct Flags {
     #[arg(long, help_heading = "Generated texts")]
     stop: Vec<String>,
     #[command(flatten)]
-    search: super::decoding::Flags,
+    search: SearchFlags,
 }
 
-impl Flags {
+impl TextFlags {
     /// Whether texts are wanted, and not the loss.
     pub fn wanted(&self) -> bool {
         !self.metrics.is_empty() || self.predictions.is_some()
@@ -46,19 +50,18 @@ impl Flags {
     /// Generates (or reads) and scores; `open` gives model and adapter.
     pub fn run(
         &self,
-        data: &Path,
-        options: &DataOptions,
-        batch_size: usize,
+        options: &TrainOptions,
         json: bool,
+        out: &mut Stdout,
         open: impl FnOnce() -> Result<(Session, AdapterSet)>,
     ) -> Result<ExitCode> {
-        let mut groups = read_groups(data, options)?;
+        let mut groups = read_groups(&options.data, &options.read_options()?)?;
         groups.truncate(self.max_prompts.unwrap_or(usize::MAX));
         if groups.is_empty() {
-            return Err(Error::Usage("--max-prompts must be at least 1".into()));
+            return Err(Error::Usage("`max_prompts` must be at least 1".into()));
         }
         let references: usize = groups.iter().map(|g| g.references.len()).sum();
-        eprintln!("{} distinct prompts, {references} references", groups.len());
+        note!("{} distinct prompts, {references} references", groups.len());
         let started = Instant::now();
         let texts = match &self.score {
             Some(path) => read_texts(path)?,
@@ -66,18 +69,18 @@ impl Flags {
                 let how = TextOptions {
                     search: self.search.options()?,
                     max_new_tokens: self.max_new_tokens,
-                    batch_size,
+                    batch_size: options.batch_size,
                     stop: self.stop.clone(),
                 };
                 let (session, adapters) = open()?;
                 let prompts: Vec<&str> = groups.iter().map(|g| &g.prompt[..]).collect();
                 continue_texts(&session, &adapters, &prompts, &how, |done| {
-                    eprint!("\r{done} of {} texts", prompts.len());
+                    note_part!("\r{done} of {} texts", prompts.len());
                 })?
             }
         };
         if self.score.is_none() {
-            eprintln!(" in {:.1} s", started.elapsed().as_secs_f64());
+            note!(" in {:.1} s", started.elapsed().as_secs_f64());
         }
         let pairs = segments(&groups, &texts)?;
         if let Some(path) = &self.predictions {
@@ -87,10 +90,10 @@ impl Flags {
             self.metrics.iter().map(|metric| (metric.name().to_owned(), json!(metric.score(&pairs))));
         let scores: Map<String, Value> = scores.collect();
         if json {
-            println!("{}", Value::Object(scores));
+            writeln!(out, "{}", Value::Object(scores))?;
         } else {
             for (name, score) in &scores {
-                println!("{name:9} {:.4}", score.as_f64().unwrap_or(f64::NAN));
+                writeln!(out, "{name:9} {:.4}", score.as_f64().unwrap_or(f64::NAN))?;
             }
         }
         Ok(ExitCode::SUCCESS)

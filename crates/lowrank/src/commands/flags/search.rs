@@ -6,7 +6,7 @@ use lowrank::{Error, Result};
 
 /// How to search, in transformers' words.
 #[derive(clap::Args)]
-pub struct Flags {
+pub struct SearchFlags {
     /// Texts followed at once; above 1 a beam search
     #[arg(long, default_value_t = 1)]
     num_beams: usize,
@@ -21,7 +21,7 @@ pub struct Flags {
     early_stopping: String,
 }
 
-impl Flags {
+impl SearchFlags {
     /// Whether they say anything but greedy decoding.
     pub fn is_search(&self) -> bool {
         self.num_beams > 1 || self.no_repeat_ngram_size > 0

@@ -6,6 +6,8 @@ use lowrank::tools::{self, FileFormat, Lora, Options, formats};
 use lowrank::{Error, Result};
 use serde_json::Value;
 
+use crate::commands::Stdout;
+
 /// What a format does not say by itself.
 #[derive(clap::Args)]
 pub struct Hints {
@@ -86,7 +88,7 @@ pub fn regex(pattern: &str) -> Result<tools::Regex> {
 }
 
 /// Prints objects as aligned columns, one for each key that any of them has.
-pub fn table(rows: &[Value]) {
+pub fn table(out: &mut Stdout, rows: &[Value]) -> Result<()> {
     let mut keys: Vec<&String> = Vec::new();
     for key in rows.iter().filter_map(Value::as_object).flat_map(|row| row.keys()) {
         if !keys.contains(&key) {
@@ -102,8 +104,9 @@ pub fn table(rows: &[Value]) {
     let widths: Vec<usize> = (0..keys.len()).map(width).collect();
     for line in &lines {
         let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
-        println!("{}", cells.join("  ").trim_end());
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
     }
+    Ok(())
 }
 
 /// The rule for ranks.

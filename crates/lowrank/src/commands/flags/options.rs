@@ -1,0 +1,185 @@
+//! The options of a training run as flags: those of all commands that know them.
+
+use std::marker::PhantomData;
+
+use clap::builder::ValueParser;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use lowrank::{Field, FieldKind, Result, TrainOptions};
+use serde_json::Value;
+
+/// Options that the short help (`-h`) shows; `--help` shows all.
+const COMMON: [&str; 11] = [
+    "model",
+    "data",
+    "out",
+    "eval_data",
+    "method",
+    "r",
+    "target_modules",
+    "learning_rate",
+    "batch_size",
+    "epochs",
+    "resume",
+];
+
+/// Which options a command knows.
+pub trait Known {
+    /// Their names; none for all.
+    const NAMES: &'static [&'static str];
+    /// Those that must be given on the command line.
+    const REQUIRED: &'static [&'static str] = &[];
+
+    /// The options themselves.
+    fn fields() -> impl Iterator<Item = &'static Field> {
+        let known = |name| Self::NAMES.is_empty() || Self::NAMES.contains(&name);
+        TrainOptions::FIELDS.iter().filter(move |field| known(field.name))
+    }
+}
+
+/// All options, for `train` and `plan`.
+pub struct All;
+
+impl Known for All {
+    const NAMES: &'static [&'static str] = &[];
+}
+
+/// How the base model is loaded.
+pub struct Base;
+
+impl Known for Base {
+    const NAMES: &'static [&'static str] = &["model", "quantize", "precision", "stream_base", "threads"];
+    const REQUIRED: &'static [&'static str] = &["model"];
+}
+
+/// The base model and data to score.
+pub struct Scoring;
+
+impl Known for Scoring {
+    const NAMES: &'static [&'static str] = &[
+        "model",
+        "quantize",
+        "precision",
+        "stream_base",
+        "data",
+        "task",
+        "labels",
+        "batch_size",
+        "max_seq_len",
+        "data_format",
+        "prompt_column",
+        "completion_column",
+        "text_column",
+        "pair_column",
+        "label_column",
+        "prompt_template",
+        "skip_bad_lines",
+        "threads",
+    ];
+    const REQUIRED: &'static [&'static str] = &["model", "data"];
+}
+
+/// Flags of the options that `K` knows; those that were given, as a table of the options' keys.
+pub struct OptionFlags<K> {
+    /// What was given.
+    pub given: toml::Table,
+    known: PhantomData<K>,
+}
+
+impl<K: Known> OptionFlags<K> {
+    /// The options: those given, else the defaults.
+    pub fn options(&self) -> Result<TrainOptions> {
+        TrainOptions::from_table(self.given.clone())
+    }
+}
+
+impl<K: Known> clap::Args for OptionFlags<K> {
+    fn augment_args(command: Command) -> Command {
+        let defaults = serde_json::to_value(TrainOptions::default()).expect("options are plain data");
+        K::fields().fold(command.args_override_self(true), |command, field| {
+            command.arg(argument::<K>(field, &defaults[field.name]))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<K: Known> clap::FromArgMatches for OptionFlags<K> {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
+        let given = K::fields()
+            .filter(|field| matches.value_source(field.name) == Some(ValueSource::CommandLine))
+            .map(|field| (field.name.to_owned(), value(field, matches)))
+            .collect();
+        Ok(Self { given, known: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
+        self.given.extend(Self::from_arg_matches(matches)?.given);
+        Ok(())
+    }
+}
+
+/// The flag of an option.
+fn argument<K: Known>(field: &'static Field, default: &Value) -> Arg {
+    let help = help(field, default);
+    let short = help.split("\n\n").next().unwrap_or_default().to_owned();
+    let arg = Arg::new(field.name)
+        .long(flag_name(field))
+        .help(short)
+        .long_help(help)
+        .help_heading(field.group)
+        .required(K::REQUIRED.contains(&field.name))
+        .hide_short_help(!COMMON.contains(&field.name));
+    let parse = field.parse;
+    let valued = |arg: Arg| arg.value_parser(ValueParser::new(move |text: &str| parse(text)));
+    match field.kind {
+        FieldKind::Switch => arg.action(ArgAction::SetTrue),
+        FieldKind::Value => valued(arg).allow_negative_numbers(true),
+        FieldKind::Path => valued(arg).value_name("PATH"),
+        FieldKind::List => {
+            let values = format!("{},...", field.name.trim_end_matches('s').to_uppercase());
+            valued(arg).value_name(values).value_delimiter(',').action(ArgAction::Append)
+        }
+        FieldKind::Map => valued(arg).value_name("KEY=VALUE").action(ArgAction::Append),
+    }
+}
+
+/// `--peft-option` for a table of options, whose entries are given one by one; else the name with dashes.
+fn flag_name(field: &Field) -> String {
+    let name = match field.kind {
+        FieldKind::Map => field.name.trim_end_matches('s'),
+        _ => field.name,
+    };
+    name.replace('_', "-")
+}
+
+/// The documentation of an option, with its default.
+fn help(field: &Field, default: &Value) -> String {
+    let text = field.help();
+    if let Some(at) = text.find("(default: ") {
+        return format!("{}[{}]", &text[..at], text[at + 1..].trim_end_matches(')'));
+    }
+    let default = match default {
+        Value::Number(number) => number.to_string().trim_end_matches(".0").to_owned(),
+        Value::String(text) if !text.is_empty() => text.clone(),
+        Value::Bool(true) => "true".to_owned(),
+        _ => return text,
+    };
+    format!("{text} [default: {default}]")
+}
+
+/// What was given for an option.
+fn value(field: &Field, matches: &ArgMatches) -> toml::Value {
+    let all = || matches.get_many::<toml::Value>(field.name).into_iter().flatten().cloned();
+    match field.kind {
+        FieldKind::Switch => toml::Value::Boolean(matches.get_flag(field.name)),
+        FieldKind::Value | FieldKind::Path => all().next_back().expect("the flag was given"),
+        FieldKind::List => toml::Value::Array(all().collect()),
+        FieldKind::Map => {
+            let tables = all().filter_map(|value| value.as_table().cloned());
+            toml::Value::Table(tables.flatten().collect())
+        }
+    }
+}

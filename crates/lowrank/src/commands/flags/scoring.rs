@@ -1,0 +1,61 @@
+//! What `lowrank eval` and `lowrank predict` read: a model, an adapter and data.
+
+use std::path::PathBuf;
+
+use lowrank::adapters::AdapterSet;
+use lowrank::train::{Dataset, StepOptions, Stepper, Task};
+use lowrank::{Result, Session, TrainOptions};
+
+use super::options::{OptionFlags, Scoring};
+
+/// Flags of both.
+#[derive(clap::Args)]
+pub struct ScoringFlags {
+    #[command(flatten)]
+    options: OptionFlags<Scoring>,
+    /// Adapter folder
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+}
+
+impl ScoringFlags {
+    /// The options that the flags give.
+    pub fn options(&self) -> Result<TrainOptions> {
+        Ok(TrainOptions { init_adapter: self.adapter.clone(), ..self.options.options()? })
+    }
+
+    /// The base model with the head of the adapter's task.
+    pub fn session(&self) -> Result<Session> {
+        let options = self.options()?;
+        let task: Option<Task> = self.options.given.contains_key("task").then_some(options.task);
+        let (form, adapter) = (options.load_options(), self.adapter.as_deref());
+        Session::for_adapter(&options.model, form, adapter, task, options.labels)
+    }
+
+    /// Model and adapter.
+    pub fn open(&self) -> Result<(Session, AdapterSet)> {
+        let session = self.session()?;
+        let adapters = session.adapter(self.adapter.as_deref())?;
+        Ok((session, adapters))
+    }
+
+    /// The data, for the session's task; reports on them.
+    pub fn read(&self, session: &Session, unlabelled: bool) -> Result<Dataset> {
+        let options = TrainOptions { task: session.task.task, ..self.options()? };
+        let data = session.read_data(&options.data, &options, unlabelled)?;
+        note!("{}", data.report);
+        for warning in data.report.warnings() {
+            note!("  {warning}");
+        }
+        Ok(data)
+    }
+
+    /// The model with the adapter.
+    pub fn stepper<'m>(&self, session: &'m Session) -> Result<Stepper<'m>> {
+        let adapters = session.adapter(self.adapter.as_deref())?;
+        let step =
+            StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 0 };
+        let stepper = Stepper::new(&*session.model, adapters, session.device(), step);
+        Ok(stepper.for_task(session.task.clone(), session.masking(0)?))
+    }
+}

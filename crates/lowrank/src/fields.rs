@@ -1,0 +1,218 @@
+//! Options that are written once. [`options!`] makes of one line an option's field, its default, its documentation, its
+//! key in a TOML file and (in the command) its flag with the help text.
+
+use std::path::PathBuf;
+
+use lowrank_adapters::{OneOrMany, Targets};
+use lowrank_files::{Precision, Quantize};
+use lowrank_train::{DataFormat, LrScheduler, Task};
+use serde_json::Value;
+use toml::Value as Toml;
+
+/// One option of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Its name as a field and as a key, such as `learning_rate`.
+    pub name: &'static str,
+    /// The heading that it stands under.
+    pub group: &'static str,
+    /// Its documentation, one string a line.
+    pub doc: &'static [&'static str],
+    /// How it is written on a command line.
+    pub kind: FieldKind,
+    /// Reads one value from text.
+    pub parse: fn(&str) -> Result<Toml, String>,
+}
+
+/// How an option is written on a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldKind {
+    /// `--name`, without a value.
+    Switch,
+    /// `--name VALUE`.
+    Value,
+    /// `--name PATH`.
+    Path,
+    /// `--name A,B,C`.
+    List,
+    /// `--name KEY=VALUE`, as often as there are keys.
+    Map,
+}
+
+impl Field {
+    /// The documentation as one text: lines joined, paragraphs apart, without the full stop at the end.
+    pub fn help(&self) -> String {
+        let mut text = String::new();
+        for line in self.doc.iter().map(|line| line.trim()) {
+            match line {
+                "" => text += "\n\n",
+                line => {
+                    if !text.is_empty() && !text.ends_with('\n') {
+                        text.push(' ');
+                    }
+                    text += line;
+                }
+            }
+        }
+        text.trim_end_matches('.').to_owned()
+    }
+}
+
+/// The end of an error about an unknown `word`: the nearest of the known ones, where one is near.
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near =
+        known.map(|name| (strsim::jaro_winkler(word, name), name)).filter(|(likeness, _)| *likeness > 0.8);
+    near.max_by(|a, b| a.0.total_cmp(&b.0))
+        .map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"))
+}
+
+/// A type that an option can have.
+pub(crate) trait OptionValue {
+    /// How it is written.
+    const KIND: FieldKind = FieldKind::Value;
+    /// One value from text.
+    fn parse(text: &str) -> Result<Toml, String>;
+}
+
+impl OptionValue for bool {
+    const KIND: FieldKind = FieldKind::Switch;
+
+    fn parse(text: &str) -> Result<Toml, String> {
+        text.trim().parse().map(Toml::Boolean).map_err(|_| "not true or false".into())
+    }
+}
+
+impl OptionValue for usize {
+    fn parse(text: &str) -> Result<Toml, String> {
+        u64::parse(text)
+    }
+}
+
+impl OptionValue for u64 {
+    fn parse(text: &str) -> Result<Toml, String> {
+        let value = text.trim().parse::<i64>().ok().filter(|value| *value >= 0);
+        value.map(Toml::Integer).ok_or_else(|| format!("not a whole number from 0 to {}", i64::MAX))
+    }
+}
+
+impl OptionValue for f64 {
+    fn parse(text: &str) -> Result<Toml, String> {
+        text.trim().parse().map(Toml::Float).map_err(|_| "not a number".into())
+    }
+}
+
+impl OptionValue for f32 {
+    fn parse(text: &str) -> Result<Toml, String> {
+        f64::parse(text)
+    }
+}
+
+impl OptionValue for String {
+    fn parse(text: &str) -> Result<Toml, String> {
+        Ok(Toml::String(text.to_owned()))
+    }
+}
+
+impl OptionValue for PathBuf {
+    const KIND: FieldKind = FieldKind::Path;
+
+    fn parse(text: &str) -> Result<Toml, String> {
+        String::parse(text)
+    }
+}
+
+impl OptionValue for Value {
+    fn parse(text: &str) -> Result<Toml, String> {
+        String::parse(text)
+    }
+}
+
+impl OptionValue for Targets {
+    fn parse(text: &str) -> Result<Toml, String> {
+        String::parse(text)
+    }
+}
+
+impl<T: OptionValue> OptionValue for Option<T> {
+    const KIND: FieldKind = T::KIND;
+
+    fn parse(text: &str) -> Result<Toml, String> {
+        T::parse(text)
+    }
+}
+
+impl<T: OptionValue> OptionValue for Vec<T> {
+    const KIND: FieldKind = FieldKind::List;
+
+    fn parse(text: &str) -> Result<Toml, String> {
+        T::parse(text)
+    }
+}
+
+impl<T: OptionValue> OptionValue for OneOrMany<T> {
+    const KIND: FieldKind = FieldKind::List;
+
+    fn parse(text: &str) -> Result<Toml, String> {
+        T::parse(text)
+    }
+}
+
+impl OptionValue for serde_json::Map<String, Value> {
+    const KIND: FieldKind = FieldKind::Map;
+
+    /// `KEY=VALUE` as a table of one key; the value as JSON where it is JSON, else as text.
+    fn parse(text: &str) -> Result<Toml, String> {
+        let (key, value) = text.split_once('=').ok_or("not KEY=VALUE")?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Toml::String(value.to_owned()));
+        Ok(Toml::Table([(key.trim().to_owned(), value)].into_iter().collect()))
+    }
+}
+
+/// Types whose names are checked by their `FromStr`.
+macro_rules! named {
+    ($($type:ty),*) => {$(
+        impl $crate::fields::OptionValue for $type {
+            fn parse(text: &str) -> Result<toml::Value, String> {
+                text.parse::<$type>().map_err(|error| error.to_string())?;
+                Ok(toml::Value::String(text.to_owned()))
+            }
+        }
+    )*};
+}
+
+pub(crate) use named;
+
+named!(Task, Quantize, Precision, LrScheduler, DataFormat);
+
+/// Writes a struct of options: groups of `/// documentation`, `name: type = default`.
+macro_rules! options {
+    (
+        $(#[$attribute:meta])*
+        pub struct $Options:ident;
+        $($group:literal { $($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)* })*
+    ) => {
+        $(#[$attribute])*
+        pub struct $Options {
+            $($($(#[doc = $doc])+ pub $name: $type,)*)*
+        }
+
+        impl Default for $Options {
+            fn default() -> Self {
+                Self { $($($name: $default,)*)* }
+            }
+        }
+
+        impl $Options {
+            /// Every option: what the fields of this struct are called, mean and take.
+            pub const FIELDS: &[$crate::fields::Field] = &[$($($crate::fields::Field {
+                name: stringify!($name),
+                group: $group,
+                doc: &[$($doc),+],
+                kind: <$type as $crate::fields::OptionValue>::KIND,
+                parse: <$type as $crate::fields::OptionValue>::parse,
+            },)*)*];
+        }
+    };
+}
+
+pub(crate) use options;
