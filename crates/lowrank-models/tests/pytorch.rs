@@ -10,7 +10,7 @@ use std::path::Path;
 use common::counting::{Counting, measured};
 use common::{fixture, test_data, write_llama_folder};
 use lowrank_files::Tensors;
-use lowrank_models::{Base, Result};
+use lowrank_models::Base;
 use tempfile::NamedTempFile;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
