@@ -20,7 +20,7 @@
 //! for name in tensors.names() {
 //!     println!("{name}: {:?}", tensors.shape(name));
 //! }
-//! # lowrank_files::Result::Ok(())
+//! # Ok::<(), lowrank_files::Error>(())
 //! ```
 
 mod atomic;

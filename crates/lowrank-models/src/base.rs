@@ -6,9 +6,10 @@ use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_limited, read_object, r
 use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
+use crate::arch::gpt3;
 use crate::config::{self, GenerationConfig};
-use crate::tokenizer::special_text;
-use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, gpt3, hub};
+use crate::text::tokenizer::special_text;
+use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, hub};
 
 /// Where a base model came from.
 pub enum Kind {
@@ -130,7 +131,7 @@ impl Base {
         config::normalise(&mut config);
         let mut tensors = folder::read_tensors(folder)?;
         let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        if let Some(prefix) = crate::model::base_prefix(kind) {
+        if let Some(prefix) = crate::arch::base_prefix(kind) {
             tensors.complete_names(prefix);
         }
         let generation = read_optional_object(&folder.join("generation_config.json"))?;

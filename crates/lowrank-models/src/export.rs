@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::base::{Base, Kind};
 use crate::gguf::{factors_of, metadata_of};
-use crate::tokenizer::write_metadata;
+use crate::text::tokenizer::write_metadata;
 use crate::{Error, Result};
 
 /// A shard of a folder holds at most this many bytes of numbers, as save_pretrained's.

@@ -4,39 +4,29 @@
 //! on: [`Base`] gives the configuration in `config.json`'s words and every tensor under its
 //! Hugging Face name, read in place from the memory-mapped file.
 
-mod activation;
+mod arch;
 mod base;
-mod bert;
 mod config;
-mod deberta;
-mod distilbert;
-mod encoder;
 mod error;
 mod export;
-mod fields;
-mod gemma;
 mod gguf;
-mod gpt2;
-mod gpt3;
-mod llama;
 mod loader;
 mod model;
-mod phi3;
-mod rope;
+mod parts;
 
-pub mod chat;
 pub mod decode;
 pub mod heads;
 pub mod hub;
-pub mod tokenizer;
+pub mod text;
 
+pub use arch::{base_prefix, load};
 pub use base::{Base, Kind};
-pub use chat::{ChatTemplate, Conversation, Message};
 pub use config::GenerationConfig;
 pub use decode::{Decoded, Decoder, DecoderOptions, Request, Sampling, SearchOptions, Sequence, Strategy};
 pub use error::{Error, Result};
 pub use export::{Changes, Fill, save_folder, save_folder_with, save_gguf};
 pub use heads::{ClassHead, Head, HeadKind, load_for};
 pub use loader::Loader;
-pub use model::{Model, TokenBatch, base_prefix, load};
-pub use tokenizer::{StreamDecoder, Texts, Tokenizer};
+pub use model::{Model, TokenBatch};
+pub use text::chat::{ChatTemplate, Conversation, Message};
+pub use text::tokenizer::{StreamDecoder, Texts, Tokenizer};

@@ -7,11 +7,11 @@ use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::activation::activation;
-use crate::encoder::{Block, Names, Shape};
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, TokenBatch};
+use crate::parts::activation::activation;
+use crate::parts::encoder::{Block, Names, Shape};
 use crate::{Error, Result};
 
 /// The fields of `config.json` that say what the model computes.

@@ -9,12 +9,13 @@ use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::activation::activation;
-use crate::bert::gelu;
+use crate::Result;
+use crate::arch::bert::gelu;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, Place, TokenBatch};
-use crate::{Result, fields};
+use crate::parts::activation::activation;
+use crate::parts::fields;
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]

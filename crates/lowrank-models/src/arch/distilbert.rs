@@ -6,12 +6,12 @@ use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::activation::activation;
-use crate::bert::gelu;
-use crate::encoder::{Block, Names, Shape};
+use crate::arch::bert::gelu;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, TokenBatch};
+use crate::parts::activation::activation;
+use crate::parts::encoder::{Block, Names, Shape};
 use crate::{Error, Result};
 
 /// The fields of `config.json` that say what the model computes.

@@ -1,5 +1,5 @@
 //! GPT-2 (small to XL, DistilGPT2): learned positions, layer norms with bias, fused query, key and value,
-//! weights stored transposed. `transformers/models/gpt2` is followed. GPT-3 ([`crate::gpt3`]) is the same model with
+//! weights stored transposed. `transformers/models/gpt2` is followed. GPT-3 ([`crate::arch::gpt3`]) is the same model with
 //! locally banded attention in every other layer, and query, key and value apart.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, LayerNorm, Linear, Site, Tape, Var};
@@ -7,11 +7,12 @@ use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::activation::activation;
+use crate::Result;
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{Model, Place, TokenBatch};
-use crate::{Result, fields};
+use crate::parts::activation::activation;
+use crate::parts::fields;
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]

@@ -6,11 +6,12 @@ use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::Result;
 use crate::heads::Head;
 use crate::loader::Loader;
 use crate::model::{Model, Place, TokenBatch};
-use crate::rope::{RopeScaling, RopeTable};
-use crate::{Result, fields};
+use crate::parts::fields;
+use crate::parts::rope::{RopeScaling, RopeTable};
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]

@@ -5,8 +5,9 @@ use lowrank_files::Tensors;
 use serde_json::Value;
 
 use super::{ClassHead, Head, HeadLayout, MaskedHead, Reads};
+use crate::arch::{base_prefix, load};
 use crate::loader::Loader;
-use crate::model::{Model, TokenBatch, base_prefix, load};
+use crate::model::{Model, TokenBatch};
 use crate::{Error, Result};
 
 /// Which head a task needs.

@@ -1,0 +1,6 @@
+//! What several architectures share.
+
+pub(crate) mod activation;
+pub(crate) mod encoder;
+pub(crate) mod fields;
+pub(crate) mod rope;

@@ -1,0 +1,4 @@
+//! Between text and tokens: tokenizers and chat templates.
+
+pub mod chat;
+pub mod tokenizer;
