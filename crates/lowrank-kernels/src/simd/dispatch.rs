@@ -1,12 +1,9 @@
 //! Code written once, compiled for every level and chosen at run time.
 
 /// Runs `$body` with `$V` standing for the [`super::Vector`] of `$level`, which must be one of
-/// [`super::Level::available`]. Where that is the portable level, it is `Portable<4>`, or what is named.
+/// [`super::Level::available`].
 macro_rules! at_level {
-    ($level:expr, $V:ident => $body:expr) => {
-        $crate::simd::at_level!($level, $V, $crate::simd::Portable<4> => $body)
-    };
-    ($level:expr, $V:ident, $portable:ty => $body:expr) => {{
+    ($level:expr, $V:ident => $body:expr) => {{
         match $level {
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Level::Avx512 | $crate::simd::Level::Amx => {
@@ -19,7 +16,7 @@ macro_rules! at_level {
                 $body
             }
             _ => {
-                type $V = $portable;
+                type $V = $crate::simd::Portable<4>;
                 $body
             }
         }
@@ -37,15 +34,29 @@ macro_rules! dispatch {
             #[allow(clippy::too_many_arguments)]
             fn generic<$V: $crate::simd::Vector>($($arg: $ty),*) $(-> $ret)? $body
 
-            $crate::simd::at_level!($crate::simd::level(), Chosen, $crate::simd::Portable<8> => {
-                // SAFETY: `level` names only what this CPU has.
-                unsafe {
-                    <Chosen as $crate::simd::Vector>::enter(
-                        #[inline(always)]
-                        move || generic::<Chosen>($($arg),*),
-                    )
+            // Functions of their own and not `Vector::enter`: arguments that are known not to overlap are what plain
+            // loops are vectorised by.
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    generic::<$crate::simd::Avx512>($($arg),*)
                 }
-            })
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    generic::<$crate::simd::Avx2>($($arg),*)
+                }
+                match $crate::simd::level() {
+                    // SAFETY: `level` names only what this CPU has.
+                    $crate::simd::Level::Avx512 | $crate::simd::Level::Amx => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    _ => {}
+                }
+            }
+            generic::<$crate::simd::Portable<8>>($($arg),*)
         }
     };
 }
