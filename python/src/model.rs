@@ -119,7 +119,7 @@ impl Engine {
 fn array(tensor: Tensor) -> Array {
     let shape = vec![tensor.rows(), tensor.cols()];
     let owner = Arc::new(tensor);
-    Array::new(owner.clone(), owner.data(), shape, false)
+    Array::new(owner.clone(), owner.values(), shape, false)
 }
 
 #[pymethods]
@@ -181,7 +181,7 @@ impl Engine {
         let weights = PyDict::new(py);
         for (_, param) in adapter.params.iter() {
             let shape = param.shape.clone();
-            weights.set_item(&param.name, Array::new(adapter.clone(), &param.value, shape, true))?;
+            weights.set_item(&param.name, Array::new(adapter.clone(), param.values(), shape, true))?;
         }
         Ok(weights)
     }
@@ -361,7 +361,7 @@ impl Engine {
             let mut logits = vec![0.0; n * weight.rows()];
             kernels::linear(&mut logits, hidden.numbers(), &weight.view(), n, 0.0);
             if let Some(bias) = bias {
-                kernels::add_bias(&mut logits, bias, n, weight.rows());
+                kernels::add_bias(&mut logits, bias.values(), n, weight.rows());
             }
             if let Some(cap) = head.softcap {
                 kernels::softcap(&mut logits, cap);

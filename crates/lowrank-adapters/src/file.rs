@@ -130,7 +130,7 @@ impl AdapterSet {
                 let what = format!("{name} is {shape:?}, the base model takes {:?}{fix}", param.shape);
                 return Err(Error::mismatch(&path, what));
             }
-            param.value = value;
+            param.set(value);
             Ok(())
         })?;
         set.task = read_task(dir)?;
@@ -215,7 +215,7 @@ impl AdapterSet {
         let mut state = TrainingState::default();
         if self.exported()?.is_some() {
             state.config = Some(self.config.to_json());
-            state.values = self.params.iter().map(|(_, p)| (p.name.clone(), p.value.clone())).collect();
+            state.values = self.params.iter().map(|(_, p)| (p.name.clone(), p.values().to_vec())).collect();
         }
         state.hook = self.training_hook.as_ref().map(|r| r.state()).unwrap_or_default();
         Ok(state)
@@ -235,7 +235,7 @@ impl AdapterSet {
                 let mut values: BTreeMap<String, Vec<f32>> = state.values.into_iter().collect();
                 set.each_param(|param| match values.remove(&param.name) {
                     Some(value) if value.len() == param.rows * param.cols => {
-                        param.value = value;
+                        param.set(value);
                         Ok(())
                     }
                     _ => Err(wrong(format!("{} is missing or has another size", param.name))),
@@ -261,7 +261,7 @@ impl AdapterSet {
         }
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let tensors = self.params.iter().filter(|(_, p)| p.saved).map(|(_, p)| {
-            let view = TensorView { shape: p.shape.clone(), value: &p.value };
+            let view = TensorView { shape: p.shape.clone(), value: p.values() };
             (file_name(&p.name), view)
         });
         // transformers refuses a file that does not say which framework's layout it has.

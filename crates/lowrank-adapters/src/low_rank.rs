@@ -36,17 +36,6 @@ impl LowRank<'_> {
 
     /// The Frobenius norm of `s B A`, from products of rank size: `||BA||^2 = tr(B^T B A A^T)`.
     pub fn norm(&self) -> f64 {
-        let (r, k) = (self.r, self.a.len() / self.r.max(1));
-        let mut square = 0.0;
-        for i in 0..r {
-            for j in 0..r {
-                let pairs = self.b.chunks_exact(r).map(|row| f64::from(row[i]) * f64::from(row[j]));
-                let bb: f64 = pairs.sum();
-                let rows = self.a[i * k..(i + 1) * k].iter().zip(&self.a[j * k..(j + 1) * k]);
-                let aa: f64 = rows.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
-                square += bb * aa;
-            }
-        }
-        f64::from(self.scaling.abs()) * square.max(0.0).sqrt()
+        f64::from(self.scaling.abs()) * kernels::low_rank_norm(self.a, self.b, self.r)
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{Adapter, Linear, NormNumbers, ParamId, Params, Scope, Tensor};
+use lowrank_engine::{Adapter, Linear, ParamId, Params, Scope, Tensor, kernels};
 
 use crate::contract::{InitContext, Variant, WeightRows};
 use crate::error::Error;
@@ -56,19 +56,20 @@ impl Adapter for Mixture {
         if let Some(part) = self.single() {
             return part.variant.embed(&Scope { params: &part.params, ..*scope }, ids, scale, y);
         }
-        let base = scope.device.tensor(y.rows(), y.cols(), y.data());
+        let (mut base, mut own) = (scope.alloc(y.rows(), y.cols()), scope.alloc(y.rows(), y.cols()));
+        scope.device.copy(&mut base, y);
         for part in &self.parts {
             let scope = Scope { params: &part.params, ..*scope };
-            let mut own = scope.device.tensor(y.rows(), y.cols(), base.data());
+            scope.device.copy(&mut own, &base);
             part.variant.embed(&scope, ids, scale, &mut own);
-            add_change(y.data_mut(), own.data(), base.data(), part.weight);
+            scope.device.add_scaled_difference(y, &own, &base, part.weight);
         }
         Vec::new()
     }
 
     /// The store mixes no norms.
-    fn norm<'a>(&'a self, _: &'a Params) -> NormNumbers<'a> {
-        self.single().map(|part| part.variant.norm(&part.params)).unwrap_or_default()
+    fn norm_tensors<'a>(&'a self, _: &'a Params) -> [Option<&'a Tensor>; 2] {
+        self.single().map(|part| part.variant.norm_tensors(&part.params)).unwrap_or_default()
     }
 
     fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
@@ -94,7 +95,7 @@ impl Variant for Mixture {
         for part in &self.parts {
             own.copy_from_slice(&base);
             part.variant.merge(&part.params, at, &mut own)?;
-            add_change(w, &own, &base, part.weight);
+            kernels::add_scaled_difference(w, &own, &base, part.weight);
         }
         Ok(())
     }
@@ -114,7 +115,7 @@ impl Variant for Mixture {
             }
             own.copy_from_slice(&merged);
             part.variant.unmerge(&part.params, at, &mut own)?;
-            add_change(w, &own, &merged, part.weight);
+            kernels::add_scaled_difference(w, &own, &merged, part.weight);
         }
         Ok(())
     }
@@ -124,7 +125,7 @@ impl Variant for Mixture {
         for part in &self.parts {
             let mut own = base.clone();
             part.variant.merge_bias(&part.params, range.clone(), &mut own);
-            add_change(bias, &own, &base, part.weight);
+            kernels::add_scaled_difference(bias, &own, &base, part.weight);
         }
     }
 
@@ -132,12 +133,5 @@ impl Variant for Mixture {
         if let Some(part) = self.single() {
             part.variant.unmerge_bias(&part.params, range, bias);
         }
-    }
-}
-
-/// `w += weight (own - base)`.
-fn add_change(w: &mut [f32], own: &[f32], base: &[f32], weight: f32) {
-    for ((w, own), base) in w.iter_mut().zip(own).zip(base) {
-        *w += weight * (own - base);
     }
 }

@@ -258,14 +258,14 @@ impl AdapterSet {
         let mut set = Self::planned(config, &sites)?;
         set.task = self.task.clone();
         set.each_param(|param| {
-            param.value = match (values.remove(&param.name), self.params.find(&param.name)) {
+            param.set(match (values.remove(&param.name), self.params.find(&param.name)) {
                 (Some(value), _) => value,
-                (None, Some(same)) if same.shape == param.shape => same.value.clone(),
+                (None, Some(same)) if same.shape == param.shape => same.values().to_vec(),
                 _ => {
                     let what = format!("{} has no value in the form that is written", param.name);
                     return Err(Error::Config(what));
                 }
-            };
+            });
             Ok(())
         })?;
         Ok(Some(set))

@@ -1,13 +1,13 @@
 //! What training with an adapter does beside following the gradient.
 
-use lowrank_engine::{Grads, Params};
+use lowrank_engine::{Device, Grads, Params};
 
 /// A method's part in each training step: a penalty before, and changes of the parameters after. One for a whole set,
 /// since a budget is shared by all sites.
 pub trait TrainingHook: Send + Sync {
     /// Adds the gradient of the method's penalty to `grads` and returns the penalty.
-    fn penalty(&self, params: &Params, grads: &mut Grads) -> f64 {
-        let _ = (params, grads);
+    fn penalty(&self, device: &Device, params: &Params, grads: &mut Grads) -> f64 {
+        let _ = (device, params, grads);
         0.0
     }
 

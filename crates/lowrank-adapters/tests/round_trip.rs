@@ -56,7 +56,7 @@ proptest! {
         let again = AdapterSet::load(dir.path(), &sites).unwrap();
         prop_assert_eq!(set.params.len(), again.params.len());
         for ((_, a), (_, b)) in set.params.iter().zip(again.params.iter()) {
-            prop_assert_eq!((&a.name, &a.shape, &a.value), (&b.name, &b.shape, &b.value));
+            prop_assert_eq!((&a.name, &a.shape, a.values()), (&b.name, &b.shape, b.values()));
         }
         for (a, b) in set.layers.iter().zip(&again.layers) {
             prop_assert_eq!(a.variant.scaling(), b.variant.scaling());

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use lowrank_kernels as kernels;
-
 use crate::ops::Linear;
 use crate::params::{Grads, ParamId, Params};
 use crate::scope::Scope;
@@ -54,7 +52,7 @@ pub struct Site {
 
 /// A gradient that is accumulated: the first product writes, later ones add.
 pub struct Accumulator {
-    /// The numbers; undefined while [`Accumulator::beta`] would return 0.
+    /// The gradient; undefined while [`Accumulator::beta`] would return 0.
     pub tensor: Tensor,
     fresh: bool,
 }
@@ -70,19 +68,19 @@ impl Accumulator {
         Self { tensor, fresh: false }
     }
 
-    /// The factor of the present numbers for the next product: 0 the first time, then 1.
+    /// The factor of the present values for the next product: 0 the first time, then 1.
     pub fn beta(&mut self) -> f32 {
         if std::mem::replace(&mut self.fresh, false) { 0.0 } else { 1.0 }
     }
 }
 
-/// What a norm is computed with in place of the base's own numbers.
-#[derive(Clone, Copy, Default)]
-pub struct NormNumbers<'a> {
+/// The parameters that a norm is computed with in place of the base's weight and bias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NormParams {
     /// `w: [D]`.
-    pub weight: Option<&'a [f32]>,
+    pub weight: Option<ParamId>,
     /// `b: [D]`.
-    pub bias: Option<&'a [f32]>,
+    pub bias: Option<ParamId>,
 }
 
 /// An adapter at a site. At a linear layer it computes the site in place of its base, which it may call and never changes.
@@ -145,27 +143,26 @@ pub trait Adapter: Send + Sync {
         unreachable!("this adapter is for linear layers")
     }
 
-    /// At a norm: the numbers of `params` that take the place of the base's.
-    fn norm<'a>(&'a self, params: &'a Params) -> NormNumbers<'a> {
-        let _ = params;
-        NormNumbers::default()
+    /// At a norm: the parameters that take the place of the base's weight and bias.
+    fn norm(&self) -> NormParams {
+        NormParams::default()
     }
 
-    /// At a norm: the parameters that those numbers are, weight and bias.
-    fn norm_params(&self) -> [Option<ParamId>; 2] {
-        [None; 2]
+    /// At a norm: the tensors that take the place of the base's weight and bias, those of [`Adapter::norm`] or of
+    /// parameters that the adapter brings along.
+    fn norm_tensors<'a>(&'a self, params: &'a Params) -> [Option<&'a Tensor>; 2] {
+        let NormParams { weight, bias } = self.norm();
+        [weight, bias].map(|id| id.map(|id| params.tensor(id)))
     }
 
     /// `y += weight (adapted(x) - base(x))`: the adapter as one of several. Without gradient.
     fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
         let mut change = scope.alloc(y.rows(), y.cols());
         base.forward(scope, x, &mut change, 0.0);
-        scope.device.run(0, || kernels::scale(change.data_mut(), -1.0));
+        scope.device.scale(&mut change, -1.0);
         self.forward(scope, base, x, &mut change, 1.0);
-        scope.device.run(0, || {
-            kernels::scale(change.data_mut(), weight);
-            kernels::add(y.data_mut(), change.data());
-        });
+        scope.device.scale(&mut change, weight);
+        scope.device.add(y, &change);
     }
 }
 

@@ -14,8 +14,8 @@ use memmap2::{MmapMut, MmapOptions};
 /// Blocks start at multiples of this many floats (64 bytes: a cache line, an AVX-512 register).
 const ALIGN: usize = 16;
 
-/// Smaller blocks (256 KiB) lie with those that last: left among large ones they would break up what these leave free.
-const SMALL: usize = 1 << 16;
+/// Smaller blocks (256 KiB) lie with those that are saved: left among large ones they would break up what these leave free.
+const SMALL_FLOATS: usize = 1 << 16;
 
 /// A shared handle to the arena.
 #[derive(Clone)]
@@ -42,21 +42,21 @@ unsafe impl Sync for Reserved {}
 #[derive(Default)]
 struct State {
     /// Counted from the start of the range.
-    passing: End,
+    temporary: End,
     /// Counted from its end.
-    lasting: End,
+    saved: End,
 }
 
 impl State {
-    fn end(&mut self, lasting: bool) -> &mut End {
-        if lasting { &mut self.lasting } else { &mut self.passing }
+    fn end(&mut self, saved: bool) -> &mut End {
+        if saved { &mut self.saved } else { &mut self.temporary }
     }
 
-    /// Where a block goes, and whether that is among the lasting ones. What passes is placed there rather than in
+    /// Where a block goes, and whether that is among the saved ones. What is temporary is placed there rather than in
     /// memory never touched: in a backward pass their end gets free.
-    fn place(&mut self, len: usize, lasting: bool) -> (usize, bool) {
-        let lasting = lasting || len < SMALL;
-        if !lasting {
+    fn place(&mut self, len: usize, saved: bool) -> (usize, bool) {
+        let saved = saved || len < SMALL_FLOATS;
+        if !saved {
             for end in [false, true] {
                 let most = self.end(end).peak;
                 if let Some(start) = self.end(end).take(len, most) {
@@ -64,7 +64,7 @@ impl State {
                 }
             }
         }
-        (self.end(lasting).take(len, usize::MAX).expect("there is no limit"), lasting)
+        (self.end(saved).take(len, usize::MAX).expect("there is no limit"), saved)
     }
 }
 
@@ -79,7 +79,7 @@ struct End {
 }
 
 impl End {
-    /// Takes `len` free numbers, none of which lies at `most` or above.
+    /// Takes `len` free values, none of which lies at `most` or above.
     fn take(&mut self, len: usize, most: usize) -> Option<usize> {
         let found = self.free.iter().find(|&(_, &have)| have >= len).map(|(&at, &have)| (at, have));
         if let Some((at, have)) = found {
@@ -143,13 +143,13 @@ impl Arena {
         Self(Arc::new(Inner { memory: None, state: Mutex::default() }))
     }
 
-    /// A block for `floats` numbers. `lasting`: for the backward pass, while others come and go.
-    pub fn take(&self, floats: usize, lasting: bool) -> Block {
+    /// A block for `floats` values. `saved`: for the backward pass, while others come and go.
+    pub fn take(&self, floats: usize, saved: bool) -> Block {
         let len = floats.next_multiple_of(ALIGN);
         let mut state = self.0.state.lock().expect("no panic holds the lock");
-        let (start, lasting) = state.place(len, lasting);
+        let (start, saved) = state.place(len, saved);
         if let Some(memory) = &self.0.memory {
-            let used = state.passing.top + state.lasting.top;
+            let used = state.temporary.top + state.saved.top;
             assert!(
                 used <= memory.floats,
                 "the step needs {} MB, more address space than could be reserved ({} MB)",
@@ -157,13 +157,13 @@ impl Arena {
                 memory.floats / 250_000
             );
         }
-        Block { arena: self.clone(), start, floats, len, lasting }
+        Block { arena: self.clone(), start, floats, len, saved }
     }
 
     /// High-water mark in bytes since the last [`Arena::reset_peak`].
     pub fn peak_bytes(&self) -> usize {
         let state = self.0.state.lock().expect("no panic holds the lock");
-        (state.passing.peak + state.lasting.peak) * 4
+        (state.temporary.peak + state.saved.peak) * 4
     }
 
     pub fn reset_peak(&self) {
@@ -176,28 +176,24 @@ impl Arena {
 }
 
 /// One block of the arena, given back when dropped.
-pub(crate) struct Block {
+pub struct Block {
     arena: Arena,
     /// Its distance from its end of the range.
     start: usize,
     floats: usize,
     len: usize,
-    lasting: bool,
+    saved: bool,
 }
 
 impl Block {
-    pub fn floats(&self) -> usize {
-        self.floats
-    }
-
-    /// Where its first number lies.
+    /// Where its first value lies.
     fn pointer(&self, memory: &Reserved) -> *mut f32 {
-        let at = if self.lasting { memory.floats - self.start - self.len } else { self.start };
+        let at = if self.saved { memory.floats - self.start - self.len } else { self.start };
         memory.base.wrapping_add(at)
     }
 
-    /// The numbers; empty where the arena only counts.
-    pub fn data(&self) -> &[f32] {
+    /// The values; empty where the arena only counts.
+    pub(crate) fn data(&self) -> &[f32] {
         match &self.arena.0.memory {
             // SAFETY: the block lies in the mapping (checked in `take`), the mapping is
             // zero-initialised by the system, and no other block overlaps it.
@@ -206,8 +202,8 @@ impl Block {
         }
     }
 
-    /// The numbers, to write.
-    pub fn data_mut(&mut self) -> &mut [f32] {
+    /// The values, to write.
+    pub(crate) fn data_mut(&mut self) -> &mut [f32] {
         match &self.arena.0.memory {
             // SAFETY: as `data`; `&mut self` makes this the only access.
             Some(m) => unsafe { std::slice::from_raw_parts_mut(self.pointer(m), self.floats) },
@@ -219,7 +215,7 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         let mut state = self.arena.0.state.lock().expect("no panic holds the lock");
-        state.end(self.lasting).give(self.start, self.len);
+        state.end(self.saved).give(self.start, self.len);
     }
 }
 
@@ -229,19 +225,19 @@ mod tests {
 
     #[test]
     fn freed_neighbours_coalesce_and_are_used_again() {
-        for lasting in [false, true] {
+        for saved in [false, true] {
             let arena = Arena::counting();
-            let a = arena.take(SMALL + 100, lasting);
-            let b = arena.take(SMALL + 10, lasting);
-            let c = arena.take(SMALL, lasting);
-            assert_eq!(arena.peak_bytes(), (3 * SMALL + 112 + 16) * 4);
+            let a = arena.take(SMALL_FLOATS + 100, saved);
+            let b = arena.take(SMALL_FLOATS + 10, saved);
+            let c = arena.take(SMALL_FLOATS, saved);
+            assert_eq!(arena.peak_bytes(), (3 * SMALL_FLOATS + 112 + 16) * 4);
             drop(a);
             drop(b);
-            let d = arena.take(2 * SMALL + 128, lasting);
-            assert_eq!((d.start, d.lasting), (0, lasting), "the two freed blocks serve as one");
+            let d = arena.take(2 * SMALL_FLOATS + 128, saved);
+            assert_eq!((d.start, d.saved), (0, saved), "the two freed blocks serve as one");
             drop(c);
             drop(d);
-            let top = arena.0.state.lock().unwrap().end(lasting).top;
+            let top = arena.0.state.lock().unwrap().end(saved).top;
             assert_eq!(top, 0);
             arena.reset_peak();
             assert_eq!(arena.peak_bytes(), 0);
@@ -252,10 +248,14 @@ mod tests {
     fn blocks_do_not_overlap() {
         let arena = Arena::reserve();
         let mut blocks: Vec<Block> =
-            [(SMALL + 5, false), (SMALL, false), (5, false), (SMALL, true), (5, true)]
-                .map(|(floats, lasting)| arena.take(floats, lasting))
+            [(SMALL_FLOATS + 5, false), (SMALL_FLOATS, false), (5, false), (SMALL_FLOATS, true), (5, true)]
+                .map(|(floats, saved)| arena.take(floats, saved))
                 .into();
-        assert_eq!(blocks.iter().filter(|b| b.lasting).count(), 3, "small blocks lie with those that last");
+        assert_eq!(
+            blocks.iter().filter(|b| b.saved).count(),
+            3,
+            "small blocks lie with those that are saved"
+        );
         for (number, block) in (1..).zip(&mut blocks) {
             block.data_mut().fill(number as f32);
         }
@@ -268,39 +268,39 @@ mod tests {
     #[test]
     fn grows_from_a_free_block_at_the_top() {
         let arena = Arena::counting();
-        let a = arena.take(SMALL, false);
-        let b = arena.take(SMALL, false);
-        let c = arena.take(SMALL, false);
+        let a = arena.take(SMALL_FLOATS, false);
+        let b = arena.take(SMALL_FLOATS, false);
+        let c = arena.take(SMALL_FLOATS, false);
         drop(b);
         drop(c);
-        let d = arena.take(4 * SMALL, false);
-        assert_eq!(d.start, SMALL);
+        let d = arena.take(4 * SMALL_FLOATS, false);
+        assert_eq!(d.start, SMALL_FLOATS);
         drop(a);
     }
 
-    /// At one end the larger block would lie above what lasts, and the room of the smaller one would stay empty.
+    /// At one end the larger block would lie above what is saved, and the room of the smaller one would stay empty.
     #[test]
-    fn what_lasts_leaves_no_holes() {
+    fn what_is_saved_leaves_no_holes() {
         let arena = Arena::counting();
-        let small = arena.take(2 * SMALL, false);
-        let kept = arena.take(SMALL, true);
+        let small = arena.take(2 * SMALL_FLOATS, false);
+        let kept = arena.take(SMALL_FLOATS, true);
         drop(small);
-        let large = arena.take(3 * SMALL, false);
-        assert_eq!(arena.peak_bytes(), 4 * SMALL * 4);
+        let large = arena.take(3 * SMALL_FLOATS, false);
+        assert_eq!(arena.peak_bytes(), 4 * SMALL_FLOATS * 4);
         drop((large, kept));
     }
 
     #[test]
-    fn what_passes_uses_the_room_of_what_lasted() {
+    fn temporary_blocks_use_the_room_of_saved_ones() {
         let arena = Arena::counting();
-        let first = arena.take(SMALL, true);
-        let second = arena.take(2 * SMALL, true);
+        let first = arena.take(SMALL_FLOATS, true);
+        let second = arena.take(2 * SMALL_FLOATS, true);
         drop(second);
-        let passing = arena.take(2 * SMALL, false);
-        assert_eq!((passing.start, passing.lasting), (SMALL, true));
-        let more = arena.take(SMALL, false);
-        assert_eq!((more.start, more.lasting), (0, false), "there is no room left");
-        assert_eq!(arena.peak_bytes(), 4 * SMALL * 4);
+        let temporary = arena.take(2 * SMALL_FLOATS, false);
+        assert_eq!((temporary.start, temporary.saved), (SMALL_FLOATS, true));
+        let more = arena.take(SMALL_FLOATS, false);
+        assert_eq!((more.start, more.saved), (0, false), "there is no room left");
+        assert_eq!(arena.peak_bytes(), 4 * SMALL_FLOATS * 4);
         drop(first);
     }
 }

@@ -8,6 +8,7 @@ use crate::tensor::Tensor;
 /// One buffer of keys and one of values per layer, `[rows, kv_heads * head_dim]`. Which rows belong to
 /// which sequence is the caller's business: segments name them.
 pub struct KvCache {
+    device: Device,
     layers: Vec<(Tensor, Tensor)>,
     rows: usize,
     /// For each row of the next forward pass, the cache row that its key and value go to.
@@ -18,7 +19,7 @@ impl KvCache {
     /// A cache of `rows` rows for layers of the given widths.
     pub fn new(device: &Device, rows: usize, kv_widths: &[usize]) -> Self {
         let layers = kv_widths.iter().map(|&d| (device.alloc(rows, d), device.alloc(rows, d))).collect();
-        Self { layers, rows, targets: Vec::new() }
+        Self { device: device.clone(), layers, rows, targets: Vec::new() }
     }
 
     /// Capacity in rows.
@@ -27,14 +28,15 @@ impl KvCache {
     }
 
     /// Makes room for at least `rows` rows, keeping what is there.
-    pub fn grow(&mut self, device: &Device, rows: usize) {
+    pub fn grow(&mut self, rows: usize) {
         if rows <= self.rows {
             return;
         }
         for (keys, values) in &mut self.layers {
             for buffer in [keys, values] {
-                let mut larger = device.alloc(rows, buffer.cols());
-                larger.data_mut()[..buffer.data().len()].copy_from_slice(buffer.data());
+                let mut larger = self.device.alloc(rows, buffer.cols());
+                let rows: Vec<u32> = (0..buffer.rows() as u32).collect();
+                self.device.scatter_rows(&mut larger, buffer, &rows);
                 *buffer = larger;
             }
         }
@@ -45,8 +47,7 @@ impl KvCache {
     pub fn copy_rows(&mut self, from: Range<usize>, to: usize) {
         for (keys, values) in &mut self.layers {
             for buffer in [keys, values] {
-                let d = buffer.cols();
-                buffer.data_mut().copy_within(from.start * d..from.end * d, to * d);
+                self.device.move_rows(buffer, from.clone(), to);
             }
         }
     }
@@ -55,13 +56,9 @@ impl KvCache {
     pub(crate) fn extend(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
         assert_eq!(self.targets.len(), k.rows(), "one cache row per token");
         let (keys, values) = &mut self.layers[layer];
-        for (buffer, rows) in [(&mut *keys, k), (&mut *values, v)] {
-            let d = rows.cols();
-            let data = buffer.data_mut();
-            for (&to, row) in self.targets.iter().zip(rows.data().chunks_exact(d)) {
-                data[to * d..(to + 1) * d].copy_from_slice(row);
-            }
-        }
+        let targets: Vec<u32> = self.targets.iter().map(|&row| row as u32).collect();
+        self.device.scatter_rows(keys, k, &targets);
+        self.device.scatter_rows(values, v, &targets);
         (keys.clone(), values.clone())
     }
 }

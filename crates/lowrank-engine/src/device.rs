@@ -1,52 +1,69 @@
-//! Devices: where kernels run, or, for planning, where they are only counted.
+//! A device: a backend with what surrounds it in a run.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lowrank_kernels as kernels;
 
-use crate::arena::Arena;
+use crate::backend::{Backend, Cpu, Lifetime, Plan};
 use crate::stream::{BaseStream, Direction};
 use crate::tensor::Tensor;
 
-/// The processor with its arena, or the Plan device, which runs the same operations with shapes
-/// only and counts bytes and floating-point operations.
+/// How activations are saved for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SavedDtype {
+    /// As they are.
+    #[default]
+    F32,
+    /// As int16 with one scale for each 128 values: half the memory. The forward pass stays exact; gradients get the error
+    /// of the rounding, a few ten-thousandths of their size.
+    Int16,
+}
+
+/// Where operations run. A clone is another handle to the same device.
+///
+/// Its operations are those of [`Backend`]: `device.linear(..)`, `device.attention(..)` and so on.
+#[derive(Clone)]
 pub struct Device {
-    arena: Arena,
-    plan: bool,
-    flops: AtomicU64,
-    stream: Option<BaseStream>,
-    rounds_kept: bool,
+    backend: Arc<dyn Backend>,
+    flops: Arc<AtomicU64>,
+    stream: Option<Arc<BaseStream>>,
+    saved_dtype: SavedDtype,
 }
 
 impl Device {
     /// The processor this program runs on.
     pub fn cpu() -> Self {
-        Self::over(Arena::reserve(), false)
+        Self::with_backend(Arc::new(Cpu::new()))
     }
 
-    /// The Plan device.
+    /// A device that counts bytes and floating-point operations and computes nothing.
     pub fn plan() -> Self {
-        Self::over(Arena::counting(), true)
+        Self::with_backend(Arc::new(Plan::new()))
     }
 
-    fn over(arena: Arena, plan: bool) -> Self {
-        Self { arena, plan, flops: AtomicU64::new(0), stream: None, rounds_kept: false }
+    /// A device of any backend.
+    pub fn with_backend(backend: Arc<dyn Backend>) -> Self {
+        Self { backend, flops: Arc::default(), stream: None, saved_dtype: SavedDtype::F32 }
     }
 
     /// The same device, on which a model's weights are in memory one block at a time.
     pub fn streaming(self, stream: Option<BaseStream>) -> Self {
-        Self { stream, ..self }
+        Self { stream: stream.map(Arc::new), ..self }
     }
 
-    /// The same device, where activations kept for the backward pass are rounded to integers of 16 bits if `rounds`
-    /// ([`kernels::quantize_i16`]): they take half the memory, the forward pass stays exact, and gradients get the error of
-    /// the rounding, a few ten-thousandths of their size.
-    pub fn rounding_kept(self, rounds: bool) -> Self {
-        Self { rounds_kept: rounds, ..self }
+    /// The same device, which saves activations as `dtype`.
+    pub fn with_saved_dtype(self, dtype: SavedDtype) -> Self {
+        Self { saved_dtype: dtype, ..self }
     }
 
-    pub(crate) fn rounds_kept(&self) -> bool {
-        self.rounds_kept
+    /// How activations are saved.
+    pub fn saved_dtype(&self) -> SavedDtype {
+        self.saved_dtype
+    }
+
+    pub(crate) fn saves_int16(&self) -> bool {
+        self.saved_dtype == SavedDtype::Int16
     }
 
     /// Says that block `block` of the model is about to run. Returns whether weights are streamed at all.
@@ -57,36 +74,52 @@ impl Device {
         self.stream.is_some()
     }
 
-    /// Whether this device only counts.
-    pub fn is_plan(&self) -> bool {
-        self.plan
+    /// What runs its operations.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
     }
 
-    /// A tensor with undefined numbers.
+    /// Whether this device only counts.
+    pub fn is_plan(&self) -> bool {
+        self.backend.is_plan()
+    }
+
+    /// A tensor with undefined values.
     pub fn alloc(&self, rows: usize, cols: usize) -> Tensor {
-        Tensor::new(self.arena.take(rows * cols, false), rows, cols)
+        self.backend.alloc(rows, cols, Lifetime::Temporary)
     }
 
     /// The same for what the backward pass will read.
-    pub(crate) fn alloc_lasting(&self, rows: usize, cols: usize) -> Tensor {
-        Tensor::new(self.arena.take(rows * cols, true), rows, cols)
+    pub(crate) fn alloc_saved(&self, rows: usize, cols: usize) -> Tensor {
+        self.backend.alloc(rows, cols, Lifetime::Saved)
+    }
+
+    /// The same for what outlives a step and belongs to parameters.
+    pub fn alloc_persistent(&self, rows: usize, cols: usize) -> Tensor {
+        self.backend.alloc(rows, cols, Lifetime::Persistent)
     }
 
     /// A tensor of zeros.
     pub fn zeros(&self, rows: usize, cols: usize) -> Tensor {
         let mut tensor = self.alloc(rows, cols);
-        tensor.data_mut().fill(0.0);
+        self.fill(&mut tensor, 0.0);
         tensor
     }
 
-    /// A tensor with the numbers of `data`.
-    pub fn tensor(&self, rows: usize, cols: usize, data: &[f32]) -> Tensor {
-        assert_eq!(data.len(), rows * cols, "a {rows} x {cols} tensor");
+    /// A tensor with the values of `values`.
+    ///
+    /// # Panics
+    /// Where they are not `rows * cols`.
+    pub fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Tensor {
+        assert_eq!(values.len(), rows * cols, "values of a {rows} x {cols} tensor");
         let mut tensor = self.alloc(rows, cols);
-        if !self.plan {
-            tensor.data_mut().copy_from_slice(data);
-        }
+        self.backend.upload(&mut tensor, values);
         tensor
+    }
+
+    /// The values of a tensor; none on a device that only counts.
+    pub fn to_vec(&self, x: &Tensor) -> Vec<f32> {
+        self.backend.download(x)
     }
 
     /// `x` to write to: a copy where someone else reads it.
@@ -95,16 +128,17 @@ impl Device {
             return x;
         }
         let mut copy = self.alloc(x.rows(), x.cols());
-        self.run(0, || kernels::copy(copy.data_mut(), x.data()));
+        self.copy(&mut copy, &x);
         copy
     }
 
-    /// Runs a kernel of `flops` floating-point operations, or only counts it.
-    pub fn run(&self, flops: usize, kernel: impl FnOnce()) {
+    /// How many f32 [`Device::quantize_i16`] writes for `len` values.
+    pub(crate) fn int16_len(len: usize) -> usize {
+        kernels::i16_len(len)
+    }
+
+    pub(crate) fn count(&self, flops: usize) {
         self.flops.fetch_add(flops as u64, Ordering::Relaxed);
-        if !self.plan {
-            kernel();
-        }
     }
 
     /// Floating-point operations of products and attention so far (a multiply-add counts as two).
@@ -112,13 +146,13 @@ impl Device {
         self.flops.load(Ordering::Relaxed)
     }
 
-    /// Most arena bytes in use at once since the last [`Device::reset_peak`].
+    /// Most bytes of tensors in use at once since the last [`Device::reset_peak`].
     pub fn peak_bytes(&self) -> usize {
-        self.arena.peak_bytes()
+        self.backend.peak_bytes()
     }
 
     /// Starts counting the peak anew from what is in use now.
     pub fn reset_peak(&self) {
-        self.arena.reset_peak();
+        self.backend.reset_peak();
     }
 }

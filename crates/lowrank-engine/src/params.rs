@@ -4,14 +4,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lowrank_kernels as kernels;
 
-use crate::tensor::{Mat, MatMut};
+use crate::device::Device;
+use crate::tensor::{Mat, MatMut, Tensor};
 
 /// Names a parameter in [`Params`] and its gradient in [`Grads`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ParamId(usize);
 
 /// One matrix of an adapter.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Param {
     /// Its name in PEFT's file, without `base_model.model.`, e.g.
     /// `model.layers.0.self_attn.q_proj.lora_A.weight`.
@@ -28,8 +29,42 @@ pub struct Param {
     pub saved: bool,
     /// Its learning rate as a multiple of the run's.
     pub lr_ratio: f64,
-    /// Row-major numbers; empty while only planning.
-    pub value: Vec<f32>,
+    /// The values; a shape only while planning.
+    pub value: Tensor,
+}
+
+impl Param {
+    /// The values; none while only planning.
+    pub fn values(&self) -> &[f32] {
+        self.value.values()
+    }
+
+    /// Gives it new values.
+    ///
+    /// # Panics
+    /// Where they are not `rows * cols`.
+    pub fn set(&mut self, values: Vec<f32>) {
+        self.value = Tensor::from_vec(self.rows, self.cols, values);
+    }
+
+    /// Gives it the values that `fill` writes over zeros.
+    pub fn fill_with(&mut self, fill: impl FnOnce(&mut [f32])) {
+        let mut values = vec![0.0; self.rows * self.cols];
+        fill(&mut values);
+        self.set(values);
+    }
+}
+
+impl Clone for Param {
+    /// A parameter of its own: training one does not change the other.
+    fn clone(&self) -> Self {
+        let (name, shape) = (self.name.clone(), self.shape.clone());
+        let value = match self.value.is_shape_only() {
+            true => self.value.clone(),
+            false => Tensor::from_vec(self.rows, self.cols, self.value.to_vec()),
+        };
+        Self { name, shape, value, ..*self }
+    }
 }
 
 /// All parameters of an adapter.
@@ -46,16 +81,19 @@ fn next_version() -> u64 {
 }
 
 impl Params {
-    /// Adds a trained parameter. `value` holds `rows * cols` numbers, or none while only planning.
+    /// Adds a trained parameter. `value` holds `rows * cols` values, or none while only planning.
     pub fn push(&mut self, name: String, rows: usize, cols: usize, value: Vec<f32>) -> ParamId {
-        assert!(value.is_empty() || value.len() == rows * cols, "{name}: {rows} x {cols}");
+        let value = match value.is_empty() {
+            true => Tensor::shape_only(rows, cols),
+            false => Tensor::from_vec(rows, cols, value),
+        };
         let shape = vec![rows, cols];
         self.list.push(Param { name, rows, cols, shape, trained: true, saved: true, lr_ratio: 1.0, value });
         self.version = next_version();
         ParamId(self.list.len() - 1)
     }
 
-    /// Adds a trained vector of `len` numbers, as one row.
+    /// Adds a trained vector of `len` values, as one row.
     pub fn push_vector(&mut self, name: String, len: usize, value: Vec<f32>) -> ParamId {
         let id = self.push(name, 1, len, value);
         self.get_mut(id).shape = vec![len];
@@ -73,7 +111,7 @@ impl Params {
         &mut self.list[id.0]
     }
 
-    /// A number that changes with every change of a parameter and that no other content has: what was
+    /// A count that changes with every change of a parameter and that no other content has: what was
     /// computed from parameters of the same version still holds.
     pub fn version(&self) -> u64 {
         self.version
@@ -86,8 +124,25 @@ impl Params {
 
     /// A view for products.
     pub fn mat(&self, id: ParamId) -> Mat<'_> {
-        let p = self.get(id);
-        Mat::new(&p.value, p.rows, p.cols)
+        self.tensor(id).mat()
+    }
+
+    /// Its tensor.
+    pub fn tensor(&self, id: ParamId) -> &Tensor {
+        &self.get(id).value
+    }
+
+    /// Its values; none while only planning.
+    pub fn values(&self, id: ParamId) -> &[f32] {
+        self.get(id).values()
+    }
+
+    /// Gives it new values.
+    ///
+    /// # Panics
+    /// Where they are not `rows * cols`.
+    pub fn set(&mut self, id: ParamId, values: Vec<f32>) {
+        self.get_mut(id).set(values);
     }
 
     /// All parameters in the order they were added.
@@ -95,7 +150,7 @@ impl Params {
         self.list.iter().enumerate().map(|(i, p)| (ParamId(i), p))
     }
 
-    /// Number of trainable numbers.
+    /// How many values are trained.
     pub fn count(&self) -> usize {
         self.list.iter().filter(|p| p.trained).map(|p| p.rows * p.cols).sum()
     }
@@ -124,26 +179,20 @@ pub struct Grads {
 }
 
 struct Grad {
-    rows: usize,
-    cols: usize,
     trained: bool,
-    value: Vec<f32>,
+    value: Tensor,
 }
 
-/// How many numbers a gradient or moment of `p` has.
-fn trained_len(p: &Param) -> usize {
-    if p.trained { p.value.len() } else { 0 }
+/// Zeros of the shape of a gradient or moment of `p`: without rows where it is not trained or only planned.
+fn zeros_like(p: &Param) -> Tensor {
+    let rows = if p.trained && !p.value.is_shape_only() { p.rows } else { 0 };
+    Tensor::from_vec(rows, p.cols, vec![0.0; rows * p.cols])
 }
 
 impl Grads {
     /// Zero gradients for every trained parameter.
     pub fn zeros(params: &Params) -> Self {
-        let zero = |p: &Param| Grad {
-            rows: p.rows,
-            cols: p.cols,
-            trained: p.trained,
-            value: vec![0.0; trained_len(p)],
-        };
+        let zero = |p: &Param| Grad { trained: p.trained, value: zeros_like(p) };
         Self { list: params.list.iter().map(zero).collect() }
     }
 
@@ -153,23 +202,28 @@ impl Grads {
     }
 
     /// The gradient of a parameter; empty where none is wanted.
-    pub fn get(&self, id: ParamId) -> &[f32] {
+    pub fn get(&self, id: ParamId) -> &Tensor {
         &self.list[id.0].value
     }
 
+    /// Its values; none where none is wanted.
+    pub fn values(&self, id: ParamId) -> &[f32] {
+        self.get(id).values()
+    }
+
     /// The gradient of a parameter, to accumulate into; empty where none is wanted.
-    pub fn get_mut(&mut self, id: ParamId) -> &mut [f32] {
+    pub fn get_mut(&mut self, id: ParamId) -> &mut Tensor {
         &mut self.list[id.0].value
     }
 
     /// The gradients of two different parameters; nothing for those that are not given or not trained.
-    pub fn pair_mut(&mut self, ids: [Option<ParamId>; 2]) -> [Option<&mut [f32]>; 2] {
+    pub fn pair_mut(&mut self, ids: [Option<ParamId>; 2]) -> [Option<&mut Tensor>; 2] {
         let [mut first, mut second] = [None, None];
         for (i, grad) in self.list.iter_mut().enumerate().filter(|(_, grad)| grad.trained) {
             if ids[0] == Some(ParamId(i)) {
-                first = Some(&mut grad.value[..]);
+                first = Some(&mut grad.value);
             } else if ids[1] == Some(ParamId(i)) {
-                second = Some(&mut grad.value[..]);
+                second = Some(&mut grad.value);
             }
         }
         [first, second]
@@ -177,60 +231,54 @@ impl Grads {
 
     /// The same as a result of a product.
     pub fn mat_mut(&mut self, id: ParamId) -> MatMut<'_> {
-        let grad = &mut self.list[id.0];
-        MatMut::new(&mut grad.value, grad.rows, grad.cols)
+        self.get_mut(id).mat_mut()
     }
 
     /// The norm of all gradients as one vector.
-    pub fn norm(&self) -> f64 {
-        self.list.iter().map(|g| kernels::sum_squares(&g.value)).sum::<f64>().sqrt()
+    pub fn norm(&self, device: &Device) -> f64 {
+        self.list.iter().map(|grad| device.sum_squares(&grad.value)).sum::<f64>().sqrt()
     }
 
     /// Multiplies every gradient.
-    pub fn scale(&mut self, factor: f32) {
-        for grad in &mut self.list {
-            grad.value.iter_mut().for_each(|x| *x *= factor);
-        }
+    pub fn scale(&mut self, device: &Device, factor: f32) {
+        self.list.iter_mut().for_each(|grad| device.scale(&mut grad.value, factor));
     }
 
     /// Sets every gradient to zero.
-    pub fn clear(&mut self) {
-        for grad in &mut self.list {
-            grad.value.fill(0.0);
-        }
+    pub fn clear(&mut self, device: &Device) {
+        self.list.iter_mut().for_each(|grad| device.fill(&mut grad.value, 0.0));
     }
 }
 
 /// AdamW (Loshchilov & Hutter 2019) with its moments, as `torch.optim.AdamW` computes it.
-#[derive(Clone)]
 pub struct AdamW {
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Steps taken so far.
     pub step: u64,
-    /// First moments, one per parameter; empty for those that are not trained.
-    pub m: Vec<Vec<f32>>,
+    /// First moments, one per parameter; without rows for those that are not trained.
+    pub m: Vec<Tensor>,
     /// Second moments, likewise.
-    pub v: Vec<Vec<f32>>,
+    pub v: Vec<Tensor>,
 }
 
 impl AdamW {
     /// Before the first step.
     pub fn new(params: &Params, weight_decay: f64) -> Self {
-        let zeros: Vec<Vec<f32>> = params.list.iter().map(|p| vec![0.0; trained_len(p)]).collect();
-        Self { weight_decay, step: 0, m: zeros.clone(), v: zeros }
+        let zeros = || params.list.iter().map(zeros_like).collect();
+        Self { weight_decay, step: 0, m: zeros(), v: zeros() }
     }
 
     /// One step with learning rate `lr` (times each parameter's ratio) and torch's defaults: betas 0.9 and
     /// 0.999, eps 1e-8.
-    pub fn update(&mut self, params: &mut Params, grads: &Grads, lr: f64) {
+    pub fn update(&mut self, device: &Device, params: &mut Params, grads: &Grads, lr: f64) {
         self.step += 1;
         params.version = next_version();
         let (beta1, beta2, eps, weight_decay) = (0.9, 0.999, 1e-8, self.weight_decay);
         for (i, p) in params.list.iter_mut().enumerate().filter(|(_, p)| p.trained) {
             let settings = kernels::AdamW { lr: lr * p.lr_ratio, beta1, beta2, eps, weight_decay };
             let (grad, m, v) = (&grads.list[i].value, &mut self.m[i], &mut self.v[i]);
-            kernels::adamw(&mut p.value, grad, m, v, &settings, self.step);
+            device.adamw(&mut p.value, grad, m, v, &settings, self.step);
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What every operation can reach: the device, the parameters and the dropout key.
 
-use lowrank_kernels as kernels;
-
+use crate::backend::Mask;
 use crate::device::Device;
 use crate::params::{ParamId, Params};
 use crate::tensor::{Mat, MatMut, Tensor};
@@ -12,14 +11,14 @@ use crate::tensor::{Mat, MatMut, Tensor};
 pub struct DropoutKey {
     /// The run's seed.
     pub seed: u64,
-    /// A number that no other forward pass of the run has.
+    /// A count that no other forward pass of the run has.
     pub pass: u64,
 }
 
 /// The surroundings of an operation.
 #[derive(Clone, Copy)]
 pub struct Scope<'m> {
-    /// Where kernels run.
+    /// Where operations run.
     pub device: &'m Device,
     /// The trainable parameters.
     pub params: &'m Params,
@@ -28,7 +27,7 @@ pub struct Scope<'m> {
 }
 
 impl<'m> Scope<'m> {
-    /// A tensor with undefined numbers.
+    /// A tensor with undefined values.
     pub fn alloc(&self, rows: usize, cols: usize) -> Tensor {
         self.device.alloc(rows, cols)
     }
@@ -40,40 +39,22 @@ impl<'m> Scope<'m> {
 
     /// `c = alpha * a b + beta * c`; with `beta` 0, `c` is only written.
     pub fn gemm(&self, alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: MatMut<'_>) {
-        let ((m, k), (kb, n)) = (a.shape(), b.shape());
-        assert_eq!(k, kb, "inner sizes of a product");
-        assert_eq!((m, n), (c.rows, c.cols), "result of a product");
-        let strided = |x: Mat<'_>| if x.transposed { (1, x.stride) } else { (x.stride, 1) };
-        let ((ars, acs), (brs, bcs)) = (strided(a), strided(b));
-        self.device.run(2 * m * n * k, || {
-            kernels::gemm(
-                m,
-                n,
-                k,
-                alpha,
-                kernels::MatRef { data: a.data, rs: ars, cs: acs },
-                kernels::MatRef { data: b.data, rs: brs, cs: bcs },
-                beta,
-                kernels::MatMut { data: c.data, rs: n, cs: 1 },
-            );
-        });
+        self.device.gemm(alpha, a, b, beta, c);
     }
 
-    /// Inverted dropout: zero with probability `p`, else `x / (1 - p)`; the same numbers for the same
+    /// Inverted dropout: zero with probability `p`, else `x / (1 - p)`; the same values for the same
     /// `stream` within one pass. Outside training, or with `p` 0, it is `x` itself.
     pub fn dropout(&self, x: &Tensor, p: f32, stream: u64) -> Tensor {
         let Some(key) = self.dropout.filter(|_| p > 0.0) else { return x.clone() };
         let mut y = self.alloc(x.rows(), x.cols());
-        self.device.run(0, || kernels::dropout(y.data_mut(), x.data(), p, key.seed, key.stream(stream)));
+        self.device.dropout(&mut y, x, key.mask(p, stream));
         y
     }
 
-    /// Backward of [`Scope::dropout`]: accumulates `mask * dy / (1 - p)` into `dx`.
+    /// Backward of [`Scope::dropout`]: adds `mask * dy / (1 - p)` to `dx` where `accumulate`, else writes it.
     pub fn dropout_backward(&self, dx: &mut Tensor, dy: &Tensor, p: f32, stream: u64, accumulate: bool) {
         let key = self.dropout.expect("dropout was applied in the forward pass");
-        self.device.run(0, || {
-            kernels::dropout_backward(dx.data_mut(), dy.data(), p, key.seed, key.stream(stream), accumulate);
-        });
+        self.device.dropout_backward(dx, dy, key.mask(p, stream), accumulate);
     }
 
     /// Whether dropout with probability `p` does anything here.
@@ -83,7 +64,12 @@ impl<'m> Scope<'m> {
 }
 
 impl DropoutKey {
-    fn stream(self, stream: u64) -> u64 {
+    fn mask(self, p: f32, stream: u64) -> Mask {
+        Mask { p, seed: self.seed, stream: self.stream(stream) }
+    }
+
+    /// The random stream of a site (its number) in this pass.
+    pub fn stream(self, stream: u64) -> u64 {
         // Streams of one pass are site numbers: far fewer than 2^24.
         (self.pass << 24) | stream
     }

@@ -1,9 +1,8 @@
 //! The tape: what ran forward, to be run backward once.
 //!
-//! A [`Var`] is a tensor with, where a gradient will be wanted, a number. An operation whose inputs
-//! carry no number and that has no adapter is not recorded: work below the first trainable site
-//! leaves nothing behind. Running backward consumes the nodes one by one, so that what they saved
-//! is free as soon as it was used.
+//! A [`Var`] is a tensor and, where it requires a gradient, a [`VarId`]. An operation of which no input requires a
+//! gradient and that has no adapter is not recorded: work below the first trainable site leaves nothing behind. Running
+//! backward consumes the nodes one by one, so that what they saved is freed as soon as it was used.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,46 +10,56 @@ use std::rc::Rc;
 use crate::adapter::{Accumulator, ActiveAdapters};
 use crate::cache::KvCache;
 use crate::device::Device;
-use crate::kept::Kept;
 use crate::params::Grads;
 use crate::scope::Scope;
-use crate::tensor::Tensor;
+use crate::tensor::{Saved, Tensor};
 
-/// Number of a value that a gradient is wanted for.
+/// Id of a value that requires a gradient.
 pub type VarId = usize;
 
 /// A value on the tape.
 #[derive(Clone)]
 pub struct Var<'m> {
-    /// The numbers.
+    /// The value.
     pub tensor: Tensor,
-    /// `None`: no gradient is wanted.
+    /// `None`: no gradient is required.
     pub id: Option<VarId>,
-    /// How to compute the numbers again from what is kept anyway.
-    pub(crate) recipe: Option<Rc<dyn Recipe + 'm>>,
+    /// How to compute it again from what is saved anyway.
+    pub(crate) recompute: Option<Rc<dyn Recompute + 'm>>,
 }
 
 impl<'m> Var<'m> {
     /// A value without gradient.
     pub fn constant(tensor: Tensor) -> Self {
-        Self { tensor, id: None, recipe: None }
+        Self { tensor, id: None, recompute: None }
     }
 
-    /// What a backward pass keeps of it: the recipe where there is one.
-    pub(crate) fn save(&self, scope: &Scope<'_>) -> Rc<dyn Recipe + 'm> {
-        let Some(recipe) = &self.recipe else { return Rc::new(Kept::new(scope.device, &self.tensor)) };
-        recipe.keep(scope.device, &self.tensor);
-        recipe.clone()
+    /// A value whose gradient is not asked for again by what made it: an output of an operation.
+    pub(crate) fn output(tensor: Tensor, id: Option<VarId>) -> Self {
+        Self { tensor, id, recompute: None }
+    }
+
+    /// What a backward pass saves of it: how to compute it again, where that is known.
+    pub(crate) fn save(&self, scope: &Scope<'_>) -> Rc<dyn Recompute + 'm> {
+        let Some(recompute) = &self.recompute else { return Rc::new(scope.device.save(&self.tensor)) };
+        recompute.save(scope.device, &self.tensor);
+        recompute.clone()
     }
 }
 
-/// A value as it is kept: cheap to compute again from its inputs (a norm, an activation), or the numbers themselves.
-pub(crate) trait Recipe {
-    /// Someone will ask for the numbers, which are those of `tensor`.
-    fn keep(&self, _device: &Device, _tensor: &Tensor) {}
+/// A saved value: cheap to compute again from its inputs (a norm, an activation), or the value itself.
+pub(crate) trait Recompute {
+    /// Says that the value, which is `tensor`, will be asked for.
+    fn save(&self, _device: &Device, _tensor: &Tensor) {}
 
-    /// Computes the numbers, or returns those computed a moment ago.
+    /// Computes the value, or returns the one computed a moment ago.
     fn get(&self, scope: &Scope<'_>) -> Tensor;
+}
+
+impl Recompute for Saved {
+    fn get(&self, scope: &Scope<'_>) -> Tensor {
+        scope.device.restore(self)
+    }
 }
 
 /// One recorded operation.
@@ -88,11 +97,8 @@ impl Backward<'_, '_> {
 
     /// Accumulates a whole gradient, by moving it where there was none.
     pub fn add(&mut self, id: VarId, gradient: Tensor) {
-        let device = self.scope.device;
         match &mut self.vars[id] {
-            Some(have) => {
-                device.run(0, || lowrank_kernels::add(have.data_mut(), gradient.data()));
-            }
+            Some(have) => self.scope.device.add(have, &gradient),
             slot => *slot = Some(gradient),
         }
     }
@@ -153,7 +159,7 @@ impl<'m> Tape<'m> {
         self.record != Record::Nothing
     }
 
-    /// A new number for an output, where `needed`.
+    /// A new id for an output, where `needed`.
     pub(crate) fn id(&mut self, needed: bool) -> Option<VarId> {
         needed.then(|| {
             self.next += 1;

@@ -1,6 +1,8 @@
 //! Takes the weights of a model out of its files by module path, and numbers the sites on the way.
 
-use lowrank_engine::{Embedding, FrozenWeight, LayerNorm, Linear, LmHead, RmsNorm, Site, SiteId, SiteKind};
+use lowrank_engine::{
+    Embedding, FrozenWeight, LayerNorm, Linear, LmHead, RmsNorm, Site, SiteId, SiteKind, Tensor,
+};
 use lowrank_files::{Role, Tensors};
 
 use crate::{Error, Result};
@@ -168,11 +170,11 @@ impl<'a> Loader<'a> {
         Ok(weight)
     }
 
-    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
         self.tensors.plan(name, len, 1)?;
         let vector = self.tensors.vector(name)?;
         self.expect(name, &[vector.len()], &[len])?;
-        Ok(vector)
+        Ok(Tensor::vector(vector))
     }
 
     fn expect(&self, name: &str, have: &[usize], want: &[usize]) -> Result<()> {

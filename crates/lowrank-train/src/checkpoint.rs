@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{AdapterSet, TensorView, TrainingState, write_tensors};
-use lowrank_engine::{AdamW, Site};
+use lowrank_engine::{AdamW, Site, Tensor};
 use lowrank_files::write_atomic;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -99,7 +99,7 @@ fn write_optimizer(path: &Path, adapters: &AdapterSet, optimizer: &AdamW) -> Res
     let mut tensors: Vec<(String, TensorView<'_>)> = Vec::new();
     for (moments, what) in [(&optimizer.m, "exp_avg"), (&optimizer.v, "exp_avg_sq")] {
         for ((_, p), values) in adapters.params.iter().zip(moments).filter(|((_, p), _)| p.trained) {
-            let numbers = TensorView { shape: vec![p.rows, p.cols], value: values };
+            let numbers = TensorView { shape: vec![p.rows, p.cols], value: values.values() };
             tensors.push((format!("{}.{what}", p.name), numbers));
         }
     }
@@ -178,7 +178,7 @@ fn read_moments(
             if view.dtype() != Dtype::F32 || view.shape() != [p.rows, p.cols] {
                 return Err(wrong(format!("{name} is {:?} {:?}", view.dtype(), view.shape())));
             }
-            *values = floats(view.data());
+            *values = Tensor::from_vec(p.rows, p.cols, floats(view.data()));
         }
     }
     Ok(())

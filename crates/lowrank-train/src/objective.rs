@@ -1,6 +1,6 @@
 //! What a head is trained for: between a packed batch and the tape.
 
-use lowrank_engine::{Grads, Label, Tape, Var, kernels};
+use lowrank_engine::{Grads, Label, Tape, Targets, Var};
 use lowrank_models::{ClassHead, Head};
 
 use crate::PackedBatch;
@@ -37,13 +37,14 @@ pub(crate) fn score<'m>(
     };
     match head {
         Head::Language(head) => {
-            language(tape.cross_entropy(head, &h, &batch.labels_of_wanted(), scale, grads))
+            let weights = vec![scale; batch.labels.len()];
+            language(tape.cross_entropy(head, &h, &batch.labels_of_wanted(), &weights, grads))
         }
         Head::Masked(head) => {
             let x = head.states(tape, &h, &rows(batch));
             let at = |(row, label): (u32, &Label)| Label { row, target: label.target };
             let labels: Vec<Label> = (0..).zip(&batch.labels).map(at).collect();
-            language(tape.cross_entropy(&head.decoder, &x, &labels, scale, grads))
+            language(tape.cross_entropy(&head.decoder, &x, &labels, &vec![scale; labels.len()], grads))
         }
         Head::Classes(head) if batch.values.is_empty() => classes(tape, head, &h, batch, scale),
         Head::Classes(head) => values(tape, head, &h, batch, scale),
@@ -76,17 +77,14 @@ fn cross_entropy<'m>(tape: &mut Tape<'m>, logits: &Var<'m>, targets: &[u32], sca
     let mut scores = Scores { losses: vec![0.0; n], ..Scores::default() };
     let mut gradient = device.alloc(n, c);
     let records = tape.records();
-    device.run(0, || {
-        if !records {
-            scores.outputs = logits.tensor.data().to_vec();
-            let mut best = vec![0; n];
-            kernels::argmax(&scores.outputs, c, &mut best);
-            scores.hits = best.iter().zip(targets).map(|(a, b)| a == b).collect();
-        }
-        kernels::copy(gradient.data_mut(), logits.tensor.data());
-        let scales = records.then(|| vec![scale; n]);
-        kernels::cross_entropy(gradient.data_mut(), targets, c, scales.as_deref(), &mut scores.losses, None);
-    });
+    if !records {
+        scores.outputs = device.to_vec(&logits.tensor);
+        scores.hits = device.argmax(&logits.tensor).iter().zip(targets).map(|(a, b)| a == b).collect();
+    }
+    device.copy(&mut gradient, &logits.tensor);
+    let weights = vec![scale; n];
+    let targets = Targets { classes: targets, weights: records.then_some(&weights), softcap: None };
+    device.cross_entropy(&mut gradient, &mut scores.losses, targets);
     if records {
         tape.seed(logits, gradient);
     }
@@ -106,17 +104,11 @@ fn values<'m>(
     let n = given.tensor.rows();
     let mut scores = Scores { losses: vec![0.0; n], ..Scores::default() };
     let mut gradient = device.alloc(n, 1);
-    device.run(0, || {
-        let numbers = given.tensor.data().iter().zip(&batch.values).map(|(have, want)| have - want);
-        for ((difference, loss), gradient) in numbers.zip(&mut scores.losses).zip(gradient.data_mut()) {
-            *loss = difference * difference;
-            *gradient = 2.0 * scale * difference;
-        }
-    });
+    device.squared_error(&mut gradient, &mut scores.losses, &given.tensor, &batch.values, &vec![scale; n]);
     if tape.records() {
         tape.seed(&given, gradient);
     } else {
-        scores.outputs = given.tensor.data().to_vec();
+        scores.outputs = device.to_vec(&given.tensor);
     }
     scores
 }
@@ -138,24 +130,19 @@ fn contrast<'m>(tape: &mut Tape<'m>, h: &Var<'m>, batch: &PackedBatch, scale: f3
     let mut cosines = device.alloc(n, n);
     scope.gemm(1.0, a.tensor.mat(), p.tensor.mat().t(), 0.0, cosines.mat_mut());
     let mut logits = device.alloc(n, n);
-    device.run(0, || {
-        kernels::copy(logits.data_mut(), cosines.data());
-        kernels::scale(logits.data_mut(), SIMILARITY_SCALE);
-    });
-    let targets: Vec<u32> = (0..n as u32).collect();
+    device.copy(&mut logits, &cosines);
+    device.scale(&mut logits, SIMILARITY_SCALE);
+    let classes: Vec<u32> = (0..n as u32).collect();
     let mut losses = vec![0.0; n];
     if !tape.records() {
-        let mut best = vec![0; n];
-        device.run(0, || {
-            kernels::argmax(logits.data(), n, &mut best);
-            kernels::cross_entropy(logits.data_mut(), &targets, n, None, &mut losses, None);
-        });
-        let hits = best.iter().zip(&targets).map(|(a, b)| a == b).collect();
-        return Scores { losses, hits, outputs: cosines.data().to_vec() };
+        let hits = device.argmax(&logits).iter().zip(&classes).map(|(a, b)| a == b).collect();
+        let targets = Targets { classes: &classes, weights: None, softcap: None };
+        device.cross_entropy(&mut logits, &mut losses, targets);
+        return Scores { losses, hits, outputs: device.to_vec(&cosines) };
     }
-    device.run(0, || {
-        kernels::cross_entropy(logits.data_mut(), &targets, n, Some(&vec![scale; n]), &mut losses, None);
-    });
+    let weights = vec![scale; n];
+    let targets = Targets { classes: &classes, weights: Some(&weights), softcap: None };
+    device.cross_entropy(&mut logits, &mut losses, targets);
     let d = a.tensor.cols();
     let (mut da, mut dp) = (device.alloc(n, d), device.alloc(n, d));
     scope.gemm(SIMILARITY_SCALE, logits.mat(), p.tensor.mat(), 0.0, da.mat_mut());

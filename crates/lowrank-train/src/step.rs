@@ -97,7 +97,7 @@ impl<'m> Stepper<'m> {
     /// # Errors
     /// Where the loss or its gradient is no finite number.
     pub fn gradients(&mut self, micro_batches: &[PackedBatch]) -> Result<Outcome, Error> {
-        self.grads.clear();
+        self.grads.clear(&self.device);
         let labels: usize = micro_batches.iter().map(PackedBatch::targets).sum();
         let mut loss = 0.0;
         for (i, batch) in micro_batches.iter().enumerate() {
@@ -106,10 +106,11 @@ impl<'m> Stepper<'m> {
             loss += scores.losses.iter().map(|l| f64::from(*l)).sum::<f64>();
         }
         let penalty = match &self.adapters.training_hook {
-            Some(hook) => hook.penalty(&self.adapters.params, &mut self.grads),
+            Some(hook) => hook.penalty(&self.device, &self.adapters.params, &mut self.grads),
             None => 0.0,
         };
-        let outcome = Outcome { loss: penalty + loss / labels.max(1) as f64, grad_norm: self.grads.norm() };
+        let outcome =
+            Outcome { loss: penalty + loss / labels.max(1) as f64, grad_norm: self.grads.norm(&self.device) };
         if !outcome.loss.is_finite() || !outcome.grad_norm.is_finite() {
             let examples = micro_batches.iter().flat_map(|b| &b.ids).map(ToString::to_string).collect();
             return Err(Error::NotFinite {
@@ -133,10 +134,10 @@ impl<'m> Stepper<'m> {
             // torch.nn.utils.clip_grad_norm_ adds the same 1e-6.
             let factor = max / (outcome.grad_norm + 1e-6);
             if factor < 1.0 {
-                self.grads.scale(factor as f32);
+                self.grads.scale(&self.device, factor as f32);
             }
         }
-        self.optimizer.update(&mut self.adapters.params, &self.grads, lr);
+        self.optimizer.update(&self.device, &mut self.adapters.params, &self.grads, lr);
         if let Some(hook) = &mut self.adapters.training_hook {
             hook.after_step(self.optimizer.step, &mut self.adapters.params, &self.grads);
         }
@@ -170,7 +171,7 @@ impl<'m> Stepper<'m> {
         let texts: Vec<_> = batch.segments.iter().map(|segment| segment.q.clone()).collect();
         let mean = tape.mean_rows(&h, &texts);
         let y = tape.normalize(&mean).tensor;
-        y.data().chunks_exact(y.cols()).map(<[f32]>::to_vec).collect()
+        self.device.to_vec(&y).chunks_exact(y.cols()).map(<[f32]>::to_vec).collect()
     }
 }
 

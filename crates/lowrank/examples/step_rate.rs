@@ -11,7 +11,7 @@
 use std::time::Instant;
 
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
-use lowrank::engine::Device;
+use lowrank::engine::{Device, SavedDtype};
 use lowrank::files::LoadOptions;
 use lowrank::train::{Example, ExampleId, PackedBatch, StepOptions, Stepper, pack};
 use lowrank::{Error, Result, Session};
@@ -114,7 +114,8 @@ fn run(o: &Options) -> Result<()> {
     let vocabulary = session.base.config["vocab_size"].as_u64().unwrap_or(1000);
     let options =
         StepOptions { checkpoint_activations: o.checkpoint, weight_decay: 0.0, max_grad_norm: 1.0, seed: 1 };
-    let mut stepper = Stepper::new(&*session.model, adapters, Device::cpu().rounding_kept(true), options);
+    let mut stepper =
+        Stepper::new(&*session.model, adapters, Device::cpu().with_saved_dtype(SavedDtype::Int16), options);
     println!("   wall s  cpu s  GFLOP/s  /cpu s   tokens/s   work  ready  idle   pages  loss");
     for step in 0..o.steps {
         let batch = batch(o, step, vocabulary);

@@ -49,7 +49,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (id, param) in stepper.adapters.params.iter() {
         let want = floats(&expected, &format!("grad.base_model.model.{}", param.name))?;
         let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        let apart = stepper.grads().get(id).iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let apart =
+            stepper.grads().values(id).iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         worst.insert(param.name.clone(), apart / largest);
     }
     let (name, share) = worst.iter().max_by(|a, b| a.1.total_cmp(b.1)).ok_or("no gradient")?;
@@ -91,9 +92,9 @@ fn logits(model: &dyn Model, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f32> 
     match model.head() {
         Head::Language(head) => {
             let last = tape.select_rows(&h, &[n - 1]);
-            tape.logits(head, &last).data().to_vec()
+            tape.logits(head, &last).to_vec()
         }
-        Head::Classes(head) => head.scores(&mut tape, &h, &[0]).tensor.data().to_vec(),
+        Head::Classes(head) => head.scores(&mut tape, &h, &[0]).tensor.to_vec(),
         _ => Vec::new(),
     }
 }

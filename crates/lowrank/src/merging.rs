@@ -578,5 +578,5 @@ fn outputs(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> (Vec<f32
     if let Head::Classes(head) = session.model.head() {
         h = head.scores(&mut tape, &h, &(0..n).collect::<Vec<_>>());
     }
-    (h.tensor.data().to_vec(), h.tensor.cols())
+    (device.to_vec(&h.tensor), h.tensor.cols())
 }

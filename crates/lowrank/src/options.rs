@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{AdapterSet, BaseInfo, CLASSIFIERS, LoraConfig, NamedMethod, OneOrMany, Targets};
-use lowrank_engine::Device;
+use lowrank_engine::{Device, SavedDtype};
 use lowrank_files::{LoadOptions, Precision, Quantize};
 use lowrank_models::Model;
 use lowrank_models::heads::Reads;
@@ -399,7 +399,10 @@ impl TrainOptions {
 
     /// `device`, on which activations are kept for the backward pass as is asked for.
     pub(crate) fn saving_on(&self, device: Device) -> Device {
-        device.rounding_kept(self.saved_activations == SavedActivations::Int16)
+        device.with_saved_dtype(match self.saved_activations {
+            SavedActivations::Int16 => SavedDtype::Int16,
+            SavedActivations::F32 => SavedDtype::F32,
+        })
     }
 
     /// What must not change when a run is resumed: everything that changes its numbers.

@@ -369,7 +369,7 @@ impl BaseWeights for Session {
 
     fn read_bias(&self, path: &str, out: &mut [f32]) -> Result<(), lowrank_adapters::Error> {
         match self.model.head_layer(path).and_then(|layer| layer.bias.as_ref()) {
-            Some(bias) => out.copy_from_slice(bias),
+            Some(bias) => out.copy_from_slice(bias.values()),
             None => {
                 let name = self.tensor_name(&format!("{path}.bias"));
                 self.base.tensors.read_rows(&name, 0..out.len(), out).map_err(base_error)?;

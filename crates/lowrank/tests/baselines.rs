@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Expected, close, example, fixture, lowrank, lowrank_ok, tiny_data, tiny_model};
+use common::{Expected, close, example, fixture, lowrank, lowrank_ok, nudge, tiny_data, tiny_model};
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::{Device, Label, kernels};
 use lowrank::files::LoadOptions;
@@ -91,7 +91,7 @@ fn check(name: &str, session: &Session, mut set: AdapterSet, batch: &PackedBatch
     for (id, param) in ids {
         let start = format!("start.{param}");
         if expected.names().contains(&start) {
-            set.params.get_mut(id).value = expected.floats(&start);
+            set.params.set(id, expected.floats(&start));
         }
     }
     for checkpoint_activations in [false, true] {
@@ -103,7 +103,7 @@ fn check(name: &str, session: &Session, mut set: AdapterSet, batch: &PackedBatch
             let key = format!("grad.{}", param.name);
             assert!(left.contains(&key), "{name}: {} is trained here only", param.name);
             let want = expected.floats(&key);
-            let got = summary(stepper.grads().get(id));
+            let got = summary(stepper.grads().values(id));
             for (got, want_one) in got.iter().zip(&want) {
                 // A key's bias moves no probability: its gradient is rounding alone.
                 let slack = 2e-4 * want[0].max(1e-3);
@@ -249,7 +249,7 @@ fn sharing_prompts_behind_virtual_tokens_changes_no_number() {
             let rows = batch.rows();
             let loss = stepper.gradients(&[batch]).unwrap().loss;
             let (id, _) = stepper.adapters.params.iter().next().unwrap();
-            (rows, loss, stepper.grads().get(id).to_vec())
+            (rows, loss, stepper.grads().values(id).to_vec())
         });
         assert!(shared < apart, "{method}: {shared} rows, {apart} apart");
         close(method, &[loss as f32], &[want_loss as f32], 1e-5);
@@ -279,9 +279,9 @@ fn check_direction(name: &str, session: &Session, set: &AdapterSet, batch: &Pack
             let mut direction = vec![0.0; param.value.len()];
             kernels::normal(&mut direction, 0.0, 1.0, 100 + seed, stream as u64);
             for (i, d) in direction.iter().enumerate() {
-                there.params.get_mut(id).value[i] += eps * d;
-                back.params.get_mut(id).value[i] -= eps * d;
-                let slope = f64::from(stepper.grads().get(id)[i]) * f64::from(*d);
+                nudge(&mut there.params, id, i, eps * d);
+                nudge(&mut back.params, id, i, -eps * d);
+                let slope = f64::from(stepper.grads().values(id)[i]) * f64::from(*d);
                 along += slope;
                 length += slope * slope;
             }
@@ -299,10 +299,11 @@ fn check_direction(name: &str, session: &Session, set: &AdapterSet, batch: &Pack
 fn moved(mut set: AdapterSet) -> AdapterSet {
     let ids: Vec<_> = set.params.iter().map(|(id, _)| id).collect();
     for (stream, id) in ids.into_iter().enumerate() {
-        let value = &mut set.params.get_mut(id).value;
-        let mut noise = vec![0.0; value.len()];
+        let mut values = set.params.values(id).to_vec();
+        let mut noise = vec![0.0; values.len()];
         kernels::normal(&mut noise, 0.0, 0.1, 41, stream as u64);
-        value.iter_mut().zip(noise).for_each(|(x, noise)| *x += noise);
+        values.iter_mut().zip(noise).for_each(|(x, noise)| *x += noise);
+        set.params.set(id, values);
     }
     set
 }

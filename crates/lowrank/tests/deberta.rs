@@ -5,7 +5,7 @@ mod common;
 
 use common::{Expected, close, fixture};
 use lowrank::adapters::AdapterSet;
-use lowrank::engine::{Device, Label, Record, Scope, Segment, Tape};
+use lowrank::engine::{Device, Label, Record, SavedDtype, Scope, Segment, Tape};
 use lowrank::models::{Base, Head, HeadKind, Model, TokenBatch, load_for};
 use lowrank::train::{Example, StepOptions, Stepper, Target, pack};
 
@@ -41,7 +41,7 @@ fn logits(
     };
     let h = model.hidden(&mut tape, &batch);
     let Head::Classes(head) = model.head() else { panic!("a classifier") };
-    head.scores(&mut tape, &h, &[0]).tensor.data().to_vec()
+    head.scores(&mut tape, &h, &[0]).tensor.to_vec()
 }
 
 fn check(case: &str) {
@@ -78,7 +78,7 @@ fn check(case: &str) {
         close(&format!("{case}: grad norm"), &[outcome.grad_norm as f32], &norm, 1e-4);
         for (id, param) in stepper.adapters.params.iter() {
             let want = expected.floats(&format!("grad.base_model.model.{}", param.name));
-            close(&format!("{case}: gradient of {}", param.name), stepper.grads().get(id), &want, 1e-4);
+            close(&format!("{case}: gradient of {}", param.name), stepper.grads().values(id), &want, 1e-4);
         }
     }
     let mut stepper = Stepper::new(&*model, adapters.clone(), Device::cpu(), PLAIN);
@@ -127,13 +127,14 @@ fn a_plan_is_exact() {
     };
     let mut all = Vec::new();
     for rounds in [false, true] {
-        let [(real, loss), (plan, _)] =
-            [Device::cpu(), Device::plan()].map(|device| run(device.rounding_kept(rounds)));
+        let [(real, loss), (plan, _)] = [Device::cpu(), Device::plan()].map(|device| {
+            run(device.with_saved_dtype(if rounds { SavedDtype::Int16 } else { SavedDtype::F32 }))
+        });
         let [real_size, plan_size] =
             [&real, &plan].map(|stepper| (stepper.device().peak_bytes(), stepper.device().flops()));
         assert_eq!(real_size, plan_size);
         let ids = adapters.params.iter().map(|(id, _)| id);
-        let grads: Vec<f32> = ids.flat_map(|id| real.grads().get(id).to_vec()).collect();
+        let grads: Vec<f32> = ids.flat_map(|id| real.grads().values(id).to_vec()).collect();
         all.push((loss, grads, real_size.0));
     }
     // Rounding what is kept leaves the loss alone and moves the gradients by its error.

@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::{close, example, fixture};
+use common::{close, example, fixture, nudge};
 use lowrank::Session;
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
-use lowrank::engine::Device;
+use lowrank::engine::{Device, SavedDtype};
 use lowrank::train::{Example, PackedBatch, StepOptions, Stepper, pack};
 
 const PLAIN: StepOptions =
@@ -40,8 +40,8 @@ fn adapters(session: &Session, dropout: f32, targets: &str) -> AdapterSet {
     let mut set = AdapterSet::new(config, session.sites(), 1).unwrap();
     for (stream, layer) in set.layers.clone().iter().enumerate() {
         let [_, b] = layer.variant.params()[..] else { panic!("A and B") };
-        let b = &mut set.params.get_mut(b).value;
-        lowrank::engine::kernels::uniform(b, -0.1, 0.1, 9, stream as u64);
+        let param = set.params.get_mut(b);
+        param.fill_with(|b| lowrank::engine::kernels::uniform(b, -0.1, 0.1, 9, stream as u64));
     }
     set
 }
@@ -68,13 +68,13 @@ fn check_slopes(case: &str, session: &Session, set: &AdapterSet) {
             let mut direction = vec![0.0; param.value.len()];
             lowrank::engine::kernels::normal(&mut direction, 0.0, 1.0, 100 + seed, stream as u64);
             for (i, d) in direction.iter().enumerate() {
-                there.params.get_mut(id).value[i] += eps * d;
-                back.params.get_mut(id).value[i] -= eps * d;
-                along += f64::from(stepper.grads().get(id)[i]) * f64::from(*d);
+                nudge(&mut there.params, id, i, eps * d);
+                nudge(&mut back.params, id, i, -eps * d);
+                along += f64::from(stepper.grads().values(id)[i]) * f64::from(*d);
             }
         }
         let slope = (loss(session, &there, &batch) - loss(session, &back, &batch)) / (2.0 * f64::from(eps));
-        let scale = stepper.grads().norm();
+        let scale = stepper.grads().norm(stepper.device());
         assert!(
             (slope - along).abs() < 5e-3 * scale,
             "{case}: slope {slope}, gradient {along}, norm {scale}"
@@ -119,8 +119,8 @@ fn biases_and_tokens_have_their_gradients() {
         assert!((start - base).abs() < 1e-6, "{case}: training starts at the base");
         for (stream, (id, param)) in set.clone().params.iter().enumerate() {
             if param.name.contains("lora_B") {
-                let b = &mut set.params.get_mut(id).value;
-                lowrank::engine::kernels::uniform(b, -0.1, 0.1, 9, stream as u64);
+                let param = set.params.get_mut(id);
+                param.fill_with(|b| lowrank::engine::kernels::uniform(b, -0.1, 0.1, 9, stream as u64));
             }
         }
         check_slopes(case, &session, &set);
@@ -138,7 +138,7 @@ fn gradients(
 ) -> (f64, Vec<Vec<f32>>) {
     let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), options);
     let outcome = stepper.gradients(std::slice::from_ref(batch)).unwrap();
-    let all = set.params.iter().map(|(id, _)| stepper.grads().get(id).to_vec()).collect();
+    let all = set.params.iter().map(|(id, _)| stepper.grads().values(id).to_vec()).collect();
     (outcome.loss, all)
 }
 
@@ -226,7 +226,8 @@ fn kept_activations_can_be_rounded() {
         let set = adapters(&session, 0.0, "all-linear");
         let (loss, want) = gradients(&session, &set, &batch(true), PLAIN);
         let stepper = |device: Device| {
-            let mut stepper = Stepper::new(&*session.model, set.clone(), device.rounding_kept(true), PLAIN);
+            let mut stepper =
+                Stepper::new(&*session.model, set.clone(), device.with_saved_dtype(SavedDtype::Int16), PLAIN);
             let outcome = stepper.gradients(std::slice::from_ref(&batch(true))).unwrap();
             (stepper, outcome.loss)
         };
@@ -238,7 +239,7 @@ fn kept_activations_can_be_rounded() {
         assert!(plan.device().peak_bytes() < exact.device().peak_bytes(), "{case}");
         let (mut error, mut size) = (0.0, 0.0);
         for ((id, _), want) in set.params.iter().zip(&want) {
-            for (got, want) in rounded.grads().get(id).iter().zip(want) {
+            for (got, want) in rounded.grads().values(id).iter().zip(want) {
                 error += f64::from(got - want).powi(2);
                 size += f64::from(*want).powi(2);
             }

@@ -73,8 +73,8 @@ fn adapters(session: &Session) -> AdapterSet {
     let mut set = AdapterSet::new(config, session.sites(), 1).unwrap();
     for (stream, layer) in set.layers.clone().iter().enumerate() {
         let [_, b] = layer.variant.params()[..] else { panic!("A and B") };
-        let b = &mut set.params.get_mut(b).value;
-        lowrank::engine::kernels::uniform(b, -0.1, 0.1, 9, stream as u64);
+        let param = set.params.get_mut(b);
+        param.fill_with(|b| lowrank::engine::kernels::uniform(b, -0.1, 0.1, 9, stream as u64));
     }
     set
 }
@@ -108,7 +108,7 @@ fn same(case: &str, form: LoadOptions, transposed: bool, format: impl Fn(&str) -
         let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), PLAIN);
         let loss = stepper.gradients(&[batch()]).unwrap().loss as f32;
         let grads: Vec<Vec<f32>> =
-            set.params.iter().map(|(id, _)| stepper.grads().get(id).to_vec()).collect();
+            set.params.iter().map(|(id, _)| stepper.grads().values(id).to_vec()).collect();
         (loss, grads)
     };
     let ((loss, grads), (want_loss, want)) = (run(&ours), run(&want));

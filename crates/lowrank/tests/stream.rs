@@ -90,7 +90,7 @@ fn step(dir: &Path, stream: bool, checkpoint_activations: bool) -> (f64, Vec<Vec
     let mut set = AdapterSet::new(config, session.sites(), 1).unwrap();
     for (stream, layer) in set.layers.clone().iter().enumerate() {
         let [_, b] = layer.variant.params()[..] else { panic!("A and B") };
-        normal(&mut set.params.get_mut(b).value, 0.0, 0.1, 9, stream as u64);
+        set.params.get_mut(b).fill_with(|b| normal(b, 0.0, 0.1, 9, stream as u64));
     }
     let ids: Vec<i64> = (0..60).map(|i| (i * i + 7) % VOCAB as i64).collect();
     let rows = [example(&ids, &ids), example(&ids[3..], &ids[3..])];
@@ -113,7 +113,7 @@ fn step(dir: &Path, stream: bool, checkpoint_activations: bool) -> (f64, Vec<Vec
         loss
     });
     let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    let grads = set.params.iter().map(|(id, _)| bits(stepper.grads().get(id))).collect();
+    let grads = set.params.iter().map(|(id, _)| bits(stepper.grads().values(id))).collect();
     (loss, grads, most.into_inner())
 }
 

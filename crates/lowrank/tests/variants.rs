@@ -80,7 +80,7 @@ impl Case {
             close("loss", &[outcome.loss as f32], &losses[..1], 1e-5);
             for (id, param) in stepper.adapters.params.iter().filter(|(_, p)| p.trained && gradients) {
                 let key = format!("grad.base_model.model.{}", param.name);
-                self.close(&key, stepper.grads().get(id), &key, 1e-4);
+                self.close(&key, stepper.grads().values(id), &key, 1e-4);
             }
         }
         let mut stepper = Stepper::new(&*self.session.model, adapters.clone(), Device::cpu(), PLAIN);
@@ -161,7 +161,9 @@ fn check_fresh(name: &'static str, base: &str) {
         let (k, o, s) = (a.cols, b.rows, layer.variant.scaling().unwrap());
         let change: Vec<f32> = (0..o * k)
             .map(|at| {
-                s * (0..a.rows).map(|i| b.value[at / k * a.rows + i] * a.value[i * k + at % k]).sum::<f32>()
+                s * (0..a.rows)
+                    .map(|i| b.values()[at / k * a.rows + i] * a.values()[i * k + at % k])
+                    .sum::<f32>()
             })
             .collect();
         // What CorDA trains has gone through the inverse of a matrix in single precision.
@@ -217,8 +219,8 @@ fn eva() {
         assert_eq!(sorted(patterns.1), wanted("alpha_pattern"), "{name}");
         for layer in &adapters.layers {
             let [a, b] = layer.variant.params()[..] else { panic!("A and B") };
-            case.close("components", &adapters.params.get(a).value, &format!("a.{}", layer.site.path), 1e-3);
-            assert!(adapters.params.get(b).value.iter().all(|x| *x == 0.0));
+            case.close("components", adapters.params.values(a), &format!("a.{}", layer.site.path), 1e-3);
+            assert!(adapters.params.values(b).iter().all(|x| *x == 0.0));
         }
         case.check(&adapters, false);
 
@@ -371,7 +373,7 @@ fn every_variant_resumes_bit_by_bit_and_is_planned_to_the_byte() {
         second.optimizer = optimizer;
         steps(&mut second, 3);
         for ((_, a), (_, b)) in whole.adapters.params.iter().zip(second.adapters.params.iter()) {
-            assert_eq!(a.value, b.value, "{name}: {}", a.name);
+            assert_eq!(a.values(), b.values(), "{name}: {}", a.name);
         }
         // What is written gives what was trained, and is written the same again.
         let folders = [run.path().join("a"), run.path().join("b")];

@@ -4,9 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{
-    Accumulator, Adapter, Grads, Linear, NormNumbers, ParamId, Params, Scope, Site, Tensor, kernels,
-};
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, NormParams, ParamId, Params, Scope, Site, Tensor};
 
 use crate::config::LoraConfig;
 use crate::contract::{InitContext, Variant, WeightRows};
@@ -80,9 +78,7 @@ impl Adapter for Bias {
         beta: f32,
     ) -> Vec<Tensor> {
         base.product(scope, x, y, beta);
-        let (n, o) = (y.rows(), y.cols());
-        let bias = &scope.params.get(self.bias).value;
-        scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, o));
+        scope.device.add_bias(y, scope.params.tensor(self.bias));
         Vec::new()
     }
 
@@ -97,20 +93,14 @@ impl Adapter for Bias {
         _: Vec<Tensor>,
         dx: Option<&mut Accumulator>,
     ) {
-        scope.device.run(0, || {
-            kernels::bias_backward(grads.get_mut(self.bias), dy.data(), dy.rows(), dy.cols());
-        });
+        scope.device.bias_backward(grads.get_mut(self.bias), dy);
         if let Some(dx) = dx {
             base.backward(scope, dy, dx);
         }
     }
 
-    fn norm<'a>(&'a self, params: &'a Params) -> NormNumbers<'a> {
-        NormNumbers { bias: Some(&params.get(self.bias).value), ..NormNumbers::default() }
-    }
-
-    fn norm_params(&self) -> [Option<ParamId>; 2] {
-        [None, Some(self.bias)]
+    fn norm(&self) -> NormParams {
+        NormParams { weight: None, bias: Some(self.bias) }
     }
 }
 
@@ -123,7 +113,7 @@ impl Variant for Bias {
         let bias = params.get_mut(self.bias);
         let mut value = vec![0.0; bias.cols];
         start.base.read_bias(&start.site.path, &mut value)?;
-        bias.value = value;
+        bias.set(value);
         Ok(())
     }
 
@@ -136,7 +126,7 @@ impl Variant for Bias {
     }
 
     fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
-        bias.copy_from_slice(&params.get(self.bias).value[range]);
+        bias.copy_from_slice(&params.values(self.bias)[range]);
     }
 }
 
@@ -158,7 +148,7 @@ impl Adapter for TrainedBias {
         y: &mut Tensor,
         beta: f32,
     ) -> Vec<Tensor> {
-        let own = base.with_bias(scope.params.get(self.bias).value.clone());
+        let own = base.with_bias(scope.params.tensor(self.bias).clone());
         self.inner.forward(scope, &own, x, y, beta)
     }
 
@@ -173,9 +163,7 @@ impl Adapter for TrainedBias {
         saved: Vec<Tensor>,
         dx: Option<&mut Accumulator>,
     ) {
-        scope.device.run(0, || {
-            kernels::bias_backward(grads.get_mut(self.bias), dy.data(), dy.rows(), dy.cols());
-        });
+        scope.device.bias_backward(grads.get_mut(self.bias), dy);
         self.inner.backward(scope, base, grads, x, dy, saved, dx);
     }
 }
@@ -199,7 +187,7 @@ impl Variant for TrainedBias {
         self.inner.init(params, start)?;
         let mut value = vec![0.0; start.site.out_features];
         start.base.read_bias(&start.site.path, &mut value)?;
-        params.get_mut(self.bias).value = value;
+        params.set(self.bias, value);
         Ok(())
     }
 
@@ -224,7 +212,7 @@ impl Variant for TrainedBias {
     }
 
     fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
-        let own = &params.get(self.bias).value;
+        let own = params.values(self.bias);
         bias.copy_from_slice(&own[range.clone()]);
         self.inner.merge_bias(params, range, bias);
     }
@@ -301,7 +289,7 @@ mod tests {
     fn files_come_back() {
         let mut set = planned("all", "LORA").unwrap();
         set.each_param(|param| {
-            param.value = (0..param.rows * param.cols).map(|i| i as f32).collect();
+            param.set((0..param.rows * param.cols).map(|i| i as f32).collect());
             Ok(())
         })
         .unwrap();
@@ -321,7 +309,7 @@ mod tests {
         std::fs::write(&file, safetensors::serialize(older, None).unwrap()).unwrap();
         let again = AdapterSet::load(dir.path(), &sites()).unwrap();
         for ((_, a), (_, b)) in set.params.iter().zip(again.params.iter()) {
-            assert_eq!((&a.name, &a.value), (&b.name, &b.value));
+            assert_eq!((&a.name, a.values()), (&b.name, b.values()));
         }
     }
 }

@@ -1,6 +1,5 @@
 //! What is trained beside a method: biases ([`bias`]), whole modules ([`saved`]) and rows of an embedding ([`tokens`]).
 
 pub mod bias;
-pub mod rows;
 pub mod saved;
 pub mod tokens;

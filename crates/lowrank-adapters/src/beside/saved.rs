@@ -5,10 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowrank_engine::{
-    Accumulator, Adapter, Grads, Linear, NormNumbers, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
+    Accumulator, Adapter, Grads, Linear, NormParams, ParamId, Params, Scope, Site, SiteKind, Tensor,
 };
 
-use crate::beside::rows;
 use crate::config::{LoraConfig, is_part_of};
 use crate::contract::{InitContext, Variant, WeightRows};
 use crate::error::Error;
@@ -72,9 +71,7 @@ impl Adapter for Saved {
         let w = scope.param(self.weight);
         scope.gemm(1.0, x.mat(), if self.transposed { w } else { w.t() }, beta, y.mat_mut());
         if let Some(bias) = self.bias {
-            let (n, o) = (y.rows(), y.cols());
-            let bias = &scope.params.get(bias).value;
-            scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, o));
+            scope.device.add_bias(y, scope.params.tensor(bias));
         }
         Vec::new()
     }
@@ -96,9 +93,7 @@ impl Adapter for Saved {
             false => scope.gemm(1.0, dy.mat().t(), x.mat(), 1.0, dw),
         }
         if let Some(bias) = self.bias {
-            scope.device.run(0, || {
-                kernels::bias_backward(grads.get_mut(bias), dy.data(), dy.rows(), dy.cols());
-            });
+            scope.device.bias_backward(grads.get_mut(bias), dy);
         }
         if let Some(dx) = dx {
             let (w, beta) = (scope.param(self.weight), dx.beta());
@@ -107,7 +102,8 @@ impl Adapter for Saved {
     }
 
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
-        rows::take(scope, self.weight, ids, |id| Some(id as usize), scale, y);
+        let rows: Vec<Option<u32>> = ids.iter().map(|id| Some(*id)).collect();
+        scope.device.table_lookup(y, scope.params.tensor(self.weight), &rows, scale);
         Vec::new()
     }
 
@@ -121,16 +117,12 @@ impl Adapter for Saved {
         dy: &Tensor,
         _: Vec<Tensor>,
     ) {
-        rows::add(scope, grads.get_mut(self.weight), ids, |id| Some(id as usize), scale, dy);
+        let rows: Vec<Option<u32>> = ids.iter().map(|id| Some(*id)).collect();
+        scope.device.table_lookup_backward(grads.get_mut(self.weight), dy, &rows, scale);
     }
 
-    fn norm<'a>(&'a self, params: &'a Params) -> NormNumbers<'a> {
-        let numbers = |id: ParamId| &params.get(id).value[..];
-        NormNumbers { weight: Some(numbers(self.weight)), bias: self.bias.map(numbers) }
-    }
-
-    fn norm_params(&self) -> [Option<ParamId>; 2] {
-        [Some(self.weight), self.bias]
+    fn norm(&self) -> NormParams {
+        NormParams { weight: Some(self.weight), bias: self.bias }
     }
 }
 
@@ -152,13 +144,13 @@ impl Variant for Saved {
             // The rows of a vector are its numbers.
             let rows = if start.site.kind == SiteKind::Norm { weight.cols } else { weight.rows };
             start.base.read_rows(path, 0..rows, &mut value)?;
-            weight.value = value;
+            weight.set(value);
         }
         if let Some(bias) = self.bias {
             let bias = params.get_mut(bias);
             let mut value = vec![0.0; bias.cols];
             start.base.read_bias(path, &mut value)?;
-            bias.value = value;
+            bias.set(value);
         }
         Ok(())
     }
@@ -166,7 +158,7 @@ impl Variant for Saved {
     fn merge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         let weight = params.get(self.weight);
         let cols = if at.site.kind == SiteKind::Norm { 1 } else { weight.cols };
-        w.copy_from_slice(&weight.value[at.rows.start * cols..at.rows.end * cols]);
+        w.copy_from_slice(&weight.values()[at.rows.start * cols..at.rows.end * cols]);
         Ok(())
     }
 
@@ -176,7 +168,7 @@ impl Variant for Saved {
 
     fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
         if let Some(id) = self.bias {
-            bias.copy_from_slice(&params.get(id).value[range]);
+            bias.copy_from_slice(&params.values(id)[range]);
         }
     }
 }

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
 use serde_json::Value;
 
-use crate::beside::rows;
 use crate::config::LoraConfig;
 use crate::contract::{InitContext, Variant, WeightRows};
 use crate::error::Error;
@@ -93,13 +92,15 @@ impl TrainedTokens {
         Self { shares: true, ..self.clone() }
     }
 
+    /// The row of each of `ids` that is trained.
+    fn rows(&self, ids: &[u32]) -> Vec<Option<u32>> {
+        ids.iter().map(|id| self.place.get(id).map(|at| *at as u32)).collect()
+    }
+
     /// `z[:, j] = y[:, t_j]`.
     fn columns(&self, scope: &Scope<'_>, y: &Tensor) -> Tensor {
         let mut z = scope.alloc(y.rows(), self.tokens.len());
-        scope.device.run(0, || {
-            let rows = z.data_mut().chunks_exact_mut(self.tokens.len()).zip(y.data().chunks_exact(y.cols()));
-            rows.for_each(|(z, y)| z.iter_mut().zip(&self.tokens).for_each(|(z, t)| *z = y[*t as usize]));
-        });
+        scope.device.gather_columns(&mut z, y, &self.tokens);
         z
     }
 }
@@ -118,16 +119,7 @@ impl Adapter for TrainedTokens {
             if beta == 0.0 { scope.alloc(x.rows(), self.tokens.len()) } else { self.columns(scope, y) };
         base.forward(scope, x, y, beta);
         scope.gemm(1.0, x.mat(), scope.param(self.rows).t(), beta, z.mat_mut());
-        let cols = y.cols();
-        scope.device.run(0, || {
-            let rows = y.data_mut().chunks_exact_mut(cols).zip(z.data().chunks_exact(self.tokens.len()));
-            for (y, z) in rows {
-                for (token, z) in self.tokens.iter().zip(z) {
-                    let bias = base.bias.as_ref().map_or(0.0, |bias| bias[*token as usize]);
-                    y[*token as usize] = z + bias;
-                }
-            }
-        });
+        scope.device.replace_columns(y, &z, base.bias.as_ref(), &self.tokens);
         Vec::new()
     }
 
@@ -147,22 +139,13 @@ impl Adapter for TrainedTokens {
         scope.gemm(1.0, dz.mat().t(), x.mat(), 1.0, grads.mat_mut(self.rows));
         let Some(dx) = dx else { return };
         base.backward(scope, dy, dx);
-        let d = x.cols();
-        let mut change = scope.alloc(self.tokens.len(), d);
-        scope.device.run(0, || {
-            let own = &scope.params.get(self.rows).value;
-            for ((change, own), token) in
-                change.data_mut().chunks_exact_mut(d).zip(own.chunks_exact(d)).zip(&self.tokens)
-            {
-                base.weight.view().expand(*token as usize, 0..d, change);
-                change.iter_mut().zip(own).for_each(|(change, own)| *change = own - *change);
-            }
-        });
+        let mut change = scope.alloc(self.tokens.len(), x.cols());
+        scope.device.table_change(&mut change, scope.params.tensor(self.rows), &base.weight, &self.tokens);
         scope.gemm(1.0, dz.mat(), change.mat(), 1.0, dx.tensor.mat_mut());
     }
 
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
-        rows::take(scope, self.rows, ids, |id| self.place.get(&id).copied(), scale, y);
+        scope.device.table_lookup(y, scope.params.tensor(self.rows), &self.rows(ids), scale);
         Vec::new()
     }
 
@@ -176,7 +159,7 @@ impl Adapter for TrainedTokens {
         dy: &Tensor,
         _: Vec<Tensor>,
     ) {
-        rows::add(scope, grads.get_mut(self.rows), ids, |id| self.place.get(&id).copied(), scale, dy);
+        scope.device.table_lookup_backward(grads.get_mut(self.rows), dy, &self.rows(ids), scale);
     }
 }
 
@@ -199,7 +182,7 @@ impl Variant for TrainedTokens {
             let token = *token as usize;
             start.base.read_rows(&start.site.path, token..token + 1, row)?;
         }
-        params.get_mut(self.rows).value = value;
+        params.set(self.rows, value);
         Ok(())
     }
 
@@ -207,7 +190,7 @@ impl Variant for TrainedTokens {
     fn merge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         let rows = params.get(self.rows);
         let d = rows.cols;
-        for (own, token) in rows.value.chunks_exact(d).zip(&self.tokens) {
+        for (own, token) in rows.values().chunks_exact(d).zip(&self.tokens) {
             let token = *token as usize;
             if at.rows.contains(&token) {
                 w[(token - at.rows.start) * d..][..d].copy_from_slice(own);

@@ -22,7 +22,7 @@ impl Look for Covariance {
         let k = x.cols();
         self.sum.resize(k * k, 0.0);
         for rows in self.examples.clone() {
-            let mut x = x.data()[rows.start * k..rows.end * k].to_vec();
+            let mut x = x.values()[rows.start * k..rows.end * k].to_vec();
             let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max).abs();
             kernels::scale(&mut x, 1.0 / largest);
             self.wrong |= !x.iter().all(|x| x.is_finite());

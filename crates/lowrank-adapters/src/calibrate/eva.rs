@@ -87,7 +87,7 @@ struct Components {
 impl Look for Components {
     fn look(&mut self, x: &Tensor) {
         let k = x.cols();
-        let rows = x.data().chunks_exact(k).zip(&self.rows).filter(|(_, counts)| **counts);
+        let rows = x.values().chunks_exact(k).zip(&self.rows).filter(|(_, counts)| **counts);
         let x: Vec<f32> = rows.flat_map(|(row, _)| row).copied().collect();
         if x.len() >= self.wanted * k
             && let Err(error) = self.fit(x, k)

@@ -72,7 +72,7 @@ pub(crate) struct Fingerprint(Option<u64>);
 impl Look for Fingerprint {
     fn look(&mut self, x: &Tensor) {
         let mut hash = std::hash::DefaultHasher::new();
-        x.data().iter().for_each(|x| hash.write_u32(x.to_bits()));
+        x.values().iter().for_each(|x| hash.write_u32(x.to_bits()));
         self.0 = Some(hash.finish());
     }
 }

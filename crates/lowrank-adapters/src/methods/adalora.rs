@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor, kernels};
-use lowrank_kernels::{MatMut, MatRef};
+use lowrank_engine::{
+    Accumulator, Adapter, Device, Grads, Linear, ParamId, Params, Scope, Site, Tensor, kernels,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -40,15 +41,14 @@ impl AdaLora {
     fn project(&self, scope: &Scope<'_>, x: &Tensor) -> (Tensor, Tensor) {
         let (mut t, mut scaled) = (scope.alloc(x.rows(), self.r), scope.alloc(x.rows(), self.r));
         scope.gemm(1.0, x.mat(), scope.param(self.a).t(), 0.0, t.mat_mut());
-        let e = &scope.params.get(self.e).value;
-        scope.device.run(0, || kernels::scale_columns(scaled.data_mut(), t.data(), e, x.rows(), 0.0));
+        scope.device.scale_columns(&mut scaled, &t, scope.params.tensor(self.e), 0.0);
         (t, scaled)
     }
 
     /// `E * A`, so that the change is a product of two matrices.
     fn scaled_a(&self, params: &Params) -> Vec<f32> {
-        let (a, e) = (params.get(self.a), &params.get(self.e).value);
-        a.value.chunks_exact(a.cols).zip(e).flat_map(|(row, e)| row.iter().map(move |x| e * x)).collect()
+        let (a, e) = (params.get(self.a), params.values(self.e));
+        a.values().chunks_exact(a.cols).zip(e).flat_map(|(row, e)| row.iter().map(move |x| e * x)).collect()
     }
 }
 
@@ -90,11 +90,8 @@ impl Adapter for AdaLora {
         let (mut ds, mut dt) = (scope.alloc(n, self.r), scope.alloc(n, self.r));
         scope.gemm(self.scaling, dy.mat(), scope.param(self.b), 0.0, ds.mat_mut());
         scope.gemm(self.scaling, dy.mat().t(), scaled.mat(), 1.0, grads.mat_mut(self.b));
-        let e = &scope.params.get(self.e).value;
-        scope.device.run(0, || {
-            kernels::scale_columns_backward(grads.get_mut(self.e), ds.data(), t.data(), n);
-            kernels::scale_columns(dt.data_mut(), ds.data(), e, n, 0.0);
-        });
+        scope.device.scale_columns_backward(grads.get_mut(self.e), &ds, t);
+        scope.device.scale_columns(&mut dt, &ds, scope.params.tensor(self.e), 0.0);
         scope.gemm(1.0, dt.mat().t(), x.mat(), 1.0, grads.mat_mut(self.a));
         let Some(dx) = dx else { return };
         base.backward(scope, dy, dx);
@@ -131,16 +128,14 @@ impl Variant for AdaLora {
 
     fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         for (id, stream) in [(self.a, start.stream), (self.b, start.stream + 1)] {
-            let param = params.get_mut(id);
-            param.value = vec![0.0; param.rows * param.cols];
-            kernels::normal(&mut param.value, 0.0, 0.02, start.seed, stream);
+            params.get_mut(id).fill_with(|x| kernels::normal(x, 0.0, 0.02, start.seed, stream));
         }
-        params.get_mut(self.e).value = vec![0.0; self.r];
+        params.set(self.e, vec![0.0; self.r]);
         Ok(())
     }
 
     fn delta_norm(&self, params: &Params) -> Option<f64> {
-        let (a, b) = (self.scaled_a(params), &params.get(self.b).value);
+        let (a, b) = (self.scaled_a(params), params.values(self.b));
         Some(LowRank { a: &a, b, r: self.r, scaling: self.scaling }.norm())
     }
 
@@ -154,7 +149,7 @@ impl Variant for AdaLora {
         if self.r == 0 {
             return Ok(());
         }
-        let (a, b) = (self.scaled_a(params), &params.get(self.b).value);
+        let (a, b) = (self.scaled_a(params), params.values(self.b));
         let change = LowRank { a: &a, b, r: self.r, scaling: self.scaling };
         change.add_rows(at.site, factor, at.rows.clone(), w);
         Ok(())
@@ -246,7 +241,7 @@ impl Budget {
         let (b1, b2) = (self.extra.beta1, self.extra.beta2);
         let ids: Vec<ParamId> = self.ids().collect();
         for (i, id) in ids.into_iter().enumerate() {
-            let (value, grad) = (&params.get(id).value, grads.get(id));
+            let (value, grad) = (params.values(id), grads.values(id));
             let zeros = || (vec![0.0; value.len()], vec![0.0; value.len()]);
             let (mean, deviation) = self.sensitivity.entry(i).or_insert_with(zeros);
             for (((p, g), mean), deviation) in value.iter().zip(grad).zip(mean).zip(deviation) {
@@ -288,40 +283,34 @@ impl Budget {
 
     fn mask(&self, params: &mut Params) {
         for (site, kept) in self.sites.iter().zip(self.kept.iter().flatten()) {
-            let e = &mut params.get_mut(site.e).value;
-            e.iter_mut().zip(kept).filter(|(_, kept)| !**kept).for_each(|(e, _)| *e = 0.0);
+            let keep = |(e, kept): (&f32, &bool)| if *kept { *e } else { 0.0 };
+            let e = params.values(site.e).iter().zip(kept).map(keep).collect();
+            params.set(site.e, e);
         }
     }
 }
 
 impl TrainingHook for Budget {
     /// `orth_reg_weight` times the mean of `||A A^T - I||` and `||B^T B - I||` over all sites.
-    fn penalty(&self, params: &Params, grads: &mut Grads) -> f64 {
+    fn penalty(&self, device: &Device, params: &Params, grads: &mut Grads) -> f64 {
         let factor = self.extra.orth_reg_weight / (2 * self.sites.len()).max(1) as f64;
         let mut total = 0.0;
-        for site in &self.sites {
+        for site in self.sites.iter().filter(|site| site.r > 0) {
+            let r = site.r;
+            let identity: Vec<f32> = (0..r * r).map(|i| if i % (r + 1) == 0 { 1.0 } else { 0.0 }).collect();
+            let identity = device.tensor(r, r, &identity);
             for (id, rows) in [(site.a, true), (site.b, false)] {
-                let p = params.get(id);
-                if p.value.is_empty() || site.r == 0 {
-                    continue;
-                }
-                let r = site.r;
-                let m = MatRef::row_major(&p.value, p.cols);
-                let (left, right, inner) = if rows { (m, m.t(), p.cols) } else { (m.t(), m, p.rows) };
-                let mut gram = vec![0.0; r * r];
-                kernels::gemm(r, r, inner, 1.0, left, right, 0.0, MatMut::row_major(&mut gram, r));
-                (0..r).for_each(|i| gram[i * r + i] -= 1.0);
-                let norm = kernels::sum_squares(&gram).sqrt();
+                let m = params.mat(id);
+                let (left, right) = if rows { (m, m.t()) } else { (m.t(), m) };
+                let mut gram = device.alloc(r, r);
+                device.gemm(1.0, left, right, 0.0, gram.mat_mut());
+                device.sub(&mut gram, &identity);
+                let norm = device.sum_squares(&gram).sqrt();
                 total += norm;
                 // The gradient of ||G|| with symmetric G = A A^T - I is 2 G A / ||G||.
                 let scale = (2.0 * factor / norm.max(f64::MIN_POSITIVE)) as f32;
-                let (gram, cols) = (MatRef::row_major(&gram, r), p.cols);
-                let grad = MatMut::row_major(grads.get_mut(id), cols);
-                if rows {
-                    kernels::gemm(r, cols, r, scale, gram, m, 1.0, grad);
-                } else {
-                    kernels::gemm(p.rows, r, r, scale, m, gram, 1.0, grad);
-                }
+                let (left, right) = if rows { (gram.mat(), m) } else { (m, gram.mat()) };
+                device.gemm(scale, left, right, 1.0, grads.mat_mut(id));
             }
         }
         factor * total
@@ -501,7 +490,7 @@ impl Method for AdaloraMethod {
             let Some(kept) = kept.get(format!("{path}.lora_E").as_str()) else { continue };
             for which in ["lora_A", "lora_B", "lora_E"] {
                 let Some(old) = params.find(&format!("{path}.{which}")) else { continue };
-                let rows = old.value.chunks_exact(old.cols.max(1));
+                let rows = old.values().chunks_exact(old.cols.max(1));
                 let value = match which {
                     "lora_B" => {
                         rows.flat_map(|row| row.iter().zip(kept).filter(|x| *x.1).map(|x| *x.0)).collect()

@@ -12,7 +12,8 @@
 use std::sync::Arc;
 
 use lowrank_engine::{
-    Accumulator, Activation, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
+    Accumulator, Activation, Adapter, Grads, Linear, NormWeights, ParamId, Params, Saved, Scope, Site,
+    SiteKind, Tensor, kernels,
 };
 use serde::Deserialize;
 
@@ -39,15 +40,10 @@ const EPS: f32 = 1e-5;
 /// Deviation of `W_d` and `W_u` at the start, so that the layer is nearly the identity (Houlsby et al. 2019).
 const DEVIATION: f32 = 1e-2;
 
-/// Row `i` of `y` gets `bias` added.
-fn add_bias(scope: &Scope<'_>, y: &mut Tensor, bias: ParamId) {
-    let (n, d) = (y.rows(), y.cols());
-    let bias = &scope.params.get(bias).value;
-    scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, d));
-}
-
-fn bias_gradient(scope: &Scope<'_>, grads: &mut Grads, bias: ParamId, dy: &Tensor) {
-    scope.device.run(0, || kernels::bias_backward(grads.get_mut(bias), dy.data(), dy.rows(), dy.cols()));
+/// The layer norm before the bottleneck.
+fn norm_weights<'a>(scope: &Scope<'a>, norm: [ParamId; 2]) -> NormWeights<'a> {
+    let [weight, bias] = norm.map(|id| scope.params.tensor(id));
+    NormWeights { weight, bias: Some(bias), eps: EPS, offset: 0.0 }
 }
 
 impl Bottleneck {
@@ -56,17 +52,14 @@ impl Bottleneck {
         let Some(norm) = self.norm else { return (t.clone(), None) };
         let (n, d) = (t.rows(), t.cols());
         let (mut x, mut mean, mut rstd) = (scope.alloc(n, d), scope.alloc(n, 1), scope.alloc(n, 1));
-        let [weight, bias] = norm.map(|id| &scope.params.get(id).value[..]);
-        scope.device.run(0, || {
-            let (mean, rstd) = (mean.data_mut(), rstd.data_mut());
-            kernels::layer_norm(x.data_mut(), mean, rstd, t.data(), weight, Some(bias), EPS, n, d);
-        });
+        let stats = Some([&mut mean, &mut rstd]);
+        scope.device.layer_norm(&mut x, stats, t, norm_weights(scope, norm));
         (x, Some([mean, rstd]))
     }
 
     fn activated(&self, scope: &Scope<'_>, u: &Tensor) -> Tensor {
         let mut a = scope.alloc(u.rows(), u.cols());
-        scope.device.run(0, || kernels::activate(a.data_mut(), u.data(), self.activation));
+        scope.device.activate(&mut a, u, self.activation);
         a
     }
 }
@@ -86,11 +79,11 @@ impl Adapter for Bottleneck {
         let (read, _) = self.read(scope, &t);
         let mut u = scope.alloc(n, self.r);
         scope.gemm(1.0, read.mat(), scope.param(self.down[0]).t(), 0.0, u.mat_mut());
-        add_bias(scope, &mut u, self.down[1]);
+        scope.device.add_bias(&mut u, scope.params.tensor(self.down[1]));
         let a = self.activated(scope, &u);
         scope.gemm(1.0, a.mat(), scope.param(self.up[0]).t(), beta, y.mat_mut());
-        add_bias(scope, y, self.up[1]);
-        scope.device.run(0, || kernels::add(y.data_mut(), t.data()));
+        scope.device.add_bias(y, scope.params.tensor(self.up[1]));
+        scope.device.add(y, &t);
         vec![t, u]
     }
 
@@ -110,40 +103,27 @@ impl Adapter for Bottleneck {
         let (n, d) = (t.rows(), t.cols());
         let a = self.activated(scope, u);
         scope.gemm(1.0, dy.mat().t(), a.mat(), 1.0, grads.mat_mut(self.up[0]));
-        bias_gradient(scope, grads, self.up[1], dy);
+        scope.device.bias_backward(grads.get_mut(self.up[1]), dy);
         // First the gradient of `a`, in its place.
         let mut du = a;
         scope.gemm(1.0, dy.mat(), scope.param(self.up[0]), 0.0, du.mat_mut());
-        scope.device.run(0, || kernels::activate_backward(du.data_mut(), u.data(), self.activation));
+        scope.device.activate_backward(&mut du, &Saved::F32(u.clone()), self.activation);
         let (read, stats) = self.read(scope, t);
         scope.gemm(1.0, du.mat().t(), read.mat(), 1.0, grads.mat_mut(self.down[0]));
-        bias_gradient(scope, grads, self.down[1], &du);
+        scope.device.bias_backward(grads.get_mut(self.down[1]), &du);
         // Below it there may be nothing to train, but its norm is.
         if dx.is_none() && self.norm.is_none() {
             return;
         }
         let mut dt = scope.alloc(n, d);
-        scope.device.run(0, || kernels::copy(dt.data_mut(), dy.data()));
+        scope.device.copy(&mut dt, dy);
         match (self.norm, stats) {
             (Some(norm), Some([mean, rstd])) => {
                 let mut dread = scope.alloc(n, d);
                 scope.gemm(1.0, du.mat(), scope.param(self.down[0]), 0.0, dread.mat_mut());
-                let weight = &scope.params.get(norm[0]).value;
-                let [dweight, dbias] = grads.pair_mut(norm.map(Some));
-                scope.device.run(0, || {
-                    kernels::layer_norm_backward(
-                        dt.data_mut(),
-                        Some(dread.data()),
-                        t.data(),
-                        weight,
-                        mean.data(),
-                        rstd.data(),
-                        n,
-                        d,
-                        dweight,
-                        dbias,
-                    );
-                });
+                let (gradients, stats) = (grads.pair_mut(norm.map(Some)), [&mean, &rstd]);
+                let norm = norm_weights(scope, norm);
+                scope.device.layer_norm_backward(&mut dt, gradients, Some(&dread), t, stats, norm);
             }
             _ => scope.gemm(1.0, du.mat(), scope.param(self.down[0]), 1.0, dt.mat_mut()),
         }
@@ -164,15 +144,15 @@ impl Variant for Bottleneck {
 
     fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         for id in self.params() {
-            let param = params.get_mut(id);
-            param.value = vec![0.0; param.rows * param.cols];
+            params.get_mut(id).fill_with(|_| {});
         }
         for (stream, id) in [(0, self.down[0]), (1, self.up[0])] {
-            let value = &mut params.get_mut(id).value;
-            kernels::normal(value, 0.0, DEVIATION, start.seed, start.stream + stream);
+            let normal =
+                |x: &mut [f32]| kernels::normal(x, 0.0, DEVIATION, start.seed, start.stream + stream);
+            params.get_mut(id).fill_with(normal);
         }
         if let Some([weight, _]) = self.norm {
-            params.get_mut(weight).value.fill(1.0);
+            params.get_mut(weight).fill_with(|w| w.fill(1.0));
         }
         Ok(())
     }

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 use lowrank_engine::{
     Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
 };
-use lowrank_kernels::{MatMut, MatRef};
 
 use crate::base::whole_weight;
 use crate::config::LoraConfig;
@@ -28,57 +27,64 @@ pub struct Dora {
     /// `||W0_o||^2`.
     base_squares: OnceLock<Vec<f64>>,
     /// `c` of one version of the parameters.
-    norms: Mutex<Option<(u64, Arc<[f32]>)>>,
+    norms: Mutex<Option<(u64, Tensor)>>,
 }
 
 impl Dora {
-    /// `c: [O]` for the present parameters.
-    fn norms(&self, params: &Params, base: &Linear) -> Arc<[f32]> {
-        self.known_norms(params, || {
-            let (r, k, o, s) = (self.lora.r, base.in_features(), base.out_features(), self.lora.scaling);
-            let (a, b) = (&params.get(self.lora.a).value, &params.get(self.lora.b).value);
-            let mut p = vec![0.0; r * o];
-            let product = if base.transposed { kernels::linear_backward } else { kernels::linear };
-            product(&mut p, a, &base.weight.view(), r, 0.0);
-            let mut aa = vec![0.0; r * r];
-            let rows = MatRef::row_major(a, k);
-            kernels::gemm(r, r, k, 1.0, rows, rows.t(), 0.0, MatMut::row_major(&mut aa, r));
-            let s = f64::from(s);
-            let norm = |(row, (b, square)): (usize, (&[f32], &f64))| {
-                let mut sum = *square;
-                for (i, &bi) in b.iter().enumerate() {
-                    sum += 2.0 * s * f64::from(bi) * f64::from(p[i * o + row]);
-                    let around = b.iter().zip(&aa[i * r..]).map(|(x, y)| f64::from(*x) * f64::from(*y));
-                    sum += s * s * f64::from(bi) * around.sum::<f64>();
-                }
-                sum.max(0.0).sqrt() as f32
-            };
-            let squares = self.base_squares.get_or_init(|| row_squares(base));
-            b.chunks_exact(r).zip(squares).enumerate().map(norm).collect()
-        })
-    }
-
-    /// `c` of this version of the parameters, computed where it is not known.
-    fn known_norms(&self, params: &Params, compute: impl FnOnce() -> Arc<[f32]>) -> Arc<[f32]> {
+    /// `c: [1,O]` for the present parameters, computed where it is not known.
+    fn norms(&self, scope: &Scope<'_>, base: &Linear) -> Tensor {
+        let (device, version) = (scope.device, scope.params.version());
         let mut known = self.norms.lock().expect("no panic holds the lock");
-        match &*known {
-            Some((version, norms)) if *version == params.version() => norms.clone(),
-            _ => {
-                let norms = compute();
-                *known = Some((params.version(), norms.clone()));
-                norms
+        if let Some((of, norms)) = &*known
+            && *of == version
+            && norms.is_shape_only() == device.is_plan()
+        {
+            return norms.clone();
+        }
+        let (r, o) = (self.lora.r, base.out_features());
+        let (a, b) = (scope.params.tensor(self.lora.a), scope.params.tensor(self.lora.b));
+        let (mut p, mut aa) = (scope.alloc(r, o), scope.alloc(r, r));
+        device.linear(&mut p, a, base.view(), 0.0);
+        device.gemm(1.0, a.mat(), a.mat().t(), 0.0, aa.mat_mut());
+        // It outlives the step, so it is not in the memory of one.
+        let mut norms = match device.is_plan() {
+            true => Tensor::shape_only(1, o),
+            false => Tensor::vector(vec![0.0; o]),
+        };
+        match device.is_plan() {
+            true => device.dora_norms(&mut norms, &[], b, &p, &aa, self.lora.scaling),
+            false => {
+                let squares = self.base_squares.get_or_init(|| device.weight_squares(base.view()));
+                device.dora_norms(&mut norms, squares, b, &p, &aa, self.lora.scaling);
             }
         }
+        *known = Some((version, norms.clone()));
+        norms
     }
 
-    /// `m / c`, where the device has numbers at all.
-    fn factors(&self, scope: &Scope<'_>, base: &Linear) -> Vec<f32> {
-        let mut factors = Vec::new();
-        let (r, k, o) = (self.lora.r, base.in_features(), base.out_features());
-        scope.device.run(2 * r * k * (o + r), || {
-            let norms = self.norms(scope.params, base);
-            factors = divide(&scope.params.get(self.magnitude).value, &norms);
-        });
+    /// `c: [1,O]` of the rows of a whole weight `w: [O,K]` that is at hand.
+    fn norms_of(
+        &self,
+        params: &Params,
+        w: impl FnOnce() -> Result<Vec<f32>, Error>,
+    ) -> Result<Tensor, Error> {
+        let mut known = self.norms.lock().expect("no panic holds the lock");
+        if let Some((of, norms)) = &*known
+            && *of == params.version()
+            && !norms.is_shape_only()
+        {
+            return Ok(norms.clone());
+        }
+        let norms = Tensor::vector(row_norms(&w()?, params.get(self.magnitude).cols));
+        *known = Some((params.version(), norms.clone()));
+        Ok(norms)
+    }
+
+    /// `m / c: [1,O]`.
+    fn factors(&self, scope: &Scope<'_>, norms: &Tensor) -> Tensor {
+        let mut factors = scope.alloc(1, norms.cols());
+        scope.device.copy(&mut factors, scope.params.tensor(self.magnitude));
+        scope.device.div(&mut factors, norms);
         factors
     }
 
@@ -93,24 +99,11 @@ impl Dora {
     }
 }
 
-fn divide(a: &[f32], b: &[f32]) -> Vec<f32> {
-    a.iter().zip(b).map(|(a, b)| a / b).collect()
-}
-
-/// The squared norm of every output feature's weights.
-fn row_squares(base: &Linear) -> Vec<f64> {
-    let (view, cols) = (base.weight.view(), base.weight.cols());
-    let mut row = vec![0.0; cols];
-    let mut squares = vec![0.0; base.out_features()];
-    for i in 0..base.weight.rows() {
-        view.expand(i, 0..cols, &mut row);
-        if base.transposed {
-            squares.iter_mut().zip(&row).for_each(|(s, x)| *s += f64::from(*x) * f64::from(*x));
-        } else {
-            squares[i] = kernels::sum_squares(&row);
-        }
-    }
-    squares
+/// The norms of the `o` rows of `w`.
+fn row_norms(w: &[f32], o: usize) -> Vec<f32> {
+    let mut norms = vec![0.0; o];
+    kernels::row_norms(&mut norms, w, w.len() / o.max(1));
+    norms
 }
 
 impl Adapter for Dora {
@@ -126,24 +119,20 @@ impl Adapter for Dora {
     ) -> Vec<Tensor> {
         let (n, drops) = (x.rows(), scope.drops(self.lora.dropout));
         let kept = scope.dropout(x, self.lora.dropout, self.lora.stream);
-        let factors = self.factors(scope, base);
+        let factors = self.factors(scope, &self.norms(scope, base));
         let (z, u) = self.direction(scope, base, &kept);
         let mut beta = beta;
         if drops {
             let mut dropped = scope.alloc(n, x.cols());
-            scope.device.run(0, || {
-                let numbers = dropped.data_mut().iter_mut().zip(x.data()).zip(kept.data());
-                numbers.for_each(|((d, x), k)| *d = x - k);
-            });
+            scope.device.copy(&mut dropped, x);
+            scope.device.sub(&mut dropped, &kept);
             base.product(scope, &dropped, y, beta);
             beta = 1.0;
         }
-        scope.device.run(0, || {
-            kernels::scale_columns(y.data_mut(), z.data(), &factors, n, beta);
-            if let Some(bias) = &base.bias {
-                kernels::add_bias(y.data_mut(), bias, n, bias.len());
-            }
-        });
+        scope.device.scale_columns(y, &z, &factors, beta);
+        if let Some(bias) = &base.bias {
+            scope.device.add_bias(y, bias);
+        }
         vec![z, u]
     }
 
@@ -162,16 +151,11 @@ impl Adapter for Dora {
         let (z, u) = (&saved[0], &saved[1]);
         let (n, o) = (dy.rows(), dy.cols());
         let kept = scope.dropout(x, dropout, stream);
-        let factors = self.factors(scope, base);
+        let norms = self.norms(scope, base);
+        let factors = self.factors(scope, &norms);
         let mut dz = scope.alloc(n, o);
-        scope.device.run(0, || {
-            let norms = self.norms(scope.params, base);
-            let mut sums = vec![0.0; o];
-            kernels::scale_columns_backward(&mut sums, dy.data(), z.data(), n);
-            let grad = grads.get_mut(self.magnitude).iter_mut();
-            grad.zip(sums).zip(&*norms).for_each(|((g, sum), c)| *g += sum / c);
-            kernels::scale_columns(dz.data_mut(), dy.data(), &factors, n, 0.0);
-        });
+        scope.device.dora_magnitude_backward(grads.get_mut(self.magnitude), dy, z, &norms);
+        scope.device.scale_columns(&mut dz, dy, &factors, 0.0);
         let mut du = scope.alloc(n, r);
         scope.gemm(scaling, dz.mat(), scope.param(b), 0.0, du.mat_mut());
         scope.gemm(scaling, dz.mat().t(), u.mat(), 1.0, grads.mat_mut(b));
@@ -186,9 +170,7 @@ impl Adapter for Dora {
         }
         // W0 (x - x') gives `dy W0` to x and takes it from x'.
         base.backward(scope, dy, dx);
-        scope.device.run(0, || {
-            dz.data_mut().iter_mut().zip(dy.data()).for_each(|(dz, dy)| *dz -= dy);
-        });
+        scope.device.sub(&mut dz, dy);
         let mut dropped = Accumulator::fresh(scope.alloc(n, x.cols()));
         base.backward(scope, &dz, &mut dropped);
         scope.gemm(1.0, du.mat(), scope.param(a), 1.0, dropped.tensor.mat_mut());
@@ -213,30 +195,28 @@ impl Variant for Dora {
     fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         self.lora.init(params, start)?;
         let mut w = whole_weight(start.base, &start.site)?;
-        let (k, o) = (start.site.in_features, start.site.out_features);
+        let o = start.site.out_features;
         let straight = Site { kind: SiteKind::Linear, ..start.site.clone() };
         self.lora.change(params).add_rows(&straight, 1.0, 0..o, &mut w);
-        let norms = w.chunks_exact(k).map(|row| kernels::sum_squares(row).sqrt() as f32);
-        params.get_mut(self.magnitude).value = norms.collect();
+        params.set(self.magnitude, row_norms(&w, o));
         Ok(())
     }
 
     fn merge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         self.lora.merge(params, at, w)?;
-        let m = &params.get(self.magnitude).value;
+        let m = params.values(self.magnitude);
         if at.site.kind == SiteKind::TransposedLinear {
             // The rows at hand are not the output features: their norms take the whole weight.
-            let mut whole = whole_weight(at.base, at.site)?;
-            let k = at.site.in_features;
-            let norms = self.known_norms(params, || {
+            let o = at.site.out_features;
+            let norms = self.norms_of(params, || {
+                let mut whole = whole_weight(at.base, at.site)?;
                 let straight = Site { kind: SiteKind::Linear, ..at.site.clone() };
-                self.lora.change(params).add_rows(&straight, 1.0, 0..at.site.out_features, &mut whole);
-                whole.chunks_exact(k).map(|row| kernels::sum_squares(row).sqrt() as f32).collect()
-            });
-            let factors = divide(m, &norms);
-            for row in w.chunks_exact_mut(at.site.out_features) {
-                row.iter_mut().zip(&factors).for_each(|(w, f)| *w *= f);
-            }
+                self.lora.change(params).add_rows(&straight, 1.0, 0..o, &mut whole);
+                Ok(whole)
+            })?;
+            let mut factors = m.to_vec();
+            kernels::div(&mut factors, norms.values());
+            w.chunks_exact_mut(o).for_each(|row| kernels::mul(row, &factors));
             return Ok(());
         }
         for (row, m) in w.chunks_exact_mut(at.site.in_features).zip(&m[at.rows.clone()]) {

@@ -38,25 +38,14 @@ impl EmbeddingLora {
     }
 
     fn change<'a>(&self, params: &'a Params) -> LowRank<'a> {
-        LowRank {
-            a: &params.get(self.a).value,
-            b: &params.get(self.b).value,
-            r: self.r,
-            scaling: self.scaling,
-        }
+        LowRank { a: params.values(self.a), b: params.values(self.b), r: self.r, scaling: self.scaling }
     }
 }
 
 impl Adapter for EmbeddingLora {
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], scale: f32, y: &mut Tensor) -> Vec<Tensor> {
         let mut u = scope.alloc(ids.len(), self.r);
-        let a = &scope.params.get(self.a).value;
-        scope.device.run(0, || {
-            let v = a.len() / self.r;
-            for (row, id) in u.data_mut().chunks_exact_mut(self.r).zip(ids) {
-                row.iter_mut().enumerate().for_each(|(j, u)| *u = a[j * v + *id as usize]);
-            }
-        });
+        scope.device.gather_transposed(&mut u, scope.params.tensor(self.a), ids);
         scope.gemm(scale * self.scaling, u.mat(), scope.param(self.b).t(), 1.0, y.mat_mut());
         vec![u]
     }
@@ -75,13 +64,7 @@ impl Adapter for EmbeddingLora {
         scope.gemm(s, dy.mat().t(), saved[0].mat(), 1.0, grads.mat_mut(self.b));
         let mut du = scope.alloc(ids.len(), self.r);
         scope.gemm(s, dy.mat(), scope.param(self.b), 0.0, du.mat_mut());
-        scope.device.run(0, || {
-            let da = grads.get_mut(self.a);
-            let v = da.len() / self.r;
-            for (row, id) in du.data().chunks_exact(self.r).zip(ids) {
-                row.iter().enumerate().for_each(|(j, du)| da[j * v + *id as usize] += du);
-            }
-        });
+        scope.device.gather_transposed_backward(grads.get_mut(self.a), &du, ids);
     }
 }
 
@@ -99,10 +82,10 @@ impl Variant for EmbeddingLora {
     }
 
     fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
-        let (v, d) = (start.site.in_features, start.site.out_features);
-        params.get_mut(self.a).value = vec![0.0; self.r * v];
-        params.get_mut(self.b).value = vec![0.0; d * self.r];
-        kernels::normal(&mut params.get_mut(self.b).value, 0.0, 1.0, start.seed, start.stream);
+        let v = start.site.in_features;
+        params.set(self.a, vec![0.0; self.r * v]);
+        let normal = |b: &mut [f32]| kernels::normal(b, 0.0, 1.0, start.seed, start.stream);
+        params.get_mut(self.b).fill_with(normal);
         Ok(())
     }
 

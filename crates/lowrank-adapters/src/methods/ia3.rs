@@ -4,9 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{
-    Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
-};
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
 use serde::Deserialize;
 
 use crate::config::{LoraConfig, Targets};
@@ -32,16 +30,16 @@ impl Adapter for Ia3 {
         y: &mut Tensor,
         beta: f32,
     ) -> Vec<Tensor> {
-        let (n, l) = (x.rows(), &scope.params.get(self.factors).value);
+        let (n, l) = (x.rows(), scope.params.tensor(self.factors));
         if self.feedforward {
             let mut scaled = scope.alloc(n, x.cols());
-            scope.device.run(0, || kernels::scale_columns(scaled.data_mut(), x.data(), l, n, 0.0));
+            scope.device.scale_columns(&mut scaled, x, l, 0.0);
             base.forward(scope, &scaled, y, beta);
             return Vec::new();
         }
         let mut z = scope.alloc(n, y.cols());
         base.forward(scope, x, &mut z, 0.0);
-        scope.device.run(0, || kernels::scale_columns(y.data_mut(), z.data(), l, n, beta));
+        scope.device.scale_columns(y, &z, l, beta);
         vec![z]
     }
 
@@ -56,23 +54,20 @@ impl Adapter for Ia3 {
         saved: Vec<Tensor>,
         dx: Option<&mut Accumulator>,
     ) {
-        let (n, l) = (x.rows(), &scope.params.get(self.factors).value);
+        let (n, l) = (x.rows(), scope.params.tensor(self.factors));
         if self.feedforward {
             let mut inner = Accumulator::fresh(scope.alloc(n, x.cols()));
             base.backward(scope, dy, &mut inner);
             let inner = inner.tensor;
-            let dl = grads.get_mut(self.factors);
-            scope.device.run(0, || kernels::scale_columns_backward(dl, inner.data(), x.data(), n));
+            scope.device.scale_columns_backward(grads.get_mut(self.factors), &inner, x);
             let Some(dx) = dx else { return };
             let beta = dx.beta();
-            scope.device.run(0, || kernels::scale_columns(dx.tensor.data_mut(), inner.data(), l, n, beta));
-            return;
+            return scope.device.scale_columns(&mut dx.tensor, &inner, l, beta);
         }
-        let dl = grads.get_mut(self.factors);
-        scope.device.run(0, || kernels::scale_columns_backward(dl, dy.data(), saved[0].data(), n));
+        scope.device.scale_columns_backward(grads.get_mut(self.factors), dy, &saved[0]);
         let Some(dx) = dx else { return };
         let mut scaled = scope.alloc(n, dy.cols());
-        scope.device.run(0, || kernels::scale_columns(scaled.data_mut(), dy.data(), l, n, 0.0));
+        scope.device.scale_columns(&mut scaled, dy, l, 0.0);
         base.backward(scope, &scaled, dx);
     }
 }
@@ -80,7 +75,7 @@ impl Adapter for Ia3 {
 impl Ia3 {
     /// Multiplies rows `at.rows` of a weight as it is stored by `factor(l)`.
     fn scale(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32], factor: impl Fn(f32) -> f32) {
-        let l = &params.get(self.factors).value;
+        let l = params.values(self.factors);
         let transposed = at.site.kind == SiteKind::TransposedLinear;
         let cols = if transposed { at.site.out_features } else { at.site.in_features };
         let rows = w.chunks_exact_mut(cols).zip(at.rows.clone());
@@ -98,8 +93,7 @@ impl Variant for Ia3 {
     }
 
     fn init(&self, params: &mut Params, _: &InitContext<'_>) -> Result<(), Error> {
-        let l = params.get_mut(self.factors);
-        l.value = vec![1.0; l.rows * l.cols];
+        params.get_mut(self.factors).fill_with(|l| l.fill(1.0));
         Ok(())
     }
 
@@ -109,7 +103,7 @@ impl Variant for Ia3 {
     }
 
     fn unmerge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
-        if params.get(self.factors).value.contains(&0.0) {
+        if params.values(self.factors).contains(&0.0) {
             return Err(Error::Config(format!(
                 "{}: a factor of this IA3 is 0, so it cannot be taken out of a merged weight",
                 at.site.path
@@ -121,14 +115,14 @@ impl Variant for Ia3 {
 
     fn merge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
         if !self.feedforward {
-            let l = &params.get(self.factors).value[range];
+            let l = &params.values(self.factors)[range];
             bias.iter_mut().zip(l).for_each(|(b, l)| *b *= l);
         }
     }
 
     fn unmerge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
         if !self.feedforward {
-            let l = &params.get(self.factors).value[range];
+            let l = &params.values(self.factors)[range];
             bias.iter_mut().zip(l).for_each(|(b, l)| *b /= l);
         }
     }

@@ -27,77 +27,28 @@ pub struct Loha {
     dropout: OutputDropout,
 }
 
-/// `P[row, ij] = a[row, i] b[row, j]` for `a, b: [rows, R]`.
-fn pairs_of_columns(p: &mut [f32], a: &[f32], b: &[f32], r: usize) {
-    for ((p, a), b) in p.chunks_exact_mut(r * r).zip(a.chunks_exact(r)).zip(b.chunks_exact(r)) {
-        for (p, a) in p.chunks_exact_mut(r).zip(a) {
-            p.iter_mut().zip(b).for_each(|(p, b)| *p = a * b);
-        }
-    }
-}
-
-/// `Q[ij, k] = a[i, k] b[j, k]` for `a, b: [R, K]`.
-fn pairs_of_rows(q: &mut [f32], a: &[f32], b: &[f32], k: usize) {
-    let mut q = q.chunks_exact_mut(k);
-    for a in a.chunks_exact(k) {
-        for b in b.chunks_exact(k) {
-            let q = q.next().expect("R^2 rows");
-            q.iter_mut().zip(a).zip(b).for_each(|((q, a), b)| *q = a * b);
-        }
-    }
-}
-
-/// The gradients of both factors of [`pairs_of_columns`], accumulated into one of them: of `a` given `b`, or
-/// with `second`, of `b` given `a`.
-fn columns_backward(grad: &mut [f32], dp: &[f32], other: &[f32], r: usize, second: bool) {
-    for ((g, dp), other) in grad.chunks_exact_mut(r).zip(dp.chunks_exact(r * r)).zip(other.chunks_exact(r)) {
-        for i in 0..r {
-            for j in 0..r {
-                let (own, its) = if second { (j, i) } else { (i, j) };
-                g[own] += dp[i * r + j] * other[its];
-            }
-        }
-    }
-}
-
-/// The same for [`pairs_of_rows`].
-fn rows_backward(grad: &mut [f32], dq: &[f32], other: &[f32], r: usize, second: bool) {
-    let k = grad.len() / r;
-    for i in 0..r {
-        for j in 0..r {
-            let (own, its) = if second { (j, i) } else { (i, j) };
-            let dq = &dq[(i * r + j) * k..][..k];
-            let g = &mut grad[own * k..(own + 1) * k];
-            g.iter_mut().zip(dq).zip(&other[its * k..]).for_each(|((g, dq), o)| *g += dq * o);
-        }
-    }
-}
-
 impl Loha {
     /// `P: [O, R^2]`, its rows times what dropout leaves of them, and `Q: [R^2, K]`.
     fn product(&self, scope: &Scope<'_>, k: usize, o: usize) -> (Tensor, Tensor) {
         let rank = self.r * self.r;
         let (mut p, mut q) = (scope.alloc(o, rank), scope.alloc(rank, k));
-        let [w1a, w1b, w2a, w2b] = self.w.map(|id| &scope.params.get(id).value[..]);
-        let dropped = self.dropout.factors(scope, o);
-        scope.device.run(0, || {
-            pairs_of_columns(p.data_mut(), w1a, w2a, self.r);
-            pairs_of_rows(q.data_mut(), w1b, w2b, k);
-            for (row, factor) in p.data_mut().chunks_exact_mut(rank).zip(dropped.iter().flatten()) {
-                kernels::scale(row, *factor);
-            }
-        });
+        let [w1a, w1b, w2a, w2b] = self.w.map(|id| scope.params.tensor(id));
+        scope.device.loha_left(&mut p, w1a, w2a);
+        scope.device.loha_right(&mut q, w1b, w2b);
+        if let Some(factors) = self.dropout.factors(scope, o) {
+            scope.device.scale_rows(&mut p, &factors);
+        }
         (p, q)
     }
 
     /// The change as a product.
     fn factors(&self, params: &Params) -> (Vec<f32>, Vec<f32>) {
         let rank = self.r * self.r;
-        let [w1a, w1b, w2a, w2b] = self.w.map(|id| &params.get(id).value[..]);
+        let [w1a, w1b, w2a, w2b] = self.w.map(|id| params.values(id));
         let k = w1b.len() / self.r;
         let (mut p, mut q) = (vec![0.0; w1a.len() * self.r], vec![0.0; rank * k]);
-        pairs_of_columns(&mut p, w1a, w2a, self.r);
-        pairs_of_rows(&mut q, w1b, w2b, k);
+        kernels::loha_left(&mut p, w1a, w2a, self.r);
+        kernels::loha_right(&mut q, w1b, w2b, self.r);
         (p, q)
     }
 }
@@ -127,8 +78,7 @@ impl Adapter for Loha {
         _: Vec<Tensor>,
         dx: Option<&mut Accumulator>,
     ) {
-        let (n, k, o, r) = (x.rows(), x.cols(), dy.cols(), self.r);
-        let rank = r * r;
+        let (n, k, o, rank) = (x.rows(), x.cols(), dy.cols(), self.r * self.r);
         let (p, q) = self.product(scope, k, o);
         let (mut u, mut du) = (scope.alloc(n, rank), scope.alloc(n, rank));
         scope.gemm(1.0, x.mat(), q.mat().t(), 0.0, u.mat_mut());
@@ -136,17 +86,14 @@ impl Adapter for Loha {
         let (mut dp, mut dq) = (scope.alloc(o, rank), scope.alloc(rank, k));
         scope.gemm(self.scaling, dy.mat().t(), u.mat(), 0.0, dp.mat_mut());
         scope.gemm(1.0, du.mat().t(), x.mat(), 0.0, dq.mat_mut());
-        let [w1a, w1b, w2a, w2b] = self.w.map(|id| &scope.params.get(id).value[..]);
-        let dropped = self.dropout.factors(scope, o);
-        scope.device.run(0, || {
-            for (row, factor) in dp.data_mut().chunks_exact_mut(rank).zip(dropped.iter().flatten()) {
-                kernels::scale(row, *factor);
-            }
-            columns_backward(grads.get_mut(self.w[0]), dp.data(), w2a, r, false);
-            columns_backward(grads.get_mut(self.w[2]), dp.data(), w1a, r, true);
-            rows_backward(grads.get_mut(self.w[1]), dq.data(), w2b, r, false);
-            rows_backward(grads.get_mut(self.w[3]), dq.data(), w1b, r, true);
-        });
+        if let Some(factors) = self.dropout.factors(scope, o) {
+            scope.device.scale_rows(&mut dp, &factors);
+        }
+        let [w1a, w1b, w2a, w2b] = self.w.map(|id| scope.params.tensor(id));
+        let [da, db] = grads.pair_mut([self.w[0], self.w[2]].map(Some));
+        scope.device.loha_left_backward(da, db, &dp, w1a, w2a);
+        let [da, db] = grads.pair_mut([self.w[1], self.w[3]].map(Some));
+        scope.device.loha_right_backward(da, db, &dq, w1b, w2b);
         let Some(dx) = dx else { return };
         base.backward(scope, dy, dx);
         scope.gemm(1.0, du.mat(), q.mat(), 1.0, dx.tensor.mat_mut());
@@ -177,10 +124,10 @@ impl Variant for Loha {
     fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         for (i, id) in self.w.into_iter().enumerate() {
             let param = params.get_mut(id);
-            param.value = match i {
+            param.set(match i {
                 3 => vec![0.0; param.rows * param.cols],
                 _ => init::kaiming(param.rows, param.cols, start.seed, start.stream + i as u64),
-            };
+            });
         }
         Ok(())
     }

@@ -3,18 +3,19 @@
 //! With `O = L P` and `K = M Q`, `W1: [L,M]`, `W2: [P,Q]`, and `x` seen as a matrix `X: [M,Q]`, the change is
 //! `W1 X W2^T: [L,P]`: two small products for each token, and the big matrix is never formed.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use lowrank_engine::{
-    Accumulator, Adapter, Grads, Linear, Mat, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
+    Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
 };
-use lowrank_kernels::{MatMut, MatRef};
 use serde::Deserialize;
 
 use crate::config::LoraConfig;
 use crate::contract::{InitContext, Method, Target, Variant, WeightRows, linear_only};
 use crate::error::Error;
 use crate::init;
+use crate::linalg;
 use crate::methods::lycoris::{self, OutputDropout};
 
 /// A factor of the Kronecker product.
@@ -34,21 +35,25 @@ impl Factor {
         }
     }
 
-    /// The matrix, where it is stored or computed into `scratch`.
-    fn matrix<'a>(self, params: &'a Params, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    /// The matrix: a parameter, or the product of two.
+    fn matrix(self, scope: &Scope<'_>) -> Tensor {
         match self {
-            Self::Whole(w) => &params.get(w).value,
+            Self::Whole(w) => scope.params.tensor(w).clone(),
+            Self::Product(a, b) => {
+                let mut matrix = scope.alloc(scope.params.get(a).rows, scope.params.get(b).cols);
+                scope.gemm(1.0, scope.param(a), scope.param(b), 0.0, matrix.mat_mut());
+                matrix
+            }
+        }
+    }
+
+    /// The values of the matrix.
+    fn values(self, params: &Params) -> Cow<'_, [f32]> {
+        match self {
+            Self::Whole(w) => params.values(w).into(),
             Self::Product(a, b) => {
                 let (a, b) = (params.get(a), params.get(b));
-                if a.value.is_empty() {
-                    return &[];
-                }
-                scratch.resize(a.rows * b.cols, 0.0);
-                let (left, right) =
-                    (MatRef::row_major(&a.value, a.cols), MatRef::row_major(&b.value, b.cols));
-                let out = MatMut::row_major(scratch, b.cols);
-                kernels::gemm(a.rows, b.cols, a.cols, 1.0, left, right, 0.0, out);
-                scratch
+                linalg::product(a.rows, b.cols, a.cols, a.values(), b.values()).into()
             }
         }
     }
@@ -56,9 +61,7 @@ impl Factor {
     /// Accumulates the gradient of the matrix, `dw`, into that of what it is made of.
     fn backward(self, scope: &Scope<'_>, grads: &mut Grads, dw: &Tensor) {
         match self {
-            Self::Whole(w) => {
-                scope.device.run(0, || kernels::add(grads.get_mut(w), dw.data()));
-            }
+            Self::Whole(w) => scope.device.add(grads.get_mut(w), dw),
             Self::Product(a, b) => {
                 scope.gemm(1.0, dw.mat(), scope.param(b).t(), 1.0, grads.mat_mut(a));
                 scope.gemm(1.0, scope.param(a).t(), dw.mat(), 1.0, grads.mat_mut(b));
@@ -81,25 +84,31 @@ pub struct Lokr {
     lycoris: bool,
 }
 
-/// `[A,B,C]` to `[B,A,C]`.
-fn swap(out: &mut [f32], x: &[f32], a: usize, b: usize, c: usize) {
-    for (i, x) in x.chunks_exact(b * c).enumerate() {
-        for (j, x) in x.chunks_exact(c).enumerate() {
-            out[(j * a + i) * c..][..c].copy_from_slice(x);
-        }
-    }
-}
-
 impl Lokr {
     /// `X W2^T` of all tokens with the axis that `W1` sums first: `[M, N P]`.
-    fn inner(&self, scope: &Scope<'_>, x: &Tensor, w2: &[f32]) -> Tensor {
+    fn inner(&self, scope: &Scope<'_>, x: &Tensor, w2: &Tensor) -> Tensor {
         let [_, p, m, q] = self.sizes;
         let n = x.rows();
         let mut t = scope.alloc(n * m, p);
-        scope.gemm(1.0, x.reshape(n * m, q).mat(), Mat::new(w2, p, q).t(), 0.0, t.mat_mut());
+        scope.gemm(1.0, x.reshape(n * m, q).mat(), w2.mat().t(), 0.0, t.mat_mut());
         let mut swapped = scope.alloc(m, n * p);
-        scope.device.run(0, || swap(swapped.data_mut(), t.data(), n, m, p));
+        scope.device.swap_axes(&mut swapped, &t, [n, m, p]);
         swapped
+    }
+
+    /// `dy`, times what dropout leaves of each output, as `[L, N P]`.
+    fn outer_gradient(&self, scope: &Scope<'_>, dy: &Tensor) -> Tensor {
+        let ([l, p, ..], n) = (self.sizes, dy.rows());
+        let mut dz = scope.alloc(l, n * p);
+        match self.dropout.factors(scope, l * p) {
+            None => scope.device.swap_axes(&mut dz, dy, [n, l, p]),
+            Some(factors) => {
+                let mut kept = scope.alloc(n, l * p);
+                scope.device.scale_columns(&mut kept, dy, &factors, 0.0);
+                scope.device.swap_axes(&mut dz, &kept, [n, l, p]);
+            }
+        }
+        dz
     }
 }
 
@@ -129,50 +138,34 @@ impl Adapter for Lokr {
         dx: Option<&mut Accumulator>,
     ) {
         let ([l, p, m, q], n) = (self.sizes, x.rows());
-        let (mut s1, mut s2) = (Vec::new(), Vec::new());
-        let w1 = self.w1.matrix(scope.params, &mut s1);
-        let w2 = self.w2.matrix(scope.params, &mut s2);
-        let t = self.inner(scope, x, w2);
-        let dropped = self.dropout.factors(scope, l * p);
-        let mut dz = scope.alloc(l, n * p);
-        scope.device.run(0, || match &dropped {
-            None => swap(dz.data_mut(), dy.data(), n, l, p),
-            Some(factors) => {
-                let mut kept = vec![0.0; n * l * p];
-                kernels::scale_columns(&mut kept, dy.data(), factors, n, 0.0);
-                swap(dz.data_mut(), &kept, n, l, p);
-            }
-        });
+        let dz = self.outer_gradient(scope, dy);
+        let (w1, w2) = (self.w1.matrix(scope), self.w2.matrix(scope));
+        let t = self.inner(scope, x, &w2);
         let (mut dw1, mut dw2) = (scope.alloc(l, m), scope.alloc(p, q));
         scope.gemm(self.scaling, dz.mat(), t.mat().t(), 0.0, dw1.mat_mut());
         self.w1.backward(scope, grads, &dw1);
         let mut dt = scope.alloc(m, n * p);
-        scope.gemm(self.scaling, Mat::new(w1, l, m).t(), dz.mat(), 0.0, dt.mat_mut());
+        scope.gemm(self.scaling, w1.mat().t(), dz.mat(), 0.0, dt.mat_mut());
         let mut straight = scope.alloc(n * m, p);
-        scope.device.run(0, || swap(straight.data_mut(), dt.data(), m, n, p));
+        scope.device.swap_axes(&mut straight, &dt, [m, n, p]);
         scope.gemm(1.0, straight.mat().t(), x.reshape(n * m, q).mat(), 0.0, dw2.mat_mut());
         self.w2.backward(scope, grads, &dw2);
         let Some(dx) = dx else { return };
         base.backward(scope, dy, dx);
-        let flat = lowrank_engine::MatMut::new(dx.tensor.data_mut(), n * m, q);
-        scope.gemm(1.0, straight.mat(), Mat::new(w2, p, q), 1.0, flat);
+        scope.gemm(1.0, straight.mat(), w2.mat(), 1.0, dx.tensor.mat_mut_as(n * m, q));
     }
 
     fn add(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
-        let ([l, p, m, _], n) = (self.sizes, x.rows());
-        let (mut s1, mut s2) = (Vec::new(), Vec::new());
-        let w1 = self.w1.matrix(scope.params, &mut s1);
-        let t = self.inner(scope, x, self.w2.matrix(scope.params, &mut s2));
+        let ([l, p, ..], n) = (self.sizes, x.rows());
+        let w1 = self.w1.matrix(scope);
+        let t = self.inner(scope, x, &self.w2.matrix(scope));
         let (mut z, mut straight) = (scope.alloc(l, n * p), scope.alloc(n, l * p));
-        scope.gemm(weight * self.scaling, Mat::new(w1, l, m), t.mat(), 0.0, z.mat_mut());
-        let dropped = self.dropout.factors(scope, l * p);
-        scope.device.run(0, || {
-            swap(straight.data_mut(), z.data(), l, n, p);
-            match &dropped {
-                None => kernels::add(y.data_mut(), straight.data()),
-                Some(factors) => kernels::scale_columns(y.data_mut(), straight.data(), factors, n, 1.0),
-            }
-        });
+        scope.gemm(weight * self.scaling, w1.mat(), t.mat(), 0.0, z.mat_mut());
+        scope.device.swap_axes(&mut straight, &z, [l, n, p]);
+        match self.dropout.factors(scope, l * p) {
+            None => scope.device.add(y, &straight),
+            Some(factors) => scope.device.scale_columns(y, &straight, &factors, 1.0),
+        }
     }
 }
 
@@ -197,19 +190,18 @@ impl Variant for Lokr {
         };
         for (i, id) in self.params().into_iter().enumerate() {
             let param = params.get_mut(id);
-            param.value = match Some(id) == zero {
+            param.set(match Some(id) == zero {
                 true => vec![0.0; param.rows * param.cols],
                 false => init::kaiming(param.rows, param.cols, start.seed, start.stream + i as u64),
-            };
+            });
         }
         Ok(())
     }
 
     /// `||W1 kron W2|| = ||W1|| ||W2||`.
     fn delta_norm(&self, params: &Params) -> Option<f64> {
-        let (mut s1, mut s2) = (Vec::new(), Vec::new());
-        let squares = kernels::sum_squares(self.w1.matrix(params, &mut s1))
-            * kernels::sum_squares(self.w2.matrix(params, &mut s2));
+        let squares =
+            kernels::sum_squares(&self.w1.values(params)) * kernels::sum_squares(&self.w2.values(params));
         Some(f64::from(self.scaling.abs()) * squares.sqrt())
     }
 
@@ -220,17 +212,10 @@ impl Variant for Lokr {
         factor: f32,
         w: &mut [f32],
     ) -> Result<(), Error> {
-        let (mut s1, mut s2) = (Vec::new(), Vec::new());
-        let (w1, w2) = (self.w1.matrix(params, &mut s1), self.w2.matrix(params, &mut s2));
-        let [_, p, m, q] = self.sizes;
+        let (w1, w2) = (self.w1.values(params), self.w2.values(params));
         let transposed = at.site.kind == SiteKind::TransposedLinear;
-        let cols = if transposed { at.site.out_features } else { at.site.in_features };
-        for (row, w) in at.rows.clone().zip(w.chunks_exact_mut(cols)) {
-            for (col, w) in w.iter_mut().enumerate() {
-                let (o, k) = if transposed { (col, row) } else { (row, col) };
-                *w += factor * self.scaling * w1[o / p * m + k / q] * w2[o % p * q + k % q];
-            }
-        }
+        let alpha = factor * self.scaling;
+        kernels::add_kronecker(w, &w1, &w2, self.sizes, at.rows.clone(), transposed, alpha);
         Ok(())
     }
 }

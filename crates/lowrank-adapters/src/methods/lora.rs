@@ -138,12 +138,7 @@ impl Lora {
 
     /// `s B A`.
     pub fn change<'a>(&self, params: &'a Params) -> LowRank<'a> {
-        LowRank {
-            a: &params.get(self.a).value,
-            b: &params.get(self.b).value,
-            r: self.r,
-            scaling: self.scaling,
-        }
+        LowRank { a: params.values(self.a), b: params.values(self.b), r: self.r, scaling: self.scaling }
     }
 }
 
@@ -162,8 +157,8 @@ impl Variant for Lora {
 
     fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         let (a, b) = self.factors(start)?;
-        params.get_mut(self.a).value = a;
-        params.get_mut(self.b).value = b;
+        params.set(self.a, a);
+        params.set(self.b, b);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What LoHa and LoKr share, as PEFT took them over from LyCORIS.
 
-use lowrank_engine::Scope;
+use lowrank_engine::{Scope, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -73,22 +73,12 @@ impl OutputDropout {
         Ok(Self { rank: extra.rank_dropout, rescale, module: extra.module_dropout, stream })
     }
 
-    /// The factor of each of `o` output features in this pass, where anything may be dropped.
-    pub fn factors(&self, scope: &Scope<'_>, o: usize) -> Option<Vec<f32>> {
-        if !scope.drops(self.rank) && !scope.drops(self.module) {
-            return None;
-        }
-        let mut factors = vec![1.0; o];
-        let drop = |p: f32, len: usize, stream: u64| {
-            let mut ones = scope.alloc(1, len);
-            scope.device.run(0, || ones.data_mut().fill(1.0));
-            scope.dropout(&ones, p, stream).data().iter().map(|x| f32::from(*x != 0.0)).collect::<Vec<_>>()
-        };
-        let kept = drop(self.rank, o, 2 * self.stream);
-        let share = kept.iter().sum::<f32>() / o as f32;
-        let scale = if self.rescale && share > 0.0 { 1.0 / share } else { 1.0 };
-        let module = drop(self.module, 1, 2 * self.stream + 1).first().copied().unwrap_or(1.0);
-        factors.iter_mut().zip(&kept).for_each(|(f, kept)| *f = kept * scale * module);
+    /// The factor of each of `o` output features in this pass, `[1,O]`, where anything may be dropped.
+    pub fn factors(&self, scope: &Scope<'_>, o: usize) -> Option<Tensor> {
+        let key = scope.dropout.filter(|_| self.rank > 0.0 || self.module > 0.0)?;
+        let mut factors = scope.alloc(1, o);
+        let streams = [key.stream(2 * self.stream), key.stream(2 * self.stream + 1)];
+        scope.device.feature_dropout(&mut factors, self.rank, self.module, self.rescale, key.seed, streams);
         Some(factors)
     }
 }

@@ -65,13 +65,8 @@ impl Adapter for MergedLinear {
         dx: Option<&mut Accumulator>,
     ) {
         self.lora.backward(scope, base, grads, x, dy, saved, dx);
-        scope.device.run(0, || {
-            let rows = grads.get_mut(self.lora.b).chunks_exact_mut(self.lora.r);
-            for (row, keep) in rows.zip(self.trained(dy.cols())) {
-                row[..keep.start].fill(0.0);
-                row[keep.end..].fill(0.0);
-            }
-        });
+        let trained: Vec<Range<usize>> = self.trained(dy.cols()).collect();
+        scope.device.keep_columns(grads.get_mut(self.lora.b), &trained);
     }
 
     fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {

@@ -101,9 +101,7 @@ impl Method for PrefixMethod {
 
     fn init_shared(&self, params: &mut Params, seed: u64) {
         let Some(id) = self.prefix(params) else { return };
-        let param = params.get_mut(id);
-        param.value = vec![0.0; param.rows * param.cols];
-        kernels::normal(&mut param.value, 0.0, DEVIATION, seed, init::STREAM);
+        params.get_mut(id).fill_with(|x| kernels::normal(x, 0.0, DEVIATION, seed, init::STREAM));
     }
 
     fn suffixes(&self) -> &'static [&'static str] {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use lowrank_engine::{Adapter, Grads, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels};
 
-use crate::beside::rows;
 use crate::config::LoraConfig;
 use crate::contract::{BaseInfo, InitContext, Method, Target, Variant};
 use crate::error::Error;
@@ -25,15 +24,15 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// The row of `id`, where it is a virtual token.
-    fn place(&self, id: u32) -> Option<usize> {
-        Some(id.checked_sub(self.vocab)? as usize)
+    /// The row of each of `ids` that is a virtual token.
+    fn rows(&self, ids: &[u32]) -> Vec<Option<u32>> {
+        ids.iter().map(|id| id.checked_sub(self.vocab)).collect()
     }
 }
 
 impl Adapter for Prompt {
     fn embed(&self, scope: &Scope<'_>, ids: &[u32], _: f32, y: &mut Tensor) -> Vec<Tensor> {
-        rows::take(scope, self.embeddings, ids, |id| self.place(id), 1.0, y);
+        scope.device.table_lookup(y, scope.params.tensor(self.embeddings), &self.rows(ids), 1.0);
         Vec::new()
     }
 
@@ -47,7 +46,7 @@ impl Adapter for Prompt {
         dy: &Tensor,
         _: Vec<Tensor>,
     ) {
-        rows::add(scope, grads.get_mut(self.embeddings), ids, |id| self.place(id), 1.0, dy);
+        scope.device.table_lookup_backward(grads.get_mut(self.embeddings), dy, &self.rows(ids), 1.0);
     }
 }
 
@@ -71,7 +70,7 @@ impl Variant for Prompt {
         } else {
             kernels::normal(&mut value, 0.0, 1.0, start.seed, start.stream);
         }
-        param.value = value;
+        param.set(value);
         Ok(())
     }
 

@@ -30,8 +30,8 @@ pub struct Residual {
 
 impl Residual {
     fn remember(&self, params: &mut Params, a: Vec<f32>, b: Vec<f32>) {
-        params.get_mut(self.start.a).value = a;
-        params.get_mut(self.start.b).value = b;
+        params.set(self.start.a, a);
+        params.set(self.start.b, b);
     }
 }
 
@@ -89,8 +89,8 @@ impl Variant for Residual {
     fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         let (a, b) = self.lora.factors(start)?;
         self.remember(params, a.clone(), b.clone());
-        params.get_mut(self.lora.a).value = a;
-        params.get_mut(self.lora.b).value = b;
+        params.set(self.lora.a, a);
+        params.set(self.lora.b, b);
         Ok(())
     }
 
@@ -205,8 +205,8 @@ impl Method for ResidualMethod {
             let pair =
                 |name: &str| Some((param(&format!("{name}.weight"))?, param(&format!("{name}.start"))?));
             let (Some((a, a0)), Some((b, b0))) = (pair("lora_A"), pair("lora_B")) else { continue };
-            let stacked = a.value.iter().copied().chain(a0.value.iter().map(|x| -x)).collect();
-            let rows = b.value.chunks_exact(b.cols).zip(b0.value.chunks_exact(b.cols));
+            let stacked = a.values().iter().copied().chain(a0.values().iter().map(|x| -x)).collect();
+            let rows = b.values().chunks_exact(b.cols).zip(b0.values().chunks_exact(b.cols));
             let beside = rows.flat_map(|(b, b0)| b.iter().chain(b0)).copied().collect();
             values.extend([(a.name.clone(), stacked), (b.name.clone(), beside)]);
         }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor, kernels};
+use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, Tensor};
 use serde::Deserialize;
 
 use crate::config::LoraConfig;
@@ -42,8 +42,7 @@ impl Vera {
         let mut t = scope.alloc(n, self.r);
         scope.gemm(1.0, x.mat(), scope.param(self.a).corner(self.r, k).t(), 0.0, t.mat_mut());
         let mut scaled = scope.alloc(n, self.r);
-        let d = &scope.params.get(self.lambda_d).value;
-        scope.device.run(0, || kernels::scale_columns(scaled.data_mut(), t.data(), d, n, 0.0));
+        scope.device.scale_columns(&mut scaled, &t, scope.params.tensor(self.lambda_d), 0.0);
         let mut v = scope.alloc(n, o);
         scope.gemm(1.0, scaled.mat(), scope.param(self.b).corner(o, self.r).t(), 0.0, v.mat_mut());
         (t, v)
@@ -52,11 +51,11 @@ impl Vera {
     /// `A` with rows times `lambda_d` and `B` with rows times `lambda_b`: the change as a product.
     fn factors(&self, params: &Params, k: usize, o: usize) -> (Vec<f32>, Vec<f32>) {
         let scaled = |matrix: ParamId, lambda: ParamId, cols: usize| {
-            let (matrix, lambda) = (params.get(matrix), &params.get(lambda).value);
-            let rows = matrix.value.chunks_exact(matrix.cols).zip(lambda);
+            let (matrix, lambda) = (params.get(matrix), params.values(lambda));
+            let rows = matrix.values().chunks_exact(matrix.cols).zip(lambda);
             rows.flat_map(|(row, l)| row[..cols].iter().map(move |x| l * x)).collect()
         };
-        debug_assert_eq!(params.get(self.lambda_b).value.len(), o);
+        debug_assert_eq!(params.values(self.lambda_b).len(), o);
         (scaled(self.a, self.lambda_d, k), scaled(self.b, self.lambda_b, self.r))
     }
 }
@@ -72,9 +71,8 @@ impl Adapter for Vera {
     ) -> Vec<Tensor> {
         base.forward(scope, x, y, beta);
         let x = scope.dropout(x, self.dropout, self.stream);
-        let (n, lambda) = (x.rows(), &scope.params.get(self.lambda_b).value);
         let (t, v) = self.project(scope, &x, y.cols());
-        scope.device.run(0, || kernels::scale_columns(y.data_mut(), v.data(), lambda, n, 1.0));
+        scope.device.scale_columns(y, &v, scope.params.tensor(self.lambda_b), 1.0);
         vec![t, v]
     }
 
@@ -91,22 +89,16 @@ impl Adapter for Vera {
     ) {
         let (n, k, o, r) = (x.rows(), x.cols(), dy.cols(), self.r);
         let (t, v) = (&saved[0], &saved[1]);
-        let params = scope.params;
-        let (b, d) = (&params.get(self.lambda_b).value, &params.get(self.lambda_d).value);
         let mut dv = scope.alloc(n, o);
-        scope.device.run(0, || {
-            kernels::scale_columns_backward(grads.get_mut(self.lambda_b), dy.data(), v.data(), n);
-            kernels::scale_columns(dv.data_mut(), dy.data(), b, n, 0.0);
-        });
+        scope.device.scale_columns_backward(grads.get_mut(self.lambda_b), dy, v);
+        scope.device.scale_columns(&mut dv, dy, scope.params.tensor(self.lambda_b), 0.0);
         let mut ds = scope.alloc(n, r);
         scope.gemm(1.0, dv.mat(), scope.param(self.b).corner(o, r), 0.0, ds.mat_mut());
-        scope.device.run(0, || {
-            kernels::scale_columns_backward(grads.get_mut(self.lambda_d), ds.data(), t.data(), n);
-        });
+        scope.device.scale_columns_backward(grads.get_mut(self.lambda_d), &ds, t);
         let Some(dx) = dx else { return };
         base.backward(scope, dy, dx);
         let mut dt = scope.alloc(n, r);
-        scope.device.run(0, || kernels::scale_columns(dt.data_mut(), ds.data(), d, n, 0.0));
+        scope.device.scale_columns(&mut dt, &ds, scope.params.tensor(self.lambda_d), 0.0);
         let a = scope.param(self.a).corner(r, k);
         if scope.drops(self.dropout) {
             let mut dropped = scope.alloc(n, k);
@@ -119,11 +111,8 @@ impl Adapter for Vera {
 
     fn add(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
         let (_, mut v) = self.project(scope, x, y.cols());
-        let (n, lambda) = (x.rows(), &scope.params.get(self.lambda_b).value);
-        scope.device.run(0, || {
-            kernels::scale(v.data_mut(), weight);
-            kernels::scale_columns(y.data_mut(), v.data(), lambda, n, 1.0);
-        });
+        scope.device.scale(&mut v, weight);
+        scope.device.scale_columns(y, &v, scope.params.tensor(self.lambda_b), 1.0);
     }
 }
 
@@ -137,9 +126,8 @@ impl Variant for Vera {
     }
 
     fn init(&self, params: &mut Params, _: &InitContext<'_>) -> Result<(), Error> {
-        let b = params.get_mut(self.lambda_b);
-        b.value = vec![0.0; b.cols];
-        params.get_mut(self.lambda_d).value = vec![self.d_initial; self.r];
+        params.get_mut(self.lambda_b).fill_with(|_| {});
+        params.set(self.lambda_d, vec![self.d_initial; self.r]);
         Ok(())
     }
 

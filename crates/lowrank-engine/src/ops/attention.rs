@@ -8,14 +8,15 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::rc::Rc;
 
-use lowrank_kernels::{self as kernels, AttentionShape, Segment};
+use lowrank_kernels::{AttentionShape, Segment};
 
 use super::prefix::Part;
 use crate::Device;
-use crate::kept::Kept;
+use crate::backend::flops::attention_multiply_adds;
+use crate::backend::{AttentionGradients, AttentionInputs};
 use crate::scope::Scope;
-use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
-use crate::tensor::Tensor;
+use crate::tape::{Backward, Node, Recompute, Tape, Var, VarId};
+use crate::tensor::{Saved, Tensor};
 
 /// Cosines and sines of the batch's positions, `[N, rot_dim / 2]` each (Su et al. 2021). A scaling of
 /// attention (yarn) is already in them.
@@ -63,17 +64,17 @@ impl<'m> Tape<'m> {
         drop((keys, values));
         let out = self.id(ids.iter().any(Option::is_some) || prefix.is_some());
         if self.keeps(out) {
-            let out = out.expect("kept, so it has a number");
-            let inputs = [q, k, v].map(|x| Kept::new(device, &x));
+            let out = out.expect("recorded, so it has an id");
+            let inputs = [q, k, v].map(|x| device.save(&x));
             let output = Rc::new(Output::default());
-            let lse = (!cheap(device, &a)).then(|| {
-                output.keep(device, &o);
+            let lse = (!recompute_output(device, &a)).then(|| {
+                output.save(device, &o);
                 lse
             });
             self.push(AttentionNode { attention: a, inputs, output: output.clone(), lse, prefix, ids, out });
-            return Var { tensor: o, id: Some(out), recipe: Some(output) };
+            return Var { tensor: o, id: Some(out), recompute: Some(output) };
         }
-        Var { tensor: o, id: out, recipe: None }
+        Var::output(o, out)
     }
 }
 
@@ -81,61 +82,43 @@ impl<'m> Tape<'m> {
 fn attend(device: &Device, a: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
     let AttentionShape { heads, head_dim, .. } = a.shape;
     let (mut o, mut lse) = (device.alloc(q.rows(), heads * head_dim), device.alloc(q.rows(), heads));
-    device.run(4 * multiply_adds(a), || {
-        let (o, lse) = (o.data_mut(), lse.data_mut());
-        kernels::attention(o, lse, q.data(), k.data(), v.data(), &a.shape, &a.segments);
-    });
+    device.attention(&mut o, &mut lse, AttentionInputs { q, k, v }, &a.shape, &a.segments);
     (o, lse)
 }
 
-/// What is kept of the output: nothing, where it is cheap and no adapter asks for it.
+/// What is saved of the output: nothing, where it is cheap to compute again and no adapter asks for it.
 #[derive(Default)]
-struct Output(OnceCell<Kept>);
+struct Output(OnceCell<Saved>);
 
-impl Recipe for Output {
-    fn keep(&self, device: &Device, o: &Tensor) {
-        self.0.get_or_init(|| Kept::new(device, o));
+impl Recompute for Output {
+    fn save(&self, device: &Device, o: &Tensor) {
+        self.0.get_or_init(|| device.save(o));
     }
 
     fn get(&self, scope: &Scope<'_>) -> Tensor {
-        self.0.get().expect("kept for whoever saves it").get(scope.device)
+        scope.device.restore(self.0.get().expect("saved for whoever asks"))
     }
 }
 
-/// Keys that a query sees on the average, up to which the output is computed again in the backward pass and not kept: 4
-/// operations for each and each number of the output, less than one in a hundred of RoBERTa base's and SmolLM2's products.
-const CHEAP: usize = 40;
+/// Keys that a query sees on average, up to which the output is computed again in the backward pass instead of saved: 4
+/// operations for each key and value of the output, less than one in a hundred of RoBERTa base's and SmolLM2's products.
+const RECOMPUTE_KEYS: usize = 40;
 
-/// Whether the output is not worth its memory. Where kept numbers are rounded, memory is asked for and worth twice as much.
-fn cheap(device: &Device, a: &Attention<'_>) -> bool {
+/// Whether the output is not worth its memory. Where saved values are int16, memory is asked for and worth twice as much.
+fn recompute_output(device: &Device, a: &Attention<'_>) -> bool {
     let AttentionShape { heads, head_dim, .. } = a.shape;
     let rows: usize = a.segments.iter().map(|s| s.q.len()).sum();
-    multiply_adds(a) <= (CHEAP << u32::from(device.rounds_kept())) * rows * heads * head_dim
+    let keys = RECOMPUTE_KEYS << u32::from(device.saves_int16());
+    attention_multiply_adds(&a.shape, &a.segments) <= keys * rows * heads * head_dim
 }
 
-/// Rotates q or k, in place where no one else reads the numbers.
+/// Rotates q or k, in place where no one else reads it.
 fn rotate<'m>(device: &Device, x: Var<'m>, a: &Attention<'m>, heads: usize) -> Tensor {
     let Some(rope) = &a.rope else { return x.tensor };
-    // The recipe would give the numbers before the rotation, and it holds no output.
+    // What computes it again would give the values before the rotation, and holds no output.
     let mut x = device.own(x.tensor);
-    let (n, rotated) = (x.rows(), 2 * rope.cos.cols());
-    device.run(0, || {
-        kernels::rope(x.data_mut(), rope.cos.data(), rope.sin.data(), n, heads, a.shape.head_dim, rotated);
-    });
+    device.rope(&mut x, &rope.cos, &rope.sin, heads, a.shape.head_dim);
     x
-}
-
-/// Multiply-adds of `q k^T`: the pairs that exist, times the width of all heads.
-fn multiply_adds(a: &Attention<'_>) -> usize {
-    let window = a.shape.window.unwrap_or(usize::MAX);
-    let pairs = |s: &Segment| -> usize {
-        let visible = |i: usize| {
-            let own = if a.shape.causal { s.own.len() - s.q.len() + i + 1 } else { s.own.len() };
-            (s.prefix.len() + own).min(window)
-        };
-        (0..s.q.len()).map(visible).sum()
-    };
-    a.segments.iter().map(pairs).sum::<usize>() * a.shape.heads * a.shape.head_dim
 }
 
 /// Keys and values that are parameters, and their rows.
@@ -144,9 +127,9 @@ type Prefix = ([Part; 2], Rc<[(usize, usize)]>);
 struct AttentionNode<'m> {
     attention: Attention<'m>,
     /// q, k (rotated), v.
-    inputs: [Kept; 3],
+    inputs: [Saved; 3],
     output: Rc<Output>,
-    /// The logarithms of the softmaxes' sums, where the output is kept for its own backward pass.
+    /// The logarithms of the softmaxes' sums, where the output is saved for its own backward pass.
     lse: Option<Tensor>,
     /// Keys and values that are parameters, and their rows.
     prefix: Option<Prefix>,
@@ -159,28 +142,16 @@ impl<'m> Node<'m> for AttentionNode<'m> {
         let Some(dy) = back.take(self.out) else { return };
         let a = &self.attention;
         let device = back.scope.device;
-        let [q, k, v] = self.inputs.map(|x| x.take(device));
+        let [q, k, v] = self.inputs.map(|x| device.take_saved(x));
         // Where q and k were rounded, the sums computed again are those of the probabilities below.
         let (o, lse) = match (self.output.0.get(), self.lse) {
-            (Some(o), Some(lse)) => (o.get(device), lse),
+            (Some(o), Some(lse)) => (device.restore(o), lse),
             _ => attend(device, a, &q, &k, &v),
         };
         let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| device.alloc(x.rows(), x.cols()));
-        device.run(10 * multiply_adds(a), || {
-            kernels::attention_backward(
-                dq.data_mut(),
-                dk.data_mut(),
-                dv.data_mut(),
-                dy.data(),
-                q.data(),
-                k.data(),
-                v.data(),
-                o.data(),
-                lse.data(),
-                &a.shape,
-                &a.segments,
-            );
-        });
+        let gradients = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v };
+        device.attention_backward(gradients, &dy, inputs, &o, &lse, &a.shape, &a.segments);
         if let Some(([keys, values], rows)) = &self.prefix {
             keys.take(&back.scope, back.grads, &mut dk, rows);
             values.take(&back.scope, back.grads, &mut dv, rows);
@@ -188,11 +159,7 @@ impl<'m> Node<'m> for AttentionNode<'m> {
         if let Some(rope) = &a.rope {
             let AttentionShape { heads, kv_heads, head_dim, .. } = a.shape;
             for (dx, heads) in [(&mut dq, heads), (&mut dk, kv_heads)] {
-                let n = dx.rows();
-                device.run(0, || {
-                    let (cos, sin) = (rope.cos.data(), rope.sin.data());
-                    kernels::rope_backward(dx.data_mut(), cos, sin, n, heads, head_dim, 2 * rope.cos.cols());
-                });
+                device.rope_backward(dx, &rope.cos, &rope.sin, heads, head_dim);
             }
         }
         for (id, gradient) in self.ids.into_iter().zip([dq, dk, dv]) {

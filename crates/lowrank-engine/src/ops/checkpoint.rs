@@ -12,28 +12,28 @@ impl<'m> Tape<'m> {
     /// Runs `block` on `x`. On a tape that records checkpoints, its inner values are dropped and computed
     /// again when the gradient is asked for; otherwise this is just `block(self, x)`.
     pub fn block(&mut self, x: Var<'m>, block: impl Fn(&mut Tape<'m>, Var<'m>) -> Var<'m> + 'm) -> Var<'m> {
-        self.block_beside(x, None, move |tape, x, _| block(tape, x))
+        self.block_with_shared_input(x, None, move |tape, x, _| block(tape, x))
     }
 
     /// The same where the block also reads a value that it shares with others. Its gradient is what all of them add.
-    pub fn block_beside(
+    pub fn block_with_shared_input(
         &mut self,
         x: Var<'m>,
-        beside: Option<Var<'m>>,
+        shared: Option<Var<'m>>,
         block: impl Fn(&mut Tape<'m>, Var<'m>, Option<Var<'m>>) -> Var<'m> + 'm,
     ) -> Var<'m> {
         let number = self.blocks;
         self.blocks += 1;
         let streams = self.scope.device.enter_block(number, Direction::Forward);
         if self.record != Record::Checkpoints {
-            let y = block(self, x, beside);
+            let y = block(self, x, shared);
             if streams && self.keeps(y.id) {
                 // The first of the block's nodes on the way back.
                 self.push(EnterNode(number));
             }
             return y;
         }
-        let (virtual_rows, inputs) = (self.virtual_rows.clone(), [Some(x), beside]);
+        let (virtual_rows, inputs) = (self.virtual_rows.clone(), [Some(x), shared]);
         let (mut inner, [input, shared]) =
             Tape::for_block(self.scope, self.adapters, Record::Nothing, &inputs, virtual_rows.clone());
         let y = block(&mut inner, input.expect("it was given"), shared);
@@ -41,7 +41,7 @@ impl<'m> Tape<'m> {
         if let Some(out) = out {
             self.push(BlockNode { block, number, inputs, virtual_rows, out });
         }
-        Var { tensor: y.tensor, id: out, recipe: None }
+        Var::output(y.tensor, out)
     }
 
     /// A tape of its own for one block, and the block's inputs as values of it.
@@ -56,7 +56,7 @@ impl<'m> Tape<'m> {
         let inputs = inputs.each_ref().map(|input| {
             let input = input.as_ref()?;
             let id = tape.id(input.id.is_some());
-            Some(Var { tensor: input.tensor.clone(), id, recipe: None })
+            Some(Var::output(input.tensor.clone(), id))
         });
         (tape, inputs)
     }

@@ -5,10 +5,9 @@
 //! without a label cost nothing. The product runs over chunks of labelled rows; while recording,
 //! each chunk's gradient is taken at once, so that backward starts from `dloss/dh`.
 
-use lowrank_kernels as kernels;
-
 use super::linear::Linear;
 use crate::Accumulator;
+use crate::backend::Targets;
 use crate::params::Grads;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -47,18 +46,18 @@ pub struct Scores {
     pub hits: Vec<bool>,
 }
 
-/// Logits that exist at once, in numbers: with 36 MB the peak stays near that of the blocks of a small model.
-const CHUNK: usize = 17 << 19;
+/// Logits that exist at once, in values: with 36 MB the peak stays near that of the blocks of a small model.
+const CHUNK_VALUES: usize = 17 << 19;
 
-/// Rows from which packing the head is a small part of its product.
-const ENOUGH: usize = 256;
+/// Rows of a chunk from which packing the head is a small part of its product.
+const PACKING_ROWS: usize = 256;
 
-/// Rows of one chunk: the labels in equal parts, each with [`CHUNK`] numbers or with rows a third of the model's width, a
-/// third of the head in f32, up to [`ENOUGH`]. Half as many numbers again where BF16 products take half as long, which
+/// Rows of one chunk: the labels in equal parts, each with [`CHUNK_VALUES`] values or with rows a third of the model's width, a
+/// third of the head in f32, up to [`PACKING_ROWS`]. Half as many values again where BF16 products take half as long, which
 /// packing does not.
 fn chunk_rows(labels: usize, vocab: usize, width: usize, bf16: bool) -> usize {
-    let numbers = if bf16 { CHUNK + CHUNK / 2 } else { CHUNK };
-    let most = (numbers / vocab.max(1)).max(ENOUGH.min(width / 3)).clamp(32, 1024);
+    let values = if bf16 { CHUNK_VALUES + CHUNK_VALUES / 2 } else { CHUNK_VALUES };
+    let most = (values / vocab.max(1)).max(PACKING_ROWS.min(width / 3)).clamp(32, 1024);
     labels.div_ceil(labels.div_ceil(most).max(1)).max(1)
 }
 
@@ -67,19 +66,19 @@ impl<'m> Tape<'m> {
     pub fn logits(&mut self, head: &'m LmHead, h: &Var<'m>) -> Tensor {
         let mut logits = self.linear(&head.linear, &Var::constant(h.tensor.clone()), None).tensor;
         if let Some(cap) = head.softcap {
-            self.scope.device.run(0, || kernels::softcap(logits.data_mut(), cap));
+            self.scope.device.softcap(&mut logits, cap);
         }
         logits
     }
 
-    /// Scores `labels` with `head` on `h: [N,D]`. While recording, seeds the backward pass with the
-    /// gradient of `scale * sum(losses)`; the head's own adapter accumulates into `grads`.
+    /// Scores `labels` with `head` on `h: [N,D]`. While recording, seeds the backward pass with the gradient of
+    /// `sum_i weights[i] losses[i]`; the head's own adapter accumulates into `grads`.
     pub fn cross_entropy(
         &mut self,
         head: &'m LmHead,
         h: &Var<'m>,
         labels: &[Label],
-        scale: f32,
+        weights: &[f32],
         grads: &mut Grads,
     ) -> Scores {
         let device = self.scope.device;
@@ -87,14 +86,16 @@ impl<'m> Tape<'m> {
         let (d, vocab) = (head.weight.cols(), head.weight.rows());
         let adapter = self.adapters.get(head.site);
         let wants = self.keeps(Some(0)) && (h.id.is_some() || adapter.is_some());
-        let bf16 = head.weight.bf16_products() && device.rounds_kept();
+        let bf16 = head.weight.bf16_products() && device.saves_int16();
         let mut scores = Scores::default();
         let mut dh = wants.then(|| device.zeros(h.tensor.rows(), d));
-        for chunk in labels.chunks(chunk_rows(labels.len(), vocab, d, bf16)) {
+        let most = chunk_rows(labels.len(), vocab, d, bf16);
+        for (chunk, weights) in labels.chunks(most).zip(weights.chunks(most)) {
+            let rows: Vec<u32> = chunk.iter().map(|label| label.row).collect();
             let n = chunk.len();
             let mut x = device.alloc(n, d);
             let mut logits = device.alloc(n, vocab);
-            device.run(0, || gather(x.data_mut(), h.tensor.data(), chunk, d));
+            device.gather_rows(&mut x, &h.tensor, &rows);
             let saved = match adapter {
                 Some(adapter) => Some(adapter.forward(&self.scope, head, &x, &mut logits, 0.0)),
                 None => {
@@ -102,28 +103,17 @@ impl<'m> Tape<'m> {
                     None
                 }
             };
-            device.run(0, || {
-                let targets: Vec<u32> = chunk.iter().map(|l| l.target).collect();
-                if !wants {
-                    let mut best = vec![0; n];
-                    kernels::argmax(logits.data(), vocab, &mut best);
-                    scores.hits.extend(best.iter().zip(&targets).map(|(a, b)| a == b));
-                }
-                let at = scores.losses.len();
-                scores.losses.resize(at + n, 0.0);
-                let losses = &mut scores.losses[at..];
-                let scales = wants.then(|| vec![scale; n]);
-                kernels::cross_entropy(
-                    logits.data_mut(),
-                    &targets,
-                    vocab,
-                    scales.as_deref(),
-                    losses,
-                    softcap,
-                );
-            });
+            let classes: Vec<u32> = chunk.iter().map(|label| label.target).collect();
+            if !wants {
+                let best = device.argmax(&logits);
+                scores.hits.extend(best.iter().zip(&classes).map(|(a, b)| a == b));
+            }
+            let at = scores.losses.len();
+            scores.losses.resize(at + n, 0.0);
+            let targets = Targets { classes: &classes, weights: wants.then_some(weights), softcap };
+            device.cross_entropy(&mut logits, &mut scores.losses[at..], targets);
             let Some(dh) = &mut dh else { continue };
-            // `x` is read by the head's adapter; the gradient needs a buffer of its own only then.
+            // `x` is read by the head's adapter; the gradient needs memory of its own only then.
             let dx = match (adapter, saved) {
                 (Some(adapter), Some(saved)) => {
                     let mut dx = Accumulator::fresh(device.alloc(n, d));
@@ -136,26 +126,11 @@ impl<'m> Tape<'m> {
                     dx.tensor
                 }
             };
-            device.run(0, || scatter(dh.data_mut(), dx.data(), chunk, d));
+            device.scatter_add_rows(dh, &dx, &rows);
         }
         if let Some(dh) = dh {
             self.seed(h, dh);
         }
         scores
-    }
-}
-
-fn gather(x: &mut [f32], h: &[f32], labels: &[Label], d: usize) {
-    for (to, label) in x.chunks_exact_mut(d).zip(labels) {
-        let row = label.row as usize;
-        to.copy_from_slice(&h[row * d..(row + 1) * d]);
-    }
-}
-
-/// Accumulates, since several labels may name one row.
-fn scatter(dh: &mut [f32], dx: &[f32], labels: &[Label], d: usize) {
-    for (from, label) in dx.chunks_exact(d).zip(labels) {
-        let row = label.row as usize;
-        kernels::add(&mut dh[row * d..(row + 1) * d], from);
     }
 }

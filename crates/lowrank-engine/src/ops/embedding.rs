@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use lowrank_kernels as kernels;
-
 use crate::adapter::SiteId;
 use crate::tape::{Backward, Node, Tape, Var, VarId};
 use crate::tensor::Tensor;
@@ -25,20 +23,18 @@ impl<'m> Tape<'m> {
         let device = self.scope.device;
         let known = self.known_ids(table, ids);
         let mut x = device.alloc(ids.len(), table.weight.cols());
-        device.run(0, || {
-            table.weight.rows_of(&known, x.data_mut());
-            if table.scale != 1.0 {
-                kernels::scale(x.data_mut(), table.scale);
-            }
-        });
+        device.embedding(&mut x, &table.weight, &known);
+        if table.scale != 1.0 {
+            device.scale(&mut x, table.scale);
+        }
         let Some(adapter) = self.adapters.get(table.site) else { return Var::constant(x) };
         let saved = adapter.embed(&self.scope, ids, table.scale, &mut x);
         let out = self.id(true);
         if self.keeps(out) {
-            let out = out.expect("kept, so it has a number");
+            let out = out.expect("recorded, so it has an id");
             self.push(EmbeddingNode { table, ids: ids.to_vec(), saved, out });
         }
-        Var { tensor: x, id: out, recipe: None }
+        Var::output(x, out)
     }
 
     /// The ids with a row of the table in place of virtual tokens, whose rows are remembered.

@@ -3,13 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use lowrank_kernels::{self as kernels, Activation};
+use lowrank_kernels::Activation;
 
 use crate::device::Device;
-use crate::kept::Kept;
 use crate::scope::Scope;
-use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
-use crate::tensor::Tensor;
+use crate::tape::{Backward, Node, Recompute, Tape, Var, VarId};
+use crate::tensor::{Saved, Tensor};
 
 impl<'m> Tape<'m> {
     /// `gate, up: [N,F]` to `[N,F]`.
@@ -17,49 +16,53 @@ impl<'m> Tape<'m> {
         let device = self.scope.device;
         let out = self.id(gate.id.is_some() || up.id.is_some());
         if !self.keeps(out) {
-            return Var { tensor: gated(device, gate.tensor, &up.tensor, activation), id: out, recipe: None };
+            return Var::output(gated(device, gate.tensor, &up.tensor, activation), out);
         }
-        let out_id = out.expect("kept, so it has a number");
+        let out_id = out.expect("recorded, so it has an id");
         let ids = (gate.id, up.id);
-        let [kept_gate, kept_up] = [&gate, &up].map(|x| Kept::new(device, &x.tensor));
+        let [saved_gate, saved_up] = [&gate, &up].map(|x| device.save(&x.tensor));
         let h = gated(device, gate.tensor, &up.tensor, activation);
-        let recipe =
-            Rc::new(GatedRecipe { gate: kept_gate, up: kept_up, activation, again: RefCell::new(None) });
-        self.push(GatedNode { recipe: recipe.clone(), ids, out: out_id });
-        Var { tensor: h, id: out, recipe: Some(recipe) }
+        let recompute = Rc::new(GatedRecompute {
+            gate: saved_gate,
+            up: saved_up,
+            activation,
+            cached: RefCell::new(None),
+        });
+        self.push(GatedNode { recompute: recompute.clone(), ids, out: out_id });
+        Var { tensor: h, id: out, recompute: Some(recompute) }
     }
 }
 
 /// `act(gate) * up`, in the place of `gate` where no one else reads it.
 fn gated(device: &Device, mut gate: Tensor, up: &Tensor, activation: Activation) -> Tensor {
     if gate.is_unique() {
-        device.run(0, || kernels::gated_in_place(gate.data_mut(), up.data(), activation));
+        device.gated_in_place(&mut gate, up, activation);
         return gate;
     }
     let mut h = device.alloc(gate.rows(), gate.cols());
-    device.run(0, || kernels::gated(h.data_mut(), gate.data(), up.data(), activation));
+    device.gated(&mut h, &gate, up, activation);
     h
 }
 
-struct GatedRecipe {
-    gate: Kept,
-    up: Kept,
+struct GatedRecompute {
+    gate: Saved,
+    up: Saved,
     activation: Activation,
-    again: RefCell<Option<Tensor>>,
+    cached: RefCell<Option<Tensor>>,
 }
 
-impl Recipe for GatedRecipe {
+impl Recompute for GatedRecompute {
     fn get(&self, scope: &Scope<'_>) -> Tensor {
         let compute = || {
             let device = scope.device;
-            gated(device, self.gate.get(device), &self.up.get(device), self.activation)
+            gated(device, device.restore(&self.gate), &device.restore(&self.up), self.activation)
         };
-        self.again.borrow_mut().get_or_insert_with(compute).clone()
+        self.cached.borrow_mut().get_or_insert_with(compute).clone()
     }
 }
 
 struct GatedNode {
-    recipe: Rc<GatedRecipe>,
+    recompute: Rc<GatedRecompute>,
     ids: (Option<VarId>, Option<VarId>),
     out: VarId,
 }
@@ -68,22 +71,17 @@ impl<'m> Node<'m> for GatedNode {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dh) = back.take(self.out) else { return };
         // Those that read the output have run backward, so the inputs are ours to overwrite.
-        let GatedRecipe { gate, up, activation, .. } = Rc::try_unwrap(self.recipe)
+        let GatedRecompute { gate, up, activation, .. } = Rc::try_unwrap(self.recompute)
             .ok()
             .expect("no operation holds an activation longer than its backward");
         let (device, rows, cols) = (back.scope.device, dh.rows(), dh.cols());
-        let [gate, up] = if device.rounds_kept() {
+        let [gate, up] = if device.saves_int16() {
             let (mut dgate, mut dup) = (device.own(dh), device.alloc(rows, cols));
-            device.run(0, || {
-                let (dgate, dup) = (dgate.data_mut(), dup.data_mut());
-                kernels::gated_backward(dgate, dup, gate.numbers(), up.numbers(), activation);
-            });
+            device.gated_backward(&mut dgate, &mut dup, &gate, &up, activation);
             [dgate, dup]
         } else {
-            let [mut gate, mut up] = [gate, up].map(|x| x.take(device));
-            device.run(0, || {
-                kernels::gated_backward_in_place(gate.data_mut(), up.data_mut(), dh.data(), activation);
-            });
+            let [mut gate, mut up] = [gate, up].map(|x| device.take_saved(x));
+            device.gated_backward_in_place(&mut gate, &mut up, &dh, activation);
             [gate, up]
         };
         for (id, gradient) in [(self.ids.0, gate), (self.ids.1, up)] {

@@ -2,11 +2,10 @@
 
 use std::rc::Rc;
 
-use lowrank_kernels::{self as kernels, LinearRef};
-
 use crate::adapter::{Accumulator, SiteId};
+use crate::backend::WeightView;
 use crate::scope::Scope;
-use crate::tape::{Backward, Node, Recipe, Tape, Var, VarId};
+use crate::tape::{Backward, Node, Recompute, Tape, Var, VarId};
 use crate::tensor::Tensor;
 use crate::weight::FrozenWeight;
 
@@ -17,9 +16,9 @@ pub struct Linear {
     /// `W: [O,K]`, or `[K,O]` where stored transposed.
     pub weight: FrozenWeight,
     /// `b: [O]`.
-    pub bias: Option<Vec<f32>>,
-    /// Whether the weight is stored transposed (GPT-2). It is read as it lies all the same: the products of
-    /// the forward and the backward pass change places.
+    pub bias: Option<Tensor>,
+    /// Whether the weight is stored transposed (GPT-2). It is read as it lies all the same: forward and backward swap
+    /// kernels.
     pub transposed: bool,
 }
 
@@ -35,62 +34,35 @@ impl Linear {
     }
 
     /// The same layer with another bias. The weight is shared.
-    pub fn with_bias(&self, bias: Vec<f32>) -> Self {
+    pub fn with_bias(&self, bias: Tensor) -> Self {
         let Self { site, weight, transposed, .. } = self;
         Self { site: *site, weight: weight.clone(), bias: Some(bias), transposed: *transposed }
     }
 
-    /// The product with the stored matrix, or with its transpose.
-    fn kernel(&self, backward: bool) -> fn(&mut [f32], &[f32], &kernels::WeightRef<'_>, usize, f32) {
-        match (backward, self.weight.bf16_products()) {
-            (false, false) => kernels::linear,
-            (true, false) => kernels::linear_backward,
-            (false, true) => kernels::linear_bf16,
-            (true, true) => kernels::linear_backward_bf16,
-        }
+    /// The layer as a backend reads it.
+    pub fn view(&self) -> WeightView<'_> {
+        WeightView { weight: &self.weight, bias: self.bias.as_ref(), transposed: self.transposed }
     }
 
     /// `y = beta y + x W^T + b` for `x: [N,K]`, `y: [N,O]`; `beta` is 1, or 0, with which `y` is only written.
     pub fn forward(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor, beta: f32) {
-        let (n, o) = (y.rows(), y.cols());
         let Some(bias) = &self.bias else { return self.product(scope, x, y, beta) };
         if beta == 0.0 {
-            return self.product_onto(scope, x, None, y);
+            return scope.device.linear_add(y, x, self.view(), None);
         }
-        scope.device.run(0, || kernels::add_bias(y.data_mut(), bias, n, o));
+        scope.device.add_bias(y, bias);
         self.product(scope, x, y, 1.0);
-    }
-
-    /// `y = residual + x W^T + b`.
-    fn product_onto(&self, scope: &Scope<'_>, x: &Tensor, residual: Option<&Tensor>, y: &mut Tensor) {
-        let n = x.rows();
-        scope.device.run(2 * n * x.cols() * y.cols(), || {
-            let layer = LinearRef {
-                weight: self.weight.view(),
-                bias: self.bias.as_deref(),
-                transposed: self.transposed,
-                rounded: self.weight.bf16_products(),
-            };
-            kernels::linear_add(y.data_mut(), x.data(), &layer, n, residual.map(Tensor::data));
-        });
     }
 
     /// The same without bias.
     pub fn product(&self, scope: &Scope<'_>, x: &Tensor, y: &mut Tensor, beta: f32) {
-        let n = x.rows();
-        let product = self.kernel(self.transposed);
-        scope.device.run(2 * n * x.cols() * y.cols(), || {
-            product(y.data_mut(), x.data(), &self.weight.view(), n, beta);
-        });
+        scope.device.linear(y, x, self.view(), beta);
     }
 
     /// `dx += dy W` for `dy: [N,O]`, `dx: [N,K]`.
     pub fn backward(&self, scope: &Scope<'_>, dy: &Tensor, dx: &mut Accumulator) {
-        let (n, beta) = (dy.rows(), dx.beta());
-        let product = self.kernel(!self.transposed);
-        scope.device.run(2 * n * dy.cols() * dx.tensor.cols(), || {
-            product(dx.tensor.data_mut(), dy.data(), &self.weight.view(), n, beta);
-        });
+        let beta = dx.beta();
+        scope.device.linear_backward(&mut dx.tensor, dy, self.view(), beta);
     }
 }
 
@@ -103,15 +75,15 @@ impl<'m> Tape<'m> {
         let adapter = self.adapters.get(layer.site);
         let residual_id = residual.as_ref().and_then(|r| r.id);
         let alone = residual.as_mut().is_some_and(|r| r.tensor.is_unique());
-        let (mut y, onto, beta) = match residual.map(|r| r.tensor) {
-            // A recipe makes its numbers anew and does not hold these.
+        let (mut y, added, beta) = match residual.map(|r| r.tensor) {
+            // What computes it again does not hold this tensor.
             Some(r) if alone || adapter.is_some() => (scope.device.own(r), None, 1.0),
             residual => (scope.alloc(n, o), residual, 0.0),
         };
-        let saved = match (adapter, &onto) {
+        let saved = match (adapter, &added) {
             (Some(adapter), _) => Some(adapter.forward(&scope, layer, &x.tensor, &mut y, beta)),
             (None, Some(residual)) => {
-                layer.product_onto(&scope, &x.tensor, Some(residual), &mut y);
+                scope.device.linear_add(&mut y, &x.tensor, layer.view(), Some(residual));
                 None
             }
             (None, None) => {
@@ -123,15 +95,15 @@ impl<'m> Tape<'m> {
         let out = self.id(x.id.is_some() || residual_id.is_some() || adapter.is_some());
         if self.keeps(out) {
             let adapted = saved.map(|saved| Adapted { saved, x: x.save(&scope) });
-            let out = out.expect("kept, so it has a number");
+            let out = out.expect("recorded, so it has an id");
             self.push(LinearNode { layer, adapted, x: x.id, residual: residual_id, out });
         }
-        Var { tensor: y, id: out, recipe: None }
+        Var::output(y, out)
     }
 }
 
 struct Adapted<'m> {
-    x: Rc<dyn Recipe + 'm>,
+    x: Rc<dyn Recompute + 'm>,
     saved: Vec<Tensor>,
 }
 

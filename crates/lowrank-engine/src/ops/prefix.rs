@@ -5,7 +5,7 @@ use crate::params::Grads;
 use crate::scope::Scope;
 use crate::tensor::Tensor;
 
-/// Which of a prefix's numbers belong where.
+/// Which part of a prefix belongs where.
 #[derive(Clone, Copy)]
 pub(super) struct Part {
     pub prefix: Prefix,
@@ -15,39 +15,23 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Where the numbers of virtual token `token` are, `width` of them, in rows of `cols`.
-    fn at(&self, token: usize, width: usize, cols: usize) -> std::ops::Range<usize> {
-        let start = token * cols + (2 * self.layer + self.which) * width;
+    /// The columns of this part, `width` of them, in the row of a virtual token.
+    fn columns(&self, width: usize) -> std::ops::Range<usize> {
+        let start = (2 * self.layer + self.which) * width;
         start..start + width
     }
 
     /// `x: [N, width]` with the rows of virtual tokens replaced.
     pub fn put(&self, scope: &Scope<'_>, x: Tensor, rows: &[(usize, usize)]) -> Tensor {
-        let width = x.cols();
         let mut x = scope.device.own(x);
-        let param = scope.params.get(self.prefix.param);
-        scope.device.run(0, || {
-            let data = x.data_mut();
-            for &(row, token) in rows {
-                let numbers = &param.value[self.at(token, width, param.cols)];
-                data[row * width..(row + 1) * width].copy_from_slice(numbers);
-            }
-        });
+        let columns = self.columns(x.cols());
+        scope.device.replace_rows(&mut x, scope.params.tensor(self.prefix.param), columns, rows);
         x
     }
 
     /// Accumulates the gradients of the replaced rows, which go no further.
     pub fn take(&self, scope: &Scope<'_>, grads: &mut Grads, dx: &mut Tensor, rows: &[(usize, usize)]) {
-        let width = dx.cols();
-        let cols = scope.params.get(self.prefix.param).cols;
-        scope.device.run(0, || {
-            let (data, gradient) = (dx.data_mut(), grads.get_mut(self.prefix.param));
-            for &(row, token) in rows {
-                let from = &mut data[row * width..(row + 1) * width];
-                let to = &mut gradient[self.at(token, width, cols)];
-                to.iter_mut().zip(&*from).for_each(|(to, from)| *to += from);
-                from.fill(0.0);
-            }
-        });
+        let columns = self.columns(dx.cols());
+        scope.device.replace_rows_backward(grads.get_mut(self.prefix.param), dx, columns, rows);
     }
 }

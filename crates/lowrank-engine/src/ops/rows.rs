@@ -2,13 +2,8 @@
 
 use std::ops::Range;
 
-use lowrank_kernels as kernels;
-
 use crate::tape::{Backward, Node, Tape, Var, VarId};
 use crate::tensor::Tensor;
-
-/// Shorter rows are not made longer than `row / MIN_NORM` (`torch.nn.functional.normalize`).
-const MIN_NORM: f32 = 1e-12;
 
 impl<'m> Tape<'m> {
     /// `y[i] = h[rows[i]]`: `[N,D]` to `[rows, D]`. A row may come more than once.
@@ -21,23 +16,12 @@ impl<'m> Tape<'m> {
         let (n, d) = (h.tensor.rows(), h.tensor.cols());
         assert!(ranges.iter().all(|r| !r.is_empty() && r.end <= n), "ranges of rows within {n}");
         let mut y = self.scope.alloc(ranges.len(), d);
-        self.scope.device.run(0, || {
-            let h = h.tensor.data();
-            for (to, range) in y.data_mut().chunks_exact_mut(d).zip(ranges) {
-                to.copy_from_slice(&h[range.start * d..(range.start + 1) * d]);
-                for row in range.start + 1..range.end {
-                    kernels::add(to, &h[row * d..(row + 1) * d]);
-                }
-                if range.len() > 1 {
-                    kernels::scale(to, 1.0 / range.len() as f32);
-                }
-            }
-        });
+        self.scope.device.mean_rows(&mut y, &h.tensor, ranges);
         let out = self.id(h.id.is_some());
         if let (true, Some(h), Some(out)) = (self.keeps(out), h.id, out) {
             self.push(MeanNode { h, n, ranges: ranges.to_vec(), out });
         }
-        Var { tensor: y, id: out, recipe: None }
+        Var::output(y, out)
     }
 
     /// `y = x / |x|`, row by row.
@@ -45,19 +29,12 @@ impl<'m> Tape<'m> {
         let (n, d) = (x.tensor.rows(), x.tensor.cols());
         let mut y = self.scope.alloc(n, d);
         let mut norms = self.scope.alloc(n, 1);
-        self.scope.device.run(0, || {
-            let rows = y.data_mut().chunks_exact_mut(d).zip(x.tensor.data().chunks_exact(d));
-            for ((y, x), norm) in rows.zip(norms.data_mut()) {
-                *norm = (kernels::sum_squares(x).sqrt() as f32).max(MIN_NORM);
-                y.copy_from_slice(x);
-                kernels::scale(y, 1.0 / *norm);
-            }
-        });
+        self.scope.device.normalize_rows(&mut y, &mut norms, &x.tensor);
         let out = self.id(x.id.is_some());
         if let (true, Some(x), Some(out)) = (self.keeps(out), x.id, out) {
             self.push(NormalizeNode { x, y: y.clone(), norms, out });
         }
-        Var { tensor: y, id: out, recipe: None }
+        Var::output(y, out)
     }
 }
 
@@ -75,19 +52,11 @@ impl<'m> Node<'m> for MeanNode {
         let d = dy.cols();
         let mut dh = back.open(self.h, self.n, d);
         let fresh = dh.beta() == 0.0;
-        let mut dy = back.scope.device.own(dy);
-        back.scope.device.run(0, || {
-            let dh = dh.tensor.data_mut();
-            if fresh {
-                dh.fill(0.0);
-            }
-            for (dy, range) in dy.data_mut().chunks_exact_mut(d).zip(&self.ranges) {
-                kernels::scale(dy, 1.0 / range.len() as f32);
-                for row in range.clone() {
-                    kernels::add(&mut dh[row * d..(row + 1) * d], dy);
-                }
-            }
-        });
+        let device = back.scope.device;
+        if fresh {
+            device.fill(&mut dh.tensor, 0.0);
+        }
+        device.mean_rows_backward(&mut dh.tensor, &dy, &self.ranges);
         back.put(self.h, dh);
     }
 }
@@ -105,16 +74,7 @@ impl<'m> Node<'m> for NormalizeNode {
         let Some(dy) = back.take(self.out) else { return };
         let (n, d) = (dy.rows(), dy.cols());
         let mut dx = back.scope.alloc(n, d);
-        back.scope.device.run(0, || {
-            let rows = dy.data().chunks_exact(d).zip(self.y.data().chunks_exact(d));
-            for (((dy, y), dx), norm) in rows.zip(dx.data_mut().chunks_exact_mut(d)).zip(self.norms.data()) {
-                let along: f32 =
-                    if *norm > MIN_NORM { dy.iter().zip(y).map(|(a, b)| a * b).sum() } else { 0.0 };
-                for ((dx, dy), y) in dx.iter_mut().zip(dy).zip(y) {
-                    *dx = (dy - y * along) / norm;
-                }
-            }
-        });
+        back.scope.device.normalize_rows_backward(&mut dx, &dy, &self.y, &self.norms);
         back.add(self.x, dx);
     }
 }
@@ -122,6 +82,8 @@ impl<'m> Node<'m> for NormalizeNode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lowrank_kernels as kernels;
+
     use crate::{ActiveAdapters, Device, Grads, Params, Record, Scope};
 
     fn numbers(n: usize, seed: u64) -> Vec<f32> {
@@ -141,14 +103,14 @@ mod tests {
         let (params, adapters) = (Params::default(), ActiveAdapters::default());
         let scope = Scope { device: &device, params: &params, dropout: None };
         let mut tape = Tape::new(scope, &adapters, Record::All);
-        let x = Var { tensor: device.tensor(n, x.len() / n, x), id: tape.id(true), recipe: None };
+        let x = Var { tensor: device.tensor(n, x.len() / n, x), id: tape.id(true), recompute: None };
         let y = op(&mut tape, &x);
         let seed = device.tensor(y.tensor.rows(), y.tensor.cols(), w);
-        let loss = y.tensor.data().iter().zip(w).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum();
+        let loss = y.tensor.values().iter().zip(w).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum();
         tape.seed(&y, seed);
         let [dx] = tape.backward_to(&mut Grads::default(), [x.id]);
         let dx = dx.unwrap();
-        (loss, dx.data().to_vec())
+        (loss, dx.to_vec())
     }
 
     fn check(n: usize, d: usize, out_rows: usize, op: impl for<'m> Fn(&mut Tape<'m>, &Var<'m>) -> Var<'m>) {

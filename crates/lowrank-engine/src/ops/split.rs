@@ -1,7 +1,5 @@
 //! Parts of a fused projection: `x = [x_1 | x_2 | ..]` by columns, such as query, key and value.
 
-use lowrank_kernels as kernels;
-
 use crate::tape::{Backward, Node, Tape, Var, VarId};
 use crate::tensor::Tensor;
 
@@ -14,10 +12,10 @@ impl<'m> Tape<'m> {
         let mut at = 0;
         let parts = widths.map(|width| {
             let mut part = device.alloc(n, width);
-            device.run(0, || kernels::copy_columns(part.data_mut(), x.tensor.data(), n, 0, at, width));
+            device.copy_columns(&mut part, &x.tensor, 0, at, width);
             at += width;
             let id = self.id(x.id.is_some());
-            Var { tensor: part, id, recipe: None }
+            Var::output(part, id)
         });
         if let (Some(id), true) = (x.id, self.keeps(x.id)) {
             let parts = parts.iter().map(|part| (part.id, part.tensor.cols())).collect();
@@ -30,7 +28,7 @@ impl<'m> Tape<'m> {
 struct SplitNode {
     x: VarId,
     rows: usize,
-    /// Number and width of each part.
+    /// Id and width of each part.
     parts: Vec<(Option<VarId>, usize)>,
 }
 
@@ -46,10 +44,10 @@ impl<'m> Node<'m> for SplitNode {
         let mut dx = device.alloc(self.rows, cols);
         let mut at = 0;
         for (dy, width) in &parts {
-            device.run(0, || match dy {
-                Some(dy) => kernels::copy_columns(dx.data_mut(), dy.data(), self.rows, at, 0, *width),
-                None => dx.data_mut().chunks_exact_mut(cols).for_each(|row| row[at..at + width].fill(0.0)),
-            });
+            match dy {
+                Some(dy) => device.copy_columns(&mut dx, dy, at, 0, *width),
+                None => device.fill_columns(&mut dx, at, *width, 0.0),
+            }
             at += width;
         }
         back.add(self.x, dx);

@@ -1,7 +1,7 @@
 //! Neighbours side by side: `y[t, i K + k] = x[t + k - (K - 1) / 2, i]` within a segment, 0 beyond its ends. A linear
 //! layer over that is a one-dimensional convolution with zero padding.
 
-use lowrank_kernels::{self as kernels, Segment};
+use lowrank_kernels::Segment;
 
 use crate::tape::{Backward, Node, Tape, Var, VarId};
 
@@ -11,12 +11,12 @@ impl<'m> Tape<'m> {
         let device = self.scope.device;
         let (n, d) = (x.tensor.rows(), x.tensor.cols());
         let mut y = device.alloc(n, d * kernel);
-        device.run(0, || kernels::unfold(y.data_mut(), x.tensor.data(), d, kernel, segments));
+        device.unfold(&mut y, &x.tensor, kernel, segments);
         let out = self.id(x.id.is_some());
         if let (true, Some(x), Some(out)) = (self.keeps(out), x.id, out) {
             self.push(UnfoldNode { width: d, kernel, segments, x, out });
         }
-        Var { tensor: y, id: out, recipe: None }
+        Var::output(y, out)
     }
 }
 
@@ -32,9 +32,7 @@ impl<'m> Node<'m> for UnfoldNode<'m> {
     fn backward(self: Box<Self>, back: &mut Backward<'_, 'm>) {
         let Some(dy) = back.take(self.out) else { return };
         let mut dx = back.scope.alloc(dy.rows(), self.width);
-        back.scope.device.run(0, || {
-            kernels::unfold_backward(dx.data_mut(), dy.data(), self.width, self.kernel, self.segments);
-        });
+        back.scope.device.unfold_backward(&mut dx, &dy, self.kernel, self.segments);
         back.add(self.x, dx);
     }
 }

@@ -442,7 +442,7 @@ impl Model for Deberta {
             let place = batch.place(i, self.layers.len());
             // The convolution behind the first block reads every row of it.
             let inner = if convolution.is_some() { Place { wanted: None, ..place } } else { place };
-            x = tape.block_beside(x, table.clone(), move |tape, x, table| {
+            x = tape.block_with_shared_input(x, table.clone(), move |tape, x, table| {
                 layer.forward(tape, x, table.as_ref(), attention.clone(), inner)
             });
             if let Some((convolution, input)) = convolution {

@@ -22,7 +22,7 @@ pub(super) struct Lanes<'m> {
     device: &'m Device,
     params: &'m Params,
     adapters: &'m ActiveAdapters,
-    pub rows: Rows<'m>,
+    pub rows: Rows,
 }
 
 impl<'m> Lanes<'m> {
@@ -138,7 +138,7 @@ impl<'m> Lanes<'m> {
         if pass.outputs.is_empty() {
             return Vec::new();
         }
-        tape.logits(self.head, &h).data().to_vec()
+        self.device.to_vec(&tape.logits(self.head, &h))
     }
 }
 

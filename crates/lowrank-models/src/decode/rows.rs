@@ -32,18 +32,17 @@ struct Block {
 }
 
 /// The cache and its blocks.
-pub(super) struct Rows<'m> {
-    device: &'m Device,
+pub(super) struct Rows {
     cache: RefCell<KvCache>,
     capacity: usize,
     blocks: Vec<Option<Block>>,
 }
 
-impl<'m> Rows<'m> {
+impl Rows {
     /// An empty cache of at most `capacity` rows (`usize::MAX` for no bound) for layers with keys (and values) of the given widths.
-    pub fn new(device: &'m Device, kv_widths: &[usize], capacity: usize) -> Self {
+    pub fn new(device: &Device, kv_widths: &[usize], capacity: usize) -> Self {
         let cache = RefCell::new(KvCache::new(device, 0, kv_widths));
-        Self { device, cache, capacity, blocks: Vec::new() }
+        Self { cache, capacity, blocks: Vec::new() }
     }
 
     /// The keys and values themselves.
@@ -215,7 +214,7 @@ impl<'m> Rows<'m> {
         if rows > have {
             // Room for the requests that are here, and for as many more that a row is copied a few times only.
             let ahead = self.committed().min(2 * have + 16 * ROWS_AHEAD).max(have + have / 4);
-            self.cache.borrow_mut().grow(self.device, rows.max(ahead).min(self.capacity));
+            self.cache.borrow_mut().grow(rows.max(ahead).min(self.capacity));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Models with the head that a task needs.
 
-use lowrank_engine::{FrozenWeight, Linear, LmHead, Site, SiteKind, Tape, Var, kernels};
+use lowrank_engine::{FrozenWeight, Linear, LmHead, Site, SiteKind, Tape, Tensor, Var, kernels};
 use lowrank_files::Tensors;
 use serde_json::Value;
 
@@ -98,7 +98,7 @@ impl NewLayers<'_> {
         let weight = FrozenWeight::from_f32(outputs, inputs, &weight);
         self.fresh.push(path.to_owned());
         let site = self.loader.site(path, SiteKind::Linear, inputs, outputs, bias);
-        Ok(Linear { site, weight, bias: bias.then(|| vec![0.0; outputs]), transposed: false })
+        Ok(Linear { site, weight, bias: bias.then(|| Tensor::vector(vec![0.0; outputs])), transposed: false })
     }
 }
 

@@ -196,26 +196,38 @@ impl RopeTable {
     pub fn at(&self, device: &Device, positions: &[u32], lengths: &[u32]) -> Rope {
         let (n, pairs) = (positions.len(), self.pairs());
         let (mut cos, mut sin) = (device.alloc(n, pairs), device.alloc(n, pairs));
-        device.run(0, || {
-            let mut grown = (0, Vec::new());
-            let rows = cos.data_mut().chunks_exact_mut(pairs).zip(sin.data_mut().chunks_exact_mut(pairs));
-            for ((&position, &length), (cos, sin)) in positions.iter().zip(lengths).zip(rows) {
-                let frequencies = match (self.dynamic, &self.long) {
+        // The frequencies of each row are one of several sets, by the length of its sequence.
+        let mut frequencies = self.inverse.clone();
+        let mut sets = Vec::with_capacity(n);
+        let (mut lengths_of, mut last) = (Vec::new(), (0, 0));
+        let add = |frequencies: &mut Vec<f32>, set: &[f32]| {
+            frequencies.extend_from_slice(set);
+            (frequencies.len() / set.len() - 1) as u32
+        };
+        for &length in lengths {
+            if last.0 != length {
+                last = match (self.dynamic, &self.long) {
                     (Some(d), _) if length as usize > d.max_positions => {
-                        if grown.0 != length {
-                            grown = (length, self.grown(d, length));
-                        }
-                        &grown.1
+                        let known = lengths_of.iter().find(|(known, _)| *known == length);
+                        let set = known.map_or_else(
+                            || add(&mut frequencies, &self.grown(d, length)),
+                            |(_, set): &(u32, u32)| *set,
+                        );
+                        lengths_of.push((length, set));
+                        (length, set)
                     }
-                    (_, Some(long)) if length as usize > long.original => &long.inverse,
-                    _ => &self.inverse,
+                    (_, Some(long)) if length as usize > long.original => {
+                        let known = lengths_of.first().map(|(_, set)| *set);
+                        let set = known.unwrap_or_else(|| add(&mut frequencies, &long.inverse));
+                        lengths_of.push((length, set));
+                        (length, set)
+                    }
+                    _ => (length, 0),
                 };
-                for ((c, s), f) in cos.iter_mut().zip(sin).zip(frequencies) {
-                    let (sine, cosine) = (position as f32 * f).sin_cos();
-                    (*c, *s) = (cosine * self.attention_factor, sine * self.attention_factor);
-                }
             }
-        });
+            sets.push(last.1);
+        }
+        device.rope_table(&mut cos, &mut sin, positions, &sets, &frequencies, self.attention_factor);
         Rope { cos, sin }
     }
 

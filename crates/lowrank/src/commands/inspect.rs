@@ -118,7 +118,7 @@ fn adapter(dir: &Path) -> Result<(Vec<Value>, Value)> {
                 let param = set.params.get(id);
                 let name = param.name.strip_prefix(&format!("{}.", l.site.path)).unwrap_or(&param.name);
                 row[format!("norm of {}", name.trim_end_matches(".weight"))] =
-                    format!("{:.4}", norm(&param.value)).into();
+                    format!("{:.4}", norm(param.values())).into();
             }
             if let Some(norm) = set.delta_norm(l) {
                 row["norm of delta"] = format!("{norm:.4}").into();

@@ -71,6 +71,13 @@ impl Expected {
     }
 }
 
+/// Adds `by` to one value of a parameter.
+pub fn nudge(params: &mut lowrank::engine::Params, id: lowrank::engine::ParamId, at: usize, by: f32) {
+    let mut values = params.values(id).to_vec();
+    values[at] += by;
+    params.set(id, values);
+}
+
 /// Largest difference, as a share of the largest expected number, at most `tolerance`.
 pub fn close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{what}: how many");
@@ -110,7 +117,7 @@ pub fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f
         wanted: None,
     };
     let h = session.model.hidden(&mut tape, &batch);
-    tape.logits(session.model.lm_head().unwrap(), &h).data().to_vec()
+    tape.logits(session.model.lm_head().unwrap(), &h).to_vec()
 }
 
 /// An example from Hugging Face's ids and labels (-100: no loss).
