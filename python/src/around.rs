@@ -62,7 +62,7 @@ pub fn dropout(
     threads: usize,
 ) -> PyResult<()> {
     if !(0.0..=1.0).contains(&p) {
-        return Err(PyValueError::new_err(format!("{p} is no probability")));
+        return Err(PyValueError::new_err(format!("{p} is not a probability")));
     }
     // SAFETY: the caller's tensors of `n` numbers; `to` is new.
     let work = || unsafe { kernels::dropout(write(to, n), read(from, n), p, seed, 0) };

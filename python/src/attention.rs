@@ -51,7 +51,7 @@ impl Attention {
             )));
         }
         if !(0.0..=1.0).contains(&p) {
-            return Err(PyValueError::new_err(format!("{p} is no probability")));
+            return Err(PyValueError::new_err(format!("{p} is not a probability")));
         }
         let dropout = (p > 0.0).then_some(AttentionDropout { p, seed });
         let shape =

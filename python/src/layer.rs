@@ -58,7 +58,7 @@ pub fn packed_bytes(name: &str, rows: usize, cols: usize) -> PyResult<usize> {
     let format = format(name)?;
     format.matrix_bytes(rows, cols).ok_or_else(|| {
         let block = format.block_len();
-        PyValueError::new_err(format!("{cols} columns are no whole number of {name} blocks of {block}"))
+        PyValueError::new_err(format!("{cols} columns are not a whole number of {name} blocks of {block}"))
     })
 }
 

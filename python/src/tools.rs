@@ -203,7 +203,7 @@ impl AdapterFile {
         drop: Option<&str>,
     ) -> PyResult<(Self, Vec<String>)> {
         let (lora, gone) = free(py, 0, || {
-            let wrong = |e| Error::Usage(format!("drop is no regular expression: {e}"));
+            let wrong = |e| Error::Usage(format!("drop is not a regular expression: {e}"));
             let drop = drop.map(Regex::new).transpose().map_err(wrong)?;
             Ok(prune(&self.lora, &Prune { density, min_norm, drop })?)
         })?;

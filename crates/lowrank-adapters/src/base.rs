@@ -64,7 +64,7 @@ pub fn whole_weight(base: &dyn BaseWeights, site: &Site) -> Result<Vec<f32>, Err
     let (rows, cols) = (site.out_features, site.in_features);
     let wrong = |what: String| Error::Config(format!("{}: {what}", site.path));
     let bytes =
-        format.matrix_bytes(rows, cols).ok_or_else(|| wrong("its rows are no whole blocks".into()))?;
+        format.matrix_bytes(rows, cols).ok_or_else(|| wrong("its rows are not whole blocks".into()))?;
     let mut quantised = vec![0; bytes];
     let fill = |row: usize, out: &mut [f32]| out.copy_from_slice(&w[row * cols..][..cols]);
     quantize_matrix(format, rows, cols, fill, &mut quantised).map_err(|e| wrong(e.to_string()))?;

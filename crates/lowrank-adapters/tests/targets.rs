@@ -62,7 +62,7 @@ fn layers_and_exclusions_narrow() {
     c.layers_to_transform = Some(OneOrMany::Many(vec![0, 2]));
     assert_eq!(found(&c).len(), 2);
     c.layers_to_transform = Some(OneOrMany::Many(Vec::new()));
-    assert_eq!(found(&c).len(), 3, "an empty list is no choice");
+    assert_eq!(found(&c).len(), 3, "an empty list is not a choice");
     c.layers_to_transform = Some(OneOrMany::Many(vec![0, 2]));
     c.layers_pattern = Some(OneOrMany::One("blocks".into()));
     assert!(targets(&c, &sites()).is_err());

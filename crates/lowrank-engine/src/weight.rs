@@ -51,7 +51,7 @@ impl FrozenWeight {
     ) -> Result<Self, Error> {
         if !cols.is_multiple_of(format.block_len()) {
             let blocks = format.name();
-            return Err(Error::Weight(format!("{cols} columns are no whole number of {blocks} blocks")));
+            return Err(Error::Weight(format!("{cols} columns are not a whole number of {blocks} blocks")));
         }
         let want =
             format.matrix_bytes(rows, cols).ok_or(Error::Weight(format!("{rows} x {cols} overflows")))?;
@@ -74,7 +74,7 @@ impl FrozenWeight {
         if let RowOrder::RopeInterleaved { head_dim } = order
             && (head_dim == 0 || !head_dim.is_multiple_of(2) || !rows.is_multiple_of(head_dim))
         {
-            return Err(Error::Weight(format!("{rows} rows are no whole number of heads of {head_dim}")));
+            return Err(Error::Weight(format!("{rows} rows are not a whole number of heads of {head_dim}")));
         }
         Ok(Self { format, rows, cols, order, storage, bf16_products: false })
     }

@@ -24,7 +24,7 @@ impl AtomicFile {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let folder = parent(path);
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let name = path.file_name().ok_or_else(|| Error::file(path, "is no file name"))?;
+        let name = path.file_name().ok_or_else(|| Error::file(path, "is not a file name"))?;
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary =
             folder.join(format!(".{}.{}-{number}.tmp", name.to_string_lossy(), std::process::id()));

@@ -39,7 +39,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         // A shard lies next to its index: anything else could read files the user never named.
         let plain = Path::new(file).components().eq([std::path::Component::Normal(file.as_ref())]);
         if !plain || file.contains(['/', '\\']) {
-            let what = format!("weight_map: names the file {}, which is no plain file name", shown(file));
+            let what = format!("weight_map: names the file {}, which is not a plain file name", shown(file));
             return Err(Error::tensor(path, tensor, what));
         }
     }

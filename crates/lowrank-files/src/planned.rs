@@ -32,7 +32,7 @@ impl Planned {
 
     fn shape(&self, name: &str) -> Result<[usize; 2]> {
         let shape = self.lock().shapes.get(name).copied();
-        shape.ok_or_else(|| Error::Planned(format!("{name} is no tensor of this model")))
+        shape.ok_or_else(|| Error::Planned(format!("{name} is not a tensor of this model")))
     }
 
     pub(crate) fn weight(&self, name: &str) -> Result<FrozenWeight> {

@@ -44,7 +44,7 @@ fn neighbours(kernel: usize, segments: &[Segment], mut f: impl FnMut(usize, usiz
 fn check(name: &str, wide: usize, narrow: usize, d: usize, kernel: usize) {
     assert!(kernel % 2 == 1 && d > 0, "{name}: a kernel of {kernel} over {d} numbers; it must be odd");
     assert_eq!(wide, narrow * kernel, "{name}: {wide} numbers for {narrow} and a kernel of {kernel}");
-    assert!(narrow.is_multiple_of(d), "{name}: {narrow} numbers are no whole number of rows of {d}");
+    assert!(narrow.is_multiple_of(d), "{name}: {narrow} numbers are not a whole number of rows of {d}");
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ impl Base {
         let path = Path::new(path_or_id);
         if let Some(size) = path_or_id.strip_prefix("gpt3:") {
             let config = gpt3::config(size).ok_or_else(|| {
-                Error::Config(format!("{path_or_id} is no size of GPT-3; there are {}", gpt3::sizes()))
+                Error::Config(format!("{path_or_id} is not a size of GPT-3; there are {}", gpt3::sizes()))
             })?;
             return Self::from_config(path, config);
         }
@@ -206,7 +206,7 @@ impl Base {
         match &self.chat_template {
             Some(Ok(template)) => Ok(template),
             Some(Err(why)) => Err(Error::file(&self.source, why.clone())),
-            None => Err(Error::file(&self.source, "has no chat template: it is no chat model")),
+            None => Err(Error::file(&self.source, "has no chat template: it is not a chat model")),
         }
     }
 

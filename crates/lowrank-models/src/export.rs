@@ -384,7 +384,7 @@ fn stream(
         RowOrder::Plain => 1,
         RowOrder::RopeInterleaved { head_dim } if rows.is_multiple_of(head_dim) => head_dim,
         RowOrder::RopeInterleaved { head_dim } => {
-            return Err(fail(format!("its {rows} rows are no whole number of heads of {head_dim}")));
+            return Err(fail(format!("its {rows} rows are not a whole number of heads of {head_dim}")));
         }
     };
     let step = (PIECE / cols / unit).max(1) * unit;

@@ -55,7 +55,7 @@ impl Pair {
             && b.shape[2..].iter().all(|axis| *axis == 1);
         if !fits || !alpha.is_finite() {
             let why = format!(
-                "A {:?} and B {:?} with alpha {alpha} are no pair (A [r, K], B [O, r])",
+                "A {:?} and B {:?} with alpha {alpha} are not a pair (A [r, K], B [O, r])",
                 a.shape, b.shape
             );
             return Err(Error::names(why, vec![path.to_owned()]));

@@ -64,7 +64,7 @@ pub struct Prune {
 pub fn prune(lora: &Lora, how: &Prune) -> Result<(Lora, Vec<String>)> {
     for share in [how.density, how.min_norm].into_iter().flatten() {
         if !(0.0..=1.0).contains(&share) {
-            return Err(Error::Usage(format!("{share} is no share from 0 to 1")));
+            return Err(Error::Usage(format!("{share} is not a share from 0 to 1")));
         }
     }
     let mut result = lora.clone();

@@ -54,7 +54,7 @@ impl Tensor {
     /// # Panics
     /// Where it is none.
     pub fn transposed(&self) -> Self {
-        let &[rows, cols] = &self.shape[..] else { panic!("{:?} is no matrix", self.shape) };
+        let &[rows, cols] = &self.shape[..] else { panic!("{:?} is not a matrix", self.shape) };
         let data = (0..rows * cols).map(|i| self.data[i % rows * cols + i / rows]).collect();
         Self { shape: vec![cols, rows], data, dtype: self.dtype }
     }

@@ -137,7 +137,7 @@ fn gguf_has_llama_cpps_names_and_row_order() {
     }
     assert_eq!(read(&path, formats::gguf::FORMAT, &options).unwrap().pairs, lora.pairs);
     let alone = read(&path, formats::gguf::FORMAT, &Options::default()).unwrap_err().to_string();
-    assert!(alone.contains("--base") && alone.contains("q_proj") && !alone.contains("down_proj"), "{alone}");
+    assert!(alone.contains("`base`") && alone.contains("q_proj") && !alone.contains("down_proj"), "{alone}");
     let qwen = base(&dir.path().join("qwen"), "qwen2");
     assert!(read(&path, formats::gguf::FORMAT, &qwen).unwrap_err().to_string().contains("qwen2"));
 
@@ -268,7 +268,7 @@ fn kohya_files_of_other_kinds_are_refused_by_name() {
     let error = write(&llama([1, 1], 1.0), &path, formats::kohya::FORMAT, &Options::default())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("--component") && error.contains("model.layers.0"), "{error}");
+    assert!(error.contains("`component`") && error.contains("model.layers.0"), "{error}");
 }
 
 #[test]
@@ -360,7 +360,7 @@ fn one_model_of_a_pipeline_goes_to_peft_and_back() {
     let lora = diffusion();
     let dir = tempfile::tempdir().unwrap();
     let error = write(&lora, dir.path(), formats::peft::FORMAT, &Options::default()).unwrap_err().to_string();
-    assert!(error.contains("--component") && error.contains("text_encoder"), "{error}");
+    assert!(error.contains("`component`") && error.contains("text_encoder"), "{error}");
     let options = Options { component: Some("unet".into()), ..Options::default() };
     write(&lora, dir.path(), formats::peft::FORMAT, &options).unwrap();
     let unet = read(dir.path(), formats::peft::FORMAT, &Options::default()).unwrap();
@@ -389,7 +389,7 @@ fn the_papers_checkpoint_becomes_a_peft_folder_and_comes_back() {
         read(&file, formats::loralib::FORMAT, &Options::default())
             .unwrap_err()
             .to_string()
-            .contains("--alpha")
+            .contains("`alpha`")
     );
     let lora = read(&file, FileFormat::detect(&file).unwrap(), &options).unwrap();
     assert_eq!((lora.pairs.len(), lora.saved.len()), (24, 4));

@@ -68,13 +68,13 @@ impl Batches {
             return fail("more than 4294967295 examples");
         }
         if options.batch_size == 0 {
-            return fail("--batch-size must be at least 1");
+            return fail("`batch_size` must be at least 1");
         }
         if options.gradient_accumulation_steps == 0 {
-            return fail("--gradient-accumulation-steps must be at least 1");
+            return fail("`gradient_accumulation_steps` must be at least 1");
         }
         if options.prompt_group == 0 {
-            return fail("--prompt-group must be at least 1");
+            return fail("`prompt_group` must be at least 1");
         }
         let prompts =
             if options.shuffle && options.prompt_group > 1 { prompts(examples) } else { Vec::new() };

@@ -16,7 +16,7 @@ pub enum Error {
         reason: String,
     },
     /// A line of a data file that makes no example.
-    #[error("{}:{line}: {reason} (--skip-bad-lines leaves such lines out)", path.display())]
+    #[error("{}:{line}: {reason} (use `skip_bad_lines` to skip such lines)", path.display())]
     Line {
         /// The file.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum Error {
     /// A loss or gradient that is no number any more.
     #[error(
         "step {step}: the loss is {loss} and the gradient norm {grad_norm}; the last checkpoint is as it was. \
-         The examples of this step: {}. Lower --learning-rate or set --max-grad-norm",
+         The examples of this step: {}. Lower `learning_rate` or set `max_grad_norm`",
         examples.join(", ")
     )]
     NotFinite {
@@ -45,7 +45,7 @@ pub enum Error {
         examples: Vec<String>,
     },
     /// A run that cannot go on because it has no checkpoint.
-    #[error("{}: no checkpoint to resume from; leave --resume out to start a run", run.display())]
+    #[error("{}: no checkpoint to resume from; drop `resume` to start a run", run.display())]
     NoCheckpoint {
         /// The folder of the run.
         run: PathBuf,

@@ -47,12 +47,12 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let loaded = session.base.tensors.load_options();
     if (LoadOptions { shapes_only: false, ..loaded }) != options.load_options() {
         return Err(Error::Usage(
-            "the session was opened with another --quantize, --precision or --stream-base".into(),
+            "the session was opened with another `quantize`, `precision` or `stream_base`".into(),
         ));
     }
     if session.task.task != options.task {
         let (have, want) = (session.task.task.name(), options.task.name());
-        return Err(Error::Usage(format!("the session was opened for --task {have}, not {want}")));
+        return Err(Error::Usage(format!("the session was opened for the task {have}, not {want}")));
     }
     let train = session.read_data(&options.data, options, false)?;
     let eval = options.eval_data.as_ref().map(|path| session.read_data(path, options, false)).transpose()?;
@@ -167,7 +167,7 @@ pub fn finetune_with(
         if !options.force {
             let dir = out.display();
             return Err(Error::Usage(format!(
-                "{dir} holds another run: --resume goes on with it, --force replaces it"
+                "{dir} holds another run: use `resume` to continue it or `force` to replace it"
             )));
         }
         remove_run(out)?;

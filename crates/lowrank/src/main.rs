@@ -35,9 +35,7 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(code) => code,
         // Whoever read the output has seen enough.
-        Err(error) if error.io_error().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => {
-            ExitCode::SUCCESS
-        }
+        Err(error) if Stdout::is_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
             commands::say_error(Cli::command().find_subcommand(&name), &error.to_string());
             ExitCode::from(error.exit_code())

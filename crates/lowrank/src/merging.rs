@@ -43,7 +43,7 @@ impl MergeTarget {
             Some(name) => *allowed.iter().find(|f| f.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
                 let names: Vec<String> = allowed.iter().map(|f| f.name().to_lowercase()).collect();
                 let kind = if gguf { "a GGUF file" } else { "safetensors" };
-                Error::Usage(format!("--dtype {name:?} is not possible in {kind}: {}", names.join(", ")))
+                Error::Usage(format!("`dtype` {name:?} is not possible in {kind}: {}", names.join(", ")))
             })?,
         };
         Ok(if gguf { Self::Gguf(format) } else { Self::Folder(format) })
@@ -180,7 +180,7 @@ fn file_name(session: &Session, head: &Changes, name: &str) -> String {
 /// Whether every adapted layer has a tensor to merge into, in the base or in its new `head`.
 fn check(session: &Session, adapters: &AdapterSet, head: &Changes) -> Result<()> {
     if adapters.active.virtual_tokens > 0 {
-        let what = "a prompt or a prefix is no part of the weights, so it cannot be merged into them";
+        let what = "a prompt or a prefix is not part of the weights, so it cannot be merged into them";
         return Err(Error::Usage(what.to_owned()));
     }
     for layer in &adapters.layers {
@@ -191,7 +191,7 @@ fn check(session: &Session, adapters: &AdapterSet, head: &Changes) -> Result<()>
         let name = file_name(session, head, &format!("{}.weight", layer.site.path));
         if !is_new(head, &name) && !session.base.tensors.contains(&name) {
             return Err(Error::Usage(format!(
-                "{name} is no tensor of its own (it is tied to the embedding), so an adapter on it cannot be merged"
+                "{name} is not a tensor of its own (it is tied to the embedding), so an adapter on it cannot be merged"
             )));
         }
     }
@@ -304,7 +304,7 @@ fn write(
         MergeTarget::Gguf(_) if session.task.task != Task::Lm => {
             let task = session.task.task.name();
             return Err(Error::Usage(format!(
-                "GGUF has no place for the head of --task {task}; name a folder"
+                "GGUF has no place for the head of the task {task}; give a folder"
             )));
         }
         MergeTarget::Gguf(format) => save_gguf(&session.base, out, format, &mut fill)?,

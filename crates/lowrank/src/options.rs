@@ -49,7 +49,7 @@ options! {
     "Input and output" {
         /// Base model: Hugging Face folder, GGUF file or hub id.
         model: String = String::new();
-        /// Training data: .jsonl, .csv, .tsv, .conll, or the files of GLUE, E2E, WebNLG and DART.
+        /// Data: .jsonl, .csv, .tsv, .conll, or the files of GLUE, E2E, WebNLG and DART.
         data: PathBuf = PathBuf::new();
         /// Folder to write the adapter to.
         out: PathBuf = PathBuf::new();
@@ -69,12 +69,12 @@ options! {
         stream_base: bool = false;
     }
     "Adapter" {
-        /// Method: lora, ia3, vera, loha, lokr or adalora.
+        /// Method: lora, ia3, vera, loha, lokr, adalora or a baseline such as full or bitfit (default: lora).
         ///
-        /// Baselines of the LoRA paper: full (fine-tuning), top2 (the last two blocks; any number works), bitfit (biases),
-        /// linear-probe (the head), adapter layers (adapter-h of Houlsby, adapter-p of Pfeiffer, adapter-l of Lin, adapter-d
-        /// of AdapterDrop with `--peft-option drop_layers=5`), and virtual tokens (prompt for embeddings, prefix for keys and
-        /// values, with `--peft-option num_virtual_tokens=20`) (default: lora).
+        /// Baselines: full (fine-tuning), top2 (the last two blocks; any number works), bitfit (biases), linear-probe (the
+        /// head), adapter layers (adapter-h of Houlsby, adapter-p of Pfeiffer, adapter-l of Lin, adapter-d of AdapterDrop
+        /// with drop_layers=5 in peft_options), and virtual tokens (prompt for embeddings, prefix for keys and values, with
+        /// num_virtual_tokens=20 in peft_options).
         method: Option<String> = None;
         /// Rank.
         r: usize = 8;

@@ -76,7 +76,7 @@ impl Session {
         if let (None, Some(path)) = (dir, session.model.fresh().first()) {
             let (source, task) = (session.base.source.display(), session.task.task.name());
             return Err(Error::Usage(format!(
-                "{source} has no {path}, so no head for --task {task}: name an --adapter trained for it"
+                "{source} has no {path}, so no head for the task {task}: give an `adapter` that was trained for it"
             )));
         }
         Ok(session)
@@ -115,7 +115,7 @@ impl Session {
         session.check_quantised()?;
         if options.stream && session.base.tensors.converted() > 0 {
             return Err(Error::Usage(
-                "--stream-base reads weights from their file as they are; --quantize and --precision bf16 keep \
+                "`stream_base` reads weights from their file as they are; `quantize` and `precision` bf16 keep \
                  converted ones in memory"
                     .into(),
             ));
@@ -154,16 +154,16 @@ impl Session {
             if let Some(first) = left.first() {
                 let count = left.len();
                 eprintln!(
-                    "{count} matrices stay dense: their rows are no whole number of {name} blocks ({first})"
+                    "{count} matrices stay dense: their rows are not a whole number of {name} blocks ({first})"
                 );
             }
             return Ok(());
         }
         let why = match left.first() {
-            Some(first) => format!("rows of {first} are no whole number of {name} blocks"),
+            Some(first) => format!("rows of {first} are not a whole number of {name} blocks"),
             None => "its linear layers are quantised already".to_owned(),
         };
-        Err(Error::Usage(format!("{file}: --quantize has nothing to quantise: {why}")))
+        Err(Error::Usage(format!("{file}: `quantize` has nothing to quantize: {why}")))
     }
 
     /// The name in the files of a tensor that the model's sites call `name`: a bare model's lack the prefix.
@@ -190,7 +190,7 @@ impl Session {
                 if let (Task::Lm, Some(task)) = (self.task.task, read_task(dir)?) {
                     let (dir, task) = (dir.display(), task["task"].as_str().unwrap_or_default().to_owned());
                     return Err(Error::Usage(format!(
-                        "{dir} was trained for --task {task}: eval and predict use it, this is for language models"
+                        "{dir} was trained for the task {task}: use it with eval and predict; this is for language models"
                     )));
                 }
                 self.load_adapter(dir)?
@@ -302,7 +302,7 @@ impl Session {
     pub fn read_data(&self, path: &Path, options: &TrainOptions, unlabelled: bool) -> Result<Dataset> {
         if let Head::None = self.model.head() {
             return Err(Error::Usage(format!(
-                "{}: an encoder has no language-model head: choose --task mlm, embedding or one of classification",
+                "{}: an encoder has no language-model head: choose `task` mlm, embedding or one of classification",
                 self.base.source.display()
             )));
         }

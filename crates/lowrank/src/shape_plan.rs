@@ -54,12 +54,12 @@ pub struct ShapePlan {
 pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePlan> {
     let model = &*session.model;
     if model.lm_head().is_none() {
-        let what = "a plan by shape is for language models; give --data for the plan of another task";
+        let what = "a plan by shape is for language models; give `data` for the plan of another task";
         return Err(Error::Usage(what.to_owned()));
     }
     let tokens = options.max_seq_len.min(model.position_limit().unwrap_or(usize::MAX));
     if options.batch_size == 0 || tokens < 2 {
-        return Err(Error::Usage("--batch-size must be at least 1 and --max-seq-len at least 2".to_owned()));
+        return Err(Error::Usage("`batch_size` must be at least 1 and `max_seq_len` at least 2".to_owned()));
     }
     // One step is planned; how many there are matters to the schedule of ranks only.
     let mut adapters = AdapterSet::planned_new(

@@ -51,7 +51,7 @@ pub(crate) fn of_adapter(
         if task.has_labels() && labels.is_empty() {
             let source = base.source.display();
             return Err(Error::Usage(format!(
-                "{source} has no labels (id2label in config.json), so no head for --task {}: name an --adapter \
+                "{source} has no labels (id2label in config.json), so no head for the task {}: give an `adapter` \
                  trained for it",
                 task.name()
             )));
@@ -67,7 +67,7 @@ pub(crate) fn of_adapter(
     };
     if let Some(task) = task.filter(|task| *task != spec.task) {
         return Err(Error::Usage(format!(
-            "{} was trained for --task {}, not {}",
+            "{} was trained for the task {}, not {}",
             dir.display(),
             spec.task.name(),
             task.name()
@@ -109,7 +109,7 @@ fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &
     if labels.len() != outputs {
         let dir = dir.display();
         return Err(Error::Usage(format!(
-            "{dir} tells {outputs} classes apart; --labels names {}",
+            "{dir} tells {outputs} classes apart; `labels` names {}",
             labels.len()
         )));
     }
@@ -122,7 +122,7 @@ fn check_labels(labels: &[String]) -> Result<()> {
     let mut sorted = labels.to_vec();
     sorted.sort_unstable();
     if labels.len() < 2 || sorted.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(Error::Usage(format!("--labels {labels:?}: at least two different ones are needed")));
+        return Err(Error::Usage(format!("`labels` {labels:?}: at least two different ones are needed")));
     }
     Ok(())
 }

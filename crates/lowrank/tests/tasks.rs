@@ -292,7 +292,7 @@ fn bad_labels_and_tasks_are_refused() {
         case.refused(&[&args, more].concat(), parts);
     };
     let words = case.write("words.tsv", "text\tscore\na film\t3.5\na plot\tmany\n");
-    train("regression", &words, &[], &["words.tsv:3", "\"many\" is no number"]);
+    train("regression", &words, &[], &["words.tsv:3", "\"many\" is not a number"]);
     let one = case.write("one.csv", "text,label\na film,good\na plot,good\n");
     train("classification", &one, &[], &["one label only"]);
     train("pair-classification", &one, &[], &["--pair-column"]);

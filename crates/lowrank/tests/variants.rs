@@ -255,7 +255,7 @@ fn starts_that_need_data_say_so() {
         let said = made.err().unwrap().to_string();
         assert!(said.contains(part), "{said}");
     };
-    refused(json!({"init_lora_weights": "eva"}), "--batch-size");
+    refused(json!({"init_lora_weights": "eva"}), "`batch_size`");
     refused(json!({"init_lora_weights": "eva", "eva_config": {"rho": 0.5}}), "rho");
     refused(json!({"init_lora_weights": "eva", "eva_config": {"tau": 2.0}}), "tau");
     refused(json!({"init_lora_weights": "eva", "eva_config": {"rho": 9.0}}), "lower r or rho");

@@ -69,7 +69,7 @@ pub fn look(config: &LoraConfig, sites: &[Site], inputs: &mut dyn Inputs) -> Res
         let (mut sum, wrong) = observer.with(|c| (std::mem::take(&mut c.sum), c.wrong));
         if wrong {
             return Err(Error::Decomposition(format!(
-                "{}: an input of the layer is no number",
+                "{}: an input of the layer is not a number",
                 path(*target)
             )));
         }

@@ -219,7 +219,7 @@ pub fn look(
         if pass == LIMIT {
             return Err(Error::Config(format!(
                 "{}: its principal components still turn after {LIMIT} batches; lower tau of eva_config, raise \
-                 --batch-size (a batch needs at least r * rho tokens that are learned), or say use_label_mask=false",
+                 `batch_size` (a batch needs at least r * rho tokens that are learned), or say use_label_mask=false",
                 site(turning).path
             )));
         }

@@ -118,7 +118,7 @@ impl Lora {
         let weight = || match self.init {
             InitLoraWeights::Loftq if start.base.quantised(site).is_none() => {
                 let what = "loftq makes up for quantising, and this base is computed with as it is stored";
-                Err(Error::Config(format!("{}: {what} (--quantize nf4)", site.path)))
+                Err(Error::Config(format!("{}: {what} (`quantize` nf4)", site.path)))
             }
             InitLoraWeights::Loftq => {
                 let (mut lost, used) = (stored_weight(start.base, site)?, whole_weight(start.base, site)?);

@@ -80,10 +80,10 @@ impl Gguf {
         for (name, dims, format, offset) in described {
             let fail = |what: String| Error::tensor(path, &name, what);
             if offset % alignment != 0 {
-                return Err(fail(format!("offset {offset} is no multiple of the alignment {alignment}")));
+                return Err(fail(format!("offset {offset} is not a multiple of the alignment {alignment}")));
             }
             let size = byte_len(format, &dims).ok_or_else(|| {
-                fail(format!("shape {dims:?} is no whole number of {} blocks or overflows", format.name()))
+                fail(format!("shape {dims:?} is not a whole number of {} blocks or overflows", format.name()))
             })?;
             let from = start.checked_add(offset);
             let to = from.and_then(|from| from.checked_add(size));
@@ -230,7 +230,7 @@ impl Gguf {
             let mut shape = info.dims.clone();
             shape.reverse();
             if order != RowOrder::Plain && !shape[0].is_multiple_of(head_dim) {
-                let what = format!("its {} rows are no whole number of heads of {head_dim}", shape[0]);
+                let what = format!("its {} rows are not a whole number of heads of {head_dim}", shape[0]);
                 return Err(Error::tensor(self.path(), &info.name, what));
             }
             let bytes = info.bytes.clone();

@@ -37,7 +37,7 @@ pub(crate) fn read(file: &MappedFile) -> Result<Vec<Entry>> {
     } else if file.map.starts_with(&OLD_MAGIC) {
         read_old(&file.map)
     } else {
-        Err("is no file of torch.save: neither a zip archive nor its older format".into())
+        Err("is not a file of torch.save: neither a zip archive nor its older format".into())
     };
     entries.map_err(|what| Error::file(&file.path, what))
 }
@@ -107,7 +107,9 @@ fn read_old(bytes: &[u8]) -> Result<Vec<Entry>, String> {
     let sizes: HashMap<&str, u64> = machine.storages().map(|s| (s.key, item_size(s.dtype))).collect();
     let mut places = Places::new();
     for key in keys {
-        let Value::Text(key) = key else { return Err("names a storage by something that is no text".into()) };
+        let Value::Text(key) = key else {
+            return Err("names a storage by something that is not a text".into());
+        };
         let size = *sizes.get(key).ok_or_else(|| format!("holds a storage {} of no tensor", shown(key)))?;
         let cut = || format!("storage {}: the file ends before it: truncated", shown(key));
         let (count, rest) = bytes[at..].split_first_chunk::<8>().ok_or_else(cut)?;
@@ -144,7 +146,9 @@ fn entries<'a>(
     let mut entries = Vec::new();
     for (key, value) in items {
         let Some(tensor) = tensor(*value) else { continue };
-        let Value::Text(name) = key else { return Err("names a tensor by something that is no text".into()) };
+        let Value::Text(name) = key else {
+            return Err("names a tensor by something that is not a text".into());
+        };
         let entry = entry(machine, name, tensor, &place);
         entries.push(entry.map_err(|what| format!("tensor {}: {what}", shown(name)))?);
     }

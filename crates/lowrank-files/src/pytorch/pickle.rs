@@ -207,7 +207,7 @@ impl<'a> Machine<'a> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack[floor..].last() {
             Some(Value::Object(number)) => Ok(&mut self.objects[*number]),
-            _ => Err("changes a value that is no list or dictionary".into()),
+            _ => Err("changes a value that is not a list or dictionary".into()),
         }
     }
 
@@ -342,7 +342,7 @@ impl<'a> Machine<'a> {
             }
             0x93 => {
                 let (Value::Text(name), Value::Text(module)) = (self.pop()?, self.pop()?) else {
-                    return Err("names a global by something that is no text".into());
+                    return Err("names a global by something that is not a text".into());
                 };
                 self.push(Object::Global(Global::find(module, name)?));
             }
@@ -352,7 +352,7 @@ impl<'a> Machine<'a> {
                 self.pop()?;
                 // A dictionary's attributes (`_metadata` of a state_dict) say nothing about tensors.
                 let Object::Dict(_) = self.last()? else {
-                    return Err("sets the state of an object (BUILD) that is no dictionary".into());
+                    return Err("sets the state of an object (BUILD) that is not a dictionary".into());
                 };
             }
             b'.' => return self.pop().map(Some),
@@ -399,10 +399,10 @@ impl<'a> Machine<'a> {
     fn call(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let Some(Object::Tuple(arguments)) = self.object(arguments) else {
-            return Err("calls with something that is no tuple".into());
+            return Err("calls with something that is not a tuple".into());
         };
         let Some(Object::Global(function)) = self.object(function) else {
-            return Err("calls something that is no function".into());
+            return Err("calls something that is not a function".into());
         };
         let made = match (function, &arguments[..]) {
             (Global::OrderedDict, []) => Object::Dict(Vec::new()),
@@ -432,7 +432,7 @@ impl<'a> Machine<'a> {
 
     fn sizes(&self, value: Value<'a>) -> Result<Vec<u64>, String> {
         let Some(Object::Tuple(sizes)) = self.object(value) else {
-            return Err("sizes that are no tuple".into());
+            return Err("sizes that are not a tuple".into());
         };
         if sizes.len() > 8 {
             return Err(format!("a tensor of {} axes", sizes.len()));

@@ -113,7 +113,7 @@ impl Config {
         let wrong = |what: String| Err(fields::wrong(what));
         let (d, heads) = (c.hidden_size, c.num_attention_heads);
         if heads == 0 || d == 0 || !d.is_multiple_of(heads) {
-            return wrong(format!("hidden_size {d} is no multiple of num_attention_heads {heads}"));
+            return wrong(format!("hidden_size {d} is not a multiple of num_attention_heads {heads}"));
         }
         if c.head_dim() == 0 || c.head_dim() > 1 << 16 {
             return wrong(format!("attention_head_size is {}", c.head_dim()));

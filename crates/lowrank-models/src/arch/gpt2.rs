@@ -60,7 +60,7 @@ impl Config {
         let c: Self = fields::read(config)?;
         let wrong = |what: String| Err(fields::wrong(what));
         if c.n_head == 0 || c.n_embd == 0 || !c.n_embd.is_multiple_of(c.n_head) {
-            return wrong(format!("n_embd {} is no multiple of n_head {}", c.n_embd, c.n_head));
+            return wrong(format!("n_embd {} is not a multiple of n_head {}", c.n_embd, c.n_head));
         }
         match (c.is_gpt3(), c.window_size) {
             (true, None) => return wrong("window_size is missing: the band of GPT-3's banded layers".into()),

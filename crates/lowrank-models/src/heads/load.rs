@@ -47,12 +47,12 @@ pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box
         HeadKind::Language => {
             return match model.head() {
                 Head::Language(_) => Ok(model),
-                _ => none("language-model head: it cannot be trained or used with --task lm"),
+                _ => none("language-model head: it cannot be trained or used with `task` lm"),
             };
         }
         HeadKind::Masked => match masked(&mut new.loader, tensors, &layout, &*model)? {
             Some(head) => Head::Masked(head),
-            None => return none("masked-language-model head: --task mlm is for encoders"),
+            None => return none("masked-language-model head: `task` mlm is for encoders"),
         },
         HeadKind::Sequence(outputs) => {
             let mut layers = Vec::new();

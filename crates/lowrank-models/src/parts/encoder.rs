@@ -38,7 +38,7 @@ impl Shape {
         let Self { width, heads, .. } = *self;
         if heads == 0 || width == 0 || !width.is_multiple_of(heads) {
             let [d, h] = fields;
-            return Err(Error::Config(format!("config.json: {d} {width} is no multiple of {h} {heads}")));
+            return Err(Error::Config(format!("config.json: {d} {width} is not a multiple of {h} {heads}")));
         }
         Ok(())
     }

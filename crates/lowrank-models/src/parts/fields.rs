@@ -32,7 +32,7 @@ pub(crate) fn wrong(what: impl std::fmt::Display) -> Error {
 pub(crate) fn check_heads(heads: usize, kv_heads: usize, head_dim: usize) -> Result<()> {
     if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
         return Err(wrong(format!(
-            "num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+            "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
         )));
     }
     if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1 << 16 {

@@ -45,7 +45,7 @@ fn stored_row(rows: usize, head_dim: usize, i: usize) -> usize {
 /// Names the modules GGUF has no name for, and those whose alpha differs from the others'.
 pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
     let (architecture, head_dim) = layout(options)?.ok_or_else(|| {
-        Error::Usage("a GGUF adapter names its base's architecture: give the base model with --base".into())
+        Error::Usage("a GGUF adapter names its base's architecture: give the base model with `base`".into())
     })?;
     let place = |module: &str| from_hf(&architecture, &format!("{module}.weight"));
     let fits = |pair: &Pair| pair.a.shape.len() == 2;
@@ -81,7 +81,7 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
             true => {
                 let rows = pair.b.rows();
                 if !rows.is_multiple_of(head_dim) {
-                    let why = format!("its {rows} outputs are no whole number of heads of {head_dim}");
+                    let why = format!("its {rows} outputs are not a whole number of heads of {head_dim}");
                     return Err(Error::names(why, vec![module.clone()]));
                 }
                 let mut inverse = vec![0; rows];
@@ -167,7 +167,7 @@ pub fn read(path: &Path, options: &Options) -> Result<Lora> {
         return Err(Error::names(format!("{}: no part of a LoRA known here", path.display()), unknown));
     }
     if !ordered.is_empty() {
-        let why = "the order of their rows depends on the base model: give it with --base; needed for";
+        let why = "the order of their rows depends on the base model: give it with `base`; needed for";
         return Err(Error::names(why, ordered));
     }
     // Without an alpha llama.cpp scales by 1.

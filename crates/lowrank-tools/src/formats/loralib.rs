@@ -41,7 +41,7 @@ const EMBEDDINGS: [&str; 8] = [
 /// Where alpha is not given, or matrices fit no form that is known (named).
 pub fn read(path: &Path, options: &Options) -> Result<Lora> {
     let alpha = options.alpha.ok_or_else(|| {
-        Error::Usage("a loralib checkpoint does not hold its alpha: give it with --alpha".into())
+        Error::Usage("a loralib checkpoint does not hold its alpha: give it with `alpha`".into())
     })?;
     let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
     let mut lora = Lora::default();
@@ -68,7 +68,7 @@ pub fn read(path: &Path, options: &Options) -> Result<Lora> {
     }
     if !wrong.is_empty() {
         let why = format!(
-            "{}: A and B are neither those of a linear layer or embedding nor of a fused one with --enable-lora \
+            "{}: A and B are neither those of a linear layer or embedding nor of a fused one with `enable_lora` \
              (convolutions of loralib have no counterpart)",
             path.display()
         );
@@ -147,7 +147,7 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
     }
     if !dense.is_empty() {
         let why =
-            format!("B is not zero outside the blocks of --enable-lora {enable:?}, so {name} cannot express");
+            format!("B is not zero outside the blocks of `enable_lora` {enable:?}, so {name} cannot express");
         return Err(Error::names(why, dense));
     }
     let alpha = scalings.first().map(|(_, alpha, _)| *alpha).unwrap_or_default();

@@ -44,10 +44,10 @@ impl FileFormat {
     pub fn detect(path: &Path) -> Result<Self> {
         let candidate = Candidate::open(path)?;
         Self::ALL.into_iter().find(|format| (format.matches)(&candidate)).ok_or_else(|| {
-            let names = Self::names("|");
+            let names = Self::names(", ");
             Error::file(
                 path,
-                format!("is no adapter that is known by its name or content; say --from {names}"),
+                format!("is not an adapter in a known format; if it is one of {names}, say so with `from`"),
             )
         })
     }

@@ -37,7 +37,7 @@ pub fn read_raw(dir: &Path) -> Result<(Map<String, Value>, Named)> {
     let text = std::fs::read(&path).map_err(Error::io(&path))?;
     let config = match serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))? {
         Value::Object(config) => config,
-        _ => return Err(Error::file(&path, "is no JSON object")),
+        _ => return Err(Error::file(&path, "is not a JSON object")),
     };
     let file = TENSORS_FILES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
     let file = file.ok_or_else(|| Error::file(dir, format!("has no {}", TENSORS_FILES.join(" or "))))?;
@@ -120,7 +120,7 @@ fn patterns(value: Option<&Value>) -> Result<Vec<(Regex, f64)>, String> {
     let pattern = |(key, value): (&String, &Value)| {
         let regex = Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| format!("{key:?}: {e}"))?;
         let alpha = value.as_f64().filter(|a| a.is_finite());
-        Ok((regex, alpha.ok_or_else(|| format!("{key:?}: {value} is no number"))?))
+        Ok((regex, alpha.ok_or_else(|| format!("{key:?}: {value} is not a number"))?))
     };
     map.iter().map(pattern).collect()
 }

@@ -198,7 +198,7 @@ pub fn with_component(lora: &Lora, options: &Options) -> Result<Lora> {
         (Some(model), _) => checked(model)?,
         (None, _) => {
             let why =
-                "these belong to no model of a diffusion pipeline; if it is one, name it with --component";
+                "these belong to no model of a diffusion pipeline; if it is one, name it with `component`";
             return Err(Error::names(why, none));
         }
     };
@@ -222,7 +222,7 @@ pub fn one_component(lora: &Lora, options: &Options) -> Result<Lora> {
         (None, [one]) => *one,
         (None, many) => {
             let many = many.iter().map(|m| (*m).to_owned()).collect();
-            return Err(Error::names("holds adapters for several models; choose one with --component", many));
+            return Err(Error::names("holds adapters for several models; choose one with `component`", many));
         }
     };
     if models.is_empty() {
@@ -235,6 +235,6 @@ pub fn one_component(lora: &Lora, options: &Options) -> Result<Lora> {
 
 fn checked(model: &str) -> Result<&'static str> {
     MODELS.iter().map(|(name, _)| *name).find(|name| *name == model).ok_or_else(|| {
-        Error::Usage(format!("--component {model:?}: one of unet, text_encoder, text_encoder_2"))
+        Error::Usage(format!("`component` {model:?}: one of unet, text_encoder, text_encoder_2"))
     })
 }

@@ -41,7 +41,7 @@ impl Columns {
             .or_else(|| first_known(first_names))
             .ok_or_else(|| {
                 let known = list_names(first_names);
-                format!("found no column for the text (one of {known}): name it with --text-column")
+                format!("found no column for the text (one of {known}): name it with `text_column`")
             })?;
         let second = options
             .pair_column
@@ -52,7 +52,7 @@ impl Columns {
             Task::Embedding if options.unlabelled => second,
             Task::PairClassification | Task::Embedding => Some(second.ok_or_else(|| {
                 let known = list_names(&SECOND);
-                format!("found no column for the second text (one of {known}): name it with --pair-column")
+                format!("found no column for the second text (one of {known}): name it with `pair_column`")
             })?),
             Task::Regression => second,
             // A single text is meant, unless someone says otherwise.
@@ -72,7 +72,7 @@ impl Columns {
             None if labelled && !options.unlabelled => {
                 let known = list_names(label_names);
                 return Err(format!(
-                    "found no column for the label (one of {known}): name it with --label-column"
+                    "found no column for the label (one of {known}): name it with `label_column`"
                 ));
             }
             label => label,
@@ -217,7 +217,7 @@ fn class(label: &str, labels: &[String]) -> Result<u32, String> {
 fn number(label: &str) -> Result<f32, String> {
     label.trim().parse().ok().filter(|value: &f32| value.is_finite()).ok_or_else(|| {
         format!(
-            "label {label:?} is no number: --task regression needs one, --task classification takes names"
+            "label {label:?} is not a number: the task regression needs numbers, classification takes names"
         )
     })
 }

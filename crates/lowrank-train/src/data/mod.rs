@@ -182,8 +182,8 @@ impl DataFormat {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
         extension.parse().map_err(|_| Error::DataFile {
             path: path.into(),
-            reason: "its name tells no format: use .jsonl, .csv, .tsv or .conll, or name the format with \
-                     --data-format"
+            reason: "unknown file extension: use .jsonl, .csv, .tsv or .conll, or give the format with \
+                     `data_format`"
                 .into(),
         })
     }
@@ -316,9 +316,9 @@ impl DataOptions {
     fn check(&self) -> Result<(), Error> {
         if self.task == Task::Lm {
             if let Some(DataFormat::Glue(_) | DataFormat::Conll) = self.format {
-                let what = "holds labels, not texts to continue: choose another --task";
+                let what = "holds labels, not texts to continue: choose another `task`";
                 return Err(Error::Options(format!(
-                    "--data-format {} {what}",
+                    "`data_format` {} {what}",
                     self.format.expect("is there")
                 )));
             }
@@ -327,22 +327,22 @@ impl DataOptions {
             || self.prompt_template.is_some()
         {
             return Err(Error::Options(format!(
-                "--task {} reads texts: name them with --text-column and --pair-column in place of \
-                 --prompt-column, --completion-column and --prompt-template",
+                "`task` {} reads texts: name them with `text_column` and `pair_column` in place of \
+                 `prompt_column`, `completion_column` and `prompt_template`",
                 self.task.name()
             )));
         }
         let pair = self.prompt_column.is_some() || self.completion_column.is_some();
         if self.text_column.is_some() && (pair || self.prompt_template.is_some()) {
             return Err(Error::Options(
-                "--text-column trains on a text without prompt: drop it, or drop --prompt-column, \
-                 --completion-column and --prompt-template"
+                "`text_column` trains on a text without prompt: drop it, or drop `prompt_column`, \
+                 `completion_column` and `prompt_template`"
                     .into(),
             ));
         }
         match self.max_seq_len {
             Some(n) if n < 2 => {
-                Err(Error::Options(format!("--max-seq-len {n} leaves nothing to predict: at least 2")))
+                Err(Error::Options(format!("`max_seq_len` {n} leaves nothing to predict: at least 2")))
             }
             _ => Ok(()),
         }
@@ -387,10 +387,10 @@ impl DataReport {
     pub fn warnings(&self) -> Vec<String> {
         let mut out = Vec::new();
         if self.truncated > 0 {
-            out.push(format!("{} examples cut to --max-seq-len", self.truncated));
+            out.push(format!("{} examples cut to `max_seq_len`", self.truncated));
         }
         if self.dropped > 0 {
-            out.push(format!("{} examples dropped: --max-seq-len leaves no token with loss", self.dropped));
+            out.push(format!("{} examples dropped: `max_seq_len` leaves no token with loss", self.dropped));
         }
         if self.bad_lines > 0 {
             out.push(format!("{} bad lines skipped", self.bad_lines));
@@ -459,7 +459,7 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
         let reason = match (report.dropped, report.bad_lines) {
             (0, 0) => "it holds no example: the file is empty".to_string(),
             (dropped, 0) => {
-                format!("none of its {dropped} examples keeps a token with loss: raise --max-seq-len")
+                format!("none of its {dropped} examples keeps a token with loss: raise `max_seq_len`")
             }
             (_, bad) => {
                 format!("it holds no example: {bad} bad lines, the first: {}", report.first_bad[0].reason)
@@ -505,8 +505,8 @@ pub fn labels(path: &Path, options: &DataOptions) -> Result<Vec<String>, Error> 
         }
         if options.task != Task::TokenClassification && found.len() > MOST_LABELS {
             let reason = format!(
-                "has more than {MOST_LABELS} different labels: --task regression is for numbers, and \
-                 --label-column names the column of the labels"
+                "has more than {MOST_LABELS} different labels: `task` regression is for numbers, and \
+                 `label_column` names the column of the labels"
             );
             return Err(Error::DataFile { path: path.into(), reason });
         }

@@ -42,8 +42,8 @@ pub(super) fn options(options: &DataOptions) -> Result<DataOptions, Error> {
     if options.prompt_column.is_some() || options.completion_column.is_some() || options.text_column.is_some()
     {
         return Err(Error::Options(
-            "the data formats e2e, webnlg and dart name their columns: drop --prompt-column, \
-             --completion-column and --text-column"
+            "the data formats e2e, webnlg and dart name their columns: drop `prompt_column`, \
+             `completion_column` and `text_column`"
                 .into(),
         ));
     }
@@ -137,8 +137,8 @@ fn slots(mr: &str) -> Result<String, String> {
         Some(format!("{} : {}", name.trim(), value.trim()))
     };
     let slots: Option<Vec<String>> = mr.trim().split("],").map(slot).collect();
-    let slots =
-        slots.ok_or_else(|| format!("{mr:?} is no list of slots like name[The Punter], area[riverside]"))?;
+    let slots = slots
+        .ok_or_else(|| format!("{mr:?} is not a list of slots like name[The Punter], area[riverside]"))?;
     Ok(slots.join(" | "))
 }
 
@@ -153,7 +153,8 @@ fn list<'a>(value: &'a Value, key: &str) -> Result<&'a [Value], String> {
 
 fn webnlg_entry(entry: &Value) -> Entry {
     // An entry stands alone in an object, under its number.
-    let entry = entry.as_object().and_then(|o| o.values().next()).ok_or("it is no object with an entry")?;
+    let entry =
+        entry.as_object().and_then(|o| o.values().next()).ok_or("it is not an object with an entry")?;
     let triples = list(entry, "modifiedtripleset")?.iter().map(|triple| {
         let [s, p, o] = ["subject", "property", "object"].map(|key| text(triple, key));
         Ok(format!("{} : {} : {}", s?, p?, o?))
@@ -192,7 +193,7 @@ fn webnlg_xml_entry(entry: roxmltree::Node<'_, '_>) -> Entry {
         let parts: Vec<&str> = text.split(" | ").collect();
         match parts[..] {
             [s, p, o] => Ok(format!("{s} : {p} : {o}")),
-            _ => Err(format!("<mtriple> {text:?} is no subject | property | object")),
+            _ => Err(format!("<mtriple> {text:?} is not a subject | property | object")),
         }
     });
     let triples: Vec<String> = triples.collect::<Result<_, String>>()?;
@@ -322,6 +323,6 @@ mod tests {
         let path = dir.path().join("a.csv");
         std::fs::write(&path, "mr,ref\na[b],c\n").unwrap();
         let error = read_groups(&path, &options).unwrap_err().to_string();
-        assert!(error.contains("--prompt-column"), "{error}");
+        assert!(error.contains("`prompt_column`"), "{error}");
     }
 }

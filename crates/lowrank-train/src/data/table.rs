@@ -158,7 +158,7 @@ fn check_header(names: &[String], options: &DataOptions) -> Result<(), String> {
         return columns.names().try_for_each(unique);
     }
     let roles = Roles::find(options, false, |name| names.iter().any(|n| n == name)).map_err(|reason| {
-        let hint = "name them with --prompt-column and --completion-column, or with --text-column";
+        let hint = "name them with `prompt_column` and `completion_column`, or with `text_column`";
         format!("{reason} among the columns {names:?}: {hint}")
     })?;
     let mut wanted = Vec::new();

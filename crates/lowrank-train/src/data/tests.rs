@@ -201,7 +201,7 @@ fn cuts_from_the_right_and_counts() {
     case("a.jsonl", lines).with(|o| o.max_seq_len = Some(2)).shown();
     case("a.jsonl", "{\"prompt\":\"abcd\",\"completion\":\"e\"}")
         .with(|o| o.max_seq_len = Some(4))
-        .fails(0, &["none of its 1 examples", "raise --max-seq-len"]);
+        .fails(0, &["none of its 1 examples", "raise `max_seq_len`"]);
     let error = case("a.jsonl", lines).with(|o| o.max_seq_len = Some(1)).load().unwrap_err().to_string();
     assert!(error.contains("at least 2"), "{error}");
 }
@@ -219,7 +219,7 @@ fn bad_lines_name_file_line_reason_and_fix() {
         (b"{\"prompt\":\"a\",\"completion\":3}", &["\"completion\" is a number, expected a string"]),
         (b"{\"prompt\":null,\"completion\":\"b\"}", &["\"prompt\" is null"]),
         (b"{\"text\":[\"a\"]}", &["\"text\" is a list"]),
-        (b"{\"text\":\"a\",\"prompt\":\"b\",\"completion\":\"c\"}", &["more than one", "--text-column"]),
+        (b"{\"text\":\"a\",\"prompt\":\"b\",\"completion\":\"c\"}", &["more than one", "`text_column`"]),
         (b"{\"input\":\"a\"}", &["neither", "there is \"input\""]),
         (b"{}", &["neither", "there is nothing"]),
         (b"{\"text\":\"\"}", &["nothing to learn"]),
@@ -236,7 +236,7 @@ fn bad_lines_name_file_line_reason_and_fix() {
     for (line, words) in cases {
         let file = case("bad.jsonl", [good.as_bytes(), line, b"\n", good.as_bytes()].concat());
         file.fails(2, words);
-        file.fails(2, &["--skip-bad-lines"]);
+        file.fails(2, &["`skip_bad_lines`"]);
         let file = file.with(|o| o.skip_bad_lines = true);
         let report = file.load().unwrap().report;
         assert_eq!((report.examples, report.bad_lines, report.first_bad[0].line), (2, 1, 2));
@@ -281,8 +281,8 @@ fn bad_files() {
     case("a.csv", "text\n").fails(0, &["holds no example"]);
     case("a.json", "[\n {\"text\":\"a\"}\n]").fails(0, &["one JSON list", "jq"]);
     case("a.jsonl", b"\xff\xfe{\0").fails(0, &["UTF-16", "iconv"]);
-    case("a.parquet", "x").fails(0, &["tells no format", "--data-format"]);
-    case("a.csv", "source,ref\na,b\n").fails(0, &["neither", "\"source\", \"ref\"", "--prompt-column"]);
+    case("a.parquet", "x").fails(0, &["unknown file extension", "`data_format`"]);
+    case("a.csv", "source,ref\na,b\n").fails(0, &["neither", "\"source\", \"ref\"", "`prompt_column`"]);
     let named = |prompt: &str, content: &str| {
         case("a.csv", content).with(|o| {
             o.prompt_column = Some(prompt.into());
@@ -296,7 +296,7 @@ fn bad_files() {
     gone.name = "b.jsonl".into();
     gone.fails(0, &["No such file"]);
     let both = named("mr", "mr,ref\n").with(|o| o.text_column = Some("ref".into()));
-    assert!(both.load().unwrap_err().to_string().contains("--text-column trains on a text without prompt"));
+    assert!(both.load().unwrap_err().to_string().contains("`text_column` trains on a text without prompt"));
 }
 
 #[test]

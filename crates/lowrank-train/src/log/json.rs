@@ -67,7 +67,7 @@ fn kept_len(path: &Path, file: &File, steps_done: u64) -> Result<u64, Error> {
             Some(step) if step <= steps_done => keep += read as u64,
             Some(_) => return Ok(keep),
             None => {
-                let reason = "no record of a run: name another file with --log-json".into();
+                let reason = "not a training log: choose another file with `log_json`".into();
                 return Err(Error::Line { path: path.into(), line: number, reason });
             }
         }
@@ -154,7 +154,7 @@ mod tests {
         let path = dir.path().join("notes.txt");
         std::fs::write(&path, "a\nb\n").unwrap();
         let error = JsonLog::resume(&path, 3).err().unwrap().to_string();
-        assert!(error.contains("notes.txt:1") && error.contains("--log-json"), "{error}");
+        assert!(error.contains("notes.txt:1") && error.contains("`log_json`"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "a\nb\n");
     }
 }

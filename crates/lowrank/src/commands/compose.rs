@@ -10,28 +10,28 @@ use lowrank::{Error, Result};
 use super::Stdout;
 use super::flags::adapter_files::{Hints, Output, read, write_peft};
 
-/// What to combine and how.
+/// Combine several weighted adapters into one.
 #[derive(clap::Args)]
 pub struct Args {
-    /// An adapter and its weight, as DIR=0.7 (1 without); once for each. Weights may be negative
+    /// Adapter and its weight (1 by default, may be negative); repeat for each adapter
     #[arg(long, value_name = "DIR[=WEIGHT]", required = true)]
     adapter: Vec<String>,
-    /// linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune; the last four also with _svd
+    /// Method: linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune; the last four also with _svd
     #[arg(long, default_value = "svd", value_name = "COMBINATION")]
     how: String,
-    /// Rank of the result, for those that decompose [default: the largest of the adapters']
+    /// Rank of the result, for the svd methods [default: the largest of the adapters']
     #[arg(long)]
     rank: Option<usize>,
-    /// Share of the entries that are kept, for those that drop some
+    /// Share of the entries to keep, for ties, dare and magnitude_prune
     #[arg(long)]
     density: Option<f64>,
     /// How ties elects a sign: total or frequency
     #[arg(long, default_value = "total", value_name = "METHOD")]
     majority_sign_method: String,
-    /// Seed of what dare drops
+    /// Random seed of dare
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Threads [default: all processors]
+    /// Number of threads [default: all processors]
     #[arg(long)]
     threads: Option<usize>,
     #[command(flatten)]
@@ -50,7 +50,11 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let by_frequency = match args.majority_sign_method.as_str() {
         "total" => false,
         "frequency" => true,
-        other => return Err(Error::Usage(format!("--majority-sign-method {other:?}: total or frequency"))),
+        other => {
+            return Err(Error::Usage(format!(
+                "unknown `majority_sign_method` {other:?}: use total or frequency"
+            )));
+        }
     };
     let how = Compose {
         combination: Combination::parse(&args.how)?,
@@ -63,7 +67,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     for text in &args.adapter {
         let (path, weight) = match text.rsplit_once('=') {
             Some((path, weight)) => {
-                let wrong = || Error::Usage(format!("--adapter {text:?}: {weight:?} is no number"));
+                let wrong = || Error::Usage(format!("`adapter` {text:?}: {weight:?} is not a number"));
                 (PathBuf::from(path), weight.parse().map_err(|_| wrong())?)
             }
             None => (PathBuf::from(text), 1.0),

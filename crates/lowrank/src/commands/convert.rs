@@ -9,19 +9,19 @@ use lowrank::tools::{FileFormat, formats, resize};
 use super::Stdout;
 use super::flags::adapter_files::{Hints, Output, dtype, read};
 
-/// What to convert and to what.
+/// Convert an adapter between formats: PEFT, loralib, GGUF, MLX, kohya, diffusers.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The adapter: a folder or a file
+    /// Adapter folder or file
     adapter: PathBuf,
-    #[arg(long, help = format!("Its format: {} [default: as it looks]", FileFormat::names(", ")), value_name = "FORMAT")]
+    #[arg(long, help = format!("Format to read: {} [default: detected]", FileFormat::names(", ")), value_name = "FORMAT")]
     from: Option<String>,
-    /// The format wanted
+    /// Format to write
     #[arg(long, value_name = "FORMAT")]
     to: String,
     #[command(flatten)]
     output: Output,
-    /// f32, f16 or bf16 [default: as they are]
+    /// Number type: f32, f16 or bf16 [default: unchanged]
     #[arg(long)]
     dtype: Option<String>,
     #[command(flatten)]

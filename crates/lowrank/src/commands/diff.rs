@@ -10,12 +10,12 @@ use serde_json::json;
 use super::Stdout;
 use super::flags::adapter_files::{Hints, read, table};
 
-/// What to compare.
+/// Compare two adapters.
 #[derive(clap::Args)]
 pub struct Args {
-    /// An adapter
+    /// First adapter
     left: PathBuf,
-    /// Another one
+    /// Second adapter
     right: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -50,6 +50,6 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     table(out, &rows)?;
-    writeln!(out, "\n{}", if same { "the same numbers" } else { "different" })?;
+    writeln!(out, "\n{}", if same { "identical" } else { "different" })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,12 +10,12 @@ use lowrank::tools::resize::to_dtype;
 use super::Stdout;
 use super::flags::adapter_files::{Output, dtype};
 
-/// Which adapter, and its number type.
+/// Change the number type of an adapter.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The adapter: a folder of PEFT's, of any method
+    /// Adapter folder in PEFT's format, of any method
     adapter: PathBuf,
-    /// f32, f16 or bf16
+    /// Number type: f32, f16 or bf16
     #[arg(long)]
     to: String,
     #[command(flatten)]
@@ -29,6 +29,6 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let (config, mut tensors) = peft::read_raw(&args.adapter)?;
     let change = to_dtype(&mut tensors, to)?;
     peft::write_raw(&args.output.out, &config, &tensors)?;
-    writeln!(out, "{} tensors in {}; no number changed by more than {change:.1e}", tensors.len(), to.name())?;
+    writeln!(out, "{} tensors in {}; values changed by at most {change:.1e}", tensors.len(), to.name())?;
     Ok(ExitCode::SUCCESS)
 }

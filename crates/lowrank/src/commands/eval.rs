@@ -9,7 +9,7 @@ use super::Stdout;
 use super::flags::scoring::ScoringFlags;
 use super::flags::texts::TextFlags;
 
-/// Compute the loss and the metrics of the task on data, or score generated texts.
+/// Compute the loss and metrics on data, or generate texts and score them.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -10,30 +10,30 @@ use serde_json::json;
 use super::Stdout;
 use super::flags::adapter_files::{Output, RankRule, table, write_peft};
 
-/// What to compare and how much to keep.
+/// Extract an adapter from a full fine-tune and its base model.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The base model: folder, GGUF file or hub id
+    /// Base model: Hugging Face folder, GGUF file or hub id
     #[arg(long)]
     model: String,
-    /// The fully fine-tuned model
+    /// Fully fine-tuned model
     #[arg(long, value_name = "MODEL")]
     tuned: String,
     #[command(flatten)]
     rule: RankRule,
-    /// No rank above this
+    /// Maximum rank
     #[arg(long, default_value_t = 256, value_name = "R")]
     max_rank: usize,
-    /// Modules to extract: names, a regular expression or all-linear
+    /// Modules to extract: names, a regular expression, or all-linear
     #[arg(long, default_value = "all-linear")]
     target_modules: String,
-    /// All singular values of large layers too (slow), where random directions find the leading ones
+    /// Compute all singular values of large layers, in place of the leading ones by random projection (slow)
     #[arg(long)]
     exact: bool,
-    /// Seed of the random directions
+    /// Random seed of the projection
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Threads [default: all processors]
+    /// Number of threads [default: all processors]
     #[arg(long)]
     threads: Option<usize>,
     #[command(flatten)]

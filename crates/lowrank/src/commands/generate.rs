@@ -14,54 +14,54 @@ use super::Stdout;
 use super::flags::options::{Base, OptionFlags};
 use super::flags::search::SearchFlags;
 
-/// What to continue and how.
+/// Generate text or chat.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     base: OptionFlags<Base>,
-    /// Adapter folder, with its weight after a colon where it is not 1; may be given several times
+    /// Adapter folder and its weight (1 by default); may be repeated
     #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted)]
     adapter: Vec<(PathBuf, f32)>,
-    /// The text to continue [default: standard input]
+    /// Text to continue [default: standard input]
     #[arg(long)]
     prompt: Option<String>,
     /// Read the text to continue from a file
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt", hide_short_help = true)]
     prompt_file: Option<PathBuf>,
-    /// Talk with the model: --prompt is the first message, then one message a line
+    /// Chat with the model: --prompt is the first message, then each line of standard input is one
     #[arg(long)]
     chat: bool,
     /// System message of a chat
     #[arg(long, requires = "chat")]
     system: Option<String>,
-    /// Tokens at most
+    /// Maximum number of new tokens
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
-    /// 0 takes the most likely token each time
-    #[arg(long, default_value_t = 0.0)]
+    /// Sampling temperature; 0 always takes the most likely token
+    #[arg(long, default_value_t = 0.0, help_heading = "Sampling")]
     temperature: f32,
-    /// Only the k most likely; 0 for all
-    #[arg(long, default_value_t = 0)]
+    /// Sample from the K most likely tokens; 0 turns this off
+    #[arg(long, default_value_t = 0, hide_short_help = true, help_heading = "Sampling")]
     top_k: usize,
-    /// Only the most likely that together have this probability
-    #[arg(long, default_value_t = 1.0)]
+    /// Sample from the most likely tokens whose probabilities add up to P
+    #[arg(long, default_value_t = 1.0, help_heading = "Sampling")]
     top_p: f32,
-    /// Only those with at least this share of the best one's probability
-    #[arg(long, default_value_t = 0.0)]
+    /// Sample from tokens with at least this share of the most likely one's probability
+    #[arg(long, default_value_t = 0.0, hide_short_help = true, help_heading = "Sampling")]
     min_p: f32,
-    /// Above 1, tokens that occurred become less likely
-    #[arg(long, default_value_t = 1.0)]
+    /// Penalty on tokens that have occurred, above 1 to repeat less
+    #[arg(long, default_value_t = 1.0, hide_short_help = true, help_heading = "Sampling")]
     repetition_penalty: f32,
-    /// Text that ends the answer; may be given several times
-    #[arg(long)]
+    /// Stop at this text, which is left out; may be repeated
+    #[arg(long, hide_short_help = true)]
     stop: Vec<String>,
     #[command(flatten)]
     search: SearchFlags,
     /// Random seed
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, hide_short_help = true, help_heading = "Sampling")]
     seed: u64,
-    /// Print the times of prompt and tokens, as JSON on standard error
-    #[arg(long, conflicts_with = "chat")]
+    /// Print the times of prompt and tokens as JSON on standard error
+    #[arg(long, conflicts_with = "chat", hide_short_help = true)]
     timings: bool,
 }
 

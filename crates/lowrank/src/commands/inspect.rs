@@ -12,18 +12,18 @@ use serde_json::{Value, json};
 use super::Stdout;
 use super::flags::adapter_files::{Hints, read, table};
 
-/// What to look into.
+/// Show the contents of a model or an adapter.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A base model (folder, GGUF file, hub id) or an adapter in any format
+    /// Base model (folder, GGUF file, hub id) or adapter in any format
     path: String,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Of an adapter: the singular values of each layer, as a chart
+    /// Chart the singular values of each layer of an adapter
     #[arg(long)]
     spectrum: bool,
-    /// Of an adapter: the same as a page for the browser
+    /// Write the same chart as an HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     #[command(flatten)]

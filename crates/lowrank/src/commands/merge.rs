@@ -7,37 +7,37 @@ use lowrank::{Error, Loss, MergeCheck, MergeTarget, Merged, Result, Session, mer
 
 use super::Stdout;
 
-/// What to merge and where to.
+/// Merge base and adapters into one model.
 #[derive(clap::Args)]
 pub struct Args {
     /// Base model: Hugging Face folder, GGUF file or hub id
     #[arg(long)]
     model: String,
-    /// Adapter folder, with its weight after a colon where it is not 1; may be given several times
+    /// Adapter folder and its weight (1 by default); may be repeated
     #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted, required = true)]
     adapter: Vec<(PathBuf, f32)>,
-    /// --model is a merged model: take the adapter out of it
+    /// Subtract the adapter from --model, into which it was merged
     #[arg(long)]
     unmerge: bool,
-    /// Where to: a folder (safetensors), or a file that ends in .gguf
+    /// Folder (safetensors) or .gguf file to write
     #[arg(long)]
     out: PathBuf,
-    /// f32, f16, bf16 or (GGUF) q8_0, q4_0, q4_1 [default: the base's if it is one of these; else f16]
+    /// Number type: f32, f16, bf16, or for GGUF q8_0, q4_0, q4_1 [default: the base's if listed, else f16]
     #[arg(long)]
     dtype: Option<String>,
-    /// Text on which merged and unmerged are compared
+    /// Text on which the merged model is compared with the unmerged one
     #[arg(long, default_value = "The quick brown fox jumps over the lazy dog. Once upon a time")]
     probe: String,
-    /// Do not compare merged with unmerged
+    /// Skip the comparison with the unmerged model
     #[arg(long, conflicts_with = "tolerance")]
     no_verify: bool,
-    /// Fail where a logit (or a class's score) differs by more than this [default: what rounding to --dtype explains]
+    /// Fail if any logit or class score differs by more than this [default: what rounding to --dtype explains]
     #[arg(long)]
     tolerance: Option<f32>,
-    /// Replace what is at --out
+    /// Replace --out if it exists
     #[arg(long)]
     force: bool,
-    /// Threads [default: all processors]
+    /// Number of threads [default: all processors]
     #[arg(long)]
     threads: Option<usize>,
 }
@@ -49,7 +49,7 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     if args.out.exists() && !args.force {
-        return Err(Error::Usage(format!("{} exists; --force replaces it", args.out.display())));
+        return Err(Error::Usage(format!("{} exists; use `force` to replace it", args.out.display())));
     }
     let session = Session::for_adapters(&args.model, &args.adapter)?;
     let adapters = session.adapters(&args.adapter)?;

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use super::Stdout;
 use super::flags::scoring::ScoringFlags;
 
-/// What to predict for.
+/// Predict labels or values, or compute embeddings, one JSON line each.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     input: ScoringFlags,
-    /// Where to: one JSON line an example [default: standard output]
+    /// File to write, one JSON object a line [default: standard output]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }

@@ -9,18 +9,18 @@ use lowrank::{Error, Result};
 use super::Stdout;
 use super::flags::adapter_files::{Hints, Output, read, regex, write_peft};
 
-/// What to take away.
+/// Remove small entries or whole layers from an adapter.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The adapter
+    /// Adapter folder or file
     adapter: PathBuf,
-    /// Share of the entries of each matrix that stay; the smallest others become zero
+    /// Share of the entries of each matrix to keep; the smallest others become zero
     #[arg(long)]
     density: Option<f64>,
-    /// Layers whose change has a norm below this share of the largest go
+    /// Drop layers whose update has a norm below this share of the largest
     #[arg(long, value_name = "SHARE")]
     min_norm: Option<f64>,
-    /// Layers whose path matches go
+    /// Drop layers whose path matches
     #[arg(long, value_name = "REGEX")]
     drop: Option<String>,
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     args.output.check()?;
     let drop = args.drop.as_deref().map(regex).transpose()?;
     if args.density.is_none() && args.min_norm.is_none() && drop.is_none() {
-        return Err(Error::Usage("nothing to prune: give --density, --min-norm or --drop".into()));
+        return Err(Error::Usage("nothing to prune: give `density`, `min_norm` or `drop`".into()));
     }
     let (lora, _) = read(&args.adapter, None, &args.hints)?;
     let how = Prune { density: args.density, min_norm: args.min_norm, drop };

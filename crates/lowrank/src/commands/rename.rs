@@ -10,15 +10,15 @@ use lowrank::tools::resize::rename;
 use super::Stdout;
 use super::flags::adapter_files::{Output, regex};
 
-/// Which adapter, and what its modules are called.
+/// Rename the modules of an adapter.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The adapter: a folder of PEFT's, of any method
+    /// Adapter folder in PEFT's format, of any method
     adapter: PathBuf,
-    /// Part of the tensors' names, a regular expression
+    /// Regular expression for the part of the tensor names to replace
     #[arg(long, value_name = "REGEX")]
     replace: String,
-    /// What stands there instead; $1 is the first group
+    /// Replacement; $1 is the first group
     #[arg(long, value_name = "TEXT")]
     with: String,
     #[command(flatten)]

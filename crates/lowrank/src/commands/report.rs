@@ -12,19 +12,19 @@ use lowrank_tools::{Options, compare, formats};
 
 use super::Stdout;
 
-/// Which runs to report on.
+/// Write a report of training runs: curves, memory, spectra.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folders that `lowrank train` wrote
+    /// Folders written by `lowrank train`
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
-    /// Base model, to show what the adapters answer to --prompt
+    /// Base model, to show answers of the adapters to --prompt
     #[arg(long, requires = "prompt")]
     model: Option<String>,
-    /// Text to continue, greedily; may be given several times
+    /// Prompt to answer greedily; may be repeated
     #[arg(long, requires = "model")]
     prompt: Vec<String>,
-    /// Tokens of each answer at most
+    /// Maximum number of new tokens in an answer
     #[arg(long, default_value_t = 64)]
     max_new_tokens: usize,
     /// Folder for the report
@@ -62,7 +62,10 @@ fn samples(session: &Session, dir: &Path, args: &Args) -> Result<Vec<Sample>> {
 fn read(dir: &Path) -> Result<SingleRun> {
     let log = dir.join(LOG_FILE);
     if !log.exists() {
-        return Err(Error::Usage(format!("{} has no {LOG_FILE}: it is no folder of a run", dir.display())));
+        return Err(Error::Usage(format!(
+            "{} has no {LOG_FILE}: it is not a folder of a run",
+            dir.display()
+        )));
     }
     let mut config = Vec::new();
     let path = dir.join(lowrank::adapters::CONFIG_FILE);

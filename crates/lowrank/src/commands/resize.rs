@@ -10,17 +10,17 @@ use serde_json::json;
 use super::Stdout;
 use super::flags::adapter_files::{Hints, Output, RankRule, read, table, write_peft};
 
-/// What to resize and how.
+/// Change the ranks of an adapter.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The adapter
+    /// Adapter folder or file
     adapter: PathBuf,
     #[command(flatten)]
     rule: RankRule,
-    /// No rank above this
+    /// Maximum rank
     #[arg(long, default_value_t = usize::MAX, value_name = "R", hide_default_value = true)]
     max_rank: usize,
-    /// Threads [default: all processors]
+    /// Number of threads [default: all processors]
     #[arg(long)]
     threads: Option<usize>,
     #[command(flatten)]

@@ -9,16 +9,16 @@ use lowrank_study::{Outcome, Spec};
 
 use super::Stdout;
 
-/// What to compare.
+/// Compare methods, matrices, ranks and seeds as in the LoRA paper, and write a report.
 #[derive(clap::Args)]
 pub struct Args {
-    /// TOML file that says what to compare
+    /// TOML file that describes the study
     #[arg(value_name = "FILE")]
     spec: PathBuf,
-    /// Train nothing: report on what is done
+    /// Report on finished runs without training
     #[arg(long)]
     report_only: bool,
-    /// Threads of the report's own measurements [default: all processors]
+    /// Number of threads for the report's measurements [default: all processors]
     #[arg(long)]
     threads: Option<usize>,
 }
@@ -34,7 +34,7 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let mut outcome = Outcome::Complete;
     if !args.report_only {
         // The children get Ctrl-C too, save their state and end with 130; this process goes on to the report.
-        ctrlc::set_handler(|| note!("\nstopping; the same command goes on from here"))
+        ctrlc::set_handler(|| note!("\nstopping; run the same command again to continue"))
             .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
         let command = std::env::current_exe()
             .map_err(|e| Error::Failed(format!("cannot find this program's own file: {e}")))?;
@@ -48,7 +48,7 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     Ok(match outcome {
         Outcome::Complete => ExitCode::SUCCESS,
         Outcome::OutOfTime(left) => {
-            note!("the time limit is reached with {left} runs to do; the same command goes on");
+            note!("the time limit is reached with {left} runs to do; run the same command again to continue");
             ExitCode::SUCCESS
         }
         Outcome::Interrupted => ExitCode::from(130),

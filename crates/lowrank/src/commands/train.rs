@@ -58,7 +58,7 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
         super::on_threads(options.threads, || finetune(&Session::for_run(&options)?, &options, &stop))?;
     let out = options.out.display();
     if summary.interrupted {
-        note!("stopped after step {}; lowrank train ... --resume goes on from there", summary.steps);
+        note!("stopped after step {}; continue with --resume", summary.steps);
         return Ok(ExitCode::from(130));
     }
     for (name, value) in &summary.eval_metrics {

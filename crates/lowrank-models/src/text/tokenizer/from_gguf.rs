@@ -189,7 +189,7 @@ fn byte_level(gguf: &Gguf) -> Result<(Inner, bool)> {
         // The left part may itself begin with a space.
         let cut = line.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
         let cut = cut.ok_or_else(|| {
-            Error::field(path, key, format!("element {number} is no pair: {}", shown(line)))
+            Error::field(path, key, format!("element {number} is not a pair: {}", shown(line)))
         })?;
         merges.push((line[..cut].to_owned(), line[cut + 1..].to_owned()));
     }
@@ -297,7 +297,7 @@ pub(crate) fn write_metadata(
     let model = &json["model"];
     let refuse = |what: &str| Err(Error::tokenizer(path, format!("{what}; GGUF has no place for it")));
     if model["type"] != "BPE" {
-        return refuse("is no BPE tokenizer");
+        return refuse("is not a BPE tokenizer");
     }
     let byte_level = ["pre_tokenizer", "decoder"].iter().any(|part| mentions(&json[part], "ByteLevel"));
     let merges: Vec<String> =

@@ -11,16 +11,16 @@ use crate::commands::Stdout;
 /// What a format does not say by itself.
 #[derive(clap::Args)]
 pub struct Hints {
-    /// alpha, for loralib checkpoints, which have none
+    /// Alpha of a loralib checkpoint, which has none
     #[arg(long)]
     alpha: Option<f64>,
-    /// Adapted parts of a fused layer in loralib checkpoints [default: true,false,true, that is q and v]
+    /// Adapted parts of the fused layers of a loralib checkpoint [default: true,false,true, that is q and v]
     #[arg(long, value_delimiter = ',', value_name = "BOOL,...")]
     enable_lora: Vec<bool>,
-    /// Base model, for GGUF adapters: it decides the order of rows
+    /// Base model of a GGUF adapter, which decides the order of rows
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
-    /// Which model of a diffusion pipeline: unet, text_encoder or text_encoder_2
+    /// Model of a diffusion pipeline: unet, text_encoder or text_encoder_2
     #[arg(long)]
     component: Option<String>,
 }
@@ -40,10 +40,10 @@ impl Hints {
 /// Where a result goes.
 #[derive(clap::Args)]
 pub struct Output {
-    /// Where to: a folder, or a file where the format is one
+    /// Folder or file to write
     #[arg(long)]
     pub out: PathBuf,
-    /// Replace what is at --out
+    /// Replace --out if it exists
     #[arg(long)]
     force: bool,
 }
@@ -52,7 +52,7 @@ impl Output {
     /// Refuses to overwrite.
     pub fn check(&self) -> Result<()> {
         if self.out.exists() && !self.force {
-            return Err(Error::Usage(format!("{} exists; --force replaces it", self.out.display())));
+            return Err(Error::Usage(format!("{} exists; use `force` to replace it", self.out.display())));
         }
         Ok(())
     }
@@ -79,12 +79,13 @@ pub fn dtype(name: &str) -> Result<lowrank::engine::Format> {
     [F32, F16, BF16]
         .into_iter()
         .find(|f| f.name().eq_ignore_ascii_case(name))
-        .ok_or_else(|| Error::Usage(format!("the number type {name:?} is not possible: f32, f16 or bf16")))
+        .ok_or_else(|| Error::Usage(format!("unknown number type {name:?}: use f32, f16 or bf16")))
 }
 
 /// A regular expression of the command line.
 pub fn regex(pattern: &str) -> Result<tools::Regex> {
-    tools::Regex::new(pattern).map_err(|e| Error::Usage(format!("{pattern:?} is no regular expression: {e}")))
+    tools::Regex::new(pattern)
+        .map_err(|e| Error::Usage(format!("{pattern:?} is not a valid regular expression: {e}")))
 }
 
 /// Prints objects as aligned columns, one for each key that any of them has.
@@ -113,19 +114,19 @@ pub fn table(out: &mut Stdout, rows: &[Value]) -> Result<()> {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 pub struct RankRule {
-    /// This rank for every layer
+    /// Use this rank for every layer
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
-    /// The smallest rank with this share of the squares of the singular values (0.95)
+    /// Use the smallest rank that keeps this share of the squared singular values, such as 0.95
     #[arg(long, value_name = "SHARE")]
     energy: Option<f64>,
-    /// The smallest rank with this share of the Frobenius norm (0.9)
+    /// Use the smallest rank that keeps this share of the Frobenius norm, such as 0.9
     #[arg(long, value_name = "SHARE")]
     frobenius: Option<f64>,
-    /// The smallest rank with this share of the sum of the singular values
+    /// Use the smallest rank that keeps this share of the sum of singular values
     #[arg(long, value_name = "SHARE")]
     cumulative: Option<f64>,
-    /// Singular values larger than the largest divided by this
+    /// Keep singular values above the largest divided by X
     #[arg(long, value_name = "X")]
     ratio: Option<f64>,
 }
@@ -139,7 +140,7 @@ impl RankRule {
             .or(self.cumulative.map(tools::Rule::Cumulative))
             .or(self.ratio.map(tools::Rule::Ratio))
             .ok_or_else(|| {
-                Error::Usage("give --rank, --energy, --frobenius, --cumulative or --ratio".into())
+                Error::Usage("give `rank`, `energy`, `frobenius`, `cumulative` or `ratio`".into())
             })?;
         rule.check()?;
         Ok(rule)

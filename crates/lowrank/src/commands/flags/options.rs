@@ -133,16 +133,25 @@ fn argument<K: Known>(field: &'static Field, default: &Value) -> Arg {
         .required(K::REQUIRED.contains(&field.name))
         .hide_short_help(!COMMON.contains(&field.name));
     let parse = field.parse;
-    let valued = |arg: Arg| arg.value_parser(ValueParser::new(move |text: &str| parse(text)));
+    let valued = |arg: Arg| {
+        arg.value_name(value_name(field)).value_parser(ValueParser::new(move |text: &str| parse(text)))
+    };
     match field.kind {
         FieldKind::Switch => arg.action(ArgAction::SetTrue),
         FieldKind::Value => valued(arg).allow_negative_numbers(true),
-        FieldKind::Path => valued(arg).value_name("PATH"),
-        FieldKind::List => {
-            let values = format!("{},...", field.name.trim_end_matches('s').to_uppercase());
-            valued(arg).value_name(values).value_delimiter(',').action(ArgAction::Append)
-        }
-        FieldKind::Map => valued(arg).value_name("KEY=VALUE").action(ArgAction::Append),
+        FieldKind::Path => valued(arg),
+        FieldKind::List => valued(arg).value_delimiter(',').action(ArgAction::Append),
+        FieldKind::Map => valued(arg).action(ArgAction::Append),
+    }
+}
+
+/// What stands for the value in the help text.
+fn value_name(field: &Field) -> String {
+    match field.kind {
+        FieldKind::Path => "PATH".to_owned(),
+        FieldKind::Map => "KEY=VALUE".to_owned(),
+        FieldKind::List => format!("{},...", field.name.trim_end_matches('s').to_uppercase()),
+        FieldKind::Switch | FieldKind::Value => field.name.to_uppercase(),
     }
 }
 
@@ -159,7 +168,9 @@ fn flag_name(field: &Field) -> String {
 fn help(field: &Field, default: &Value) -> String {
     let text = field.help();
     if let Some(at) = text.find("(default: ") {
-        return format!("{}[{}]", &text[..at], text[at + 1..].trim_end_matches(')'));
+        let end = text[at..].find(')').map_or(text.len(), |end| at + end);
+        let rest = text.get(end + 1..).unwrap_or_default();
+        return format!("{}[{}]{}", &text[..at], &text[at + 1..end], rest.strip_prefix('.').unwrap_or(rest));
     }
     let default = match default {
         Value::Number(number) => number.to_string().trim_end_matches(".0").to_owned(),

@@ -7,17 +7,23 @@ use lowrank::{Error, Result};
 /// How to search, in transformers' words.
 #[derive(clap::Args)]
 pub struct SearchFlags {
-    /// Texts followed at once; above 1 a beam search
-    #[arg(long, default_value_t = 1)]
+    /// Number of beams; above 1 turns on beam search
+    #[arg(long, default_value_t = 1, help_heading = "Beam search", hide_short_help = true)]
     num_beams: usize,
-    /// A beam's log-probability is divided by its length to this power
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    /// Exponent of the length that a beam's log-probability is divided by
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        help_heading = "Beam search",
+        hide_short_help = true
+    )]
     length_penalty: f32,
-    /// No run of so many tokens twice, prompt included; 0 for no such rule
-    #[arg(long, default_value_t = 0)]
+    /// Do not repeat any N tokens in a row, prompt included; 0 turns this off
+    #[arg(long, default_value_t = 0, help_heading = "Beam search", hide_short_help = true)]
     no_repeat_ngram_size: usize,
-    /// false, true (stop at as many finished texts as beams) or never (before nothing can get better)
-    #[arg(long, default_value = "false")]
+    /// When to stop a beam search: false, true (once as many texts as beams have ended) or never (until no beam can improve)
+    #[arg(long, default_value = "false", help_heading = "Beam search", hide_short_help = true)]
     early_stopping: String,
 }
 

@@ -21,21 +21,21 @@ pub struct TextFlags {
     /// Generate a text for every distinct prompt and score it: bleu, bleu-e2e, nist, meteor, rouge-l, cider
     #[arg(long, value_delimiter = ',', value_name = "NAMES", help_heading = "Generated texts")]
     metrics: Vec<NlgMetric>,
-    /// Write the generated texts: one a line, or .jsonl
-    #[arg(long, value_name = "FILE", help_heading = "Generated texts")]
+    /// Write the generated texts to this file: one a line, or .jsonl
+    #[arg(long, value_name = "FILE", help_heading = "Generated texts", hide_short_help = true)]
     predictions: Option<PathBuf>,
-    /// Score the texts of this file, one a line or .jsonl, and generate none
+    /// Score the texts in this file (one a line, or .jsonl) and generate none
     #[arg(long, value_name = "FILE", requires = "metrics", conflicts_with = "predictions")]
-    #[arg(help_heading = "Generated texts")]
+    #[arg(help_heading = "Generated texts", hide_short_help = true)]
     score: Option<PathBuf>,
-    /// Only the first so many distinct prompts
-    #[arg(long, value_name = "N", help_heading = "Generated texts")]
+    /// Use the first N distinct prompts only
+    #[arg(long, value_name = "N", help_heading = "Generated texts", hide_short_help = true)]
     max_prompts: Option<usize>,
-    /// Tokens of a generated text at most
+    /// Maximum number of new tokens in a text
     #[arg(long, default_value_t = 64, help_heading = "Generated texts")]
     max_new_tokens: usize,
-    /// Text that ends a generated text; may be given several times
-    #[arg(long, help_heading = "Generated texts")]
+    /// Stop at this text, which is left out; may be repeated
+    #[arg(long, help_heading = "Generated texts", hide_short_help = true)]
     stop: Vec<String>,
     #[command(flatten)]
     search: SearchFlags,
