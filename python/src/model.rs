@@ -87,20 +87,20 @@ impl Engine {
         // A prompt or a prefix takes the first positions; its rows are not shown.
         let first = adapter.active.virtual_tokens;
         let n = first + tokens.len();
-        if let Some(limit) = model.position_limit().filter(|limit| n > *limit) {
+        if let Some(limit) = model.info().position_limit.filter(|limit| n > *limit) {
             return Err(Error::Usage(format!("{n} tokens; the model's positions end at {limit}")));
         }
-        if let Some(token) = tokens.iter().find(|t| **t as usize >= model.vocab()) {
-            return Err(Error::Usage(format!("token {token} is not one of the model's {}", model.vocab())));
+        if let Some(token) = tokens.iter().find(|t| **t as usize >= model.info().vocab) {
+            return Err(Error::Usage(format!("token {token} is not one of the model's {}", model.info().vocab)));
         }
-        let virtual_ids = (model.vocab() as u32..).take(first);
+        let virtual_ids = (model.info().vocab as u32..).take(first);
         let tokens: Vec<u32> = virtual_ids.chain(tokens.iter().copied()).collect();
         let device = self.session.device();
         let dropout: Option<DropoutKey> = None;
         let scope = Scope { device: &device, params: &adapter.params, dropout };
         let positions: Vec<u32> = (0..n as u32).collect();
         let lengths = vec![n as u32; n];
-        let wanted: Vec<usize> = (first..n).collect();
+        let output_rows: Vec<usize> = (first..n).collect();
         let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
         let batch = TokenBatch {
             tokens: &tokens,
@@ -108,7 +108,7 @@ impl Engine {
             lengths: &lengths,
             token_types: &[],
             segments: &segments,
-            wanted: Some(&wanted),
+            output_rows: Some(&output_rows),
         };
         let mut tape = Tape::new(scope, &adapter.active, Record::Nothing);
         let h = model.hidden(&mut tape, &batch);

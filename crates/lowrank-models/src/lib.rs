@@ -27,6 +27,6 @@ pub use error::{Error, Result};
 pub use export::{Changes, Fill, save_folder, save_folder_with, save_gguf};
 pub use heads::{ClassHead, Head, HeadKind, load_for};
 pub use loader::Loader;
-pub use model::{Model, TokenBatch};
+pub use model::{Model, ModelInfo, TokenBatch};
 pub use text::chat::{ChatTemplate, Conversation, Message};
 pub use text::tokenizer::{StreamDecoder, Texts, Tokenizer};

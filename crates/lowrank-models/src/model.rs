@@ -18,59 +18,97 @@ pub struct TokenBatch<'a> {
     pub token_types: &'a [u32],
     /// Who attends to whom. In an encoder every row of a segment sees all of it, before and after.
     pub segments: &'a [Segment],
-    /// Rows whose hidden states are wanted, at least one, in rising order; `None`: all. Behind its attention the last
+    /// Rows whose hidden states are computed, at least one, in rising order; `None`: all. After its attention the last
     /// block leaves the others out.
-    pub wanted: Option<&'a [usize]>,
+    pub output_rows: Option<&'a [usize]>,
 }
 
 impl<'a> TokenBatch<'a> {
-    /// The place of block `layer` of `layers`.
-    pub(crate) fn place(&self, layer: usize, layers: usize) -> Place<'a> {
-        let wanted = self.wanted.filter(|rows| layer + 1 == layers && rows.len() < self.tokens.len());
-        Place { segments: self.segments, layer, wanted }
+    /// What block `layer` of `layers` needs to know of the batch.
+    pub(crate) fn block(&self, layer: usize, layers: usize) -> BlockContext<'a> {
+        let output_rows =
+            self.output_rows.filter(|rows| layer + 1 == layers && rows.len() < self.tokens.len());
+        BlockContext { segments: self.segments, layer, output_rows }
     }
 }
 
-/// What a block needs to know of a batch and of its place in the model.
+/// What a block needs to know of the batch, and which block it is.
 #[derive(Clone, Copy)]
-pub(crate) struct Place<'m> {
+pub(crate) struct BlockContext<'m> {
     pub segments: &'m [Segment],
     pub layer: usize,
-    /// Rows of the block's output that are wanted; `None`: all.
-    pub wanted: Option<&'m [usize]>,
+    /// Rows of the block's output that are computed; `None`: all.
+    pub output_rows: Option<&'m [usize]>,
 }
 
-impl<'m> Place<'m> {
+impl<'m> BlockContext<'m> {
     /// What attention needs to know here.
     pub fn attention(&self, shape: AttentionShape, rope: Option<Rope>) -> Attention<'m> {
         Attention { shape, segments: Cow::Borrowed(self.segments), rope, layer: self.layer }
     }
 
-    /// The wanted rows of the block's input, and who of them attends to whom where every query sees its whole segment.
+    /// The output rows of the block's input, and their segments where every query sees its whole segment.
     pub fn queries(&self, tape: &mut Tape<'m>, x: &Var<'m>) -> (Var<'m>, Cow<'m, [Segment]>) {
-        let Some(rows) = self.wanted else { return (x.clone(), Cow::Borrowed(self.segments)) };
-        let at = |row: usize| rows.partition_point(|&wanted| wanted < row);
+        let Some(rows) = self.output_rows else { return (x.clone(), Cow::Borrowed(self.segments)) };
+        let at = |row: usize| rows.partition_point(|&output| output < row);
         let of = |s: &Segment| Segment { q: at(s.q.start)..at(s.q.end), ..s.clone() };
         (tape.select_rows(x, rows), self.segments.iter().map(of).collect())
     }
 
-    /// The wanted rows of what attention gave and of the block's input, which is all that the rest of the block reads.
-    pub fn wanted_rows(&self, tape: &mut Tape<'m>, o: Var<'m>, x: Var<'m>) -> (Var<'m>, Var<'m>) {
-        match self.wanted {
+    /// The output rows of attention's output and of the block's input: the rest of the block reads no others.
+    pub fn select_output_rows(&self, tape: &mut Tape<'m>, o: Var<'m>, x: Var<'m>) -> (Var<'m>, Var<'m>) {
+        match self.output_rows {
             Some(rows) => (tape.select_rows(&o, rows), tape.select_rows(&x, rows)),
             None => (o, x),
         }
     }
 }
 
+/// What is known of a model before it computes anything.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// Width `D` of the hidden states.
+    pub width: usize,
+    /// Size `V` of the vocabulary.
+    pub vocab: usize,
+    /// Longest sequence it was made for, in tokens.
+    pub max_positions: usize,
+    /// Longest sequence it can compute at all: learned positions end, rotations do not.
+    pub position_limit: Option<usize>,
+    /// Whether every token sees the whole text. Then a batch holds every token of a text, prompts are not shared and
+    /// there is no cache: the model cannot generate.
+    pub is_encoder: bool,
+    /// Width of the keys (and of the values) of each layer, for the key-value cache; empty where the model does not
+    /// generate.
+    pub kv_widths: Vec<usize>,
+    /// Key heads `K` of a layer; 0 where the model does not generate.
+    pub kv_heads: usize,
+    /// Every place an adapter can attach to.
+    pub sites: Vec<Site>,
+    /// Modules that get an adapter by default: PEFT's choice.
+    pub default_targets: &'static [&'static str],
+    /// Where transformers puts the heads of this architecture.
+    pub head_layout: HeadLayout,
+    /// Paths of the layers of a new head: no file has their values, so training has to save them whole.
+    pub new_layers: Vec<String>,
+}
+
 /// A frozen base model. The same forward serves training, evaluation and generation.
 pub trait Model: Send + Sync {
-    /// The hidden states after the last norm, `[N,D]`: of the batch's rows, or of those wanted.
+    /// The hidden states after the last norm, `[N,D]`: of the batch's rows, or of its output rows.
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m>;
 
     /// What the hidden states are for. A model loaded as it is has its language-model head, an encoder none;
     /// [`crate::heads::load_for`] gives it another.
     fn head(&self) -> &Head;
+
+    /// What is known of it.
+    fn info(&self) -> &ModelInfo;
+
+    /// Every place an adapter can attach to.
+    fn sites(&self) -> &[Site] {
+        &self.info().sites
+    }
 
     /// The language-model head, `[V,D]`, where it has one.
     fn lm_head(&self) -> Option<&LmHead> {
@@ -84,50 +122,4 @@ pub trait Model: Send + Sync {
     fn head_layer(&self, path: &str) -> Option<&Linear> {
         self.head().layers().into_iter().find(|layer| self.sites()[layer.site.0].path == path)
     }
-
-    /// Paths of layers that no file holds numbers for: those of a new head.
-    fn fresh(&self) -> &[String] {
-        &[]
-    }
-
-    /// Where transformers puts the heads of this architecture.
-    fn head_layout(&self) -> HeadLayout {
-        HeadLayout::DECODER
-    }
-
-    /// Whether every token sees the whole text. Then a batch holds every token of a text, prompts are not shared
-    /// and there is no cache: it cannot generate.
-    fn is_encoder(&self) -> bool {
-        false
-    }
-
-    /// Every place an adapter can attach to.
-    fn sites(&self) -> &[Site];
-
-    /// Width `D` of the hidden states.
-    fn width(&self) -> usize;
-
-    /// Size `V` of the vocabulary.
-    fn vocab(&self) -> usize;
-
-    /// Width of keys (and values) of each layer, for the cache; none where the model does not generate.
-    fn kv_widths(&self) -> Vec<usize> {
-        Vec::new()
-    }
-
-    /// Heads that those are the keys of.
-    fn kv_heads(&self) -> usize {
-        0
-    }
-
-    /// Longest sequence it was made for.
-    fn max_positions(&self) -> usize;
-
-    /// Longest sequence it can compute at all: learned positions end, rotations do not.
-    fn position_limit(&self) -> Option<usize> {
-        None
-    }
-
-    /// Names of the modules that get an adapter where nobody says which: PEFT's choice.
-    fn default_targets(&self) -> &'static [&'static str];
 }

@@ -51,8 +51,8 @@ fn forward(device: &Device, model: &dyn Model, adapters: &AdapterSet, batch: usi
     let length = length + virtual_tokens;
     let rows = batch * length;
     let token = |i: usize| match i % length {
-        at if at < virtual_tokens => model.vocab() + at,
-        _ => i * 7919 % model.vocab(),
+        at if at < virtual_tokens => model.info().vocab + at,
+        _ => i * 7919 % model.info().vocab,
     };
     let tokens: Vec<u32> = (0..rows).map(|i| token(i) as u32).collect();
     let positions: Vec<u32> = (0..rows).map(|i| (i % length) as u32).collect();
@@ -72,7 +72,7 @@ fn forward(device: &Device, model: &dyn Model, adapters: &AdapterSet, batch: usi
         lengths: &lengths,
         token_types: &[],
         segments: &segments,
-        wanted: None,
+        output_rows: None,
     };
     let hidden = model.hidden(&mut tape, &batch);
     let last = tape.select_rows(&hidden, &last);

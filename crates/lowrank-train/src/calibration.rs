@@ -87,7 +87,7 @@ impl Inputs for TrainingInputs<'_> {
         let scope = Scope { device: self.device, params: &self.params, dropout: None };
         let mut tape = Tape::new(scope, adapters, Record::Nothing);
         // Every row is looked at on its way.
-        let batch = TokenBatch { wanted: None, ..token_batch(&self.batch) };
+        let batch = TokenBatch { output_rows: None, ..token_batch(&self.batch) };
         self.model.hidden(&mut tape, &batch);
     }
 }

@@ -25,8 +25,8 @@ pub struct PackedBatch {
     /// In the order of the examples. The completions of a shared prompt all begin after its last row,
     /// so several labels may name that row.
     pub labels: Vec<Label>,
-    /// The rows that labels name, in rising order: those whose hidden states are wanted. `None`: all are.
-    pub wanted: Option<Vec<usize>>,
+    /// The rows that labels name, in rising order: the only ones whose hidden states are computed. `None`: all are.
+    pub output_rows: Option<Vec<usize>>,
     /// The number that each label asks for, in place of a class; empty where classes are asked for.
     pub values: Vec<f32>,
     /// Pairs of texts that belong together: segments `2i` and `2i + 1`.
@@ -61,7 +61,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
         lengths: Vec::new(),
         segments: Vec::new(),
         labels: Vec::new(),
-        wanted: None,
+        output_rows: None,
         values: Vec::new(),
         pairs: 0,
         examples: examples.len(),
@@ -106,7 +106,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
             batch.labels.push(Label { row, target: example.tokens[target] });
         }
     }
-    batch.wanted = batch.labelled_rows();
+    batch.output_rows = batch.labelled_rows();
     batch.max_position = batch.positions.iter().copied().max().unwrap_or(0);
     batch
 }
@@ -130,10 +130,11 @@ impl PackedBatch {
         (self.pairs == 0 && !rows.is_empty() && rows.len() < self.rows()).then_some(rows)
     }
 
-    /// The labels, with rows of the wanted hidden states in place of the batch's.
+    /// The labels, with rows of the computed hidden states in place of the batch's.
     pub fn labels_of_wanted(&self) -> Cow<'_, [Label]> {
-        let Some(wanted) = &self.wanted else { return Cow::Borrowed(&self.labels) };
-        let place = |row: u32| wanted.binary_search(&(row as usize)).expect("what a label names is wanted");
+        let Some(output_rows) = &self.output_rows else { return Cow::Borrowed(&self.labels) };
+        let place =
+            |row: u32| output_rows.binary_search(&(row as usize)).expect("a label names an output row");
         self.labels.iter().map(|l| Label { row: place(l.row) as u32, target: l.target }).collect()
     }
 

@@ -72,7 +72,7 @@ impl<'m> Stepper<'m> {
         }
         // What precedes a prefix is no row, so nothing predicts a text's first token.
         let first = VirtualTokens {
-            ids: (self.model.vocab() as u32..).take(active.virtual_tokens).collect(),
+            ids: (self.model.info().vocab as u32..).take(active.virtual_tokens).collect(),
             predict_first: active.prefix.is_none(),
         };
         let longer: Vec<Example> = examples.iter().map(|example| first.before(example)).collect();
@@ -167,7 +167,7 @@ impl<'m> Stepper<'m> {
     pub fn embed(&self, batch: &PackedBatch) -> Vec<Vec<f32>> {
         let scope = Scope { device: &self.device, params: &self.adapters.params, dropout: None };
         let mut tape = Tape::new(scope, &self.adapters.active, Record::Nothing);
-        let h = self.model.hidden(&mut tape, &TokenBatch { wanted: None, ..token_batch(batch) });
+        let h = self.model.hidden(&mut tape, &TokenBatch { output_rows: None, ..token_batch(batch) });
         let texts: Vec<_> = batch.segments.iter().map(|segment| segment.q.clone()).collect();
         let mean = tape.mean_rows(&h, &texts);
         let y = tape.normalize(&mean).tensor;
@@ -198,6 +198,6 @@ impl VirtualTokens {
 }
 
 pub(crate) fn token_batch(batch: &PackedBatch) -> TokenBatch<'_> {
-    let PackedBatch { tokens, positions, lengths, token_types, segments, wanted, .. } = batch;
-    TokenBatch { tokens, positions, lengths, token_types, segments, wanted: wanted.as_deref() }
+    let PackedBatch { tokens, positions, lengths, token_types, segments, output_rows, .. } = batch;
+    TokenBatch { tokens, positions, lengths, token_types, segments, output_rows: output_rows.as_deref() }
 }

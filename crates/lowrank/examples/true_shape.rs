@@ -86,7 +86,7 @@ fn logits(model: &dyn Model, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f32> 
         lengths: &lengths,
         token_types: &[],
         segments: &segments,
-        wanted: None,
+        output_rows: None,
     };
     let h = model.hidden(&mut tape, &batch);
     match model.head() {

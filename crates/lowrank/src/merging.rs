@@ -349,7 +349,7 @@ fn changes_of_head(session: &Session) -> Changes {
             say("problem_type", json!(kind));
         }
     }
-    for path in model.fresh() {
+    for path in &model.info().new_layers {
         let Some(layer) = model.head_layer(path) else { continue };
         changes.tensors.push((format!("{path}.weight"), vec![layer.out_features(), layer.in_features()]));
         changes.tensors.extend(layer.bias.as_ref().map(|bias| (format!("{path}.bias"), vec![bias.len()])));
@@ -529,7 +529,7 @@ pub fn verify_merge(
     merged: &Session,
     tokens: &[u32],
 ) -> Result<Verified> {
-    let tokens = &tokens[..tokens.len().min(session.model.position_limit().unwrap_or(usize::MAX))];
+    let tokens = &tokens[..tokens.len().min(session.model.info().position_limit.unwrap_or(usize::MAX))];
     let mut result = Verified { max_difference: 0.0, max_logit: 0.0, same_best: 0, positions: tokens.len() };
     let mut compare = |a: &[f32], b: &[f32]| {
         for (x, y) in a.iter().zip(b) {
@@ -569,7 +569,7 @@ fn outputs(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> (Vec<f32
         lengths: &lengths,
         token_types: &[],
         segments: &segments,
-        wanted: None,
+        output_rows: None,
     };
     let device = Device::cpu();
     let scope = Scope { device: &device, params: &adapters.params, dropout: None };

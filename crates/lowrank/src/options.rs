@@ -282,7 +282,8 @@ impl TrainOptions {
     /// Where there is no such method.
     pub fn lora(&self, model: &dyn Model, total_steps: u64) -> Result<LoraConfig> {
         let named = self.method()?;
-        let defaults = || Targets::Names(model.default_targets().iter().map(ToString::to_string).collect());
+        let defaults =
+            || Targets::Names(model.info().default_targets.iter().map(ToString::to_string).collect());
         // Parts of a fused layer are stored as one adapter of all their ranks; the scaling stays that of a part.
         let parts = self.enable_lora.iter().filter(|on| **on).count().max(1);
         let share = if self.use_rslora { (parts as f64).sqrt() } else { parts as f64 };
@@ -326,7 +327,7 @@ impl TrainOptions {
             );
         }
         config.modules_to_save = (!whole.is_empty()).then_some(whole);
-        for path in model.fresh() {
+        for path in &model.info().new_layers {
             // Numbers that no file holds are lost if they are not saved.
             if !config.saves(path) {
                 config.modules_to_save.get_or_insert_default().push(path.clone());
@@ -380,10 +381,10 @@ impl TrainOptions {
     /// # Errors
     /// Where the prompt template is wrong.
     pub fn data_options(&self, model: &dyn Model) -> Result<DataOptions> {
-        let limit = model.position_limit().unwrap_or(usize::MAX).saturating_sub(self.virtual_tokens()?);
+        let limit = model.info().position_limit.unwrap_or(usize::MAX).saturating_sub(self.virtual_tokens()?);
         Ok(DataOptions {
             max_seq_len: Some(self.max_seq_len.min(limit)),
-            reads_last: model.head_layout().reads == Reads::Last,
+            reads_last: model.info().head_layout.reads == Reads::Last,
             ..self.read_options()?
         })
     }
@@ -445,7 +446,7 @@ fn base_info(model: &dyn Model) -> BaseInfo {
         sites: model.sites().to_vec(),
         head: model.head().layers().iter().map(|layer| path(layer.site.0)).collect(),
         is_language_model: model.lm_head().is_some(),
-        kv_widths: model.kv_widths(),
-        kv_heads: model.kv_heads(),
+        kv_widths: model.info().kv_widths.clone(),
+        kv_heads: model.info().kv_heads,
     }
 }

@@ -73,7 +73,7 @@ impl Session {
     ) -> Result<Self> {
         let base = Base::open(model)?;
         let session = Self::over(base, options, |base| task::of_adapter(dir, task, labels, base))?;
-        if let (None, Some(path)) = (dir, session.model.fresh().first()) {
+        if let (None, Some(path)) = (dir, session.model.info().new_layers.first()) {
             let (source, task) = (session.base.source.display(), session.task.task.name());
             return Err(Error::Usage(format!(
                 "{source} has no {path}, so no head for the task {task}: give an `adapter` that was trained for it"
@@ -235,9 +235,9 @@ impl Session {
         let mut slot = self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(match &mut *slot {
             Some(tokenizer) => tokenizer.clone(),
-            empty => {
-                empty.insert(Arc::new(self.base.tokenizer()?.for_embedding_rows(self.model.vocab()))).clone()
-            }
+            empty => empty
+                .insert(Arc::new(self.base.tokenizer()?.for_embedding_rows(self.model.info().vocab)))
+                .clone(),
         })
     }
 
@@ -328,7 +328,7 @@ impl Session {
         let token = token.ok_or_else(|| {
             Error::Usage(format!("{}: the tokenizer has no mask token", self.base.source.display()))
         })?;
-        Ok(Some(Masking { token, vocab: self.model.vocab(), seed }))
+        Ok(Some(Masking { token, vocab: self.model.info().vocab, seed }))
     }
 }
 

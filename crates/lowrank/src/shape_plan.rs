@@ -57,7 +57,7 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
         let what = "a plan by shape is for language models; give `data` for the plan of another task";
         return Err(Error::Usage(what.to_owned()));
     }
-    let tokens = options.max_seq_len.min(model.position_limit().unwrap_or(usize::MAX));
+    let tokens = options.max_seq_len.min(model.info().position_limit.unwrap_or(usize::MAX));
     if options.batch_size == 0 || tokens < 2 {
         return Err(Error::Usage("`batch_size` must be at least 1 and `max_seq_len` at least 2".to_owned()));
     }

@@ -16,13 +16,13 @@ fn words(expected: &Expected, name: &str) -> Vec<u32> {
     expected.ints(name).iter().map(|t| *t as u32).collect()
 }
 
-/// The scores of a text, of whose rows all are wanted or only the first.
+/// The scores of a text, of which all rows are computed or only the first.
 fn logits(
     model: &dyn Model,
     adapters: &AdapterSet,
     tokens: &[u32],
     token_types: &[u32],
-    wanted: Option<&[usize]>,
+    output_rows: Option<&[usize]>,
 ) -> Vec<f32> {
     let n = tokens.len();
     let positions: Vec<u32> = (0..n as u32).collect();
@@ -37,7 +37,7 @@ fn logits(
         lengths: &lengths,
         token_types,
         segments: &segments,
-        wanted,
+        output_rows,
     };
     let h = model.hidden(&mut tape, &batch);
     let Head::Classes(head) = model.head() else { panic!("a classifier") };
@@ -49,7 +49,7 @@ fn check(case: &str) {
     let expected = Expected::open(&dir);
     let base = Base::open(dir.to_str().unwrap()).unwrap();
     let model = load_for(&base.config, &base.tensors, HeadKind::Sequence(3)).unwrap();
-    assert!(model.fresh().is_empty(), "the head is in the file");
+    assert!(model.info().new_layers.is_empty(), "the head is in the file");
     let adapters = AdapterSet::load(&dir.join("adapter"), model.sites()).unwrap();
 
     let has_types = expected.names().contains(&"types_0".to_owned());
@@ -59,8 +59,8 @@ fn check(case: &str) {
         let token_types = if has_types { words(&expected, &format!("types_{i}")) } else { Vec::new() };
         for (name, set) in [("base_logits", &AdapterSet::none()), ("logits", &adapters)] {
             let name = format!("{name}_{i}");
-            for wanted in [None, Some(&[0][..])] {
-                let got = logits(&*model, set, &tokens, &token_types, wanted);
+            for output_rows in [None, Some(&[0][..])] {
+                let got = logits(&*model, set, &tokens, &token_types, output_rows);
                 close(&format!("{case}: {name}"), &got, &expected.floats(&name), 1e-4);
             }
         }
@@ -155,7 +155,7 @@ fn a_convolution_reads_every_row() {
     base.config["num_hidden_layers"] = 1.into();
     let model = load_for(&base.config, &base.tensors, HeadKind::Sequence(3)).unwrap();
     let tokens = words(&Expected::open(&dir), "ids_0");
-    let [all, first] =
-        [None, Some(&[0][..])].map(|wanted| logits(&*model, &AdapterSet::none(), &tokens, &[], wanted));
+    let [all, first] = [None, Some(&[0][..])]
+        .map(|output_rows| logits(&*model, &AdapterSet::none(), &tokens, &[], output_rows));
     close("scores", &first, &all, 1e-6);
 }

@@ -168,7 +168,7 @@ fn a_group_shares_its_prompt_and_samples_by_seed() {
     assert_eq!(decoder.rows_needed(&group).unwrap(), n + 5 * (most - 1));
     let beams = &place.requests()[2];
     assert_eq!(decoder.rows_needed(beams).unwrap(), beams.prompt.len() + 4 * (beams.max_new_tokens - 1));
-    let values: usize = place.session.model.kv_widths().iter().sum();
+    let values: usize = place.session.model.info().kv_widths.iter().sum();
     assert_eq!(decoder.row_bytes(), 2 * 4 * values);
     // Work: the prompt once.
     let work = |request: &Request| {

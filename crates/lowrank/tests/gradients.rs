@@ -158,18 +158,18 @@ fn sharing_prompts_changes_no_number() {
     }
 }
 
-/// The last block computes wanted rows alone, which changes nothing but the work.
+/// The last block computes output rows alone, which changes nothing but the work.
 #[test]
 fn rows_that_no_label_names_change_no_number() {
     for case in ["llama_gqa_tied", "gpt2_c_attn", "gemma2_caps", "phi3_partial", "gpt3_banded"] {
         let session = Session::open(fixture(case).to_str().unwrap()).unwrap();
         let set = adapters(&session, 0.0, "all-linear");
-        let vocab = session.model.vocab() as u32;
+        let vocab = session.model.info().vocab as u32;
         let mut some = batch(true);
         some.tokens.iter_mut().chain(some.labels.iter_mut().map(|l| &mut l.target)).for_each(|t| *t %= vocab);
-        let wanted = some.wanted.as_ref().expect("prompts have no labels");
-        assert!(wanted.is_sorted() && wanted.len() < some.rows());
-        let all = PackedBatch { wanted: None, ..some.clone() };
+        let output_rows = some.output_rows.as_ref().expect("prompts have no labels");
+        assert!(output_rows.is_sorted() && output_rows.len() < some.rows());
+        let all = PackedBatch { output_rows: None, ..some.clone() };
         let [few, full] = [&some, &all].map(|batch| {
             let mut stepper = Stepper::new(&*session.model, set.clone(), Device::cpu(), PLAIN);
             stepper.gradients(std::slice::from_ref(batch)).unwrap();

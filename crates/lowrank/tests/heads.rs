@@ -57,12 +57,16 @@ fn check(base: &str, case: &str, task: Option<Task>) {
         Session::for_adapter(model.to_str().unwrap(), LoadOptions::default(), Some(&adapter), task, None)
             .unwrap();
     let adapters = AdapterSet::load(&adapter, session.sites()).unwrap();
-    let decoder = !session.model.is_encoder();
+    let decoder = !session.model.info().is_encoder;
     let task = session.task.task;
     let examples: Vec<Example> = (0..3).map(|i| example(&expected, i, task, decoder)).collect();
     let batch = pack(&examples.iter().collect::<Vec<_>>(), true);
     if matches!(task, Task::Classification | Task::Regression) {
-        assert_eq!(batch.wanted.as_ref().map(Vec::len), Some(3), "{case}: the head reads one row of a text");
+        assert_eq!(
+            batch.output_rows.as_ref().map(Vec::len),
+            Some(3),
+            "{case}: the head reads one row of a text"
+        );
     }
 
     let stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), PLAIN)

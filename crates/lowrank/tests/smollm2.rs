@@ -76,7 +76,7 @@ fn logits_gradients_and_fifty_steps_are_the_references() {
     for (set, prefix) in [(&AdapterSet::none(), "base_"), (&adapters, "")] {
         for (row, example) in rows.iter().enumerate().take(2) {
             let logits = logits(&session, set, &example.tokens);
-            let vocab = session.model.vocab();
+            let vocab = session.model.info().vocab;
             let at = |position: i64| &logits[position as usize * vocab..(position as usize + 1) * vocab];
             let mut got = Vec::new();
             for position in expected.ints(&format!("positions_{row}")) {

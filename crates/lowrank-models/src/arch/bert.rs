@@ -2,14 +2,14 @@
 //! `transformers/models/{bert,roberta,xlm_roberta}` are followed. RoBERTa and XLM-R count positions from
 //! `pad_token_id + 1` and have one token type. The base's own dropout is off, in training too.
 
-use lowrank_engine::{Activation, Embedding, LayerNorm, Site, Tape, Var};
+use lowrank_engine::{Activation, Embedding, LayerNorm, Tape, Var};
 use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
-use crate::model::{Model, TokenBatch};
+use crate::model::{Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::encoder::{Block, Names, Shape};
 use crate::{Error, Result};
@@ -56,12 +56,9 @@ pub struct Bert {
     types: Embedding,
     norm: LayerNorm,
     blocks: Vec<Block>,
-    sites: Vec<Site>,
+    info: ModelInfo,
     /// The position of the first token.
     first_position: usize,
-    /// Whether it is BERT itself, which has heads of another form.
-    bert: bool,
-    activation: Activation,
 }
 
 impl Bert {
@@ -99,8 +96,50 @@ impl Bert {
         for i in 0..c.num_hidden_layers {
             blocks.push(Block::load(&mut l, &at(&format!("encoder.layer.{i}")), &NAMES, &shape)?);
         }
-        let sites = l.into_sites();
-        Ok(Self { words, positions, types, norm, blocks, sites, first_position, bert, activation })
+        let (dense, output) = match bert {
+            true => ("bert.pooler.dense", "classifier"),
+            false => ("classifier.dense", "classifier.out_proj"),
+        };
+        let head_layout = HeadLayout {
+            reads: Reads::First,
+            dense: Some((dense, Activation::Tanh)),
+            output,
+            token_output: "classifier",
+            bias: true,
+            masked: Some(match bert {
+                true => MaskedLayout {
+                    dense: "cls.predictions.transform.dense",
+                    activation: activation,
+                    norm: ("cls.predictions.transform.LayerNorm", eps),
+                    decoder: "cls.predictions.decoder",
+                    bias: "cls.predictions.bias",
+                    table: "bert.embeddings.word_embeddings",
+                },
+                false => MaskedLayout {
+                    dense: "lm_head.dense",
+                    activation: Activation::Gelu,
+                    norm: ("lm_head.layer_norm", eps),
+                    decoder: "lm_head.decoder",
+                    bias: "lm_head.bias",
+                    table: "roberta.embeddings.word_embeddings",
+                },
+            }),
+        };
+        let positions_left = c.max_position_embeddings - first_position;
+        let info = ModelInfo {
+            width: d,
+            vocab: c.vocab_size,
+            max_positions: positions_left,
+            position_limit: Some(positions_left),
+            is_encoder: true,
+            kv_widths: Vec::new(),
+            kv_heads: 0,
+            sites: l.into_sites(),
+            default_targets: &["query", "value"],
+            head_layout: head_layout,
+            new_layers: Vec::new(),
+        };
+        Ok(Self { words, positions, types, norm, blocks, first_position, info })
     }
 }
 
@@ -122,9 +161,9 @@ impl Model for Bert {
         x = tape.add(x, &positions);
         drop(positions);
         x = tape.layer_norm(&self.norm, &x);
-        for (i, block) in self.blocks.iter().enumerate() {
-            let place = batch.place(i, self.blocks.len());
-            x = tape.block(x, move |tape, x| block.forward(tape, x, place));
+        for (i, layer) in self.blocks.iter().enumerate() {
+            let block = batch.block(i, self.blocks.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, block));
         }
         x
     }
@@ -133,63 +172,7 @@ impl Model for Bert {
         &Head::None
     }
 
-    fn head_layout(&self) -> HeadLayout {
-        let (dense, output) = match self.bert {
-            true => ("bert.pooler.dense", "classifier"),
-            false => ("classifier.dense", "classifier.out_proj"),
-        };
-        HeadLayout {
-            reads: Reads::First,
-            dense: Some((dense, Activation::Tanh)),
-            output,
-            token_output: "classifier",
-            bias: true,
-            masked: Some(match self.bert {
-                true => MaskedLayout {
-                    dense: "cls.predictions.transform.dense",
-                    activation: self.activation,
-                    norm: ("cls.predictions.transform.LayerNorm", self.norm.eps),
-                    decoder: "cls.predictions.decoder",
-                    bias: "cls.predictions.bias",
-                    table: "bert.embeddings.word_embeddings",
-                },
-                false => MaskedLayout {
-                    dense: "lm_head.dense",
-                    activation: Activation::Gelu,
-                    norm: ("lm_head.layer_norm", self.norm.eps),
-                    decoder: "lm_head.decoder",
-                    bias: "lm_head.bias",
-                    table: "roberta.embeddings.word_embeddings",
-                },
-            }),
-        }
-    }
-
-    fn is_encoder(&self) -> bool {
-        true
-    }
-
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn width(&self) -> usize {
-        self.words.weight.cols()
-    }
-
-    fn vocab(&self) -> usize {
-        self.words.weight.rows()
-    }
-
-    fn max_positions(&self) -> usize {
-        self.positions.weight.rows() - self.first_position
-    }
-
-    fn position_limit(&self) -> Option<usize> {
-        Some(self.max_positions())
-    }
-
-    fn default_targets(&self) -> &'static [&'static str] {
-        &["query", "value"]
+    fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }

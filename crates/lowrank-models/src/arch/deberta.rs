@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use lowrank_engine::{Activation, Disentangled, Embedding, LayerNorm, Linear, Segment, Site, Tape, Var};
+use lowrank_engine::{Activation, Disentangled, Embedding, LayerNorm, Linear, Segment, Tape, Var};
 use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use crate::Result;
 use crate::arch::bert::gelu;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
-use crate::model::{Model, Place, TokenBatch};
+use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
 
@@ -209,10 +209,8 @@ pub struct Deberta {
     layers: Vec<Layer>,
     relative: Option<Relative>,
     convolution: Option<Convolution>,
-    sites: Vec<Site>,
     config: Config,
-    activation: Activation,
-    pooler_activation: Activation,
+    info: ModelInfo,
 }
 
 /// The table of distances.
@@ -326,21 +324,37 @@ impl Deberta {
             }),
         };
         let pooler_activation = activation_of("pooler_hidden_act", &c.pooler_hidden_act)?;
-        let sites = l.into_sites();
-        Ok(Self {
-            words,
-            positions,
-            types,
-            projection,
-            norm,
-            layers,
-            relative,
-            convolution,
-            sites,
-            config: c,
-            activation,
-            pooler_activation,
-        })
+        let own = c.legacy && projection.is_none();
+        let head_layout = HeadLayout {
+            reads: Reads::First,
+            dense: Some(("pooler.dense", pooler_activation)),
+            output: "classifier",
+            token_output: "classifier",
+            bias: true,
+            masked: own.then_some(MaskedLayout {
+                dense: "cls.predictions.transform.dense",
+                activation: activation,
+                norm: ("cls.predictions.transform.LayerNorm", eps),
+                decoder: "cls.predictions.decoder",
+                bias: "cls.predictions.bias",
+                table: "deberta.embeddings.word_embeddings",
+            }),
+        };
+        let info = ModelInfo {
+            width: d,
+            vocab: c.vocab_size,
+            max_positions: c.max_position_embeddings,
+            // Distances have no end; absolute positions, where they are added, do.
+            position_limit: positions.is_some().then_some(c.max_position_embeddings),
+            is_encoder: true,
+            kv_widths: Vec::new(),
+            kv_heads: 0,
+            sites: l.into_sites(),
+            default_targets: &["query_proj", "value_proj"],
+            head_layout: head_layout,
+            new_layers: Vec::new(),
+        };
+        Ok(Self { words, positions, types, projection, norm, layers, relative, convolution, config: c, info })
     }
 
     /// The rows of the table that the batch's distances touch, and the attention that reads them.
@@ -376,7 +390,7 @@ impl Layer {
         x: Var<'m>,
         table: Option<&Var<'m>>,
         attention: Disentangled<'m>,
-        place: Place<'m>,
+        block: BlockContext<'m>,
     ) -> Var<'m> {
         let contents = [&self.q, &self.k, &self.v].map(|layer| tape.linear(layer, &x, None));
         let mut distances = |wanted: bool, own: &'m Option<Linear>, shared: &'m Linear| {
@@ -386,7 +400,7 @@ impl Layer {
         let pos_key = distances(self.matches.c2p, &self.pos_key, &self.k);
         let pos_query = distances(self.matches.p2c, &self.pos_query, &self.q);
         let o = tape.disentangled_attention(contents, pos_key, pos_query, attention);
-        let (o, x) = place.wanted_rows(tape, o, x);
+        let (o, x) = block.select_output_rows(tape, o, x);
         let h = tape.linear(&self.o, &o, Some(x));
         drop(o);
         let x = tape.layer_norm(&self.attention_norm, &h);
@@ -439,15 +453,16 @@ impl Model for Deberta {
         for (i, layer) in self.layers.iter().enumerate() {
             let attention = attention.clone();
             let convolution = self.convolution.as_ref().zip(input.take());
-            let place = batch.place(i, self.layers.len());
+            let block = batch.block(i, self.layers.len());
             // The convolution behind the first block reads every row of it.
-            let inner = if convolution.is_some() { Place { wanted: None, ..place } } else { place };
+            let inner =
+                if convolution.is_some() { BlockContext { output_rows: None, ..block } } else { block };
             x = tape.block_with_shared_input(x, table.clone(), move |tape, x, table| {
                 layer.forward(tape, x, table.as_ref(), attention.clone(), inner)
             });
             if let Some((convolution, input)) = convolution {
                 x = convolution.forward(tape, &input, &x, segments);
-                if let Some(rows) = place.wanted {
+                if let Some(rows) = block.output_rows {
                     x = tape.select_rows(&x, rows);
                 }
             }
@@ -459,52 +474,8 @@ impl Model for Deberta {
         &Head::None
     }
 
-    fn head_layout(&self) -> HeadLayout {
-        let own = self.config.legacy && self.projection.is_none();
-        HeadLayout {
-            reads: Reads::First,
-            dense: Some(("pooler.dense", self.pooler_activation)),
-            output: "classifier",
-            token_output: "classifier",
-            bias: true,
-            masked: own.then_some(MaskedLayout {
-                dense: "cls.predictions.transform.dense",
-                activation: self.activation,
-                norm: ("cls.predictions.transform.LayerNorm", self.norm.eps),
-                decoder: "cls.predictions.decoder",
-                bias: "cls.predictions.bias",
-                table: "deberta.embeddings.word_embeddings",
-            }),
-        }
-    }
-
-    fn is_encoder(&self) -> bool {
-        true
-    }
-
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn width(&self) -> usize {
-        self.config.hidden_size
-    }
-
-    fn vocab(&self) -> usize {
-        self.words.weight.rows()
-    }
-
-    fn max_positions(&self) -> usize {
-        self.config.max_position_embeddings
-    }
-
-    /// Distances have no end; absolute positions, where they are added, do.
-    fn position_limit(&self) -> Option<usize> {
-        self.positions.as_ref().map(|table| table.weight.rows())
-    }
-
-    fn default_targets(&self) -> &'static [&'static str] {
-        &["query_proj", "value_proj"]
+    fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }
 

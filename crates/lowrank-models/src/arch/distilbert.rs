@@ -1,7 +1,7 @@
 //! DistilBERT: BERT's block without token types. `transformers/models/distilbert` is followed. The base's own
 //! dropout is off, in training too.
 
-use lowrank_engine::{Activation, Embedding, LayerNorm, Site, Tape, Var};
+use lowrank_engine::{Activation, Embedding, LayerNorm, Tape, Var};
 use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::arch::bert::gelu;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
-use crate::model::{Model, TokenBatch};
+use crate::model::{Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::encoder::{Block, Names, Shape};
 use crate::{Error, Result};
@@ -47,8 +47,7 @@ pub struct DistilBert {
     positions: Embedding,
     norm: LayerNorm,
     blocks: Vec<Block>,
-    sites: Vec<Site>,
-    activation: Activation,
+    info: ModelInfo,
 }
 
 impl DistilBert {
@@ -71,8 +70,35 @@ impl DistilBert {
             let path = format!("distilbert.transformer.layer.{i}");
             blocks.push(Block::load(&mut l, &path, &NAMES, &shape)?);
         }
-        let sites = l.into_sites();
-        Ok(Self { words, positions, norm, blocks, sites, activation })
+        let head_layout = HeadLayout {
+            reads: Reads::First,
+            dense: Some(("pre_classifier", Activation::Relu)),
+            output: "classifier",
+            token_output: "classifier",
+            bias: true,
+            masked: Some(MaskedLayout {
+                dense: "vocab_transform",
+                activation: activation,
+                norm: ("vocab_layer_norm", EPS),
+                decoder: "vocab_projector",
+                bias: "vocab_projector.bias",
+                table: "distilbert.embeddings.word_embeddings",
+            }),
+        };
+        let info = ModelInfo {
+            width: c.dim,
+            vocab: c.vocab_size,
+            max_positions: c.max_position_embeddings,
+            position_limit: Some(c.max_position_embeddings),
+            is_encoder: true,
+            kv_widths: Vec::new(),
+            kv_heads: 0,
+            sites: l.into_sites(),
+            default_targets: &["q_lin", "v_lin"],
+            head_layout: head_layout,
+            new_layers: Vec::new(),
+        };
+        Ok(Self { words, positions, norm, blocks, info })
     }
 }
 
@@ -83,9 +109,9 @@ impl Model for DistilBert {
         x = tape.add(x, &positions);
         drop(positions);
         x = tape.layer_norm(&self.norm, &x);
-        for (i, block) in self.blocks.iter().enumerate() {
-            let place = batch.place(i, self.blocks.len());
-            x = tape.block(x, move |tape, x| block.forward(tape, x, place));
+        for (i, layer) in self.blocks.iter().enumerate() {
+            let block = batch.block(i, self.blocks.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, block));
         }
         x
     }
@@ -94,49 +120,7 @@ impl Model for DistilBert {
         &Head::None
     }
 
-    fn head_layout(&self) -> HeadLayout {
-        HeadLayout {
-            reads: Reads::First,
-            dense: Some(("pre_classifier", Activation::Relu)),
-            output: "classifier",
-            token_output: "classifier",
-            bias: true,
-            masked: Some(MaskedLayout {
-                dense: "vocab_transform",
-                activation: self.activation,
-                norm: ("vocab_layer_norm", EPS),
-                decoder: "vocab_projector",
-                bias: "vocab_projector.bias",
-                table: "distilbert.embeddings.word_embeddings",
-            }),
-        }
-    }
-
-    fn is_encoder(&self) -> bool {
-        true
-    }
-
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn width(&self) -> usize {
-        self.words.weight.cols()
-    }
-
-    fn vocab(&self) -> usize {
-        self.words.weight.rows()
-    }
-
-    fn max_positions(&self) -> usize {
-        self.positions.weight.rows()
-    }
-
-    fn position_limit(&self) -> Option<usize> {
-        Some(self.max_positions())
-    }
-
-    fn default_targets(&self) -> &'static [&'static str] {
-        &["q_lin", "v_lin"]
+    fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }

@@ -2,15 +2,15 @@
 //! attention and MLP, windows in every other layer and soft caps; Gemma 3 norms of q and k and a rope of its own
 //! for layers with a window. `transformers/models/{gemma,gemma2,gemma3}` are followed.
 
-use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Site, Tape, Var};
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
 use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Result;
-use crate::heads::Head;
+use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
-use crate::model::{Model, Place, TokenBatch};
+use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
 use crate::parts::rope::{RopeScaling, RopeTable};
@@ -145,8 +145,7 @@ pub struct Gemma {
     norm: RmsNorm,
     head: Head,
     ropes: Ropes,
-    sites: Vec<Site>,
-    max_positions: usize,
+    info: ModelInfo,
 }
 
 struct Layer {
@@ -241,13 +240,32 @@ impl Gemma {
             2 => softcap(config, "final_logit_softcapping", Some(30.0))?,
             _ => softcap(config, "final_logit_softcapping", None)?,
         };
-        let (ropes, sites, head) = (c.ropes()?, l.into_sites(), Head::Language(head));
-        Ok(Self { embed, layers, norm, head, ropes, sites, max_positions: c.max_position_embeddings })
+        let (ropes, head) = (c.ropes()?, Head::Language(head));
+        let info = ModelInfo {
+            width: d,
+            vocab: c.vocab_size,
+            max_positions: c.max_position_embeddings,
+            position_limit: None,
+            is_encoder: false,
+            kv_widths: layers.iter().map(|layer| layer.shape.kv_heads * layer.shape.head_dim).collect(),
+            kv_heads: kv_heads,
+            sites: l.into_sites(),
+            default_targets: &["q_proj", "v_proj"],
+            head_layout: HeadLayout::DECODER,
+            new_layers: Vec::new(),
+        };
+        Ok(Self { embed, layers, norm, head, ropes, info })
     }
 }
 
 impl Layer {
-    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, rope: &Rope, place: Place<'m>) -> Var<'m> {
+    fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        x: Var<'m>,
+        rope: &Rope,
+        block: BlockContext<'m>,
+    ) -> Var<'m> {
         let h = tape.rms_norm(&self.input_norm, &x);
         let mut q = tape.linear(&self.q, &h, None);
         let mut k = tape.linear(&self.k, &h, None);
@@ -257,8 +275,8 @@ impl Layer {
             q = tape.rms_norm(q_norm, &q);
             k = tape.rms_norm(k_norm, &k);
         }
-        let o = tape.attention(q, k, v, place.attention(self.shape, Some(rope.clone())));
-        let (o, x) = place.wanted_rows(tape, o, x);
+        let o = tape.attention(q, k, v, block.attention(self.shape, Some(rope.clone())));
+        let (o, x) = block.select_output_rows(tape, o, x);
         let post = self.post_norms.as_ref();
         let x = add(tape, &self.o, &o, x, post.map(|(norm, _)| norm));
         drop(o);
@@ -293,8 +311,8 @@ impl Model for Gemma {
         let mut x = tape.embedding(&self.embed, batch.tokens);
         for (i, layer) in self.layers.iter().enumerate() {
             let rope = if layer.sliding { local.clone() } else { global.clone() };
-            let place = batch.place(i, self.layers.len());
-            x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, place));
+            let block = batch.block(i, self.layers.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, block));
         }
         tape.rms_norm(&self.norm, &x)
     }
@@ -303,31 +321,7 @@ impl Model for Gemma {
         &self.head
     }
 
-    fn width(&self) -> usize {
-        self.embed.weight.cols()
-    }
-
-    fn vocab(&self) -> usize {
-        self.embed.weight.rows()
-    }
-
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn kv_heads(&self) -> usize {
-        self.layers.first().map_or(0, |l| l.shape.kv_heads)
-    }
-
-    fn kv_widths(&self) -> Vec<usize> {
-        self.layers.iter().map(|l| l.shape.kv_heads * l.shape.head_dim).collect()
-    }
-
-    fn max_positions(&self) -> usize {
-        self.max_positions
-    }
-
-    fn default_targets(&self) -> &'static [&'static str] {
-        &["q_proj", "v_proj"]
+    fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }

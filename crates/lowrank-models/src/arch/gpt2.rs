@@ -2,7 +2,7 @@
 //! weights stored transposed. `transformers/models/gpt2` is followed. GPT-3 ([`crate::arch::gpt3`]) is the same model with
 //! locally banded attention in every other layer, and query, key and value apart.
 
-use lowrank_engine::{Activation, AttentionShape, Embedding, LayerNorm, Linear, Site, Tape, Var};
+use lowrank_engine::{Activation, AttentionShape, Embedding, LayerNorm, Linear, Tape, Var};
 use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::Result;
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
-use crate::model::{Model, Place, TokenBatch};
+use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
 
@@ -105,9 +105,7 @@ pub struct Gpt2 {
     layers: Vec<Layer>,
     norm: LayerNorm,
     head: Head,
-    sites: Vec<Site>,
-    width: usize,
-    targets: &'static [&'static str],
+    info: ModelInfo,
 }
 
 /// Query, key and value.
@@ -168,16 +166,28 @@ impl Gpt2 {
         let norm = l.layer_norm("transformer.ln_f", d, eps)?;
         let tied = c.tie_word_embeddings.then_some(&token_table);
         let head = Head::Language(l.head("lm_head", tied, d, c.vocab_size)?);
-        let sites = l.into_sites();
         // PEFT's for GPT-2; what the paper of LoRA adapts of GPT-3.
-        let targets: &[&str] = if c.is_gpt3() { &["q_proj", "v_proj"] } else { &["c_attn"] };
+        let targets: &'static [&'static str] = if c.is_gpt3() { &["q_proj", "v_proj"] } else { &["c_attn"] };
         let (tokens, positions) = (token_table, position_table);
-        Ok(Self { tokens, positions, layers, norm, head, sites, width: d, targets })
+        let info = ModelInfo {
+            width: d,
+            vocab: c.vocab_size,
+            max_positions: c.n_positions,
+            position_limit: Some(c.n_positions),
+            is_encoder: false,
+            kv_widths: vec![d; c.n_layer],
+            kv_heads: c.n_head,
+            sites: l.into_sites(),
+            default_targets: targets,
+            head_layout: HeadLayout { token_output: "classifier", ..HeadLayout::DECODER },
+            new_layers: Vec::new(),
+        };
+        Ok(Self { tokens, positions, layers, norm, head, info })
     }
 }
 
 impl Layer {
-    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, place: Place<'m>) -> Var<'m> {
+    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, block: BlockContext<'m>) -> Var<'m> {
         let d = x.tensor.cols();
         let h = tape.layer_norm(&self.norm_1, &x);
         let [q, k, v] = match &self.qkv {
@@ -188,8 +198,8 @@ impl Layer {
             Qkv::Apart(layers) => layers.each_ref().map(|layer| tape.linear(layer, &h, None)),
         };
         drop(h);
-        let o = tape.attention(q, k, v, place.attention(self.shape, None));
-        let (o, x) = place.wanted_rows(tape, o, x);
+        let o = tape.attention(q, k, v, block.attention(self.shape, None));
+        let (o, x) = block.select_output_rows(tape, o, x);
         let x = tape.linear(&self.o, &o, Some(x));
         drop(o);
 
@@ -208,8 +218,8 @@ impl Model for Gpt2 {
         let mut x = tape.add(tokens, &positions);
         drop(positions);
         for (i, layer) in self.layers.iter().enumerate() {
-            let place = batch.place(i, self.layers.len());
-            x = tape.block(x, move |tape, x| layer.forward(tape, x, place));
+            let block = batch.block(i, self.layers.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, block));
         }
         tape.layer_norm(&self.norm, &x)
     }
@@ -218,39 +228,7 @@ impl Model for Gpt2 {
         &self.head
     }
 
-    fn head_layout(&self) -> HeadLayout {
-        HeadLayout { token_output: "classifier", ..HeadLayout::DECODER }
-    }
-
-    fn width(&self) -> usize {
-        self.width
-    }
-
-    fn vocab(&self) -> usize {
-        self.tokens.weight.rows()
-    }
-
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn kv_heads(&self) -> usize {
-        self.layers.first().map_or(0, |l| l.shape.kv_heads)
-    }
-
-    fn kv_widths(&self) -> Vec<usize> {
-        vec![self.width; self.layers.len()]
-    }
-
-    fn max_positions(&self) -> usize {
-        self.positions.weight.rows()
-    }
-
-    fn position_limit(&self) -> Option<usize> {
-        Some(self.max_positions())
-    }
-
-    fn default_targets(&self) -> &'static [&'static str] {
-        self.targets
+    fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }

@@ -1,15 +1,15 @@
 //! The Llama family: Llama 2 and 3, SmolLM, Mistral (sliding window), Qwen2 (bias on q, k, v) and Qwen3
 //! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
 
-use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Site, Tape, Var};
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
 use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Result;
-use crate::heads::Head;
+use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
-use crate::model::{Model, Place, TokenBatch};
+use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::fields;
 use crate::parts::rope::{RopeScaling, RopeTable};
 
@@ -101,8 +101,7 @@ pub struct Llama {
     norm: RmsNorm,
     head: Head,
     rope: RopeTable,
-    sites: Vec<Site>,
-    max_positions: usize,
+    info: ModelInfo,
 }
 
 struct Layer {
@@ -172,13 +171,31 @@ impl Llama {
         if tensors.contains("rope_freqs") {
             rope.divide(&tensors.vector("rope_freqs")?);
         }
-        let sites = l.into_sites();
-        Ok(Self { embed, layers, norm, head, rope, sites, max_positions: c.max_position_embeddings })
+        let info = ModelInfo {
+            width: d,
+            vocab: c.vocab_size,
+            max_positions: c.max_position_embeddings,
+            position_limit: None,
+            is_encoder: false,
+            kv_widths: layers.iter().map(|layer| layer.shape.kv_heads * layer.shape.head_dim).collect(),
+            kv_heads: kv_heads,
+            sites: l.into_sites(),
+            default_targets: &["q_proj", "v_proj"],
+            head_layout: HeadLayout::DECODER,
+            new_layers: Vec::new(),
+        };
+        Ok(Self { embed, layers, norm, head, rope, info })
     }
 }
 
 impl Layer {
-    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, rope: &Rope, place: Place<'m>) -> Var<'m> {
+    fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        x: Var<'m>,
+        rope: &Rope,
+        block: BlockContext<'m>,
+    ) -> Var<'m> {
         let h = tape.rms_norm(&self.input_norm, &x);
         let mut q = tape.linear(&self.q, &h, None);
         let mut k = tape.linear(&self.k, &h, None);
@@ -188,8 +205,8 @@ impl Layer {
             q = tape.rms_norm(q_norm, &q);
             k = tape.rms_norm(k_norm, &k);
         }
-        let o = tape.attention(q, k, v, place.attention(self.shape, Some(rope.clone())));
-        let (o, x) = place.wanted_rows(tape, o, x);
+        let o = tape.attention(q, k, v, block.attention(self.shape, Some(rope.clone())));
+        let (o, x) = block.select_output_rows(tape, o, x);
         let x = tape.linear(&self.o, &o, Some(x));
         drop(o);
 
@@ -208,8 +225,8 @@ impl Model for Llama {
         let mut x = tape.embedding(&self.embed, batch.tokens);
         for (i, layer) in self.layers.iter().enumerate() {
             let rope = rope.clone();
-            let place = batch.place(i, self.layers.len());
-            x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, place));
+            let block = batch.block(i, self.layers.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, block));
         }
         tape.rms_norm(&self.norm, &x)
     }
@@ -218,31 +235,7 @@ impl Model for Llama {
         &self.head
     }
 
-    fn width(&self) -> usize {
-        self.embed.weight.cols()
-    }
-
-    fn vocab(&self) -> usize {
-        self.embed.weight.rows()
-    }
-
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn kv_heads(&self) -> usize {
-        self.layers.first().map_or(0, |l| l.shape.kv_heads)
-    }
-
-    fn kv_widths(&self) -> Vec<usize> {
-        self.layers.iter().map(|l| l.shape.kv_heads * l.shape.head_dim).collect()
-    }
-
-    fn max_positions(&self) -> usize {
-        self.max_positions
-    }
-
-    fn default_targets(&self) -> &'static [&'static str] {
-        &["q_proj", "v_proj"]
+    fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }

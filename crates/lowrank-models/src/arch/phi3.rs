@@ -1,15 +1,15 @@
 //! Phi-3 and Phi-4: Llama's block with query, key and value in one projection, gate and up in another, and
 //! rotations that may leave part of a head alone. `transformers/models/phi3` is followed.
 
-use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Site, Tape, Var};
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
 use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Result;
-use crate::heads::Head;
+use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
-use crate::model::{Model, Place, TokenBatch};
+use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
 use crate::parts::rope::{RopeScaling, RopeTable};
@@ -88,8 +88,7 @@ pub struct Phi3 {
     norm: RmsNorm,
     head: Head,
     rope: RopeTable,
-    sites: Vec<Site>,
-    max_positions: usize,
+    info: ModelInfo,
 }
 
 struct Layer {
@@ -142,20 +141,40 @@ impl Phi3 {
         let norm = l.rms_norm("model.norm", d, eps)?;
         let tied = c.tie_word_embeddings.then_some(&embed);
         let head = Head::Language(l.head("lm_head", tied, d, c.vocab_size)?);
-        let (rope, sites) = (c.rope()?, l.into_sites());
-        Ok(Self { embed, layers, norm, head, rope, sites, max_positions: c.max_position_embeddings })
+        let rope = c.rope()?;
+        let info = ModelInfo {
+            width: d,
+            vocab: c.vocab_size,
+            max_positions: c.max_position_embeddings,
+            position_limit: None,
+            is_encoder: false,
+            kv_widths: layers.iter().map(|layer| layer.shape.kv_heads * layer.shape.head_dim).collect(),
+            kv_heads: kv_heads,
+            sites: l.into_sites(),
+            // PEFT names none for Phi-3; this one holds what it adapts in the models it knows (q and v).
+            default_targets: &["qkv_proj"],
+            head_layout: HeadLayout::DECODER,
+            new_layers: Vec::new(),
+        };
+        Ok(Self { embed, layers, norm, head, rope, info })
     }
 }
 
 impl Layer {
-    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, rope: &Rope, place: Place<'m>) -> Var<'m> {
+    fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        x: Var<'m>,
+        rope: &Rope,
+        block: BlockContext<'m>,
+    ) -> Var<'m> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         let h = tape.rms_norm(&self.input_norm, &x);
         let qkv = tape.linear(&self.qkv, &h, None);
         drop(h);
         let [q, k, v] = tape.split(qkv, [heads, kv_heads, kv_heads].map(|heads| heads * head_dim));
-        let o = tape.attention(q, k, v, place.attention(self.shape, Some(rope.clone())));
-        let (o, x) = place.wanted_rows(tape, o, x);
+        let o = tape.attention(q, k, v, block.attention(self.shape, Some(rope.clone())));
+        let (o, x) = block.select_output_rows(tape, o, x);
         let x = tape.linear(&self.o, &o, Some(x));
         drop(o);
 
@@ -174,8 +193,8 @@ impl Model for Phi3 {
         let mut x = tape.embedding(&self.embed, batch.tokens);
         for (i, layer) in self.layers.iter().enumerate() {
             let rope = rope.clone();
-            let place = batch.place(i, self.layers.len());
-            x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, place));
+            let block = batch.block(i, self.layers.len());
+            x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, block));
         }
         tape.rms_norm(&self.norm, &x)
     }
@@ -184,32 +203,7 @@ impl Model for Phi3 {
         &self.head
     }
 
-    fn width(&self) -> usize {
-        self.embed.weight.cols()
-    }
-
-    fn vocab(&self) -> usize {
-        self.embed.weight.rows()
-    }
-
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn kv_heads(&self) -> usize {
-        self.layers.first().map_or(0, |l| l.shape.kv_heads)
-    }
-
-    fn kv_widths(&self) -> Vec<usize> {
-        vec![self.layers.first().map_or(0, |l| l.shape.kv_heads * l.shape.head_dim); self.layers.len()]
-    }
-
-    fn max_positions(&self) -> usize {
-        self.max_positions
-    }
-
-    /// PEFT names none for Phi-3; these hold what it takes of the models it knows (q and v).
-    fn default_targets(&self) -> &'static [&'static str] {
-        &["qkv_proj"]
+    fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }

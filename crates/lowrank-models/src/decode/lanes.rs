@@ -41,28 +41,28 @@ impl<'m> Lanes<'m> {
             let what = format!("the model has {} and cannot generate text", model.head().name());
             return Err(Error::Config(what));
         };
-        let rows = Rows::new(device, &model.kv_widths(), capacity);
+        let rows = Rows::new(device, &model.info().kv_widths, capacity);
         Ok(Self { model, head, device, params, adapters, rows })
     }
 
     /// Values of one row of logits.
     pub fn vocab(&self) -> usize {
-        self.model.vocab()
+        self.model.info().vocab
     }
 
     /// The ids of the virtual tokens that every sequence begins with.
     pub fn virtual_ids(&self) -> Vec<u32> {
-        (self.model.vocab() as u32..).take(self.adapters.virtual_tokens).collect()
+        (self.model.info().vocab as u32..).take(self.adapters.virtual_tokens).collect()
     }
 
     /// Bytes of a row of the cache.
     pub fn row_bytes(&self) -> usize {
-        2 * size_of::<f32>() * self.model.kv_widths().iter().sum::<usize>()
+        2 * size_of::<f32>() * self.model.info().kv_widths.iter().sum::<usize>()
     }
 
     /// Tokens of a sequence at most, without the virtual ones.
     pub fn position_limit(&self) -> usize {
-        let limit = self.model.position_limit().unwrap_or(usize::MAX);
+        let limit = self.model.info().position_limit.unwrap_or(usize::MAX);
         limit.saturating_sub(self.adapters.virtual_tokens)
     }
 
@@ -132,7 +132,7 @@ impl<'m> Lanes<'m> {
             lengths: &pass.lengths,
             token_types: &[],
             segments: &pass.segments,
-            wanted: Some(if pass.outputs.is_empty() { &last } else { &pass.outputs }),
+            output_rows: Some(if pass.outputs.is_empty() { &last } else { &pass.outputs }),
         };
         let h = self.model.hidden(&mut tape, &batch);
         if pass.outputs.is_empty() {

@@ -1,13 +1,13 @@
 //! Models with the head that a task needs.
 
-use lowrank_engine::{FrozenWeight, Linear, LmHead, Site, SiteKind, Tape, Tensor, Var, kernels};
+use lowrank_engine::{FrozenWeight, Linear, LmHead, SiteKind, Tape, Tensor, Var, kernels};
 use lowrank_files::Tensors;
 use serde_json::Value;
 
 use super::{ClassHead, Head, HeadLayout, MaskedHead, Reads};
 use crate::arch::{base_prefix, load};
 use crate::loader::Loader;
-use crate::model::{Model, TokenBatch};
+use crate::model::{Model, ModelInfo, TokenBatch};
 use crate::{Error, Result};
 
 /// Which head a task needs.
@@ -39,10 +39,10 @@ pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box
     let model = load(config, tensors)?;
     let name = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let none = |what: &str| Err(Error::Config(format!("a model of type {name} has no {what}")));
-    let layout = model.head_layout();
+    let layout = model.info().head_layout;
     let mut new =
         NewLayers { loader: Loader::continued(tensors, model.sites().to_vec()), config, fresh: vec![] };
-    let d = model.width();
+    let d = model.info().width;
     let head = match kind {
         HeadKind::Language => {
             return match model.head() {
@@ -69,7 +69,7 @@ pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box
         }
         HeadKind::Embedding => Head::Embedding,
     };
-    let (mut sites, fresh) = (new.loader.into_sites(), new.fresh);
+    let (mut sites, new_layers) = (new.loader.into_sites(), new.fresh);
     if kind == HeadKind::Embedding {
         // PEFT adapts the bare model then, whose module names lack the prefix.
         let prefix = base_prefix(name).map(|p| format!("{p}.")).unwrap_or_default();
@@ -77,7 +77,8 @@ pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box
             site.path = site.path.strip_prefix(&prefix).unwrap_or(&site.path).to_owned();
         }
     }
-    Ok(Box::new(WithHead { model, head, sites, fresh }))
+    let info = ModelInfo { sites, new_layers, ..model.info().clone() };
+    Ok(Box::new(WithHead { model, head, info }))
 }
 
 struct NewLayers<'a> {
@@ -109,7 +110,7 @@ fn masked(
     model: &dyn Model,
 ) -> Result<Option<MaskedHead>> {
     let Some(layout) = layout.masked else { return Ok(None) };
-    let (d, vocab) = (model.width(), model.vocab());
+    let (d, vocab) = (model.info().width, model.info().vocab);
     let dense = loader.linear(layout.dense, d, d, true)?;
     let norm = loader.layer_norm(layout.norm.0, d, layout.norm.1)?;
     let (weight, kind) = match loader.has(layout.decoder) {
@@ -131,8 +132,7 @@ fn masked(
 struct WithHead {
     model: Box<dyn Model>,
     head: Head,
-    sites: Vec<Site>,
-    fresh: Vec<String>,
+    info: ModelInfo,
 }
 
 impl Model for WithHead {
@@ -144,47 +144,7 @@ impl Model for WithHead {
         &self.head
     }
 
-    fn fresh(&self) -> &[String] {
-        &self.fresh
-    }
-
-    fn head_layout(&self) -> HeadLayout {
-        self.model.head_layout()
-    }
-
-    fn is_encoder(&self) -> bool {
-        self.model.is_encoder()
-    }
-
-    fn sites(&self) -> &[Site] {
-        &self.sites
-    }
-
-    fn width(&self) -> usize {
-        self.model.width()
-    }
-
-    fn vocab(&self) -> usize {
-        self.model.vocab()
-    }
-
-    fn kv_heads(&self) -> usize {
-        self.model.kv_heads()
-    }
-
-    fn kv_widths(&self) -> Vec<usize> {
-        self.model.kv_widths()
-    }
-
-    fn max_positions(&self) -> usize {
-        self.model.max_positions()
-    }
-
-    fn position_limit(&self) -> Option<usize> {
-        self.model.position_limit()
-    }
-
-    fn default_targets(&self) -> &'static [&'static str] {
-        self.model.default_targets()
+    fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }

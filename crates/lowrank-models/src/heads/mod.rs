@@ -3,9 +3,7 @@
 //! A model is loaded with the head its task needs ([`load_for`]). The layers of a head are sites like any other,
 //! under the names of transformers' `...ForSequenceClassification` and the like. Weights that the base's files lack
 //! start as transformers starts them, normal with `initializer_range` and zero bias; training has to save such layers
-//! whole ([`Model::fresh`]).
-//!
-//! [`Model::fresh`]: crate::Model::fresh
+//! whole ([`ModelInfo::new_layers`](crate::ModelInfo::new_layers)).
 
 mod load;
 

@@ -3,7 +3,7 @@
 use lowrank_engine::{Activation, Attention, AttentionShape, LayerNorm, Linear, Tape, Var};
 
 use crate::loader::Loader;
-use crate::model::Place;
+use crate::model::BlockContext;
 use crate::{Error, Result};
 
 /// Module names of a block, below the block's own path.
@@ -87,14 +87,14 @@ impl Block {
         })
     }
 
-    /// `x: [N,D]` to the same shape, or to the rows wanted of it.
-    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, place: Place<'m>) -> Var<'m> {
-        let (queries, segments) = place.queries(tape, &x);
+    /// `x: [N,D]` to the same shape, or to the output rows of it.
+    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var<'m>, block: BlockContext<'m>) -> Var<'m> {
+        let (queries, segments) = block.queries(tape, &x);
         let q = tape.linear(&self.q, &queries, None);
         let k = tape.linear(&self.k, &x, None);
         let v = tape.linear(&self.v, &x, None);
         drop(x);
-        let o = tape.attention(q, k, v, Attention { segments, ..place.attention(self.attention, None) });
+        let o = tape.attention(q, k, v, Attention { segments, ..block.attention(self.attention, None) });
         let h = tape.linear(&self.o, &o, Some(queries));
         drop(o);
         let x = tape.layer_norm(&self.attention_norm, &h);

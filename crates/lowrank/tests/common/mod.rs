@@ -114,7 +114,7 @@ pub fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f
         lengths: &lengths,
         token_types: &[],
         segments: &segments,
-        wanted: None,
+        output_rows: None,
     };
     let h = session.model.hidden(&mut tape, &batch);
     tape.logits(session.model.lm_head().unwrap(), &h).to_vec()
