@@ -12,7 +12,7 @@ pub trait TrainingHook: Send + Sync {
     }
 
     /// After optimiser step number `step` (from 1), with the gradients it followed.
-    fn after_step(&mut self, step: u64, params: &mut Params, grads: &Grads);
+    fn after_step(&mut self, device: &Device, step: u64, params: &mut Params, grads: &Grads);
 
     /// Its own numbers, by name: what a checkpoint must keep.
     fn state(&self) -> Vec<(String, Vec<f32>)>;

@@ -6,6 +6,7 @@
 //! otherwise. "Accumulates" means `+=`.
 
 mod activation;
+mod adalora;
 mod adamw;
 mod attention;
 
@@ -44,6 +45,7 @@ pub use activation::{
     Activation, activate, activate_backward, activate_in_place, gated, gated_backward,
     gated_backward_in_place, gated_in_place,
 };
+pub use adalora::{adalora_importance, adalora_sensitivity};
 pub use adamw::{AdamW, adamw};
 pub use attention::{
     AttentionDropout, AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment,

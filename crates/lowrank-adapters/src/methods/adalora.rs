@@ -201,14 +201,27 @@ struct Triplet {
 /// varies; that of a rank is its `E`'s plus the means of its row of `A` and column of `B`. From step `tinit` to
 /// `total_step - tfinal` the budget falls from all ranks to `target_r` for each site, as a cube; every `deltaT` steps
 /// the `E` of ranks beyond it become zero.
-#[derive(Clone)]
 struct Budget {
     extra: Extra,
     sites: Vec<Triplet>,
     /// Running means of `|p dp|` and of its deviation, by parameter.
-    sensitivity: BTreeMap<usize, (Vec<f32>, Vec<f32>)>,
+    sensitivity: BTreeMap<usize, [Tensor; 2]>,
     /// Which ranks are kept, by site, once any were dropped.
     kept: Option<Vec<Vec<bool>>>,
+}
+
+impl Clone for Budget {
+    /// With running means of its own.
+    fn clone(&self) -> Self {
+        let copy = |x: &Tensor| Tensor::from_vec(x.rows(), x.cols(), x.to_vec());
+        let sensitivity = self.sensitivity.iter().map(|(i, pair)| (*i, pair.each_ref().map(copy)));
+        Self {
+            extra: self.extra.clone(),
+            sites: self.sites.clone(),
+            sensitivity: sensitivity.collect(),
+            kept: self.kept.clone(),
+        }
+    }
 }
 
 impl Budget {
@@ -237,41 +250,30 @@ impl Budget {
         (budget as usize, step.is_multiple_of(delta_t.max(1)))
     }
 
-    fn update_sensitivity(&mut self, params: &Params, grads: &Grads) {
-        let (b1, b2) = (self.extra.beta1, self.extra.beta2);
+    fn update_sensitivity(&mut self, device: &Device, params: &Params, grads: &Grads) {
+        let Extra { beta1, beta2, .. } = self.extra;
         let ids: Vec<ParamId> = self.ids().collect();
         for (i, id) in ids.into_iter().enumerate() {
-            let (value, grad) = (params.values(id), grads.values(id));
-            let zeros = || (vec![0.0; value.len()], vec![0.0; value.len()]);
-            let (mean, deviation) = self.sensitivity.entry(i).or_insert_with(zeros);
-            for (((p, g), mean), deviation) in value.iter().zip(grad).zip(mean).zip(deviation) {
-                let now = (p * g).abs();
-                *mean = b1 * *mean + (1.0 - b1) * now;
-                *deviation = b2 * *deviation + (1.0 - b2) * (now - *mean).abs();
-            }
+            let (value, grad) = (params.tensor(id), grads.get(id));
+            let zeros = || Tensor::vector(vec![0.0; value.len()]);
+            let [mean, deviation] = self.sensitivity.entry(i).or_insert_with(|| [zeros(), zeros()]);
+            device.adalora_sensitivity(mean, deviation, value, grad, beta1, beta2);
         }
     }
 
-    /// The importance of each rank of site `i`.
-    fn importance(&self, i: usize) -> Vec<f32> {
-        let scores = |part: usize| -> Vec<f32> {
-            let known = self.sensitivity.get(&(3 * i + part));
-            known.map(|(m, d)| m.iter().zip(d).map(|(m, d)| m * d).collect()).unwrap_or_default()
-        };
-        let (r, a, b, mut e) = (self.sites[i].r, scores(0), scores(1), scores(2));
-        e.resize(r, 0.0);
-        let (k, o) = (a.len() / r.max(1), b.len() / r.max(1));
-        for (rank, e) in e.iter_mut().enumerate() {
-            let row: f32 = a[rank * k..(rank + 1) * k].iter().sum();
-            let column: f32 = b.iter().skip(rank).step_by(r).sum();
-            *e += row / k.max(1) as f32 + column / o.max(1) as f32;
+    /// The importance of each rank of site `i`; 0 before the first step.
+    fn importance(&self, device: &Device, i: usize) -> Vec<f32> {
+        let mut scores = device.zeros(1, self.sites[i].r);
+        let [a, b, e] = [0, 1, 2].map(|part| self.sensitivity.get(&(3 * i + part)));
+        if let (Some(a), Some(b), Some(e)) = (a, b, e) {
+            device.adalora_importance(&mut scores, a.each_ref(), b.each_ref(), e.each_ref());
         }
-        e
+        device.to_vec(&scores)
     }
 
     /// Keeps the `budget` most important ranks.
-    fn allocate(&mut self, budget: usize, params: &mut Params) {
-        let scores: Vec<Vec<f32>> = (0..self.sites.len()).map(|i| self.importance(i)).collect();
+    fn allocate(&mut self, device: &Device, budget: usize, params: &mut Params) {
+        let scores: Vec<Vec<f32>> = (0..self.sites.len()).map(|i| self.importance(device, i)).collect();
         let mut all: Vec<f32> = scores.concat();
         all.sort_unstable_by(f32::total_cmp);
         // PEFT's kthvalue: the largest score that is dropped.
@@ -316,16 +318,16 @@ impl TrainingHook for Budget {
         factor * total
     }
 
-    fn after_step(&mut self, step: u64, params: &mut Params, grads: &Grads) {
+    fn after_step(&mut self, device: &Device, step: u64, params: &mut Params, grads: &Grads) {
         let last = self.extra.total_step.unwrap_or(0).saturating_sub(self.extra.tfinal);
         if step < last {
-            self.update_sensitivity(params, grads);
+            self.update_sensitivity(device, params, grads);
         }
         let (budget, apply) = self.at(step);
         if step > last {
             self.mask(params);
         } else if apply || step == last {
-            self.allocate(budget, params);
+            self.allocate(device, budget, params);
         }
         if step == last {
             self.sensitivity.clear();
@@ -334,9 +336,9 @@ impl TrainingHook for Budget {
 
     fn state(&self) -> Vec<(String, Vec<f32>)> {
         let mut state = Vec::new();
-        for (i, (mean, deviation)) in &self.sensitivity {
-            state.push((format!("sensitivity.{i}"), mean.clone()));
-            state.push((format!("deviation.{i}"), deviation.clone()));
+        for (i, [mean, deviation]) in &self.sensitivity {
+            state.push((format!("sensitivity.{i}"), mean.to_vec()));
+            state.push((format!("deviation.{i}"), deviation.to_vec()));
         }
         for (site, kept) in self.sites.iter().zip(self.kept.iter().flatten()) {
             let kept = kept.iter().map(|kept| f32::from(u8::from(*kept))).collect();
@@ -346,11 +348,12 @@ impl TrainingHook for Budget {
     }
 
     fn restore(&mut self, name: &str, value: Vec<f32>) {
+        let unset = || [(); 2].map(|()| Tensor::vector(Vec::new()));
         let number = |prefix: &str| name.strip_prefix(prefix).and_then(|i| i.parse::<usize>().ok());
         if let Some(i) = number("sensitivity.") {
-            self.sensitivity.entry(i).or_default().0 = value;
+            self.sensitivity.entry(i).or_insert_with(unset)[0] = Tensor::vector(value);
         } else if let Some(i) = number("deviation.") {
-            self.sensitivity.entry(i).or_default().1 = value;
+            self.sensitivity.entry(i).or_insert_with(unset)[1] = Tensor::vector(value);
         } else if let Some(at) =
             name.strip_prefix(KEPT).and_then(|name| self.sites.iter().position(|s| s.name == name))
         {

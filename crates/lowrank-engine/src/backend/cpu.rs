@@ -584,6 +584,24 @@ impl Backend for Cpu {
         kernels::loha_right_backward(da, db, dq.host(), a.host(), b.host(), a.rows());
     }
 
+    fn adalora_sensitivity(
+        &self,
+        mean: &mut Tensor,
+        deviation: &mut Tensor,
+        p: &Tensor,
+        g: &Tensor,
+        beta1: f32,
+        beta2: f32,
+    ) {
+        let (mean, deviation) = (mean.host_mut(), deviation.host_mut());
+        kernels::adalora_sensitivity(mean, deviation, p.host(), g.host(), beta1, beta2);
+    }
+
+    fn adalora_importance(&self, scores: &mut Tensor, a: [&Tensor; 2], b: [&Tensor; 2], e: [&Tensor; 2]) {
+        let [a, b, e] = [a, b, e].map(|pair| pair.map(Tensor::host));
+        kernels::adalora_importance(scores.host_mut(), a, b, e);
+    }
+
     fn weight_squares(&self, w: WeightView<'_>) -> Vec<f64> {
         let outputs = if w.transposed { w.weight.cols() } else { w.weight.rows() };
         let mut squares = vec![0.0; outputs];

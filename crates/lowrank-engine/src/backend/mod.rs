@@ -335,6 +335,13 @@ macro_rules! for_each_operation {
         ) -> () [0];
         /// `dm[j] += sum_i dy[i,j] z[i,j] / norms[j]`: the gradient of DoRA's magnitude.
         fn dora_magnitude_backward(dm: &mut Tensor, dy: &Tensor, z: &Tensor, norms: &Tensor) -> () [0];
+        /// With `s = |p g|`: `mean = beta1 mean + (1 - beta1) s`, `deviation = beta2 deviation + (1 - beta2) |s - mean|`: how
+        /// sensitive the loss is to each value of a parameter (AdaLoRA).
+        fn adalora_sensitivity(
+            mean: &mut Tensor, deviation: &mut Tensor, p: &Tensor, g: &Tensor, beta1: f32, beta2: f32
+        ) -> () [0];
+        /// `scores[r]`: the importance of each rank from `[mean, deviation]` of `a: [R,K]`, `b: [O,R]` and `e: [R]` (AdaLoRA).
+        fn adalora_importance(scores: &mut Tensor, a: [&Tensor; 2], b: [&Tensor; 2], e: [&Tensor; 2]) -> () [0];
 
         /// One step of AdamW (Loshchilov & Hutter 2019) on a parameter, with its moments `m` and `v`; `step` counts from 1.
         fn adamw(
