@@ -13,13 +13,13 @@ pub trait BaseWeights: Sync {
     /// transposed), as f32.
     ///
     /// # Errors
-    /// Where there is no such weight.
+    /// If there is no such weight.
     fn read_rows(&self, path: &str, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error>;
 
     /// The bias of the layer at `path`.
     ///
     /// # Errors
-    /// Where there is none.
+    /// If there is none.
     fn read_bias(&self, path: &str, out: &mut [f32]) -> Result<(), Error> {
         let _ = out;
         Err(Error::Config(format!("{path}: the bias of the base model is needed here")))
@@ -32,19 +32,19 @@ pub trait BaseWeights: Sync {
         None
     }
 
-    /// What was found in the training data about the inputs of a layer ([`crate::calibrate`]).
+    /// Statistics of a layer's inputs, from the training data ([`crate::calibrate`]).
     fn observed(&self, site: &Site) -> Option<&[f32]> {
         let _ = site;
         None
     }
 
-    /// Whether the data were looked at at all.
+    /// Whether there are any statistics.
     fn observes(&self) -> bool {
         false
     }
 }
 
-/// No base at hand.
+/// No base is available.
 pub struct NoBase;
 
 impl BaseWeights for NoBase {
@@ -57,7 +57,7 @@ impl BaseWeights for NoBase {
 /// quantising where it is quantised on the way.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// If it cannot be read.
 pub fn whole_weight(base: &dyn BaseWeights, site: &Site) -> Result<Vec<f32>, Error> {
     let w = stored_weight(base, site)?;
     let Some(format) = base.quantised(site) else { return Ok(w) };
@@ -77,7 +77,7 @@ pub fn whole_weight(base: &dyn BaseWeights, site: &Site) -> Result<Vec<f32>, Err
 /// `W: [O,K]` of a layer as its file has it, transposed back where it is stored transposed.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// If it cannot be read.
 pub fn stored_weight(base: &dyn BaseWeights, site: &Site) -> Result<Vec<f32>, Error> {
     let (k, o) = (site.in_features, site.out_features);
     let mut w = vec![0.0; o * k];

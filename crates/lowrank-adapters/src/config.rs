@@ -66,7 +66,7 @@ pub struct LoraConfig {
     /// `CAUSAL_LM` and the like.
     #[serde(default)]
     pub task_type: Option<String>,
-    /// Where the base model came from.
+    /// If the base model came from.
     #[serde(default)]
     pub base_model_name_or_path: Option<String>,
     /// Rank `r`.

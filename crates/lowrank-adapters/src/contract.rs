@@ -75,7 +75,7 @@ pub trait Method: Sync {
     /// The rank and alpha of targets that no pattern names.
     ///
     /// # Errors
-    /// Where its fields do not parse.
+    /// If its fields do not parse.
     fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
         Ok((config.r, config.lora_alpha))
     }
@@ -94,7 +94,7 @@ pub trait Method: Sync {
     /// How many virtual tokens every text begins with.
     ///
     /// # Errors
-    /// Where its fields do not parse.
+    /// If its fields do not parse.
     fn virtual_tokens(&self, config: &LoraConfig) -> Result<usize, Error> {
         let _ = config;
         Ok(0)
@@ -147,7 +147,7 @@ pub trait Method: Sync {
     /// Makes the variant of every target and adds its parameters (without values) to `params`.
     ///
     /// # Errors
-    /// Where a site is of a kind that it cannot adapt.
+    /// If a site is of a kind that it cannot adapt.
     fn attach(
         &self,
         config: &LoraConfig,
@@ -159,7 +159,7 @@ pub trait Method: Sync {
     /// What it adds to each training step.
     ///
     /// # Errors
-    /// Where its fields do not parse.
+    /// If its fields do not parse.
     fn training_hook(
         &self,
         config: &LoraConfig,
@@ -306,7 +306,7 @@ pub struct Target {
 /// One adapted site.
 #[derive(Clone)]
 pub struct AdaptedSite {
-    /// Where it is in the model's list.
+    /// If it is in the model's list.
     pub id: SiteId,
     /// The layer.
     pub site: Site,

@@ -15,13 +15,13 @@ pub enum Error {
     /// A file that cannot be read or written, or a wrong file of tensors.
     #[error(transparent)]
     Files(#[from] lowrank_files::Error),
-    /// Numbers that cannot be computed with.
+    /// A matrix that cannot be decomposed.
     #[error("cannot decompose: {0}")]
     Decomposition(String),
     /// A weight of the base model that cannot be read.
     #[error(transparent)]
     Base(Box<dyn std::error::Error + Send + Sync>),
-    /// A configuration that makes no sense.
+    /// A configuration that is not valid.
     #[error("adapter configuration: {0}")]
     Config(String),
     /// Target modules that match nothing.

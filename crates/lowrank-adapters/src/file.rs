@@ -49,7 +49,7 @@ impl LoraConfig {
     /// Reads `adapter_config.json` of an adapter folder.
     ///
     /// # Errors
-    /// Where it is absent, no JSON, or describes an adapter that is not supported.
+    /// If it is absent, no JSON, or describes an adapter that is not supported.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         let path = dir.join(CONFIG_FILE);
         let text = fs::read(&path).map_err(Error::io(&path))?;
@@ -207,7 +207,7 @@ impl AdapterSet {
     }
 
     /// What a run must keep to go on that [`AdapterSet::save`] does not: the configuration and the parameters
-    /// where the folder holds another form of the adapter, and the numbers of its training hook.
+    /// where the folder holds another form of the adapter, and the state of its training hook.
     ///
     /// # Errors
     /// As [`AdapterSet::save`].
@@ -254,7 +254,7 @@ impl AdapterSet {
     /// Writes the adapter folder, each file whole or not at all.
     ///
     /// # Errors
-    /// Where the folder cannot be written.
+    /// If the folder cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), Error> {
         if let Some(exported) = self.exported()? {
             return exported.save(dir);
@@ -313,7 +313,7 @@ fn stored_beside(tensors: &Tensors, set: &AdapterSet, sites: &[Site]) -> Vec<usi
 /// `task.json` of an adapter folder, where there is one.
 ///
 /// # Errors
-/// Where it cannot be read or is no JSON.
+/// If it cannot be read or is not JSON.
 pub fn read_task(dir: &Path) -> Result<Option<Value>, Error> {
     let path = dir.join(TASK_FILE);
     match fs::read(&path) {
@@ -377,7 +377,7 @@ fn read_tensors(path: &Path) -> Result<Tensors, Error> {
 pub struct TensorView<'a> {
     /// Its shape.
     pub shape: Vec<usize>,
-    /// As many numbers.
+    /// Its values, row-major.
     pub value: &'a [f32],
 }
 
@@ -405,7 +405,7 @@ impl View for TensorView<'_> {
 /// Writes a safetensors file, whole or not at all.
 ///
 /// # Errors
-/// Where the folder cannot be written.
+/// If the folder cannot be written.
 pub fn write_tensors<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, TensorView<'a>)>,

@@ -97,7 +97,7 @@ pub(crate) fn product(m: usize, n: usize, k: usize, a: &[f32], b: &[f32]) -> Vec
 /// Householder QR of `a: [m, n]`; the signs are LAPACK's (so NumPy's and PyTorch's).
 ///
 /// # Panics
-/// Where `a` is not `m * n` numbers.
+/// If `a` is not `m * n` values.
 pub fn qr(m: usize, n: usize, a: &[f32]) -> Qr {
     let qr = MatRef::from_row_major_slice(a, m, n).qr();
     let (q, r) = (qr.compute_thin_Q(), qr.thin_R());
@@ -108,10 +108,10 @@ pub fn qr(m: usize, n: usize, a: &[f32]) -> Qr {
 /// All `min(m, n)` singular values and vectors of `a: [m, n]`.
 ///
 /// # Errors
-/// Where `a` has a number that is not finite, or the iteration does not settle.
+/// If `a` has a value that is not finite, or the iteration does not converge.
 ///
 /// # Panics
-/// Where `a` is not `m * n` numbers.
+/// If `a` is not `m * n` values.
 pub fn svd(m: usize, n: usize, a: &[f32]) -> Result<Svd, Error> {
     finite(a)?;
     let svd = MatRef::from_row_major_slice(a, m, n).thin_svd().map_err(|_| no_convergence(m, n))?;
@@ -127,7 +127,7 @@ pub fn svd(m: usize, n: usize, a: &[f32]) -> Result<Svd, Error> {
 /// As [`svd`].
 ///
 /// # Panics
-/// Where `a` is not `m * n` numbers.
+/// If `a` is not `m * n` values.
 pub fn svd_randomized(m: usize, n: usize, a: &[f32], how: Randomized) -> Result<Svd, Error> {
     assert_eq!(a.len(), m * n, "a matrix of {m} x {n}");
     let wide = how.rank.saturating_add(how.oversampling);
@@ -196,7 +196,7 @@ fn multiply(m: usize, n: usize, k: usize, a: kernels::MatRef<'_>, b: kernels::Ma
 /// As [`svd`].
 ///
 /// # Panics
-/// Where a slice has another length.
+/// If a slice does not have the length of its matrix.
 pub fn svd_of_product(m: usize, n: usize, r: usize, b: &[f32], a: &[f32]) -> Result<Svd, Error> {
     finite(b)?;
     finite(a)?;

@@ -1,4 +1,4 @@
-//! Numbers of a low-rank change `s B A` (`A: [R,K]`, `B: [O,R]`) that several variants share.
+//! The low-rank change of a weight, `s B A` with `A: [R,K]`, `B: [O,R]`, for merging and for its norm.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Several adapters at one site, each with a weight: `y = base(x) + sum_i w_i (adapted_i(x) - base(x))`. For inference.
+//! Several adapters at one site, each with a weight: `y = base(x) + sum_i w_i (adapted_i(x) - base(x))`. For inference only.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::error::Error;
 pub struct Part {
     /// What it computes at this site.
     pub variant: Arc<dyn Variant>,
-    /// The numbers of the set it is from.
+    /// The parameters of the set it is from.
     pub params: Arc<Params>,
     /// Its weight.
     pub weight: f32,

@@ -1,4 +1,4 @@
-//! A set of adapters: made from a configuration, loaded, saved, attached, merged.
+//! An adapter set: made from a configuration, attached to a model, merged into its weights.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,18 +18,18 @@ use crate::registry::{method, targets};
 use crate::target::check_names;
 use crate::training_hook::TrainingHook;
 
-/// Adapters with their parameters. Making one never touches the base model.
+/// The adapters of one model with their parameters. Making a set never changes the base model.
 #[derive(Clone, Default)]
 pub struct AdapterSet {
-    /// How it was made.
+    /// Its configuration.
     pub config: LoraConfig,
-    /// Its numbers: those of the sites, and any tensor that is trained beside them under its name in the file.
+    /// Its parameters, under their names in the file.
     pub params: Params,
-    /// What it is attached to.
+    /// The adapted layers.
     pub layers: Vec<AdaptedSite>,
-    /// The same for the engine.
+    /// The same, as the engine reads them.
     pub active: ActiveAdapters,
-    /// What the adapter is for, beside what PEFT's configuration can say: `task.json` of its folder.
+    /// Task and labels, which PEFT's configuration has no field for: `task.json` of its folder.
     pub task: Option<Value>,
     /// What its method adds to each training step.
     pub training_hook: Option<Box<dyn TrainingHook>>,
@@ -43,18 +43,18 @@ impl AdapterSet {
         Self::default()
     }
 
-    /// A fresh adapter that needs to know nothing of the base model but its sites.
+    /// A new adapter for a base with these `sites`.
     ///
     /// # Errors
-    /// Where the configuration makes no sense, matches nothing, or starts from the base's weights.
+    /// If the configuration is not valid, matches nothing, or starts from the base's weights.
     pub fn new(config: LoraConfig, sites: &[Site], seed: u64) -> Result<Self, Error> {
         Self::new_on(config, sites, seed, &NoBase)
     }
 
-    /// A fresh adapter, which may start from the weights of its base.
+    /// A new adapter, which may start from the weights of its base.
     ///
     /// # Errors
-    /// Where the configuration makes no sense or matches nothing, or a weight cannot be read.
+    /// If the configuration is not valid or matches nothing, or a weight cannot be read.
     pub fn new_on(
         config: LoraConfig,
         sites: &[Site],
@@ -69,7 +69,7 @@ impl AdapterSet {
         Ok(set)
     }
 
-    /// What the variant of each site may look at when it starts.
+    /// What the variant of each site may read when it is initialised.
     pub(crate) fn init_contexts<'a>(&self, seed: u64, base: &'a dyn BaseWeights) -> Vec<InitContext<'a>> {
         let start = |(index, layer): (usize, &AdaptedSite)| {
             let stream = init::STREAM + index as u64 * init::STREAMS_PER_SITE;
@@ -87,7 +87,7 @@ impl AdapterSet {
         });
     }
 
-    /// LoRA-FA (Zhang et al. 2023): `A` stays as it starts.
+    /// LoRA-FA (Zhang et al. 2023): `A` keeps its initial values.
     pub fn freeze_a(&mut self) {
         self.change_params(|p| p.trained &= !p.name.contains("lora_A"));
     }
@@ -294,7 +294,7 @@ impl AdapterSet {
     /// model, always in f32. Tensors without an adapter stay as they are.
     ///
     /// # Errors
-    /// Where an adapter needs more of `base` than is there.
+    /// If an adapter needs more of `base` than is there.
     pub fn merge_rows(
         &self,
         base: &dyn BaseWeights,
@@ -313,7 +313,7 @@ impl AdapterSet {
     /// The reverse of [`AdapterSet::merge_rows`]: takes the adapter out of a merged model.
     ///
     /// # Errors
-    /// Where the merged weight alone does not say what the base was.
+    /// If the merged weight alone does not say what the base was.
     pub fn unmerge_rows(
         &self,
         merged: &dyn BaseWeights,

@@ -68,7 +68,7 @@ impl AdapterStore {
         self.adapters.insert(name.to_owned(), Entry { set: Arc::new(set), params });
     }
 
-    /// Forgets an adapter; what is in use goes on. Whether there was one.
+    /// Removes an adapter and returns whether there was one. Sets made from it stay valid.
     pub fn remove(&mut self, name: &str) -> bool {
         self.adapters.remove(name).is_some()
     }
@@ -81,7 +81,7 @@ impl AdapterStore {
     /// One adapter as it is.
     ///
     /// # Errors
-    /// Where there is none of this name (lists those there are).
+    /// If there is none of this name (lists those there are).
     pub fn select(&self, name: &str) -> Result<AdapterSet, Error> {
         self.mix(&[(name, 1.0)])
     }

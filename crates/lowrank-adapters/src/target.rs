@@ -1,4 +1,4 @@
-//! Which sites get an adapter, and with which rank: PEFT's matching rules
+//! Which sites get an adapter, and with which rank: the matching rules of PEFT
 //! (`peft/tuners/tuners_utils.py`: `check_target_module_exists`, `get_pattern_key`).
 
 use std::collections::BTreeSet;

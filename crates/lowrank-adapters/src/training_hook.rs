@@ -1,9 +1,9 @@
-//! What training with an adapter does beside following the gradient.
+//! What a method adds to each training step.
 
 use lowrank_engine::{Device, Grads, Params};
 
-/// A method's part in each training step: a penalty before, and changes of the parameters after. One for a whole set,
-/// since a budget is shared by all sites.
+/// A method's part in each training step: a penalty before the optimiser, and changes of the parameters after it. One hook
+/// serves a whole set, since AdaLoRA's budget is shared by all sites.
 pub trait TrainingHook: Send + Sync {
     /// Adds the gradient of the method's penalty to `grads` and returns the penalty.
     fn penalty(&self, device: &Device, params: &Params, grads: &mut Grads) -> f64 {
@@ -14,10 +14,10 @@ pub trait TrainingHook: Send + Sync {
     /// After optimiser step number `step` (from 1), with the gradients it followed.
     fn after_step(&mut self, device: &Device, step: u64, params: &mut Params, grads: &Grads);
 
-    /// Its own numbers, by name: what a checkpoint must keep.
+    /// Its own values, by name, for checkpoints.
     fn state(&self) -> Vec<(String, Vec<f32>)>;
 
-    /// Puts one of them back.
+    /// Restores one of them.
     fn restore(&mut self, name: &str, value: Vec<f32>);
 
     /// A copy.

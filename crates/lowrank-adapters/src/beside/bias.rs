@@ -1,5 +1,5 @@
-//! Biases that are trained beside an adapter (`bias` in `adapter_config.json`): `y = adapted(x) - b0 + b` at a layer with
-//! an adapter, and [`Bias`] at one without.
+//! Biases trained beside an adapter (`bias` in `adapter_config.json`): `y = adapted(x) - b0 + b` at a layer with an adapter
+//! ([`TrainedBias`]), `y = W x + b` at one without ([`Bias`]). `b: [O]` starts as the base's bias `b0`.
 
 use std::ops::Range;
 use std::sync::Arc;

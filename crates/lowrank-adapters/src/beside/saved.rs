@@ -1,5 +1,5 @@
-//! A layer that is trained whole, as `modules_to_save` and full fine-tuning ask: with numbers of its own, which start
-//! as the base's. A linear layer is `y = x W^T + b`, an embedding `y_i = E[id_i]`, a norm has its weight and bias.
+//! Layers trained whole, for `modules_to_save` and full fine-tuning. Their weights start as the base's. A linear layer is
+//! `y = x W^T + b`, an embedding `y_i = E[id_i]`; a norm has its weight and bias.
 
 use std::ops::Range;
 use std::sync::Arc;

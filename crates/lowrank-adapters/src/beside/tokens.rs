@@ -1,7 +1,6 @@
-//! Some rows of an embedding, trained in place of the base's (`trainable_token_indices` in `adapter_config.json`):
-//! `y_i = E[id_i]` with `E[t_j]` replaced by row `j` of `T: [n,D]`. A head that shares the table computes its scores
-//! `x E^T` with the same rows. `T` starts as the base's rows, and there is no dropout: all as in PEFT
-//! (`peft/tuners/trainable_tokens`).
+//! Rows of an embedding trained in place of the base's (`trainable_token_indices` in `adapter_config.json`): `y_i = E[id_i]`, with
+//! `E[t_j]` replaced by row `j` of `T: [n,D]`. A head that shares the table uses the same rows for its scores `x E^T`. `T` starts
+//! as the base's rows; there is no dropout. All as in PEFT (`peft/tuners/trainable_tokens`).
 
 use std::collections::HashMap;
 
@@ -70,7 +69,7 @@ impl TrainedTokens {
     /// `tokens` of the table at `site`, their rows added to `params`.
     ///
     /// # Errors
-    /// Where a token is not in the table or is named twice.
+    /// If a token is not in the table or is named twice.
     pub fn plan(site: &Site, tokens: Vec<u32>, params: &mut Params) -> Result<Self, Error> {
         let mut place = HashMap::new();
         for (at, token) in tokens.iter().enumerate() {
@@ -186,7 +185,7 @@ impl Variant for TrainedTokens {
         Ok(())
     }
 
-    /// Where the output layer shares the table, it has the rows then, as in PEFT.
+    /// If the output layer shares the table, it has the rows then, as in PEFT.
     fn merge(&self, params: &Params, at: &WeightRows<'_>, w: &mut [f32]) -> Result<(), Error> {
         let rows = params.get(self.rows);
         let d = rows.cols;

@@ -1,5 +1,5 @@
-//! What CorDA (Yang et al. 2024) reads of the data: `C = X^T X` of each layer's inputs. The start made of it is
-//! `init/corda.rs`.
+//! The statistics of CorDA (Yang et al. 2024): `C = X^T X: [K,K]` of each layer's inputs `X: [tokens,K]`. `init/corda.rs` computes
+//! `A` and `B` from them.
 
 use lowrank_engine::{ActiveAdapters, Site, SiteId, Tensor, kernels};
 
@@ -7,10 +7,10 @@ use crate::calibrate::observe::{Groups, Inputs, Look, Matrices, Observer};
 use crate::config::LoraConfig;
 use crate::error::Error;
 
-/// Examples that are looked at, as the paper's authors do.
+/// Number of examples that are read, as in the authors' code.
 const EXAMPLES: usize = 256;
 
-/// `sum X^T X` over examples, each divided by its largest number.
+/// `sum X^T X` over examples, each divided by its largest value.
 struct Covariance {
     examples: Vec<std::ops::Range<usize>>,
     sum: Vec<f32>,
@@ -36,7 +36,7 @@ impl Look for Covariance {
 /// `C: [K,K]` of every target's inputs, the mean over the first examples of the data.
 ///
 /// # Errors
-/// Names a layer whose inputs cannot be seen, or are no numbers.
+/// Names a layer whose inputs cannot be seen or are not finite.
 pub fn look(config: &LoraConfig, sites: &[Site], inputs: &mut dyn Inputs) -> Result<Matrices, Error> {
     let (groups, mut rows) = Groups::find(config, sites, inputs)?;
     let path = |target: usize| &sites[groups.targets[target].site].path;

@@ -1,9 +1,11 @@
-//! EVA (Paischer et al. 2024): `A` starts as the principal components of the layer's inputs, and ranks go to the layers
-//! whose inputs they explain best.
+//! EVA (Paischer et al. 2024): `A` starts as the principal components of the layer's inputs, `B` as zero, and layers whose inputs
+//! are explained best by few components get more ranks.
 //!
-//! The components are followed batch by batch until they stay where they are (`tau`); each layer may get up to `rho` times
-//! its rank, and the sum of all ranks stays what it was. `B` starts at zero. Behaviour of `peft/tuners/lora/eva.py` and
-//! `peft/utils/incremental_pca.py`.
+//! The components are updated batch by batch until they no longer change (`tau`). A layer may get up to `rho` times its rank; the
+//! sum of all ranks stays the same. Behaviour of `peft/tuners/lora/eva.py` and `peft/utils/incremental_pca.py`.
+//!
+//! # Shapes
+//! `X: [tokens,K]` of each batch, components and `A: [R,K]`.
 
 use std::sync::Arc;
 
@@ -23,9 +25,9 @@ use crate::registry;
 struct Extra {
     /// The largest rank, as a multiple of the layer's.
     rho: f64,
-    /// How alike the components of two passes must be (their cosine).
+    /// Least cosine of the components of two passes that counts as converged.
     tau: f64,
-    /// Only tokens to be learned count.
+    /// Whether only tokens with labels count.
     use_label_mask: bool,
     /// What marks the others in PEFT.
     label_mask_value: i64,
@@ -48,7 +50,7 @@ impl Default for Extra {
     }
 }
 
-/// Batches after which components that still turn are no use.
+/// Most batches: components that still change after them are given up.
 const LIMIT: usize = 2000;
 
 fn parse_extra(config: &LoraConfig) -> Result<Extra, Error> {
@@ -151,10 +153,10 @@ impl Components {
     }
 }
 
-/// The configuration with the ranks that the data ask for, and `A: [R,K]` of every target.
+/// Computes the configuration with the ranks that the data ask for, and `A: [R,K]` of every target.
 ///
 /// # Errors
-/// Where a layer has fewer inputs than components are asked for, or they do not settle.
+/// If a layer has fewer inputs than components are asked for, or they do not settle.
 pub fn look(
     mut config: LoraConfig,
     sites: &[Site],

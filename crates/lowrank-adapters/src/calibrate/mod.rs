@@ -1,7 +1,7 @@
-//! Starts that depend on the data: EVA ([`eva`]) and CorDA ([`corda`]) look at what the layers get to see before training.
+//! Initialisation from the training data: EVA ([`eva`]) and CorDA ([`corda`]) read the inputs of the layers before training.
 //!
-//! An [`Inputs`] runs the base over batches of the training data; observers attached in place of adapters see the inputs
-//! of the layers. What they found is one matrix a layer, which [`Observed`] hands to the start of the adapter.
+//! [`Inputs`] runs the base model over batches of the training data. Observers, attached where adapters will be, see the inputs
+//! of the layers. The result is one matrix for each layer, which [`Observed`] gives to the adapter's initialisation.
 
 pub mod corda;
 pub mod eva;

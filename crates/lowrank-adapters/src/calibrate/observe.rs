@@ -17,13 +17,13 @@ use crate::registry::targets;
 pub struct Rows {
     /// Of each example.
     pub examples: Vec<Range<usize>>,
-    /// Whether a row's token is one to learn, not of a prompt.
+    /// Whether a row's token has a label (it is not of a prompt).
     pub learned: Vec<bool>,
 }
 
 /// Batches of training data and the base model to run over them.
 pub trait Inputs {
-    /// Goes to the next batch; `None` at the end of the data, and then it begins again.
+    /// Goes to the next batch; `None` at the end of the data, after which the first follows.
     fn next(&mut self) -> Option<Rows>;
 
     /// Runs the base model over the batch at hand with `adapters` attached.
@@ -33,12 +33,12 @@ pub trait Inputs {
 /// One matrix a layer, by module path.
 pub type Matrices = BTreeMap<String, Arc<Vec<f32>>>;
 
-/// Looks at the inputs of a layer.
+/// Sees the inputs of a layer.
 pub(crate) trait Look: Send {
     fn look(&mut self, x: &Tensor);
 }
 
-/// Stands where an adapter would, computes the base and looks.
+/// Attached in place of an adapter: shows the layer's input and computes the base.
 pub(crate) struct Observer<T>(Mutex<T>);
 
 impl<T: Look> Observer<T> {
@@ -66,7 +66,7 @@ impl<T: Look> Adapter for Observer<T> {
     }
 }
 
-/// A number that equal inputs share.
+/// A hash that is the same for bit-identical inputs.
 pub(crate) struct Fingerprint(Option<u64>);
 
 impl Look for Fingerprint {

@@ -1,8 +1,11 @@
-//! CorDA's start (Yang et al. 2024): `A` and `B` from the weight's directions that matter for the data.
+//! CorDA's initial values (Yang et al. 2024): `A` and `B` from the directions of the weight that matter for the data.
 //!
-//! With `C = X^T X` of a layer's inputs ([`crate::calibrate::corda`]) and `W C = U S V^T`, `B A` is `U S V^T C^-1` cut to the
-//! largest values (`ipm`, the task's directions are trained) or to the smallest (`kpm`, those the data need are left
-//! alone). Behaviour of `peft/tuners/lora/corda.py`.
+//! With `C = X^T X` of a layer's inputs ([`crate::calibrate::corda`]) and the decomposition `W C = U S V^T`, `B A` is
+//! `U S V^T C^-1` restricted to the largest singular values (`ipm`: train the directions that the task uses) or the smallest
+//! (`kpm`: leave those that the data need). Behaviour of `peft/tuners/lora/corda.py`.
+//!
+//! # Shapes
+//! `W: [O,K]`, `C: [K,K]`, `A: [R,K]`, `B: [O,R]`.
 
 use faer::MatRef;
 use faer::linalg::solvers::DenseSolveCore;
@@ -45,7 +48,7 @@ impl CordaMethod {
 /// `A: [R,K]` and `B: [O,R]` for `W: [O,K]` and `C: [K,K]`.
 ///
 /// # Errors
-/// Where the numbers cannot be decomposed.
+/// If a matrix cannot be decomposed.
 pub fn factors(
     (o, k, r): (usize, usize, usize),
     w: &[f32],

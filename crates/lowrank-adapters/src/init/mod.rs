@@ -1,4 +1,4 @@
-//! The numbers that a LoRA's training starts from: PEFT's `init_lora_weights`.
+//! Initial values of LoRA's `A` and `B`: PEFT's `init_lora_weights`.
 
 pub mod corda;
 pub mod torch_random;
@@ -17,7 +17,7 @@ pub const STREAM: u64 = 1 << 62;
 /// Random streams of one site.
 pub const STREAMS_PER_SITE: u64 = 16;
 
-/// How `A` and `B` start.
+/// How `A` and `B` are initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitLoraWeights {
     /// `true`: A uniform, B zero.
@@ -42,7 +42,7 @@ pub enum InitLoraWeights {
     Corda(CordaMethod),
 }
 
-/// Where the random numbers of one site come from.
+/// Seed and stream of the random numbers of one site.
 #[derive(Clone, Copy)]
 pub struct Randomness {
     /// Of the run.
@@ -52,7 +52,7 @@ pub struct Randomness {
 }
 
 impl InitLoraWeights {
-    /// The word of a configuration.
+    /// Parses `init_lora_weights`.
     ///
     /// # Errors
     /// Lists the extra.
@@ -84,17 +84,17 @@ impl InitLoraWeights {
         })
     }
 
-    /// Whether the start is part of the base's weight and must be taken out of it.
+    /// Whether the initial `s B A` is a part of the base's weight, which must be subtracted.
     pub fn moves_base(self) -> bool {
         matches!(self, Self::Pissa(_) | Self::Olora | Self::Corda(_))
     }
 
-    /// Whether the same base gives the same numbers to everybody.
+    /// Whether it follows from the base alone, so that it can be computed again.
     pub fn is_exact(self) -> bool {
         matches!(self, Self::Pissa(None) | Self::Olora)
     }
 
-    /// Whether it looks at the training data.
+    /// Whether it reads the training data.
     pub fn needs_data(self) -> bool {
         matches!(self, Self::Eva | Self::Corda(_))
     }
@@ -104,7 +104,7 @@ impl InitLoraWeights {
     /// the covariance `[K,K]` of the layer's inputs.
     ///
     /// # Errors
-    /// Where the weight cannot be read or decomposed, or the rank does not fit.
+    /// If the weight cannot be read or decomposed, or the rank does not fit.
     pub fn factors(
         self,
         shape: (usize, usize, usize),

@@ -1,6 +1,12 @@
-//! AdaLoRA (Zhang et al. 2023): the change in SVD form, `y = W0 x + b + s / r0 B (E * (A x))`, with a penalty that keeps
-//! `A` and `B` near orthogonal, and a budget of ranks that falls on the way and goes to the sites that need it
-//! (`Budget`).
+//! AdaLoRA (Zhang et al. 2023): LoRA in the form of a singular value decomposition, `y = W0 x + b + s B (E * (A x))`, whose ranks
+//! are pruned during training.
+//!
+//! # Shapes
+//! `A: [R,K]`, `B: [O,R]` (both normal at the start), `E: [R,1]` (zero at the start), `s = alpha / r0` with the rank `r0` at the
+//! start.
+//!
+//! A penalty keeps the rows of `A` and the columns of `B` nearly orthogonal. The budget (`Budget`) of all ranks falls during
+//! training, and the ranks that matter least lose their `E`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,9 +36,9 @@ pub struct AdaLora {
     pub r: usize,
     /// `alpha / (r0 + 1e-5)` with the rank `r0` that training started from.
     pub scaling: f32,
-    /// Probability of zeroing a number of the input.
+    /// Probability that dropout zeroes an input value.
     pub dropout: f32,
-    /// Names this site's random numbers.
+    /// Stream of this site's random numbers.
     pub stream: u64,
 }
 

@@ -1,6 +1,7 @@
-//! BitFit (Ben Zaken et al. 2021): the biases of the model are trained, nothing else.
+//! BitFit (Ben Zaken et al. 2021): trains the biases of the model and nothing else.
 //!
-//! PEFT has no such method, so `peft_type` BITFIT is ours: the folder holds the biases as [`crate::methods::full`] names them.
+//! PEFT has no such method: `peft_type` BITFIT is Lowrank's own. The folder holds the biases under the names of
+//! [`crate::methods::full`].
 
 use std::sync::Arc;
 

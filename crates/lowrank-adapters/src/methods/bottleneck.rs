@@ -1,13 +1,16 @@
-//! Adapter layers: a bottleneck behind a sublayer, `y = t + W_u act(W_d t + b_d) + b_u` with `t` what the sublayer gives
-//! before it is added to the residual (section 5.1 of the LoRA paper), `W_d: [R,D]`, `W_u: [D,R]`.
+//! Adapter layers: a bottleneck after a sublayer, `y = t + W_u act(W_d t + b_d) + b_u`, with `t` the output of the sublayer before
+//! it is added to the residual (section 5.1 of the LoRA paper).
 //!
-//! - `houlsby` (Houlsby et al. 2019): behind the attention and behind the MLP of every block.
-//! - `pfeiffer` (Pfeiffer et al. 2021): behind the MLP only; with `drop_layers` not in the lowest blocks (AdapterDrop,
-//!   Rücklé et al. 2020).
-//! - `lin` (Lin et al. 2020): behind the MLP, reading `t` through a layer norm of its own.
+//! # Shapes
+//! `W_d: [R,D]`, `b_d: [R]`, `W_u: [D,R]`, `b_u: [D]`; the weights start near zero, so the layer starts near the identity.
 //!
-//! PEFT has none of these, so `peft_type` BOTTLENECK and its names are ours; `r` is the bottleneck. An adapter layer can
-//! not be merged: it is in the way of every forward pass, which is what the paper holds against it.
+//! - `houlsby` (Houlsby et al. 2019): after the attention and after the MLP of every block.
+//! - `pfeiffer` (Pfeiffer et al. 2021): after the MLP only; with `drop_layers` not in the lowest blocks (AdapterDrop, Rücklé et
+//!   al. 2020).
+//! - `lin` (Lin et al. 2020): after the MLP, with a layer norm before the bottleneck.
+//!
+//! PEFT has none of these: `peft_type` BOTTLENECK and its names are Lowrank's own; `r` is the width of the bottleneck. An adapter
+//! layer cannot be merged: it takes part in every forward pass.
 
 use std::sync::Arc;
 

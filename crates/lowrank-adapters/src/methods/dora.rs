@@ -1,9 +1,12 @@
-//! DoRA (Liu et al. 2024): magnitude and direction of each output feature apart,
+//! DoRA (Liu et al. 2024): magnitude and direction of each output feature are trained apart,
 //! `y = m / c * (W0 + s B A) x + b` with `c_o = ||(W0 + s B A)_o||`.
 //!
-//! As the paper (section 4.3) and PEFT have it, `c` follows the weights but gets no gradient. It is computed when the
-//! weights have changed, and not by forming `B A`:
-//! `c^2 = ||W0||^2 + 2 s rowsum(B * (W0 A^T)) + s^2 rowsum((B A A^T) * B)`, where the first term never changes.
+//! # Shapes
+//! `A: [R,K]`, `B: [O,R]`, `m, c: [O]`; `m` starts as `c`.
+//!
+//! As in the paper (section 4.3) and in PEFT, `c` follows the weights but has no gradient. It is computed once for each version
+//! of the parameters and without forming `B A`: `c^2 = ||W0||^2 + 2 s rowsum(B * (W0 A^T)) + s^2 rowsum((B A A^T) * B)`, of
+//! which the first term never changes.
 
 use std::sync::{Arc, Mutex, OnceLock};
 

@@ -1,5 +1,7 @@
-//! LoRA on an embedding (loralib's and PEFT's `Embedding`): `y_i = E[id_i] + s B A[:, id_i]`, with `A: [R,V]` and
-//! `B: [D,R]`. `A` starts as zeros, `B` normal, and there is no dropout: both as there.
+//! LoRA on an embedding: `y_i = E[id_i] + s B A[:, id_i]`.
+//!
+//! # Shapes
+//! `E: [V,D]`, `A: [R,V]` (zero at the start), `B: [D,R]` (normal at the start), as in PEFT. There is no dropout.
 
 use std::sync::Arc;
 
@@ -93,7 +95,7 @@ impl Variant for EmbeddingLora {
         Some(self.change(params).norm())
     }
 
-    /// Where the output layer shares the table, merging changes it too, as in PEFT.
+    /// If the output layer shares the table, merging changes it too, as in PEFT.
     fn add_delta(
         &self,
         params: &Params,

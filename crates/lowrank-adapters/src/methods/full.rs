@@ -1,9 +1,8 @@
-//! Full fine-tuning: every layer that is targeted is trained whole ([`Saved`]). With `layers_to_transform` it is the
-//! fine-tuning of some layers (the paper's FT-Top2), with the head as its only target a linear probe.
+//! Full fine-tuning: trains every targeted layer whole ([`Saved`]). With `layers_to_transform` it fine-tunes some blocks (FT-Top2
+//! of the LoRA paper); with the head as its only target it is a linear probe.
 //!
-//! PEFT has no such method, so `peft_type` FULL is ours: the folder holds every trained weight under
-//! `base_model.model.` and its module path, a weight that two layers share (a tied head) once, under the embedding's.
-//! `lowrank merge` makes a model of it that needs no adapter.
+//! PEFT has no such method: `peft_type` FULL is Lowrank's own. The folder holds every trained weight under `base_model.model.`
+//! and its module path; a weight that two layers share (a tied head) is stored once, under the name of the embedding.
 
 use std::collections::HashMap;
 use std::sync::Arc;

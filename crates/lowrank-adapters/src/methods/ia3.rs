@@ -1,5 +1,8 @@
-//! IA3 (Liu et al. 2022): one learnt factor for each output feature, `y = l * (W0 x + b)`, or, in feed-forward
-//! modules, for each input feature, `y = W0 (l * x) + b`. All factors start at 1.
+//! IA3 (Liu et al. 2022): one trained factor for each output feature, `y = l * (W0 x + b)`, or, in feed-forward modules, for each
+//! input feature, `y = W0 (l * x) + b`.
+//!
+//! # Shapes
+//! `l: [O]`, or `[K]` in feed-forward modules; all factors start as 1.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,8 +1,11 @@
-//! LoHa (Hyeon-Woo et al. 2022, FedPara): a Hadamard product of two low-rank matrices,
+//! LoHa (Hyeon-Woo et al. 2022, FedPara): the change is an element-wise product of two low-rank matrices,
 //! `y = W0 x + b + s ((W1a W1b) * (W2a W2b)) x`.
 //!
-//! The product is never formed: it is the matrix `P Q` of rank `R^2` with `P[o, ij] = W1a[o,i] W2a[o,j]` and
-//! `Q[ij, k] = W1b[i,k] W2b[j,k]`, so a layer costs what a LoRA of that rank costs.
+//! # Shapes
+//! `W1a, W2a: [O,R]`, `W1b, W2b: [R,K]`, `s = alpha / R`. `W2b` starts as zero.
+//!
+//! The `O x K` product is never formed. It equals `P Q` of rank `R^2` with `P[o, ij] = W1a[o,i] W2a[o,j]` and
+//! `Q[ij, k] = W1b[i,k] W2b[j,k]`, so a layer costs as much as a LoRA of rank `R^2`.
 
 use std::sync::Arc;
 

@@ -1,7 +1,9 @@
-//! LoKr (Yeh et al. 2024): a Kronecker product, `y = W0 x + b + s (W1 kron W2) x`, each factor whole or of low rank.
+//! LoKr (Yeh et al. 2024): the change is a Kronecker product, `y = W0 x + b + s (W1 kron W2) x`, with each factor whole or of low
+//! rank.
 //!
-//! With `O = L P` and `K = M Q`, `W1: [L,M]`, `W2: [P,Q]`, and `x` seen as a matrix `X: [M,Q]`, the change is
-//! `W1 X W2^T: [L,P]`: two small products for each token, and the big matrix is never formed.
+//! # Shapes
+//! `O = L P`, `K = M Q`, `W1: [L,M]`, `W2: [P,Q]`, `s = alpha / R`. With `x` seen as `X: [M,Q]`, the change is
+//! `W1 X W2^T: [L,P]`: two small products for each token; the big matrix is never formed.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,4 +1,8 @@
-//! LoRA (Hu et al. 2021): `y = W0 x + b + scaling * B A dropout(x)`.
+//! LoRA (Hu et al. 2021): a frozen layer plus a trained low-rank change, `y = W0 x + b + s B A dropout(x)`.
+//!
+//! # Shapes
+//! `x: [N,K]`, `y: [N,O]`, `W0: [O,K]`, `A: [R,K]` (random at the start), `B: [O,R]` (zero at the start), `s = alpha / R`, or
+//! `alpha / sqrt(R)` with `use_rslora` (Kalajdzievski 2023). Other starts are [`crate::InitLoraWeights`].
 
 use std::sync::Arc;
 
@@ -23,9 +27,9 @@ pub struct Lora {
     pub r: usize,
     /// `alpha / r`.
     pub scaling: f32,
-    /// Probability of zeroing a number of the input.
+    /// Probability that dropout zeroes an input value.
     pub dropout: f32,
-    /// Names this site's random numbers.
+    /// Stream of this site's random numbers.
     pub stream: u64,
     /// How `A` and `B` start.
     pub init: InitLoraWeights,
@@ -88,7 +92,7 @@ impl Lora {
     /// LoRA at `target` of `sites`, its parameters added to `params`.
     ///
     /// # Errors
-    /// Where the site is no linear layer.
+    /// If the site is no linear layer.
     pub fn plan(
         config: &LoraConfig,
         target: &Target,
@@ -111,7 +115,7 @@ impl Lora {
     /// `A` and `B` as training starts.
     ///
     /// # Errors
-    /// Where the base's weight is needed and cannot be read.
+    /// If the base's weight is needed and cannot be read.
     pub fn factors(&self, start: &InitContext<'_>) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let (site, random) = (&start.site, Randomness { seed: start.seed, stream: start.stream });
         let shape = (site.out_features, site.in_features, self.r);

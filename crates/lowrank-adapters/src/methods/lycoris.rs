@@ -1,4 +1,4 @@
-//! What LoHa and LoKr share, as PEFT took them over from LyCORIS.
+//! What LoHa and LoKr share (PEFT took both from LyCORIS): their fields, and dropout of output features.
 
 use lowrank_engine::{Scope, Tensor};
 use serde::Deserialize;

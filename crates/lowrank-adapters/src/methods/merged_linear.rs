@@ -1,10 +1,10 @@
-//! LoRA on some parts of a fused layer (loralib's `MergedLinear`; Hu et al. 2021 adapt queries and values of GPT-2's
-//! `c_attn` so): the outputs are cut into equal parts, and every part that `enable_lora` marks has an `A` and a `B` of
-//! its own.
+//! LoRA on some parts of a fused layer (loralib's `MergedLinear`; Hu et al. 2021 adapt queries and values of GPT-2's `c_attn` this
+//! way). The outputs are split into equal parts, and each part that `enable_lora` marks has an `A` and a `B` of its own.
 //!
-//! With `G` marked parts of rank `R / G`, that is LoRA of rank `R` whose `B: [O,R]` is zero but for one block for each
-//! marked part, `B = [B_q 0; 0 0; 0 B_v]`. It is stored like that: a PEFT adapter of rank `R`. `A` and the blocks are
-//! loralib's `lora_A` and, one below the other, its `lora_B`; `alpha / R` is the scaling of each part.
+//! # Shapes
+//! With `G` marked parts of rank `R / G`, that is LoRA of rank `R` whose `B: [O,R]` is zero except for one block for each marked
+//! part, `B = [B_q 0; 0 0; 0 B_v]`. It is stored in that form, as a PEFT adapter of rank `R`. `A` and the stacked blocks are
+//! loralib's `lora_A` and `lora_B`; each part is scaled by `alpha / R`.
 
 use std::ops::Range;
 use std::sync::Arc;

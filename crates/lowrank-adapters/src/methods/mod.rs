@@ -1,4 +1,4 @@
-//! The methods, one file each. A method is added by its file, a `mod` line and an entry of [`METHODS`].
+//! The methods, one file each. A method is added by its file, a `mod` line and an entry of `METHODS`.
 
 pub mod adalora;
 pub mod bitfit;

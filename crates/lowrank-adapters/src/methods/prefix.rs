@@ -1,10 +1,12 @@
-//! Prefix tuning (Li & Liang 2021; the paper's prefix-layer tuning): every layer's attention sees keys and values of `n`
-//! virtual tokens that are learned, `[n, layers * 2 * width]`, before those of the text.
+//! Prefix tuning (Li & Liang 2021; prefix-layer tuning in the LoRA paper): in every layer, attention sees the trained keys and
+//! values of `n` virtual tokens before those of the text.
 //!
-//! Configuration, tensor and positions are PEFT's PREFIX_TUNING: keys are learned as they are after rotation, the text's
-//! positions begin after the virtual tokens. PEFT's `prefix_projection` is a way to train; what it leaves is read as any
-//! prefix, and training here is without. The tensor's row `i` has, for each layer, the key of virtual token `i` and then
-//! its value.
+//! # Shapes
+//! One tensor `[n, layers * 2 * width]`: row `i` has, for each layer, the key of virtual token `i` and then its value.
+//!
+//! Configuration, tensor and positions are those of PEFT's PREFIX_TUNING: keys are trained as they are after rotation, and the
+//! text's positions begin after the virtual tokens. Adapters trained with `prefix_projection` are read; training here is without
+//! it.
 
 use std::sync::Arc;
 

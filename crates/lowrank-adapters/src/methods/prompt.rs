@@ -1,8 +1,8 @@
-//! Prompt tuning (Lester et al. 2021; the paper's prefix-embedding tuning): every text begins with virtual tokens whose
-//! embeddings are learned, `P: [n,D]`, and nothing else is trained.
+//! Prompt tuning (Lester et al. 2021; prefix-embedding tuning in the LoRA paper): every text begins with `n` virtual tokens whose
+//! embeddings `P: [n,D]` are trained, and nothing else is.
 //!
-//! Configuration, tensor and positions are PEFT's PROMPT_TUNING: the virtual tokens have the first positions, no token of
-//! theirs is predicted, and the last of them predicts the first of the text.
+//! Configuration, tensor and positions are those of PEFT's PROMPT_TUNING: the virtual tokens have the first positions, they are
+//! not predicted, and the last of them predicts the first token of the text.
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ impl Variant for Prompt {
         vec![self.embeddings]
     }
 
-    /// Rows of words drawn from the vocabulary (SAMPLE_VOCAB), or normal numbers as PyTorch's `Embedding` (RANDOM).
+    /// Rows of random tokens of the vocabulary (SAMPLE_VOCAB), or normal values as in PyTorch's `Embedding` (RANDOM).
     fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {
         let param = params.get_mut(self.embeddings);
         let (n, d) = (param.rows, param.cols);

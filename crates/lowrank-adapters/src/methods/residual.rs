@@ -1,9 +1,11 @@
-//! LoRA whose start is a part of the base's weight: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024), CorDA (Yang et
-//! al. 2024).
+//! LoRA that starts as a part of the base's weight: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024), CorDA (Yang et al. 2024).
 //!
-//! These methods train `A` and `B` on the residual base `W0 - s B0 A0`. The base is never changed here: the start is
-//! taken out in the product, `y = W0 x + b + s (B A - B0 A0) x`, which is a LoRA of twice the rank with one half frozen.
-//! That is also what is written, as PEFT does when it converts such an adapter.
+//! These methods train `A` and `B` on the residual base `W0 - s B0 A0`. Lowrank never changes the base; it subtracts the start
+//! in the product instead: `y = W0 x + b + s (B A - B0 A0) x`, a LoRA of twice the rank with one half frozen. That is also what
+//! is saved, as PEFT does when it converts such an adapter.
+//!
+//! # Shapes
+//! `A, A0: [R,K]`, `B, B0: [O,R]`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,8 +1,12 @@
-//! VeRA (Kopiczko et al. 2024): one random pair of projections for all layers, and two learnt vectors for each,
-//! `y = W0 x + b + lambda_b * (B (lambda_d * (A x)))`.
+//! VeRA (Kopiczko et al. 2024): one pair of random projections for all layers and two trained vectors for each layer,
+//! `y = W0 x + b + lambda_b * (B (lambda_d * (A dropout(x))))`.
 //!
-//! `A: [R, largest K]` and `B: [largest O, R]`; a layer uses the corner of its size. They come from PyTorch's generator
-//! (`torch_random`) with the configuration's key, so that files without them mean the same here.
+//! # Shapes
+//! `A: [R, largest K]` and `B: [largest O, R]` are frozen and shared; a layer uses the corner of its size. `lambda_d: [R]` starts
+//! as `d_initial`, `lambda_b: [O]` as zero.
+//!
+//! The projections come from PyTorch's generator (`init/torch_random.rs`), seeded with `projection_prng_key`, so a file without
+//! them (`save_projection` false) gives the same values as in PEFT.
 
 use std::sync::Arc;
 
@@ -28,9 +32,9 @@ pub struct Vera {
     pub lambda_d: ParamId,
     /// Rank.
     pub r: usize,
-    /// Probability of zeroing a number of the input.
+    /// Probability that dropout zeroes an input value.
     pub dropout: f32,
-    /// Names this site's random numbers.
+    /// Stream of this site's random numbers.
     pub stream: u64,
     d_initial: f32,
 }

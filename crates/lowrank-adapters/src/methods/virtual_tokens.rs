@@ -6,10 +6,10 @@ use crate::config::LoraConfig;
 use crate::contract::BaseInfo;
 use crate::error::Error;
 
-/// The tensor of all learned numbers, in PEFT's file.
+/// Name of the trained tensor in PEFT's file.
 pub const TENSOR: &str = "prompt_embeddings";
 
-/// Virtual tokens where nobody says how many.
+/// Number of virtual tokens by default.
 pub const TOKENS: usize = 20;
 
 /// Fields of LoRA that methods with virtual tokens do not have.
