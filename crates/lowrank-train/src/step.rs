@@ -139,7 +139,7 @@ impl<'m> Stepper<'m> {
         }
         self.optimizer.update(&self.device, &mut self.adapters.params, &self.grads, lr);
         if let Some(hook) = &mut self.adapters.training_hook {
-            hook.after_step(self.optimizer.step, &mut self.adapters.params, &self.grads);
+            hook.after_step(&self.device, self.optimizer.step, &mut self.adapters.params, &self.grads);
         }
         Ok(outcome)
     }
