@@ -18,9 +18,10 @@ pub trait Method: Sync {
     /// Its `peft_type`.
     fn peft_type(&self) -> &'static str;
 
-    /// The names users call it by, in lower case. In a name that ends in `N`, a number from 1 stands there (`top2`).
-    /// None where other fields of the configuration choose it among the methods of one `peft_type`.
-    fn names(&self) -> &'static [&'static str] {
+    /// The names users call it by, in lower case, each with a few words for the help text (or none). In a name that ends
+    /// in `N`, a number from 1 takes its place (`top2`). There is no name if other fields of the configuration choose the
+    /// method among those of one `peft_type`.
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
         &[]
     }
 

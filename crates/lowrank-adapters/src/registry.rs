@@ -43,12 +43,31 @@ impl NamedMethod {
             Some(stem) => lower.strip_prefix(stem)?.parse().ok().filter(|n| *n > 0),
             None => (pattern == lower).then_some(0),
         };
-        let named = |(method, name): (_, &'static str)| Some(Self { method, name, number: number(name)? });
-        let all = || METHODS.iter().flat_map(|m| m.names().iter().map(|name| (*m, *name)));
-        all().find_map(named).ok_or_else(|| {
-            let known: Vec<&str> = all().map(|(_, name)| name).collect();
-            Error::Config(format!("method {name:?} is not known; known are {}", known.join(", ")))
+        let named = |method: &&'static dyn Method| {
+            method
+                .names()
+                .iter()
+                .find_map(|(name, _)| Some(Self { method: *method, name, number: number(name)? }))
+        };
+        METHODS.iter().find_map(named).ok_or_else(|| {
+            Error::Config(format!("method {name:?} is not known; known are {}", Self::names()))
         })
+    }
+
+    /// All names, for help texts and errors: `lora, ..., topN (the last N blocks), ...`.
+    pub fn names() -> String {
+        let name = |(name, note): &(&str, &str)| match note.is_empty() {
+            true => (*name).to_owned(),
+            false => format!("{name} ({note})"),
+        };
+        METHODS.iter().flat_map(|m| m.names().iter().map(name)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The `peft_type` of each method that PEFT has: `LORA, IA3, ...`.
+    pub fn peft_types() -> String {
+        let mut types: Vec<&str> = METHODS.iter().filter(|m| m.in_peft()).map(|m| m.peft_type()).collect();
+        types.dedup();
+        types.join(", ")
     }
 
     /// The method of a `peft_type`, in any case.

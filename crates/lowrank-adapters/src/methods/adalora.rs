@@ -384,8 +384,8 @@ impl Method for AdaloraMethod {
         "ADALORA"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["adalora"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("adalora", "")]
     }
 
     fn has_bias_field(&self) -> bool {

@@ -20,8 +20,8 @@ impl Method for BitfitMethod {
         "BITFIT"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["bitfit"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("bitfit", "biases")]
     }
 
     fn title(&self) -> &'static str {

@@ -224,8 +224,13 @@ impl Method for BottleneckMethod {
         "BOTTLENECK"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["adapter-h", "adapter-p", "adapter-l", "adapter-d"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            ("adapter-h", "adapter layers of Houlsby"),
+            ("adapter-p", "of Pfeiffer"),
+            ("adapter-l", "of Lin"),
+            ("adapter-d", "AdapterDrop"),
+        ]
     }
 
     fn title(&self) -> &'static str {

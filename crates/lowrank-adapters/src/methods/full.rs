@@ -24,8 +24,8 @@ impl Method for FullMethod {
         "FULL"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["full", "topN", "linear-probe"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("full", "every weight"), ("topN", "the last N blocks"), ("linear-probe", "the head alone")]
     }
 
     fn title(&self) -> &'static str {

@@ -151,8 +151,8 @@ impl Method for Ia3Method {
         "IA3"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["ia3"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("ia3", "")]
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {

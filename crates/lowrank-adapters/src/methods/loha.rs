@@ -162,8 +162,8 @@ impl Method for LohaMethod {
         "LOHA"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["loha"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("loha", "")]
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {

@@ -262,8 +262,8 @@ impl Method for LokrMethod {
         "LOKR"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["lokr"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("lokr", "")]
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {

@@ -190,8 +190,8 @@ impl Method for LoraMethod {
         "LORA"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["lora"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("lora", "")]
     }
 
     fn title(&self) -> &'static str {

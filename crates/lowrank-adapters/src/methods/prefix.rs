@@ -30,8 +30,8 @@ impl Method for PrefixMethod {
         "PREFIX_TUNING"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["prefix"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("prefix", "keys and values of virtual tokens")]
     }
 
     fn title(&self) -> &'static str {

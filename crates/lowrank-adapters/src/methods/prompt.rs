@@ -87,8 +87,8 @@ impl Method for PromptMethod {
         "PROMPT_TUNING"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["prompt"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("prompt", "embeddings of virtual tokens")]
     }
 
     fn title(&self) -> &'static str {

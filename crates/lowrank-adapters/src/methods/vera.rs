@@ -177,8 +177,8 @@ impl Method for VeraMethod {
         "VERA"
     }
 
-    fn names(&self) -> &'static [&'static str] {
-        &["vera"]
+    fn names(&self) -> &'static [(&'static str, &'static str)] {
+        &[("vera", "")]
     }
 
     fn has_bias_field(&self) -> bool {
