@@ -49,13 +49,19 @@ impl NamedMethod {
                 .iter()
                 .find_map(|(name, _)| Some(Self { method: *method, name, number: number(name)? }))
         };
-        METHODS.iter().find_map(named).ok_or_else(|| {
-            Error::Config(format!("method {name:?} is not known; known are {}", Self::names()))
-        })
+        METHODS
+            .iter()
+            .find_map(named)
+            .ok_or_else(|| Error::Config(format!("method {name:?} is not known; known are {}", Self::list())))
     }
 
-    /// All names, for help texts and errors: `lora, ..., topN (the last N blocks), ...`.
-    pub fn names() -> String {
+    /// The names of all methods; an `N` at the end of one stands for a number.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        METHODS.iter().flat_map(|m| m.names().iter().map(|(name, _)| *name))
+    }
+
+    /// The same as a line for help texts: `lora, ..., topN (the last N blocks), ...`.
+    pub fn list() -> String {
         let name = |(name, note): &(&str, &str)| match note.is_empty() {
             true => (*name).to_owned(),
             false => format!("{name} ({note})"),
