@@ -54,7 +54,10 @@ impl Base {
         }
         match hub::HubId::parse(path_or_id) {
             Some(id) => Self::open_path(&hub::fetch(&id)?),
-            None => Err(Error::file(path, "no such folder or file, and no hub id (org/name) either")),
+            None => {
+                let what = "no such file or folder, and not a hub id (org/name)";
+                Err(Error::io(path)(std::io::Error::new(std::io::ErrorKind::NotFound, what)))
+            }
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -42,12 +43,19 @@ const SHARED: [&str; 14] = [
 ];
 
 /// Trains and evaluates each run without a result, with `command` (the `lowrank` program) in a process of its own.
-/// A run that was stopped on its way goes on where it was.
+/// A run that was stopped on its way continues where it was. `signals` counts the requests to stop: each is passed on to
+/// the process at work, which saves its state on the first and ends at once on the second.
 ///
 /// # Errors
 /// Where a folder cannot be written or the command cannot be started. A run that fails is no error: its result says
 /// why.
-pub fn run_all(spec: &Spec, runs: &[Run], command: &Path, say: &mut dyn FnMut(&str)) -> Result<Outcome> {
+pub fn run_all(
+    spec: &Spec,
+    runs: &[Run],
+    command: &Path,
+    signals: &AtomicUsize,
+    say: &mut dyn FnMut(&str),
+) -> Result<Outcome> {
     let started = Instant::now();
     let limit = spec.time_limit_minutes.map(|m| Duration::from_secs_f64(60.0 * m));
     let mut open = Vec::new();
@@ -57,11 +65,14 @@ pub fn run_all(spec: &Spec, runs: &[Run], command: &Path, say: &mut dyn FnMut(&s
         }
     }
     for (i, run) in open.iter().enumerate() {
+        if signals.load(Ordering::Relaxed) > 0 {
+            return Ok(Outcome::Interrupted);
+        }
         if limit.is_some_and(|limit| started.elapsed() >= limit) {
             return Ok(Outcome::OutOfTime(open.len() - i));
         }
         say(&format!("run {} of {}: {} (seed {})", i + 1, open.len(), run.name, run.options["seed"]));
-        let job = Job { spec, run, dir: run.dir(&spec.out), command };
+        let job = Job { spec, run, dir: run.dir(&spec.out), command, signals };
         let Some(result) = job.work()? else { return Ok(Outcome::Interrupted) };
         match &result.error {
             Some(error) => say(&format!("  failed: {error}")),
@@ -84,6 +95,7 @@ struct Job<'a> {
     run: &'a Run,
     dir: PathBuf,
     command: &'a Path,
+    signals: &'a AtomicUsize,
 }
 
 /// How a child process ended.
@@ -192,16 +204,36 @@ impl Job<'_> {
         }
     }
 
+    /// Waits for a child and passes requests to stop on to it.
+    fn pass_signals_on(&self, child: Child) -> std::io::Result<Output> {
+        let (id, done) = (child.id(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut passed = 0;
+                while !done.load(Ordering::Relaxed) {
+                    if self.signals.load(Ordering::Relaxed) > passed {
+                        passed += 1;
+                        terminate(id);
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let out = child.wait_with_output();
+            done.store(true, Ordering::Relaxed);
+            out
+        })
+    }
+
     /// Runs a child; what it says goes to a file of the run.
     fn wait(&self, mut command: Command, log: &str) -> Result<Ended> {
         let path = self.dir.join(log);
         let file = File::create(&path).map_err(Error::io(&path))?;
-        let out = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(file)
-            .output()
-            .map_err(Error::io(self.command))?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+        // In a group of its own the child hears of Ctrl-C from this process alone, and so once.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let child = command.spawn().map_err(Error::io(self.command))?;
+        let out = self.pass_signals_on(child).map_err(Error::io(self.command))?;
         match out.status.code() {
             Some(0) => Ok(Ended::Well(String::from_utf8_lossy(&out.stdout).into_owned())),
             Some(130) => Ok(Ended::Interrupted),
@@ -215,6 +247,19 @@ impl Job<'_> {
         }
     }
 }
+
+/// Asks a process to end.
+#[cfg(unix)]
+fn terminate(id: u32) {
+    use nix::sys::signal::{Signal, kill};
+    let Ok(id) = id.try_into() else { return };
+    // It may have ended already.
+    let _ = kill(nix::unistd::Pid::from_raw(id), Signal::SIGTERM);
+}
+
+/// Where there are no signals, the console tells the child.
+#[cfg(not(unix))]
+fn terminate(_: u32) {}
 
 /// The last line of `lowrank eval --json`.
 fn evaluation(out: &str) -> Option<Map<String, Value>> {

@@ -116,7 +116,7 @@ pub fn write_texts(path: &Path, groups: &[PromptGroup], texts: &[String]) -> Res
 /// Where the file cannot be read or a line holds no text.
 pub fn read_texts(path: &Path) -> Result<Vec<String>> {
     let bad = |what: String| Error::Usage(format!("{}: {what}", path.display()));
-    let content = fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+    let content = fs::read_to_string(path).map_err(Error::io(path))?;
     if !is_jsonl(path) {
         return Ok(content.lines().map(|line| line.trim().to_owned()).collect());
     }

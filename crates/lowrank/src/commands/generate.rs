@@ -1,12 +1,12 @@
 //! `lowrank generate`.
 
-use std::fs;
 use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use lowrank::files::IoError;
 use lowrank::models::{Message, Sampling};
 use lowrank::{Error, Limits, Result, Session, TextGenerator, TextOptions, continue_texts};
 
@@ -94,9 +94,7 @@ impl Args {
     fn prompt(&self) -> Result<Option<String>> {
         Ok(match (&self.prompt, &self.prompt_file) {
             (Some(text), _) => Some(text.clone()),
-            (None, Some(path)) => {
-                Some(fs::read_to_string(path).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?)
-            }
+            (None, Some(path)) => Some(super::read_text(path)?),
             (None, None) => None,
         })
     }
@@ -119,7 +117,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     }
     let prompt = match args.prompt()? {
         Some(text) => text,
-        None => io::read_to_string(io::stdin()).map_err(|e| Error::Usage(format!("standard input: {e}")))?,
+        None => io::read_to_string(io::stdin()).map_err(IoError::at("standard input"))?,
     };
     if args.search.is_search() {
         let how = TextOptions {
@@ -167,7 +165,7 @@ fn chat(
                 }
                 match lines.next() {
                     None => return Ok(ExitCode::SUCCESS),
-                    Some(line) => line.map_err(|e| Error::Usage(format!("standard input: {e}")))?,
+                    Some(line) => line.map_err(IoError::at("standard input"))?,
                 }
             }
         };

@@ -20,12 +20,15 @@ mod prune;
 mod rename;
 mod report;
 mod resize;
+mod signals;
 mod study;
 mod train;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use lowrank::files::IoError;
 use lowrank::{Error, Result};
 
 pub use output::{Stdout, say_error};
@@ -68,6 +71,11 @@ commands! {
     Dtype: dtype,
     Rename: rename,
     Diff: diff,
+}
+
+/// The text of a file.
+fn read_text(path: &Path) -> Result<String> {
+    Ok(std::fs::read_to_string(path).map_err(IoError::at(path))?)
 }
 
 /// Runs `work` on a pool of `threads` threads, or of as many as there are processors. `work` itself is on

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lowrank::engine::Device;
+use lowrank::files::IoError;
 use lowrank::models::Sampling;
 use lowrank::{Error, LOG_FILE, Limits, Result, Session, TextGenerator};
 use lowrank_study::report::Written;

@@ -1,6 +1,5 @@
 //! `lowrank study`.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,20 +24,18 @@ pub struct Args {
 
 /// Does what is not done yet, then writes the report.
 pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
-    let text =
-        fs::read_to_string(&args.spec).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
+    let text = super::read_text(&args.spec)?;
     let spec = Spec::parse(&text).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
     // With the head and the labels that its runs have.
     let session = Session::for_run(&TrainOptions::from_table(spec.train.clone())?)?;
     let runs = lowrank_study::plan(&spec, session.sites())?;
     let mut outcome = Outcome::Complete;
     if !args.report_only {
-        // The children get Ctrl-C too, save their state and end with 130; this process goes on to the report.
-        ctrlc::set_handler(|| note!("\nstopping; run the same command again to continue"))
-            .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
+        // The run at work saves its state and ends with 130; this process continues to the report.
+        let signals = super::signals::count("stopping; run the same command again to continue")?;
         let command = std::env::current_exe()
             .map_err(|e| Error::Failed(format!("cannot find this program's own file: {e}")))?;
-        outcome = lowrank_study::run_all(&spec, &runs, &command, &mut |line| note!("{line}"))?;
+        outcome = lowrank_study::run_all(&spec, &runs, &command, &signals, &mut |line| note!("{line}"))?;
     }
     let written = super::on_threads(args.threads, || {
         let report = lowrank_study::study_report(&spec, &runs, &session.base, &*session.model)?;

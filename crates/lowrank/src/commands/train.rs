@@ -1,10 +1,7 @@
 //! `lowrank train`.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowrank::{Error, Result, Session, TrainOptions, finetune};
 
@@ -26,10 +23,9 @@ impl Args {
     pub fn options(&self) -> Result<TrainOptions> {
         let mut table = match &self.config {
             Some(path) => {
-                let text =
-                    fs::read_to_string(path).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
-                let table: toml::Table =
-                    text.parse().map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
+                let table: toml::Table = super::read_text(path)?
+                    .parse()
+                    .map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
                 table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect()
             }
             None => toml::Table::new(),
@@ -43,17 +39,7 @@ impl Args {
 pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let options = args.options()?;
     options.check()?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            // The second time they mean it.
-            std::process::exit(130);
-        }
-        note!("\nstopping after this step; again to stop at once");
-    })
-    .map_err(|e| Error::Failed(format!("cannot watch for Ctrl-C: {e}")))?;
-
+    let stop = super::signals::stop("stopping after this step; again to stop at once")?;
     let summary =
         super::on_threads(options.threads, || finetune(&Session::for_run(&options)?, &options, &stop))?;
     let out = options.out.display();
