@@ -3,7 +3,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 
@@ -11,8 +12,7 @@ use crate::error::{Error, Result};
 /// [`AtomicFile::commit`] and is removed if that never comes.
 pub struct AtomicFile {
     path: PathBuf,
-    temporary: PathBuf,
-    file: Option<BufWriter<File>>,
+    file: BufWriter<NamedTempFile>,
 }
 
 impl AtomicFile {
@@ -21,61 +21,52 @@ impl AtomicFile {
     /// # Errors
     /// Where the folder or the temporary file cannot be made.
     pub fn create(path: &Path) -> Result<Self> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
         let folder = parent(path);
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let name = path.file_name().ok_or_else(|| Error::file(path, "is not a file name"))?;
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temporary =
-            folder.join(format!(".{}.{}-{number}.tmp", name.to_string_lossy(), std::process::id()));
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary);
-        let file = file.map_err(Error::io(&temporary))?;
-        Ok(Self { path: path.to_owned(), temporary, file: Some(BufWriter::with_capacity(1 << 18, file)) })
+        let prefix = format!(".{}.", name.to_string_lossy());
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        // As any new file: readable by those whom the umask lets.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(folder).map_err(Error::io(path))?;
+        Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(1 << 18, file) })
     }
 
     /// Where the bytes stand until [`AtomicFile::commit`], for writers that want a path and not a [`Write`].
     pub fn temporary(&self) -> &Path {
-        &self.temporary
+        self.file.get_ref().path()
     }
 
     /// Forces the bytes to disk and renames the file to its place.
     ///
     /// # Errors
     /// Where writing, syncing or renaming fails; nothing then stands at the path that did not before.
-    pub fn commit(mut self) -> Result<()> {
-        let Some(buffered) = self.file.take() else { return Ok(()) };
+    pub fn commit(self) -> Result<()> {
+        let Self { path, file } = self;
         let finish = || -> io::Result<()> {
-            buffered.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            fs::rename(&self.temporary, &self.path)?;
+            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            // By its name: who wrote to the path may have put another file there.
+            OpenOptions::new().write(true).open(file.path())?.sync_all()?;
+            file.persist(&path)?;
             // The rename itself is durable once the folder is synced; not every system can do that.
-            if let Ok(folder) = File::open(parent(&self.path)) {
+            if let Ok(folder) = File::open(parent(&path)) {
                 let _ = folder.sync_all();
             }
             Ok(())
         };
-        let done = finish().map_err(Error::io(&self.path));
-        if done.is_err() {
-            let _ = fs::remove_file(&self.temporary);
-        }
-        done
+        finish().map_err(Error::io(&path))
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.as_mut().expect("open until committed").write(bytes)
+        self.file.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.as_mut().expect("open until committed").flush()
-    }
-}
-
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        if self.file.take().is_some() {
-            let _ = fs::remove_file(&self.temporary);
-        }
+        self.file.flush()
     }
 }
 

@@ -51,7 +51,7 @@ impl<'a> Candidate<'a> {
     /// If it is a file that cannot be read.
     pub fn open(path: &'a Path) -> Result<Self> {
         let mut candidate = Self { path, tensors: None, gguf: None };
-        let found = std::fs::metadata(path).map_err(lowrank_files::IoError::at(path))?;
+        let found = std::fs::metadata(path).map_err(lowrank_files::Error::io(path))?;
         if found.is_file() {
             match path.extension().is_some_and(|e| e == "gguf") {
                 true => candidate.gguf = Some(Gguf::open(path)?),

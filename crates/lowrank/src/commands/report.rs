@@ -62,9 +62,10 @@ fn samples(session: &Session, dir: &Path, args: &Args) -> Result<Vec<Sample>> {
 
 fn read(dir: &Path) -> Result<SingleRun> {
     let log = dir.join(LOG_FILE);
+    std::fs::metadata(dir).map_err(IoError::at(dir))?;
     if !log.exists() {
         return Err(Error::Usage(format!(
-            "{} has no {LOG_FILE}: it is not a folder of a run",
+            "{} is not the folder of a run: it has no {LOG_FILE}",
             dir.display()
         )));
     }
