@@ -183,10 +183,13 @@ struct Grad {
     value: Tensor,
 }
 
-/// Zeros of the shape of a gradient or moment of `p`: without rows where it is not trained or only planned.
+/// Zeros of the shape of a gradient or moment of `p`: a shape only while planning, without rows where it is not trained.
 fn zeros_like(p: &Param) -> Tensor {
-    let rows = if p.trained && !p.value.is_shape_only() { p.rows } else { 0 };
-    Tensor::from_vec(rows, p.cols, vec![0.0; rows * p.cols])
+    match (p.trained, p.value.is_shape_only()) {
+        (true, true) => Tensor::shape_only(p.rows, p.cols),
+        (true, false) => Tensor::from_vec(p.rows, p.cols, vec![0.0; p.rows * p.cols]),
+        (false, _) => Tensor::from_vec(0, p.cols, Vec::new()),
+    }
 }
 
 impl Grads {

@@ -69,12 +69,7 @@ options! {
         stream_base: bool = false;
     }
     "Adapter" {
-        /// Method: lora, ia3, vera, loha, lokr, adalora or a baseline such as full or bitfit (default: lora).
-        ///
-        /// Baselines: full (fine-tuning), top2 (the last two blocks; any number works), bitfit (biases), linear-probe (the
-        /// head), adapter layers (adapter-h of Houlsby, adapter-p of Pfeiffer, adapter-l of Lin, adapter-d of AdapterDrop
-        /// with drop_layers=5 in peft_options), and virtual tokens (prompt for embeddings, prefix for keys and values, with
-        /// num_virtual_tokens=20 in peft_options).
+        /// Method: one of PEFT's, such as lora, or a baseline such as full (default: lora).
         method: Option<String> = None;
         /// Rank.
         r: usize = 8;
@@ -94,7 +89,7 @@ options! {
         alpha_pattern: Map<String, Value> = Map::new();
         /// Scale by alpha / sqrt(r) (rsLoRA).
         use_rslora: bool = false;
-        /// Method in PEFT's words: LORA, IA3, VERA, LOHA, LOKR or ADALORA; use this or method.
+        /// Method in PEFT's words, such as LORA; use this or method.
         peft_type: String = LoraConfig::default().peft_type;
         /// Train magnitude and direction separately (DoRA).
         use_dora: bool = false;

@@ -229,7 +229,7 @@ impl Method for BottleneckMethod {
             ("adapter-h", "adapter layers of Houlsby"),
             ("adapter-p", "of Pfeiffer"),
             ("adapter-l", "of Lin"),
-            ("adapter-d", "AdapterDrop"),
+            ("adapter-d", "AdapterDrop, with drop_layers=5 in peft_options"),
         ]
     }
 

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use clap::builder::ValueParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use lowrank::adapters::NamedMethod;
 use lowrank::{Field, FieldKind, Result, TrainOptions};
 use serde_json::Value;
 
@@ -125,6 +126,12 @@ impl<K: Known> clap::FromArgMatches for OptionFlags<K> {
 fn argument<K: Known>(field: &'static Field, default: &Value) -> Arg {
     let help = help(field, default);
     let short = help.split("\n\n").next().unwrap_or_default().to_owned();
+    // The methods' names are their own.
+    let help = match field.name {
+        "method" => format!("{help}\n\nMethods: {}.", NamedMethod::list()),
+        "peft_type" => format!("{help}\n\nTypes: {}.", NamedMethod::peft_types()),
+        _ => help,
+    };
     let arg = Arg::new(field.name)
         .long(flag_name(field))
         .help(short)
