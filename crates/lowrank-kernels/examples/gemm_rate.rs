@@ -3,7 +3,7 @@
 //! `gemm_rate [--threads N] [--tokens M] [--formats F32,Q4_1] [--backward] [--rounded] [--shapes 576x576,192x576] [--reps N]
 //! [--lora R] [--cpu-time] [--quantile 0.5]`
 //!
-//! The contestants take turns, and each number is the median (or another `--quantile`) of its turns. Shapes are `O x K`. With
+//! The contestants take turns, and each value is the median (or another `--quantile`) of its turns. Shapes are `O x K`. With
 //! `--lora R` the dense products of an adapter of rank `R` are timed instead. With `--cpu-time` the rate is per core and second of processor time, which other processes disturb less.
 
 use lowrank_kernels::{
@@ -52,12 +52,13 @@ fn options() -> Options {
             continue;
         }
         let value = args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
-        let number = |word: &str| word.parse::<usize>().unwrap_or_else(|_| panic!("{word} is no number"));
+        let number =
+            |word: &str| word.parse::<usize>().unwrap_or_else(|_| panic!("{word} is not a valid number"));
         match arg.as_str() {
             "--threads" => options.threads = number(&value),
             "--tokens" => options.tokens = value.split(',').map(number).collect(),
             "--lora" => options.lora = Some(number(&value)),
-            "--quantile" => options.quantile = value.parse().expect("a number in 0..=1"),
+            "--quantile" => options.quantile = value.parse().expect("a value in 0..=1"),
             "--reps" => options.reps = number(&value),
             "--formats" => {
                 options.formats = value
@@ -80,7 +81,7 @@ fn options() -> Options {
     options
 }
 
-/// Bytes of any format that expand to modest numbers: random, with the f16 scales made small.
+/// Bytes of any format that expand to modest values: random, with the f16 scales made small.
 fn weight_bytes(format: Format, rows: usize, cols: usize) -> Vec<u8> {
     let mut state = 1u64;
     let mut next = || {

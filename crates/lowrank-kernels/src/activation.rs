@@ -211,13 +211,13 @@ dispatch! {
     }
 }
 
-/// Work of one number, for the decision to use threads.
+/// Work of one value, for the decision to use threads.
 const COST: usize = 4;
 
 fn same(kernel: &str, lengths: &[(&str, usize)]) {
     let (first, len) = lengths[0];
     for (name, other) in &lengths[1..] {
-        assert_eq!(*other, len, "{kernel}: {name} has {other} numbers, {first} {len}");
+        assert_eq!(*other, len, "{kernel}: {name} has {other} values, {first} {len}");
     }
 }
 
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn gated_pairs() {
-        // Odd, and enough numbers for several threads.
+        // Odd, and enough values for several threads.
         for n in [1, 9, 60_001] {
             let gate: Vec<f32> = points().into_iter().cycle().take(n).collect();
             let up: Vec<f32> = (0..n).map(|i| (i % 19) as f32 / 9.0 - 1.0).collect();

@@ -28,7 +28,7 @@ pub fn adamw(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], sett
     let n = param.len();
     assert!(
         grad.len() == n && m.len() == n && v.len() == n,
-        "adamw: param has {n} numbers, grad {}, m {}, v {}",
+        "adamw: param has {n} values, grad {}, m {}, v {}",
         grad.len(),
         m.len(),
         v.len()
@@ -66,7 +66,7 @@ dispatch! {
 mod tests {
     use super::*;
 
-    /// Three steps of `torch.optim.AdamW` (torch 2.15, CPU) on the same numbers.
+    /// Three steps of `torch.optim.AdamW` (torch 2.15, CPU) on the same values.
     #[test]
     fn matches_torch() {
         let mut p = [0.5f32, -1.25, 2.0, 0.0];

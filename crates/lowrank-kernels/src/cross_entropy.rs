@@ -92,13 +92,13 @@ fn cap_slope<V: Vector>(z: V, cap: f32) -> V {
     V::splat(1.0).sub(u.mul(u))
 }
 
-/// `log sum_v exp(capped(row[v]))`, in blocks that stay in the first cache: of each the largest number,
+/// `log sum_v exp(capped(row[v]))`, in blocks that stay in the first cache: of each the largest value,
 /// then the sum of exponentials, rescaled whenever the largest so far grows.
 #[inline(always)]
 fn log_sum_exp<V: Vector>(row: &[f32], cap: f32) -> f32 {
-    const BLOCK: usize = 2048;
+    const BLOCK_VALUES: usize = 2048;
     let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0f64);
-    for block in row.chunks(BLOCK) {
+    for block in row.chunks(BLOCK_VALUES) {
         let mut most = V::splat(f32::NEG_INFINITY);
         for_lanes!(V, block.len(), |at, lanes| {
             most = most.max(V::load(block, at, lanes).fill_above(lanes, f32::NEG_INFINITY));
@@ -143,8 +143,8 @@ dispatch! {
     }
 }
 
-/// The index of the largest number of each row of `logits: [N,V]`, the first where several are equal
-/// (0 for a row that holds no number above minus infinity).
+/// The index of the largest value of each row of `logits: [N,V]`, the first where several are equal
+/// (0 for a row without a value above minus infinity).
 ///
 /// # Panics
 /// If a length does not fit the shapes.

@@ -192,9 +192,9 @@ pub fn bias_backward(dbias: &mut [f32], dy: &[f32], n: usize, d: usize) {
     assert_eq!(dbias.len(), d, "bias_backward: dbias has {} values, not {d}", dbias.len());
     let shared = SharedMut::new(dbias);
     // Split over columns, so that every sum has one order.
-    for_rows(d.div_ceil(COLUMNS), n * COLUMNS, |blocks| {
+    for_rows(d.div_ceil(COLUMNS_PER_TASK), n * COLUMNS_PER_TASK, |blocks| {
         for block in blocks {
-            let columns = block * COLUMNS..d.min((block + 1) * COLUMNS);
+            let columns = block * COLUMNS_PER_TASK..d.min((block + 1) * COLUMNS_PER_TASK);
             // SAFETY: blocks of columns are disjoint.
             let out = unsafe { shared.part(columns.clone()) };
             for row in dy.chunks_exact(d) {
@@ -207,17 +207,18 @@ pub fn bias_backward(dbias: &mut [f32], dy: &[f32], n: usize, d: usize) {
 }
 
 /// Columns that a task of [`bias_backward`] sums at a time: whole cache lines.
-const COLUMNS: usize = 64;
+const COLUMNS_PER_TASK: usize = 64;
 
 /// `sum x_i^2`, for norms of gradients: f32 lanes over runs of 4096 values, runs added in f64 in one
 /// order whatever the threads.
 pub fn sum_squares(x: &[f32]) -> f64 {
     use rayon::prelude::*;
-    const RUN: usize = 4096;
-    if x.len() <= 16 * RUN {
-        return x.chunks(RUN).map(sum_squares_run).sum();
+    const RUN_VALUES: usize = 4096;
+    if x.len() <= 16 * RUN_VALUES {
+        return x.chunks(RUN_VALUES).map(sum_squares_run).sum();
     }
-    let parts: Vec<f64> = x.par_chunks(RUN * 16).map(|c| c.chunks(RUN).map(sum_squares_run).sum()).collect();
+    let parts: Vec<f64> =
+        x.par_chunks(RUN_VALUES * 16).map(|c| c.chunks(RUN_VALUES).map(sum_squares_run).sum()).collect();
     parts.iter().sum()
 }
 

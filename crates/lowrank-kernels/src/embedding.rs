@@ -10,7 +10,7 @@ use crate::parallel::{SharedMut, for_rows};
 pub fn embedding(y: &mut [f32], ids: &[u32], w: &WeightRef<'_>, n: usize) {
     assert_eq!(ids.len(), n, "embedding: {} ids for {n} tokens", ids.len());
     let d = w.cols;
-    assert_eq!(y.len(), n * d, "embedding: y has {} numbers, not {n} x {d}", y.len());
+    assert_eq!(y.len(), n * d, "embedding: y has {} values, not {n} x {d}", y.len());
     for (i, &id) in ids.iter().enumerate() {
         assert!(
             (id as usize) < w.rows,

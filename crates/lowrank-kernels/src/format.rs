@@ -7,7 +7,7 @@ pub(crate) const NF4_BLOCK_BYTES: usize = 33;
 /// Blocks whose scales are quantised together.
 pub(crate) const NF4_GROUP_BLOCKS: usize = 256;
 
-/// How the numbers of a frozen weight are stored.
+/// How the values of a frozen weight are stored.
 ///
 /// The block formats but [`Format::NF4`] are GGUF's (`ggml-common.h` of llama.cpp gives their layout). A row
 /// of a matrix is a whole number of blocks, so every row can be read on its own.
@@ -47,7 +47,7 @@ impl Format {
         Self::NF4,
     ];
 
-    /// Numbers in one block (1 for the plain formats).
+    /// Values in one block (1 for the plain formats).
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
@@ -74,7 +74,7 @@ impl Format {
         }
     }
 
-    /// Bytes of a row of `cols` numbers, or `None` where a row is not a whole number of blocks or
+    /// Bytes of a row of `cols` values, or `None` where a row is not a whole number of blocks or
     /// the size overflows.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         if !cols.is_multiple_of(self.block_len()) {

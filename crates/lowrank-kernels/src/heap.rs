@@ -15,7 +15,7 @@ static SYSTEM: AtomicBool = AtomicBool::new(false);
 pub fn unmap_large_blocks_when_freed() {
     SYSTEM.store(true, Ordering::Relaxed);
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: the call takes two numbers and may come at any time.
+    // SAFETY: the call takes two values and may come at any time.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING);
     }
@@ -28,7 +28,7 @@ pub fn trim_heap() {
         return;
     }
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: the call takes a number, touches free memory alone, and may come from any thread; the heap is glibc's.
+    // SAFETY: the call takes a value, touches free memory alone, and may come from any thread; the heap is glibc's.
     unsafe {
         libc::malloc_trim(0);
     }
@@ -58,7 +58,7 @@ pub fn evict_program_pages() {
             if !loaded().any(|h| range(h).contains(&(visit as *const () as usize))) {
                 return 0;
             }
-            // SAFETY: the call takes a number.
+            // SAFETY: the call takes a value.
             let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
             for range in loaded().filter(|h| h.p_flags & libc::PF_W == 0).map(range) {
                 let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);

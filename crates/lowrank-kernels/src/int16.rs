@@ -1,7 +1,7 @@
 //! SavedValues rounded to integers of 16 bits, two to a word, with one scale for each run of [`BLOCK_LEN`].
 //!
-//! A number is off by at most half a step, `max |x| / 65534` over its run: the largest ones keep 15 bits, where BF16 keeps
-//! 8. In each run word `i` holds number `i` below and number `i + BLOCK_LEN / 2` above, so that nothing changes lanes; the
+//! A value is off by at most half a step, `max |x| / 65534` over its run: the largest ones keep 15 bits, where BF16 keeps
+//! 8. In each run word `i` holds value `i` in its low half and value `i + BLOCK_LEN / 2` in its high half, so that nothing changes lanes; the
 //! scales of all runs come after the words.
 
 use std::ops::Range;
@@ -18,17 +18,17 @@ const BLOCK_WORDS: usize = BLOCK_LEN / 2;
 /// The largest integer.
 const I16_MAX: f32 = 32767.0;
 
-/// Words that `len` numbers take.
+/// Words that `len` values take.
 pub const fn i16_len(len: usize) -> usize {
     len.div_ceil(BLOCK_LEN) * (BLOCK_WORDS + 1)
 }
 
-/// Rounds `from` (nearest, ties to even). A run with a number that is not finite becomes NaN.
+/// Rounds `from` (nearest, ties to even). A run with a value that is not finite becomes NaN.
 ///
 /// # Panics
 /// If `to` has not [`i16_len`] words.
 pub fn quantize_i16(to: &mut [f32], from: &[f32]) {
-    assert_eq!(to.len(), i16_len(from.len()), "quantize_i16: words for {} numbers", from.len());
+    assert_eq!(to.len(), i16_len(from.len()), "quantize_i16: words for {} values", from.len());
     let runs = from.len().div_ceil(BLOCK_LEN);
     let (words, scales) = to.split_at_mut(runs * BLOCK_WORDS);
     let (words, scales) = (SharedMut::new(words), SharedMut::new(scales));
@@ -46,7 +46,7 @@ pub fn quantize_i16(to: &mut [f32], from: &[f32]) {
 /// If `from` has not [`i16_len`] words.
 pub fn dequantize_i16(to: &mut [f32], from: &[f32]) {
     let len = to.len();
-    assert_eq!(from.len(), i16_len(len), "dequantize_i16: words for {len} numbers");
+    assert_eq!(from.len(), i16_len(len), "dequantize_i16: words for {len} values");
     let shared = SharedMut::new(to);
     for_rows(len.div_ceil(BLOCK_LEN), BLOCK_LEN, |r| {
         let r = r.start * BLOCK_LEN..(r.end * BLOCK_LEN).min(len);
@@ -66,16 +66,16 @@ pub enum SavedValues<'a> {
 
 impl<'a> SavedValues<'a> {
     /// # Panics
-    /// If these are not `len` numbers.
+    /// If these are not `len` values.
     pub(crate) fn check(self, what: &str, len: usize) {
         let (have, want) = match self {
             Self::F32(x) => (x.len(), len),
             Self::I16(words) => (words.len(), i16_len(len)),
         };
-        assert_eq!(have, want, "{what}: the length of one input of {len} numbers");
+        assert_eq!(have, want, "{what}: the length of one input of {len} values");
     }
 
-    /// The numbers of a piece of [`for_pieces`], in `room` if they have to be expanded.
+    /// The values of a piece of [`for_pieces`], in `room` if they have to be expanded.
     #[inline(always)]
     pub(crate) fn piece<'b>(self, r: Range<usize>, room: &'b mut [f32; PIECE_LEN]) -> &'b [f32]
     where
@@ -92,7 +92,7 @@ impl<'a> SavedValues<'a> {
     }
 }
 
-/// The numbers of a range that begins with a run.
+/// The values of a range that begins with a run.
 #[inline(always)]
 fn expand(to: &mut [f32], from: &[f32], r: Range<usize>) {
     let (words, scales) = from.split_at(from.len() / (BLOCK_WORDS + 1) * BLOCK_WORDS);
@@ -109,7 +109,7 @@ impl<'a, T: AsRef<[f32]> + ?Sized> From<&'a T> for SavedValues<'a> {
 /// SavedValues that are expanded at a time by those that use them at once: they stay in the first cache.
 pub(crate) const PIECE_LEN: usize = 16 * BLOCK_LEN;
 
-/// Calls `f` on consecutive pieces of `len` numbers, each at most [`PIECE_LEN`] long, in parallel where `len * cost` is worth
+/// Calls `f` on consecutive pieces of `len` values, each at most [`PIECE_LEN`] long, in parallel where `len * cost` is worth
 /// it.
 pub(crate) fn for_pieces(len: usize, cost: usize, f: impl Fn(Range<usize>) + Sync) {
     for_rows(len.div_ceil(PIECE_LEN), PIECE_LEN * cost, |pieces| {
@@ -127,7 +127,7 @@ dispatch! {
             for at in (0..BLOCK_LEN).step_by(V::LANES) {
                 let x = V::load(from, at, V::LANES);
                 most = most.max(x.abs());
-                // Zero, but NaN where a number is not finite.
+                // Zero, but NaN where a value is not finite.
                 broken = x.mul_add(V::zero(), broken);
             }
             let most = most.max_lane();
@@ -195,7 +195,7 @@ mod tests {
             for size in [1.0, 1e-20, 1e30] {
                 let mut from = vec![0.0; len];
                 crate::normal(&mut from, 0.0, size, 1, 0);
-                // A run with one number far larger than the others.
+                // A run with one value far larger than the others.
                 if let Some(x) = from.get_mut(70) {
                     *x *= 1e3;
                 }

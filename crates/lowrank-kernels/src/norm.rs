@@ -288,7 +288,7 @@ dispatch! {
 }
 
 fn check(kernel: &str, name: &str, len: usize, want: usize) {
-    assert_eq!(len, want, "{kernel}: {name} has {len} numbers, the shapes ask for {want}");
+    assert_eq!(len, want, "{kernel}: {name} has {len} values, the shapes ask for {want}");
 }
 
 /// Runs `f` on disjoint ranges of rows; what each range adds up for the (wanted) outputs `[D]` is
@@ -412,7 +412,7 @@ mod tests {
         for (n, d) in [(1, 1), (3, 7), (5, 33), (2, 64)] {
             let (x, w, b, dy) = (numbers(n * d, 1), numbers(d, 2), numbers(d, 4), numbers(n * d, 3));
             let (mut y, mut mean, mut rstd) = (vec![f32::NAN; n * d], vec![f32::NAN; n], vec![f32::NAN; n]);
-            // A large eps keeps the row of one number, whose variance is 0, smooth.
+            // A large eps keeps the row of one value, whose variance is 0, smooth.
             let eps = 1e-2;
             layer_norm(&mut y, &mut mean, &mut rstd, &x, &w, Some(&b), eps, n, d);
             let forward = |x: &[f64], w: &[f64], b: &[f64]| reference(x, w, b, f64::from(eps), true);

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Work (about one unit per number touched) below which another thread costs more than it saves.
+/// Work (about one unit per value touched) below which another thread costs more than it saves.
 const MIN_WORK: usize = 32 * 1024;
 
 /// Calls `f` on consecutive, disjoint ranges that cover `0..n`, in parallel where `n * cost` is worth
@@ -55,7 +55,7 @@ impl<'a> SharedMut<'a> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
-    /// The numbers of `range`.
+    /// The values of `range`.
     ///
     /// # Safety
     /// No other part that overlaps `range` may be alive.

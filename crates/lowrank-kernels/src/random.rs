@@ -1,8 +1,8 @@
-//! Counter-based random numbers (Philox4x32-10) and dropout.
+//! Counter-based random values (Philox4x32-10) and dropout.
 //!
-//! A number depends only on `(seed, stream, index)`, never on the order of calls or on threads: a mask
+//! A value depends only on `(seed, stream, index)`, never on the order of calls or on threads: a mask
 //! is recomputed in the backward instead of being kept. Source: Salmon, Moraes, Dror and Shaw,
-//! "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+//! "Parallel random values: as easy as 1, 2, 3" (SC 2011).
 
 use crate::parallel::{SharedMut, for_rows};
 use crate::simd::{dispatch, for_lanes};
@@ -28,11 +28,11 @@ fn philox<const LANES: usize>(mut c: [[u32; LANES]; 4], key: [u32; 2]) -> [[u32;
     c
 }
 
-/// Numbers made at once: four words of eight counters. Number `i` of a stream is word `i % 32 / 8` of
+/// Values made at once: four words of eight counters. Number `i` of a stream is word `i % 32 / 8` of
 /// counter `i / 32 * 8 + i % 8`, so that a word of eight neighbouring counters is stored in one go.
-const GROUP: usize = 32;
+const GROUP_VALUES: usize = 32;
 
-/// The random bits of the numbers `group * 32 ..` of a stream.
+/// The random bits of the values `group * 32 ..` of a stream.
 #[inline(always)]
 fn bits(seed: u64, stream: u64, group: u64) -> [[u32; 8]; 4] {
     let counter: [u64; 8] = std::array::from_fn(|i| group.wrapping_mul(8).wrapping_add(i as u64));
@@ -97,7 +97,7 @@ fn to_unit(bits: u32) -> f32 {
     (bits >> 8) as i32 as f32 * (1.0 / 16_777_216.0)
 }
 
-/// Fills `out` with numbers of the uniform distribution on `[low, high)`: number `i` of `stream` goes to
+/// Fills `out` with values of the uniform distribution on `[low, high)`: value `i` of `stream` goes to
 /// `out[i]`.
 pub fn uniform(out: &mut [f32], low: f32, high: f32, seed: u64, stream: u64) {
     let n = out.len();
@@ -111,7 +111,7 @@ pub fn uniform(out: &mut [f32], low: f32, high: f32, seed: u64, stream: u64) {
 dispatch! {
     fn uniform_run<V>(out: &mut [f32], low: f32, high: f32, seed: u64, stream: u64, first: u64) {
         let _ = V::LANES;
-        for (g, out) in out.chunks_mut(GROUP).enumerate() {
+        for (g, out) in out.chunks_mut(GROUP_VALUES).enumerate() {
             let random = bits(seed, stream, first + g as u64);
             for (o, &b) in out.iter_mut().zip(random.as_flattened()) {
                 // The product can round up to `high` itself.
@@ -122,18 +122,18 @@ dispatch! {
     }
 }
 
-/// Fills `out` with numbers of the normal distribution (Box-Muller, in f64 until the last rounding).
+/// Fills `out` with values of the normal distribution (Box-Muller, in f64 until the last rounding).
 pub fn normal(out: &mut [f32], mean: f32, std: f32, seed: u64, stream: u64) {
     let n = out.len();
     let out = SharedMut::new(out);
     for_groups(n, |r, first| {
         // SAFETY: the ranges are disjoint.
         let out = unsafe { out.part(r) };
-        for (g, out) in out.chunks_mut(GROUP).enumerate() {
+        for (g, out) in out.chunks_mut(GROUP_VALUES).enumerate() {
             let random = bits(seed, stream, first + g as u64);
             let random = random.as_flattened();
             for (i, o) in out.iter_mut().enumerate() {
-                // Number `i` of the first half and number `i + 16` share their two random words.
+                // Value `i` of the first half and value `i + 16` share their two random words.
                 let (a, b) = (random[i % 16], random[i % 16 + 16]);
                 // In (0, 1], so that the logarithm is finite.
                 let radius = (-2.0 * ((f64::from(a) + 1.0) / 4_294_967_296.0).ln()).sqrt();
@@ -145,7 +145,7 @@ pub fn normal(out: &mut [f32], mean: f32, std: f32, seed: u64, stream: u64) {
     });
 }
 
-/// `y = x mask / (1 - p)`, where each number is kept with probability `1 - p`.
+/// `y = x mask / (1 - p)`, where each value is kept with probability `1 - p`.
 ///
 /// The mask depends on `(seed, stream)` and the position alone, so [`dropout_backward`] makes it again.
 /// `p = 0` copies, `p = 1` gives zeros.
@@ -164,15 +164,15 @@ pub fn dropout_backward(dx: &mut [f32], dy: &[f32], p: f32, seed: u64, stream: u
     masked(dx, dy, p, seed, stream, accumulate);
 }
 
-/// The factors of [`dropout`], 0 or `1 / (1 - p)`, of the numbers of a stream from `first` on.
+/// The factors of [`dropout`], 0 or `1 / (1 - p)`, of the values of a stream from `first` on.
 pub(crate) fn dropout_factors(out: &mut [f32], p: f32, seed: u64, stream: u64, first: usize) {
     let (drop, factor) = odds(p);
     let mut at = 0;
     while at < out.len() {
-        let (group, skip) = ((first + at) / GROUP, (first + at) % GROUP);
+        let (group, skip) = ((first + at) / GROUP_VALUES, (first + at) % GROUP_VALUES);
         let random = bits(seed, stream, group as u64);
         let out = &mut out[at..];
-        let count = out.len().min(GROUP - skip);
+        let count = out.len().min(GROUP_VALUES - skip);
         for (o, &b) in out.iter_mut().zip(&random.as_flattened()[skip..]) {
             *o = if u64::from(b) < drop { 0.0 } else { factor };
         }
@@ -202,14 +202,14 @@ pub fn feature_dropout(factors: &mut [f32], p: f32, p_all: f32, rescale: bool, s
     factors.iter_mut().for_each(|f| *f = *f * scale * all[0]);
 }
 
-/// The word below which a number is dropped (with `p` 1 all words are below 2^32), and the factor of the others.
+/// The word below which a value is dropped (with `p` 1 all words are below 2^32), and the factor of the others.
 fn odds(p: f32) -> (u64, f32) {
     let factor = if p < 1.0 { (1.0 / (1.0 - f64::from(p))) as f32 } else { 0.0 };
     ((f64::from(p) * 4_294_967_296.0).round() as u64, factor)
 }
 
 fn masked(y: &mut [f32], x: &[f32], p: f32, seed: u64, stream: u64, accumulate: bool) {
-    assert_eq!(y.len(), x.len(), "dropout: the output has {} numbers, the input {}", y.len(), x.len());
+    assert_eq!(y.len(), x.len(), "dropout: the output has {} values, the input {}", y.len(), x.len());
     assert!((0.0..=1.0).contains(&p), "dropout: p = {p} is not in [0, 1]");
     let (drop, factor) = odds(p);
     let y = SharedMut::new(y);
@@ -225,15 +225,15 @@ dispatch! {
     ) {
         let drop_all = drop > u64::from(u32::MAX);
         let drop = drop as u32;
-        let mut mask = [0.0; GROUP];
-        for (g, (y, x)) in y.chunks_mut(GROUP).zip(x.chunks(GROUP)).enumerate() {
+        let mut mask = [0.0; GROUP_VALUES];
+        for (g, (y, x)) in y.chunks_mut(GROUP_VALUES).zip(x.chunks(GROUP_VALUES)).enumerate() {
             let random = bits(seed, stream, first + g as u64);
             for (m, &b) in mask.iter_mut().zip(random.as_flattened()) {
                 *m = if b < drop || drop_all { 0.0 } else { factor };
             }
             for_lanes!(V, x.len(), |at, lanes| {
                 let m = V::load(&mask, at, lanes);
-                // A dropped number is zero even where it was infinite.
+                // A dropped value is zero even where it was infinite.
                 let v = V::zero().if_less(m, V::load(x, at, lanes).mul(m), V::zero());
                 let v = if accumulate { v.add(V::load(y, at, lanes)) } else { v };
                 v.store(y, at, lanes);
@@ -242,10 +242,10 @@ dispatch! {
     }
 }
 
-/// Calls `f(range, first)` on disjoint ranges of `0..n` that start at a group, `first` its number.
+/// Calls `f(range, first)` on disjoint ranges of `0..n` that start at a group, `first` its index.
 fn for_groups(n: usize, f: impl Fn(std::ops::Range<usize>, u64) + Sync) {
-    for_rows(n.div_ceil(GROUP), 4 * GROUP, |r| {
-        f(r.start * GROUP..n.min(r.end * GROUP), r.start as u64);
+    for_rows(n.div_ceil(GROUP_VALUES), 4 * GROUP_VALUES, |r| {
+        f(r.start * GROUP_VALUES..n.min(r.end * GROUP_VALUES), r.start as u64);
     });
 }
 
@@ -352,7 +352,7 @@ mod tests {
         dropout_backward(&mut dx, &vec![1.0; n], 0.1, 5, 9, true);
         assert!(dx.iter().zip(&y).all(|(d, y)| (*d == 0.0) == (*y == 0.0)));
 
-        // The factors alone, from any number on.
+        // The factors alone, from any value on.
         for first in [0, 5, 31, 32, 100] {
             let mut factors = vec![f32::NAN; 77];
             dropout_factors(&mut factors, 0.1, 5, 9, first);

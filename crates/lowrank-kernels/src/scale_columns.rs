@@ -37,9 +37,9 @@ pub fn scale_columns_backward(dfactors: &mut [f32], dy: &[f32], x: &[f32], n: us
     assert_eq!(dy.len(), n * d, "scale_columns_backward: dy has {} values, not {n} x {d}", dy.len());
     let shared = SharedMut::new(dfactors);
     // Split over columns, so that every sum has one order.
-    for_rows(d.div_ceil(COLUMNS), n * COLUMNS, |blocks| {
+    for_rows(d.div_ceil(COLUMNS_PER_TASK), n * COLUMNS_PER_TASK, |blocks| {
         for block in blocks {
-            let columns = block * COLUMNS..d.min((block + 1) * COLUMNS);
+            let columns = block * COLUMNS_PER_TASK..d.min((block + 1) * COLUMNS_PER_TASK);
             // SAFETY: blocks of columns are disjoint.
             let out = unsafe { shared.part(columns.clone()) };
             for (dy, x) in dy.chunks_exact(d).zip(x.chunks_exact(d)) {
@@ -73,7 +73,7 @@ pub fn scale_columns_in_place(x: &mut [f32], factors: &[f32]) {
 }
 
 /// Columns that a task sums at a time: whole cache lines.
-const COLUMNS: usize = 64;
+const COLUMNS_PER_TASK: usize = 64;
 
 #[cfg(test)]
 mod tests {

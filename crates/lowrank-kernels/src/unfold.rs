@@ -17,7 +17,7 @@ pub fn unfold(y: &mut [f32], x: &[f32], d: usize, kernel: usize, segments: &[Seg
     });
 }
 
-/// Backward of [`unfold`]: `dx: [N,D]` is overwritten with the sum over the places that each number went to.
+/// Backward of [`unfold`]: `dx: [N,D]` is overwritten with the sum over the positions each value was copied to.
 ///
 /// # Panics
 /// As [`unfold`].
@@ -42,9 +42,9 @@ fn neighbours(kernel: usize, segments: &[Segment], mut f: impl FnMut(usize, usiz
 }
 
 fn check(name: &str, wide: usize, narrow: usize, d: usize, kernel: usize) {
-    assert!(kernel % 2 == 1 && d > 0, "{name}: a kernel of {kernel} over {d} numbers; it must be odd");
-    assert_eq!(wide, narrow * kernel, "{name}: {wide} numbers for {narrow} and a kernel of {kernel}");
-    assert!(narrow.is_multiple_of(d), "{name}: {narrow} numbers are not a whole number of rows of {d}");
+    assert!(kernel % 2 == 1 && d > 0, "{name}: a kernel of {kernel} over {d} values; it must be odd");
+    assert_eq!(wide, narrow * kernel, "{name}: {wide} values for {narrow} and a kernel of {kernel}");
+    assert!(narrow.is_multiple_of(d), "{name}: {narrow} values are not rows of {d}");
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Every kernel on odd sizes, each buffer between pages that may not be touched: a read or write past
-//! either end of a slice kills the test. Outputs start as NaN, so that a number left out shows too.
+//! either end of a slice kills the test. Outputs start as NaN, so that a value left out shows too.
 #![cfg(unix)]
 
 use std::ops::{Deref, DerefMut};
 
 use lowrank_kernels::*;
 
-/// Numbers whose slice ends at a forbidden page (`HIGH`) or begins right after one.
+/// Values whose slice ends at a forbidden page (`HIGH`) or begins right after one.
 struct Guarded<T> {
     map: *mut u8,
     size: usize,
@@ -75,7 +75,7 @@ impl Side {
 }
 
 fn written(what: &str, out: &[f32]) {
-    assert!(out.iter().all(|x| x.is_finite()), "{what}: a number was not written");
+    assert!(out.iter().all(|x| x.is_finite()), "{what}: a value was not written");
 }
 
 fn products(side: Side) {

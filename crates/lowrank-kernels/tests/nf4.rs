@@ -67,7 +67,7 @@ fn a_matrix_is_quantised_as_bitsandbytes_does() {
     assert_eq!(tail.len() - 1, groups.len());
     assert!(tail[1..].iter().zip(&groups).all(|(a, b)| close(*a, *b)), "{tail:?} {groups:?}");
 
-    // With their scales of scales, the numbers are theirs to the bit.
+    // With their scales of scales, the values are theirs to the bit.
     let mut whole = blocks.to_vec();
     whole.extend(bytes(&fixture.offset));
     whole.extend(bytes(&fixture.nested_absmax));

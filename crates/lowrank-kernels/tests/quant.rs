@@ -1,4 +1,4 @@
-//! The formats against the numbers of the Python `gguf` package (`tools/reference/quant.py`).
+//! The formats against the values of the Python `gguf` package (`tools/reference/quant.py`).
 
 use std::collections::HashMap;
 

@@ -25,12 +25,12 @@ use crate::math::exp;
 use crate::parallel::SharedMut;
 use crate::simd::{dispatch, for_lanes};
 
-/// Rows (queries times heads of a group) of a tile, at most, for heads of up to 64 numbers.
-const ROWS: usize = 128;
+/// Rows (queries times heads of a group) of a tile, at most, for heads of up to 64 values.
+const MAX_TILE_ROWS: usize = 128;
 /// Keys of a tile, at most.
-const KEYS: usize = 128;
+const MAX_TILE_KEYS: usize = 128;
 /// Multiplications and additions below which a unit is not cut for several threads.
-const SMALL: usize = 20_000_000;
+const MIN_SPLIT_FMAS: usize = 20_000_000;
 
 struct Inputs<'a> {
     dout: &'a [f32],
@@ -70,7 +70,7 @@ pub(super) fn backward(
     segments: &[Segment],
 ) {
     let group = shape.heads / shape.kv_heads;
-    let rows = (ROWS * 64 / shape.head_dim.max(64)).max(48);
+    let rows = (MAX_TILE_ROWS * 64 / shape.head_dim.max(64)).max(48);
     let inputs = Inputs { dout, q, k, v, out, lse, shape, segments, group, queries: (rows / group).max(1) };
     clear_gaps(dq, segments.iter().map(|s| s.q.clone()), shape.heads * shape.head_dim);
     for gradient in [&mut *dk, dv] {
@@ -96,21 +96,21 @@ pub(super) fn backward(
         let pitch = shape.kv_heads * shape.head_dim;
         let to = KeyGradients { dk: &dk, dv: &dv, base: 0, pitch, at: kv * shape.head_dim };
         inputs.clear(set, kv, &dq, &to);
-        if threads > 1 && few_units && work > SMALL && own_keys_are_apart(segments, set) {
+        if threads > 1 && few_units && work > MIN_SPLIT_FMAS && own_keys_are_apart(segments, set) {
             inputs.cut_unit(set, kv, &dq, &to, threads);
         } else {
             with_scratch(|scratch| {
                 for &i in set {
                     let view = View::new(shape, &segments[i]);
                     let queries = blocks(0..segments[i].q.len(), inputs.queries, 1);
-                    for keys in blocks(0..view.keys, KEYS, PAD) {
+                    for keys in blocks(0..view.keys, MAX_TILE_KEYS, PAD) {
                         inputs.key_block(scratch, i, kv, keys, queries.clone(), &dq, &to);
                     }
                 }
             });
         }
     };
-    if threads == 1 || units.iter().map(|u| u.2).sum::<usize>() < SMALL / 8 {
+    if threads == 1 || units.iter().map(|u| u.2).sum::<usize>() < MIN_SPLIT_FMAS / 8 {
         units.iter().for_each(run);
     } else {
         units.par_iter().for_each(run);
@@ -166,7 +166,8 @@ impl Inputs<'_> {
         set.par_iter().for_each(|&i| {
             let prefix = self.segments[i].prefix.len();
             let queries: Vec<_> = blocks(0..self.segments[i].q.len(), self.queries, 1).collect();
-            let keys: Vec<_> = blocks(prefix..prefix + self.segments[i].own.len(), KEYS, PAD).collect();
+            let keys: Vec<_> =
+                blocks(prefix..prefix + self.segments[i].own.len(), MAX_TILE_KEYS, PAD).collect();
             let phases = queries.len().max(keys.len());
             for phase in 0..phases {
                 queries.par_iter().enumerate().for_each(|(n, queries)| {
@@ -191,7 +192,7 @@ impl Inputs<'_> {
             with_scratch(|scratch| {
                 for &i in set.iter().skip(part).step_by(parts) {
                     let queries = blocks(0..self.segments[i].q.len(), self.queries, 1);
-                    for keys in blocks(0..self.segments[i].prefix.len(), KEYS, PAD) {
+                    for keys in blocks(0..self.segments[i].prefix.len(), MAX_TILE_KEYS, PAD) {
                         self.key_block(scratch, i, kv, keys, queries.clone(), dq, &to);
                     }
                 }

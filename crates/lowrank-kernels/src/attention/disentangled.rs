@@ -20,7 +20,7 @@ use crate::{MatMut, MatRef, gemm_serial};
 pub struct DisentangledShape<'a> {
     /// Heads `H`.
     pub heads: usize,
-    /// Numbers in a head, `d`.
+    /// Values in a head, `d`.
     pub head_dim: usize,
     /// Factor of the scores, usually `1 / sqrt(3 d)` with both tables.
     pub scale: f32,
@@ -77,8 +77,8 @@ pub fn disentangled_attention(
 ) {
     let n = inputs.check("disentangled_attention", shape, segments);
     let DisentangledShape { heads, head_dim: d, .. } = *shape;
-    assert_eq!(out.len(), n * heads * d, "disentangled_attention: out has {} numbers", out.len());
-    assert_eq!(lse.len(), n * heads, "disentangled_attention: lse has {} numbers", lse.len());
+    assert_eq!(out.len(), n * heads * d, "disentangled_attention: out has {} values", out.len());
+    assert_eq!(lse.len(), n * heads, "disentangled_attention: lse has {} values", lse.len());
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     let texts = segments.iter().filter(|s| !s.q.is_empty());
     let tasks: Vec<(usize, Range<usize>)> =
@@ -127,9 +127,9 @@ pub fn disentangled_attention_backward(
     for (name, len) in
         [("dq", dq.len()), ("dk", dk.len()), ("dv", dv.len()), ("out", out.len()), ("dout", dout.len())]
     {
-        assert_eq!(len, n * heads * d, "{kernel}: {name} has {len} numbers");
+        assert_eq!(len, n * heads * d, "{kernel}: {name} has {len} values");
     }
-    assert_eq!(lse.len(), n * heads, "{kernel}: lse has {} numbers", lse.len());
+    assert_eq!(lse.len(), n * heads, "{kernel}: lse has {} values", lse.len());
     for (have, want) in [(&dpos_key, inputs.pos_key), (&dpos_query, inputs.pos_query)] {
         assert_eq!(
             have.as_ref().map(|g| g.len()),
@@ -266,10 +266,10 @@ impl DisentangledInputs<'_> {
     /// Checks every length; returns `N`.
     fn check(&self, kernel: &str, shape: &DisentangledShape<'_>, segments: &[Segment]) -> usize {
         let width = shape.heads * shape.head_dim;
-        assert!(width > 0, "{kernel}: {} heads of {} numbers", shape.heads, shape.head_dim);
+        assert!(width > 0, "{kernel}: {} heads of {} values", shape.heads, shape.head_dim);
         let n = self.q.len() / width;
         for (name, x) in [("q", self.q), ("k", self.k), ("v", self.v)] {
-            assert_eq!(x.len(), n * width, "{kernel}: {name} has {} numbers, not {n} x {width}", x.len());
+            assert_eq!(x.len(), n * width, "{kernel}: {name} has {} values, not {n} x {width}", x.len());
         }
         let (len, most) = (shape.buckets.len(), shape.buckets.len().div_ceil(2));
         assert!(
@@ -280,7 +280,7 @@ impl DisentangledInputs<'_> {
         for table in [self.pos_key, self.pos_query].into_iter().flatten() {
             assert!(
                 table.len().is_multiple_of(width) && table.len() >= rows * width,
-                "{kernel}: a table of {} numbers for {rows} buckets of {width}",
+                "{kernel}: a table of {} values for {rows} buckets of {width}",
                 table.len()
             );
         }
@@ -447,7 +447,7 @@ mod tests {
         assert!((f64::from(got) - want).abs() <= limit * want.abs().max(1.0), "{name}: {got}, not {want}");
     }
 
-    /// Forward against the reference, backward against its slope at every `step`th number.
+    /// Forward against the reference, backward against its slope at every `step`th value.
     fn check(heads: usize, d: usize, lengths: &[usize], reach: i64, tables: [bool; 2], step: usize) {
         let segments = packed(lengths);
         // A row that no segment has.

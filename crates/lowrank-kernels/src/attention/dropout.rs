@@ -7,12 +7,12 @@ use crate::random::dropout_factors;
 use crate::simd::{dispatch, for_lanes};
 
 /// Dropout of attention's probabilities. The factor of query row `i`, head `h` and key position `j` (counted
-/// through prefix and own) is number `j` of stream `i heads + h`, so the backward makes it again.
+/// through prefix and own) is value `j` of stream `i heads + h`, so the backward makes it again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionDropout {
     /// The probability that a weight is dropped.
     pub p: f32,
-    /// The seed of the random numbers: another one for each layer and step.
+    /// The seed of the random values: another one for each layer and step.
     pub seed: u64,
 }
 
@@ -33,7 +33,7 @@ impl AttentionDropout {
 }
 
 dispatch! {
-    /// `x *= factors`, for rows of `width` numbers, `pitch` apart.
+    /// `x *= factors`, for rows of `width` values, `pitch` apart.
     pub(super) fn weigh<V>(x: &mut [f32], factors: &[f32], pitch: usize, width: usize, rows: usize) {
         for r in 0..rows {
             let (x, factors) = (&mut x[r * pitch..][..width], &factors[r * pitch..][..width]);

@@ -14,19 +14,19 @@ use crate::math::{exp, tanh};
 use crate::parallel::SharedMut;
 use crate::simd::{Vector, dispatch, for_lanes};
 
-/// Rows (queries times heads of a group) of a tile, at most, for heads of up to 64 numbers.
-const ROWS: usize = 192;
+/// Rows (queries times heads of a group) of a tile, at most, for heads of up to 64 values.
+const MAX_TILE_ROWS: usize = 192;
 /// Keys of a tile, at most.
-const KEYS: usize = 128;
+const MAX_TILE_KEYS: usize = 128;
 /// Rows whose scores exist at a time: with the keys and values they stay in the first caches.
-const CHUNK: usize = 24;
+const SCORE_ROWS: usize = 24;
 /// Up to this many rows, keys are read in place, one dot product at a time: packing them would cost as
 /// much as using them.
-const FEW_ROWS: usize = 8;
+const MAX_UNPACKED_ROWS: usize = 8;
 /// With few rows (decoding), each run of this many keys is a task of its own.
-const SPLIT: usize = 512;
+const KEYS_PER_TASK: usize = 512;
 /// Multiplications and additions below which one thread is faster.
-const SMALL: usize = 1_000_000;
+const MIN_PARALLEL_FMAS: usize = 1_000_000;
 
 struct Task {
     segment: usize,
@@ -58,7 +58,7 @@ pub(super) fn forward(
 ) {
     let d = shape.head_dim;
     let group = shape.heads / shape.kv_heads;
-    let rows = (ROWS * 64 / d.max(64)).max(48);
+    let rows = (MAX_TILE_ROWS * 64 / d.max(64)).max(48);
     let (mut tasks, mut work, mut parts) = (Vec::new(), 0, 0);
     for (segment, s) in segments.iter().enumerate() {
         let view = View::new(shape, s);
@@ -66,8 +66,8 @@ pub(super) fn forward(
         for kv in 0..shape.kv_heads {
             for queries in blocks(0..s.q.len(), (rows / group).max(1), 1) {
                 let keys = view.reach(&queries);
-                if queries.len() * group <= FEW_ROWS && keys.len() > 2 * SPLIT {
-                    for keys in blocks(keys, SPLIT, PAD) {
+                if queries.len() * group <= MAX_UNPACKED_ROWS && keys.len() > 2 * KEYS_PER_TASK {
+                    for keys in blocks(keys, KEYS_PER_TASK, PAD) {
                         tasks.push(Task { segment, kv, queries: queries.clone(), keys, part: Some(parts) });
                         parts += 1;
                     }
@@ -78,7 +78,7 @@ pub(super) fn forward(
         }
     }
     let inputs = Inputs { q, k, v, shape, segments, group };
-    let part_len = FEW_ROWS * (d + 2);
+    let part_len = MAX_UNPACKED_ROWS * (d + 2);
     let mut part_memory = vec![0.0; parts * part_len];
     {
         let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
@@ -86,7 +86,7 @@ pub(super) fn forward(
         let run = |task: &Task| {
             with_scratch(|scratch| inputs.attend(scratch, task, &out, &lse, &part_memory, part_len));
         };
-        if work < SMALL || rayon::current_num_threads() == 1 {
+        if work < MIN_PARALLEL_FMAS || rayon::current_num_threads() == 1 {
             tasks.iter().for_each(run);
         } else {
             tasks.par_iter().for_each(run);
@@ -126,9 +126,9 @@ impl Inputs<'_> {
         let (q_at, k_at) = (task.kv * group * d, task.kv * d);
         let rows = task.queries.len() * group;
         let (columns, row) = (d.next_multiple_of(PAD), pitch(d));
-        let most_keys = task.keys.len().min(KEYS + PAD);
+        let most_keys = task.keys.len().min(MAX_TILE_KEYS + PAD);
         let (key_columns, key_row) = (most_keys.next_multiple_of(MAX_PANEL), pitch(most_keys));
-        let few = rows <= FEW_ROWS;
+        let few = rows <= MAX_UNPACKED_ROWS;
         let Scratch { floats, spans } = scratch;
         let [queries, keys_t, values, scores, factors, sums, most, total] = carve(
             floats,
@@ -136,8 +136,8 @@ impl Inputs<'_> {
                 rows * row,
                 if few { 0 } else { key_columns * d },
                 most_keys * row,
-                rows.min(CHUNK) * key_row,
-                if dropout.is_some() { rows.min(CHUNK) * key_row } else { 0 },
+                rows.min(SCORE_ROWS) * key_row,
+                if dropout.is_some() { rows.min(SCORE_ROWS) * key_row } else { 0 },
                 rows * row,
                 rows,
                 rows,
@@ -147,7 +147,7 @@ impl Inputs<'_> {
         pack_queries(queries, row, self.q, query_rows.clone(), q_pitch, q_at, group, d, scale);
         let (wide, cap) = (panel(), softcap.unwrap_or(0.0));
         let mut first = true;
-        for keys in blocks(task.keys.clone(), KEYS, PAD) {
+        for keys in blocks(task.keys.clone(), MAX_TILE_KEYS, PAD) {
             let key_rows = KeyRows::new(segment, keys.clone());
             spans.set_rows(&view, &task.queries, &keys, group);
             if !few {
@@ -161,8 +161,8 @@ impl Inputs<'_> {
                 pack_rows(values, row, self.v, &key_rows, k_pitch, k_at, d);
                 (&*values, row)
             };
-            for at in (0..rows).step_by(CHUNK) {
-                let chunk = at..rows.min(at + CHUNK);
+            for at in (0..rows).step_by(SCORE_ROWS) {
+                let chunk = at..rows.min(at + SCORE_ROWS);
                 let (queries, sums) = (&queries[at * row..], &mut sums[at * row..]);
                 let (low, high) = (&spans.low[chunk.clone()], &spans.high[chunk.clone()]);
                 let (cols, depth) = (keys.len().next_multiple_of(PAD), keys.len());
@@ -235,8 +235,8 @@ impl Inputs<'_> {
             for (to, from) in part.chunks_exact_mut(d).zip(sums.chunks_exact(row)) {
                 to.copy_from_slice(&from[..d]);
             }
-            part[FEW_ROWS * d..][..rows].copy_from_slice(most);
-            part[FEW_ROWS * (d + 1)..][..rows].copy_from_slice(total);
+            part[MAX_UNPACKED_ROWS * d..][..rows].copy_from_slice(most);
+            part[MAX_UNPACKED_ROWS * (d + 1)..][..rows].copy_from_slice(total);
             return;
         }
         for (r, (i, h)) in query_rows.flat_map(|i| (0..group).map(move |h| (i, h))).enumerate() {
@@ -255,14 +255,14 @@ impl Inputs<'_> {
         let mut sums = vec![0.0; d];
         for (r, (i, h)) in task.queries.clone().flat_map(|i| (0..self.group).map(move |h| (i, h))).enumerate()
         {
-            let most_of = |part: &[f32]| part[FEW_ROWS * d + r];
+            let most_of = |part: &[f32]| part[MAX_UNPACKED_ROWS * d + r];
             let most = parts.chunks_exact(part_len).map(most_of).fold(f32::NEG_INFINITY, f32::max);
             let mut total = 0.0;
             sums.fill(0.0);
             for part in parts.chunks_exact(part_len) {
                 let weight =
                     if most_of(part) == f32::NEG_INFINITY { 0.0 } else { (most_of(part) - most).exp() };
-                total += weight * part[FEW_ROWS * (d + 1) + r];
+                total += weight * part[MAX_UNPACKED_ROWS * (d + 1) + r];
                 for (s, x) in sums.iter_mut().zip(&part[r * d..][..d]) {
                     *s += weight * x;
                 }
@@ -354,8 +354,8 @@ pub(super) fn clear<V: Vector>(row: &mut [f32], start: usize, end: usize) {
     });
 }
 
-/// `fill` in the numbers of the vectors `start..end` that lie outside `low..high`. By whole vectors, since
-/// a vector read just after single numbers of it were written waits for the writes.
+/// `fill` in the values of the vectors `start..end` that lie outside `low..high`. By whole vectors, since
+/// a vector read just after single values of it were written waits for the writes.
 #[inline(always)]
 pub(super) fn edges<V: Vector>(
     row: &mut [f32],

@@ -64,10 +64,10 @@ pub fn attention_backward(
     segments: &[Segment],
 ) {
     check("attention_backward", q, k, v, out, lse, shape, segments);
-    assert_eq!(dout.len(), q.len(), "attention_backward: dout has {} numbers, not {}", dout.len(), q.len());
-    assert_eq!(dq.len(), q.len(), "attention_backward: dq has {} numbers, not {}", dq.len(), q.len());
-    assert_eq!(dk.len(), k.len(), "attention_backward: dk has {} numbers, not {}", dk.len(), k.len());
-    assert_eq!(dv.len(), v.len(), "attention_backward: dv has {} numbers, not {}", dv.len(), v.len());
+    assert_eq!(dout.len(), q.len(), "attention_backward: dout has {} values, not {}", dout.len(), q.len());
+    assert_eq!(dq.len(), q.len(), "attention_backward: dq has {} values, not {}", dq.len(), q.len());
+    assert_eq!(dk.len(), k.len(), "attention_backward: dk has {} values, not {}", dk.len(), k.len());
+    assert_eq!(dv.len(), v.len(), "attention_backward: dv has {} values, not {}", dv.len(), v.len());
     backward::backward(dq, dk, dv, dout, q, k, v, out, lse, shape, segments);
 }
 
@@ -85,16 +85,16 @@ fn check(
     let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
     assert!(
         kv_heads > 0 && head_dim > 0 && heads.is_multiple_of(kv_heads),
-        "{kernel}: {heads} heads, {kv_heads} kv heads of {head_dim} numbers"
+        "{kernel}: {heads} heads, {kv_heads} kv heads of {head_dim} values"
     );
     assert!(shape.window != Some(0), "{kernel}: a window of 0 sees nothing");
     assert!(shape.dropout.is_none_or(|d| (0.0..=1.0).contains(&d.p)), "{kernel}: {:?}", shape.dropout);
     let (n, m) = (q.len() / (heads * head_dim), k.len() / (kv_heads * head_dim));
     assert_eq!(q.len(), n * heads * head_dim, "{kernel}: q is not a whole number of rows");
     assert_eq!(k.len(), m * kv_heads * head_dim, "{kernel}: k is not a whole number of rows");
-    assert_eq!(v.len(), k.len(), "{kernel}: v has {} numbers, k {}", v.len(), k.len());
-    assert_eq!(out.len(), q.len(), "{kernel}: out has {} numbers, q {}", out.len(), q.len());
-    assert_eq!(lse.len(), n * heads, "{kernel}: lse has {} numbers, not {n} x {heads}", lse.len());
+    assert_eq!(v.len(), k.len(), "{kernel}: v has {} values, k {}", v.len(), k.len());
+    assert_eq!(out.len(), q.len(), "{kernel}: out has {} values, q {}", out.len(), q.len());
+    assert_eq!(lse.len(), n * heads, "{kernel}: lse has {} values, not {n} x {heads}", lse.len());
     let mut queries: Vec<_> = segments.iter().map(|s| (s.q.start, s.q.end)).collect();
     queries.sort_unstable();
     for (i, &(start, end)) in queries.iter().enumerate() {

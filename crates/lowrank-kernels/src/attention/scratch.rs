@@ -41,7 +41,7 @@ pub(super) fn carve<const N: usize>(memory: &mut Vec<f32>, lengths: [usize; N]) 
     })
 }
 
-/// Numbers from one row of a tile of `columns` numbers to the next: whole cache lines, and an odd number
+/// Values from one row of a tile of `columns` values to the next: whole cache lines, and an odd number
 /// of them, so that a column of the tile spreads over all sets of the first cache.
 pub(super) fn pitch(columns: usize) -> usize {
     let lines = columns.div_ceil(PAD);

@@ -35,7 +35,7 @@ pub(super) struct Product<'a> {
     pub(super) b: &'a [f32],
     pub(super) b_step: usize,
     pub(super) b_panel: usize,
-    /// Numbers from one row of `C` to the next.
+    /// Values from one row of `C` to the next.
     pub(super) c_row: usize,
     /// `+=` rather than `=`.
     pub(super) add: bool,
@@ -190,8 +190,8 @@ unsafe fn registers<V: Vector, const M: usize, const NV: usize>(
 }
 
 dispatch! {
-    /// Packs keys as columns: `to` gets panels of [`panel`] keys, each `d` rows of one number per key
-    /// (zero for keys past the end). `from`: rows of `pitch` numbers, of which `d` from `at` on are read.
+    /// Packs keys as columns: `to` gets panels of [`panel`] keys, each `d` rows of one value per key
+    /// (zero for keys past the end). `from`: rows of `pitch` values, of which `d` from `at` on are read.
     pub(super) fn pack_columns<V>(to: &mut [f32], from: &[f32], keys: &KeyRows, pitch: usize, at: usize, d: usize) {
         let wide = 2 * V::LANES;
         for (p, to) in to[..keys.len().div_ceil(wide) * wide * d].chunks_exact_mut(wide * d).enumerate() {
@@ -206,15 +206,15 @@ dispatch! {
                 let mut e = 0;
                 if count == 8 {
                     while e + 8 <= d {
-                        // SAFETY: eight rows of `d` numbers were just sliced, and `to` holds `d` rows of
-                        // `wide` numbers, of which columns `j..j + 8` exist.
+                        // SAFETY: eight rows of `d` values were just sliced, and `to` holds `d` rows of
+                        // `wide` values, of which columns `j..j + 8` exist.
                         unsafe { V::transpose8(rows.map(|r| r.add(e)), to.as_mut_ptr().add(e * wide + j), wide) };
                         e += 8;
                     }
                 }
                 for e in e..d {
                     for (i, &r) in rows.iter().enumerate() {
-                        // SAFETY: row `i < count` was sliced to `d` numbers.
+                        // SAFETY: row `i < count` was sliced to `d` values.
                         to[e * wide + j + i] = if i < count { unsafe { *r.add(e) } } else { 0.0 };
                     }
                 }
@@ -224,7 +224,7 @@ dispatch! {
     }
 }
 
-/// Packs keys as rows, `pitch_to` apart, of `d` numbers and zeros up to whole vectors.
+/// Packs keys as rows, `pitch_to` apart, of `d` values and zeros up to whole vectors.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn pack_rows(
     to: &mut [f32],
@@ -244,7 +244,7 @@ pub(super) fn pack_rows(
 
 dispatch! {
     /// Packs rows of queries (or of their gradients), `group` heads of each, times `scale`, as rows,
-    /// `pitch_to` apart, of `d` numbers and zeros up to whole vectors.
+    /// `pitch_to` apart, of `d` values and zeros up to whole vectors.
     pub(super) fn pack_queries<V>(
         to: &mut [f32], pitch_to: usize, from: &[f32], queries: std::ops::Range<usize>, pitch: usize, at: usize,
         group: usize, d: usize, scale: f32,

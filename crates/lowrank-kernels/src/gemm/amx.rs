@@ -24,35 +24,36 @@ use crate::parallel::task_rows;
 use crate::simd::{Avx512, Vector, amx_available};
 
 /// Rows of `C`, and columns, in a block: two tiles each.
-const SIDE: usize = 32;
+const BLOCK_ROWS: usize = 32;
 /// `k` in a chunk.
-const CHUNK: usize = 32;
+const CHUNK_K: usize = 32;
 /// Numbers of a tile's 1024 bytes, as f32.
-const TILE: usize = 256;
+const TILE_VALUES: usize = 256;
 /// Most of `k` packed at a time.
-const KC: usize = 1024;
-/// Most rows of the left operand packed at a time for each thread, up to [`SHARERS`] of them.
-const ROWS: usize = 512;
+const MAX_PACKED_K: usize = 1024;
+/// Most rows of the left operand packed at a time for each thread, up to [`MAX_SHARING_THREADS`] of them.
+const MAX_ROWS_PER_THREAD: usize = 512;
 /// Threads that one packed left operand is made for; more of them share its memory.
-const SHARERS: usize = 4;
+const MAX_SHARING_THREADS: usize = 4;
 /// Most bytes of a packed block of the right operand: most of the second cache.
-const BLOCK: usize = 1280 << 10;
+const MAX_BLOCK_BYTES: usize = 1280 << 10;
 /// Numbers of the right operand expanded to f32 before they are split.
-const PIECE: usize = 8 << 10;
+const PIECE_VALUES: usize = 8 << 10;
 /// Panels that share the work of asking for the next block of the left operand.
-const SHARED: usize = 8;
+const PREFETCH_PANELS: usize = 8;
 
-/// Most numbers of f32's size in a packed left operand.
+/// Most values of f32's size in a packed left operand.
 pub(super) const fn left(threads: usize) -> usize {
-    let sharers = if threads < SHARERS { threads } else { SHARERS };
-    sharers * ROWS * KC * 3 / 2
+    let sharers = if threads < MAX_SHARING_THREADS { threads } else { MAX_SHARING_THREADS };
+    sharers * MAX_ROWS_PER_THREAD * MAX_PACKED_K * 3 / 2
 }
 
-/// Most numbers of f32's size that each thread keeps of the right operand: a block of columns, or the 256 at least that a
+/// Most values of f32's size that each thread keeps of the right operand: a block of columns, or the 256 at least that a
 /// quantised block may hold.
-pub(super) const RIGHT: usize = (if BLOCK > 6 * KC * 256 { BLOCK / 6 } else { KC * 256 }) * 3 / 2;
+pub(super) const MAX_RIGHT_VALUES: usize =
+    (if MAX_BLOCK_BYTES > 6 * MAX_PACKED_K * 256 { MAX_BLOCK_BYTES / 6 } else { MAX_PACKED_K * 256 }) * 3 / 2;
 
-/// In how many BF16 the numbers of both operands are taken.
+/// In how many BF16 the values of both operands are taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Parts {
     /// Three and three: f32.
@@ -87,18 +88,18 @@ pub(super) fn fits(p: &Product, parts: Parts) -> bool {
 /// # Safety
 /// The machine has the tile unit (but for tests) and AVX-512; the pointers of `p` cover its shapes, and nobody else uses `C`.
 pub(super) unsafe fn run<B: Operand>(p: &Product, b: &B, parts: Parts, threads: usize) {
-    let kc = cut(p.k, KC, b.k_step().max(CHUNK));
-    let step = SIDE.max(b.n_step());
-    let most = ROWS * threads.clamp(1, SHARERS);
+    let kc = cut(p.k, MAX_PACKED_K, b.k_step().max(CHUNK_K));
+    let step = BLOCK_ROWS.max(b.n_step());
+    let most = MAX_ROWS_PER_THREAD * threads.clamp(1, MAX_SHARING_THREADS);
     for i in (0..p.m).step_by(most) {
         let all = i..(i + most).min(p.m);
-        let (tiles, units) = (all.len().div_ceil(SIDE), p.n.div_ceil(step));
-        let (down, across) = grid(tiles, units * (step / SIDE), units, threads);
+        let (tiles, units) = (all.len().div_ceil(BLOCK_ROWS), p.n.div_ceil(step));
+        let (down, across) = grid(tiles, units * (step / BLOCK_ROWS), units, threads);
         for l in (0..p.k).step_by(kc) {
             let part = Part { p, k: l..(l + kc).min(p.k), parts, begins: l == 0 };
             let size = packed(part.k.len(), parts.left());
             let block = |tile: &Range<usize>| {
-                all.start + tile.start * SIDE..(all.start + tile.end * SIDE).min(all.end)
+                all.start + tile.start * BLOCK_ROWS..(all.start + tile.end * BLOCK_ROWS).min(all.end)
             };
             // SAFETY: the caller's promises; tasks are disjoint in C.
             let pack = |tile: &Range<usize>, to: &mut [f32]| unsafe { pack_left(&part, block(tile), to) };
@@ -147,7 +148,7 @@ fn each<T: Send>(items: Vec<T>, work: impl Fn(T) + Send + Sync) {
 }
 
 /// Blocks that are multiplied in the time of packing one.
-const PACKING: usize = 4;
+const PACKING_BLOCKS: usize = 4;
 
 /// Into how many tasks a product of `tiles` blocks of rows and `panels` blocks of columns, in `units` that stay
 /// whole, is cut: down its rows and across its columns. A task packs its columns of the right operand, and the rows of the
@@ -157,7 +158,7 @@ fn grid(tiles: usize, panels: usize, units: usize, threads: usize) -> (usize, us
     let time = |&(down, across): &(usize, usize)| {
         let (rows, cols) = (tiles.div_ceil(down), units.div_ceil(across) * panels / units);
         let left = if across == 1 { rows } else { tiles.div_ceil(threads) + rows / 2 };
-        (rows * cols + PACKING * (cols + left)) * (down * across).div_ceil(threads)
+        (rows * cols + PACKING_BLOCKS * (cols + left)) * (down * across).div_ceil(threads)
     };
     let cuts = (1..=threads.clamp(1, tiles)).map(|down| (down, threads.div_ceil(down).min(units)));
     cuts.min_by_key(time).unwrap_or((1, 1))
@@ -166,14 +167,14 @@ fn grid(tiles: usize, panels: usize, units: usize, threads: usize) -> (usize, us
 /// Rows of the left operand, packed block by block.
 unsafe fn pack_left(part: &Part, rows: Range<usize>, to: &mut [f32]) {
     let (p, k, parts) = (part.p, &part.k, part.parts.left());
-    for (to, first) in to.chunks_exact_mut(packed(k.len(), parts)).zip(rows.clone().step_by(SIDE)) {
-        // SAFETY: the CPU has AVX-512, and rows up to `rows.end` of A have p.k numbers, says the caller.
+    for (to, first) in to.chunks_exact_mut(packed(k.len(), parts)).zip(rows.clone().step_by(BLOCK_ROWS)) {
+        // SAFETY: the CPU has AVX-512, and rows up to `rows.end` of A have p.k values, says the caller.
         unsafe {
             Avx512::enter(
                 #[inline(always)]
                 || {
                     let row = |r: usize| p.a.wrapping_add((first + r) * p.ars + k.start);
-                    split_rows(row, SIDE.min(rows.end - first), k.len(), parts, to);
+                    split_rows(row, BLOCK_ROWS.min(rows.end - first), k.len(), parts, to);
                 },
             );
         }
@@ -189,15 +190,15 @@ struct Part<'a> {
     begins: bool,
 }
 
-/// Numbers (of f32's size) in a packed block of 32 rows or columns.
+/// Values (of f32's size) in a packed block of 32 rows or columns.
 fn packed(k: usize, parts: usize) -> usize {
-    k.div_ceil(CHUNK) * parts * 2 * TILE
+    k.div_ceil(CHUNK_K) * parts * 2 * TILE_VALUES
 }
 
-/// How far ahead of its use a row of the left operand is asked for, in numbers.
-const AHEAD: usize = 768;
+/// How far ahead of its use a row of the left operand is asked for, in values.
+const PREFETCH_VALUES: usize = 768;
 
-/// A block of the left operand: row `r` of it are `k` numbers from `row(r)` on. Rows beyond `count` are zero.
+/// A block of the left operand: row `r` of it are `k` values from `row(r)` on. Rows beyond `count` are zero.
 #[inline(always)]
 unsafe fn split_rows(
     row: impl Fn(usize) -> *const f32,
@@ -206,17 +207,17 @@ unsafe fn split_rows(
     parts: usize,
     to: &mut [f32],
 ) {
-    for r in 0..SIDE {
+    for r in 0..BLOCK_ROWS {
         let row = row(if r < count { r } else { 0 });
-        for (chunk, l) in (0..k).step_by(CHUNK).enumerate() {
+        for (chunk, l) in (0..k).step_by(CHUNK_K).enumerate() {
             let from = |at: usize| {
-                Avx512::prefetch(row.wrapping_add(at + AHEAD));
+                Avx512::prefetch(row.wrapping_add(at + PREFETCH_VALUES));
                 let there = if r < count { k.saturating_sub(at).min(16) } else { 0 };
                 let mask = ((1u32 << there) - 1) as __mmask16;
                 // SAFETY: lanes beyond the row are masked out and not touched.
                 unsafe { _mm512_maskz_loadu_ps(mask, row.wrapping_add(at)) }
             };
-            let at = chunk * parts * 2 * TILE + r / 16 * TILE + r % 16 * 16;
+            let at = chunk * parts * 2 * TILE_VALUES + r / 16 * TILE_VALUES + r % 16 * 16;
             // SAFETY: the CPU has AVX-512, says the caller.
             unsafe { split(from(l), from(l + 16), in_order, parts, &mut to[at..]) };
         }
@@ -236,7 +237,7 @@ unsafe fn pack_right<B: Operand>(
 ) {
     let size = packed(k.len(), parts);
     match b.bf16() {
-        Some((w, side)) if parts == 1 && k.len().is_multiple_of(CHUNK) => {
+        Some((w, side)) if parts == 1 && k.len().is_multiple_of(CHUNK_K) => {
             // SAFETY: the ranges lie inside the operand; the CPU has AVX-512, says the caller.
             return unsafe { pack_bf16(w, side, k, cols, to, size) };
         }
@@ -244,20 +245,22 @@ unsafe fn pack_right<B: Operand>(
     }
     // Pieces are long in the direction in which the operand is stored.
     let (deep, wide) = match b.along_k() {
-        true => (PIECE / SIDE, SIDE.max(b.n_step())),
-        false => (CHUNK.max(b.k_step()), PIECE / CHUNK),
+        true => (PIECE_VALUES / BLOCK_ROWS, BLOCK_ROWS.max(b.n_step())),
+        false => (CHUNK_K.max(b.k_step()), PIECE_VALUES / CHUNK_K),
     };
     for from in cols.clone().step_by(wide) {
         let piece = from..(from + wide).min(cols.end);
-        let to = &mut to[(from - cols.start) / SIDE * size..];
+        let to = &mut to[(from - cols.start) / BLOCK_ROWS * size..];
         for l in k.clone().step_by(deep) {
             let part = l..(l + deep).min(k.end);
-            let panels = panels.get(piece.len().div_ceil(SIDE) * part.len() * SIDE);
+            let panels = panels.get(piece.len().div_ceil(BLOCK_ROWS) * part.len() * BLOCK_ROWS);
             // SAFETY: the ranges lie inside the operand; the CPU has AVX-512, says the caller.
             unsafe { b.pack::<Avx512>(part.clone(), piece.clone(), panels, expanded) };
-            for (panel, to) in panels.chunks_exact(part.len() * SIDE).zip(to.chunks_exact_mut(size)) {
-                let to = &mut to[(l - k.start) / CHUNK * parts * 2 * TILE..];
-                for (to, panel) in to.chunks_exact_mut(parts * 2 * TILE).zip(panel.chunks(CHUNK * SIDE)) {
+            for (panel, to) in panels.chunks_exact(part.len() * BLOCK_ROWS).zip(to.chunks_exact_mut(size)) {
+                let to = &mut to[(l - k.start) / CHUNK_K * parts * 2 * TILE_VALUES..];
+                for (to, panel) in
+                    to.chunks_exact_mut(parts * 2 * TILE_VALUES).zip(panel.chunks(CHUNK_K * BLOCK_ROWS))
+                {
                     // SAFETY: the CPU has AVX-512, says the caller.
                     unsafe { split_panel(panel, parts, to) };
                 }
@@ -278,17 +281,18 @@ unsafe fn pack_bf16(
 ) {
     match side {
         Side::Forward => {
-            for (to, first) in to.chunks_exact_mut(size).zip(cols.clone().step_by(SIDE)) {
-                let count = SIDE.min(cols.end - first);
-                let mut rows = [std::ptr::null::<f32>(); SIDE];
+            for (to, first) in to.chunks_exact_mut(size).zip(cols.clone().step_by(BLOCK_ROWS)) {
+                let count = BLOCK_ROWS.min(cols.end - first);
+                let mut rows = [std::ptr::null::<f32>(); BLOCK_ROWS];
                 for (j, row) in rows.iter_mut().enumerate().take(count) {
                     *row = w.row(first + j)[2 * k.start..2 * k.end].as_ptr().cast();
                 }
                 // Pairs from a row to that of the next panel, where there is one.
-                let next = SIDE * w.cols / 2;
-                for (to, l) in to.chunks_exact_mut(2 * TILE).zip((0..k.len() / 2).step_by(CHUNK / 2)) {
+                let next = BLOCK_ROWS * w.cols / 2;
+                for (to, l) in to.chunks_exact_mut(2 * TILE_VALUES).zip((0..k.len() / 2).step_by(CHUNK_K / 2))
+                {
                     rows.iter().for_each(|row| Avx512::prefetch(row.wrapping_add(l + next)));
-                    for (half, to) in to.chunks_exact_mut(TILE).enumerate() {
+                    for (half, to) in to.chunks_exact_mut(TILE_VALUES).enumerate() {
                         let rows = &rows[16 * half..][..16];
                         let width = count.saturating_sub(16 * half).min(16);
                         // SAFETY: each of these rows holds sixteen pairs from there on.
@@ -301,13 +305,13 @@ unsafe fn pack_bf16(
             for (pair, l) in k.step_by(2).enumerate() {
                 let low = w.row(l)[2 * cols.start..2 * cols.end].as_ptr().cast::<i16>();
                 let high = w.row(l + 1)[2 * cols.start..2 * cols.end].as_ptr().cast::<i16>();
-                let at = pair / 16 * 2 * TILE + pair % 16 * 16;
-                for (to, first) in to.chunks_exact_mut(size).zip((0..cols.len()).step_by(SIDE)) {
+                let at = pair / 16 * 2 * TILE_VALUES + pair % 16 * 16;
+                for (to, first) in to.chunks_exact_mut(size).zip((0..cols.len()).step_by(BLOCK_ROWS)) {
                     for half in 0..2 {
                         let from = first + 16 * half;
                         let there = cols.len().saturating_sub(from).min(16);
                         let mask = ((1u32 << there) - 1) as __mmask16;
-                        let to = &mut to[at + half * TILE..][..16];
+                        let to = &mut to[at + half * TILE_VALUES..][..16];
                         // SAFETY: lanes beyond the row are masked out and not touched; the CPU has AVX-512 BW and VL.
                         unsafe {
                             let low = _mm256_maskz_loadu_epi16(mask, low.wrapping_add(from));
@@ -326,20 +330,20 @@ unsafe fn pack_bf16(
 /// One chunk of a panel of the right operand: for each `l` a row of 32 columns in f32.
 #[inline(always)]
 unsafe fn split_panel(panel: &[f32], parts: usize, to: &mut [f32]) {
-    let mut zeros = [0.0; CHUNK * SIDE];
-    let panel = if panel.len() < CHUNK * SIDE {
+    let mut zeros = [0.0; CHUNK_K * BLOCK_ROWS];
+    let panel = if panel.len() < CHUNK_K * BLOCK_ROWS {
         zeros[..panel.len()].copy_from_slice(panel);
         &zeros
     } else {
         panel
     };
-    for (pair, rows) in panel.chunks_exact(2 * SIDE).enumerate() {
+    for (pair, rows) in panel.chunks_exact(2 * BLOCK_ROWS).enumerate() {
         for half in 0..2 {
-            // SAFETY: sixteen numbers each; the CPU has AVX-512, says the caller.
+            // SAFETY: sixteen values each; the CPU has AVX-512, says the caller.
             unsafe {
                 let low = _mm512_loadu_ps(rows[half * 16..][..16].as_ptr());
-                let high = _mm512_loadu_ps(rows[SIDE + half * 16..][..16].as_ptr());
-                split(low, high, lane_by_lane, parts, &mut to[half * TILE + pair * 16..]);
+                let high = _mm512_loadu_ps(rows[BLOCK_ROWS + half * 16..][..16].as_ptr());
+                split(low, high, lane_by_lane, parts, &mut to[half * TILE_VALUES + pair * 16..]);
             }
         }
     }
@@ -368,8 +372,8 @@ unsafe fn in_order(low: __m512i, high: __m512i) -> __m512i {
     unsafe { _mm512_permutex2var_epi16(low, _mm512_loadu_si512(ORDER.as_ptr().cast()), high) }
 }
 
-/// Writes sixteen pairs of numbers in parts, two tiles apart, the largest first. One part is the nearest BF16. Three are the
-/// leading eight bits, those that follow, and the last: what they leave is zero. (The parts of an infinity are no numbers.)
+/// Writes sixteen pairs of values in parts, two tiles apart, the largest first. One part is the nearest BF16. Three are the
+/// leading eight bits, those that follow, and the last: what they leave is zero. (The parts of an infinity are NaN.)
 #[inline(always)]
 unsafe fn split(
     x: __m512,
@@ -378,11 +382,12 @@ unsafe fn split(
     parts: usize,
     to: &mut [f32],
 ) {
-    let to = &mut to[..(parts - 1) * 2 * TILE + 16];
+    let to = &mut to[..(parts - 1) * 2 * TILE_VALUES + 16];
     // SAFETY: the CPU has AVX-512, says the caller; the slice is checked.
     unsafe {
-        let mut put =
-            |part: usize, pairs| _mm512_storeu_si512(to.as_mut_ptr().add(part * 2 * TILE).cast(), pairs);
+        let mut put = |part: usize, pairs| {
+            _mm512_storeu_si512(to.as_mut_ptr().add(part * 2 * TILE_VALUES).cast(), pairs)
+        };
         let (low, high) = (_mm512_castps_si512(x), _mm512_castps_si512(y));
         if parts == 1 {
             return put(0, join(nearest(low), nearest(high)));
@@ -402,7 +407,7 @@ unsafe fn upper(bits: __m512i) -> __m512i {
     unsafe { _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000u32 as i32)) }
 }
 
-/// What the upper half of each lane leaves of its number.
+/// What the upper half of each lane leaves of its value.
 #[inline(always)]
 unsafe fn below(x: __m512) -> __m512 {
     // SAFETY: the CPU has AVX-512, says the caller.
@@ -447,16 +452,16 @@ unsafe fn task<B: Operand>(
     let (left_size, size) = (packed(k, part.parts.left()), packed(k, right_parts));
     let Scratch { panels, rows: expanded, right } = scratch;
 
-    let step = SIDE.max(b.n_step());
-    let nc = cut(cols.len(), (BLOCK / (4 * size)).max(1) * SIDE / step * step, step);
-    let mut sums = Sums([0.0; SIDE * SIDE]);
+    let step = BLOCK_ROWS.max(b.n_step());
+    let nc = cut(cols.len(), (MAX_BLOCK_BYTES / (4 * size)).max(1) * BLOCK_ROWS / step * step, step);
+    let mut sums = Sums([0.0; BLOCK_ROWS * BLOCK_ROWS]);
     if amx_available() {
         // SAFETY: the unit is there; it is released below, and nothing in between panics or uses it otherwise.
         unsafe { configure() };
     }
     for j in cols.clone().step_by(nc) {
         let block = j..(j + nc).min(cols.end);
-        let right = right.get(block.len().div_ceil(SIDE) * size);
+        let right = right.get(block.len().div_ceil(BLOCK_ROWS) * size);
         // SAFETY: the ranges lie inside the operand; AVX-512 is there.
         unsafe {
             Avx512::enter(
@@ -464,19 +469,28 @@ unsafe fn task<B: Operand>(
                 || pack_right(b, part.k.clone(), block.clone(), right_parts, right, panels, expanded),
             );
         }
-        for (left, row) in left.chunks_exact(left_size).zip(rows.clone().step_by(SIDE)) {
-            for (i, (right, col)) in right.chunks_exact(size).zip(block.clone().step_by(SIDE)).enumerate() {
-                let (rows, width) = (SIDE.min(rows.end - row), SIDE.min(block.end - col));
+        for (left, row) in left.chunks_exact(left_size).zip(rows.clone().step_by(BLOCK_ROWS)) {
+            for (i, (right, col)) in
+                right.chunks_exact(size).zip(block.clone().step_by(BLOCK_ROWS)).enumerate()
+            {
+                let (rows, width) = (BLOCK_ROWS.min(rows.end - row), BLOCK_ROWS.min(block.end - col));
                 for r in 0..rows {
                     let c = p.c.wrapping_add((row + r) * p.crs + col * p.ccs);
                     Avx512::prefetch(c);
                     Avx512::prefetch(c.wrapping_add(16));
                 }
-                let ahead = if i < SHARED { left_size + i * left_size / SHARED } else { 0 };
+                let ahead = if i < PREFETCH_PANELS { left_size + i * left_size / PREFETCH_PANELS } else { 0 };
                 let ahead = left.as_ptr().wrapping_add(ahead);
                 // SAFETY: both blocks are whole; the tiles are configured; C's block is ours.
                 unsafe {
-                    multiply(part.parts, left.as_ptr(), right.as_ptr(), k.div_ceil(CHUNK), ahead, &mut sums);
+                    multiply(
+                        part.parts,
+                        left.as_ptr(),
+                        right.as_ptr(),
+                        k.div_ceil(CHUNK_K),
+                        ahead,
+                        &mut sums,
+                    );
                     Avx512::enter(
                         #[inline(always)]
                         || add(p, &sums, row, rows, col, width, part.begins),
@@ -493,7 +507,7 @@ unsafe fn task<B: Operand>(
 
 /// A block of sums, 32 x 32.
 #[repr(C, align(64))]
-struct Sums([f32; SIDE * SIDE]);
+struct Sums([f32; BLOCK_ROWS * BLOCK_ROWS]);
 
 /// The sums over `chunks` of two packed blocks. From `ahead` on an eighth of a left block is asked for.
 unsafe fn multiply(
@@ -585,7 +599,7 @@ unsafe fn multiply(
                 ahead = inout(reg) ahead => _,
                 a0 = in(reg) a, b0 = in(reg) b, chunks = in(reg) chunks,
                 to = in(reg) sums.0.as_mut_ptr(),
-                line = in(reg) 64usize, wide = in(reg) 4 * SIDE,
+                line = in(reg) 64usize, wide = in(reg) 4 * BLOCK_ROWS,
                 options(nostack)
             )
         };
@@ -647,7 +661,7 @@ unsafe fn multiply(
 unsafe fn emulate(parts: Parts, a: *const f32, b: *const f32, chunks: usize, sums: &mut Sums) {
     // SAFETY: `chunks` packed chunks on both pointers, says the caller.
     let [a, b] = [(a, parts.left()), (b, parts.right())]
-        .map(|(data, parts)| unsafe { std::slice::from_raw_parts(data, chunks * parts * 2 * TILE) });
+        .map(|(data, parts)| unsafe { std::slice::from_raw_parts(data, chunks * parts * 2 * TILE_VALUES) });
     let passes: [&[(usize, usize)]; 2] = match parts {
         Parts::Exact => [&[(0, 2), (0, 1), (1, 1), (1, 0), (2, 0)], &[(0, 0)]],
         Parts::ExactLeft => [&[(2, 0), (1, 0)], &[(0, 0)]],
@@ -659,10 +673,10 @@ unsafe fn emulate(parts: Parts, a: *const f32, b: *const f32, chunks: usize, sum
     for pass in passes {
         for (chunk, (left, right)) in (0..chunks).flat_map(|chunk| pass.iter().map(move |pair| (chunk, pair)))
         {
-            let left = &a[(chunk * parts.left() + left) * 2 * TILE..][..2 * TILE];
-            let right = &b[(chunk * parts.right() + right) * 2 * TILE..][..2 * TILE];
-            for (sums, left) in sums.0.chunks_exact_mut(SIDE).zip(left.chunks_exact(16)) {
-                for (sums, right) in sums.chunks_exact_mut(16).zip(right.chunks_exact(TILE)) {
+            let left = &a[(chunk * parts.left() + left) * 2 * TILE_VALUES..][..2 * TILE_VALUES];
+            let right = &b[(chunk * parts.right() + right) * 2 * TILE_VALUES..][..2 * TILE_VALUES];
+            for (sums, left) in sums.0.chunks_exact_mut(BLOCK_ROWS).zip(left.chunks_exact(16)) {
+                for (sums, right) in sums.chunks_exact_mut(16).zip(right.chunks_exact(TILE_VALUES)) {
                     for (x, right) in left.iter().zip(right.chunks_exact(16)) {
                         for (sum, y) in sums.iter_mut().zip(right) {
                             *sum += low(*x) * low(*y);
@@ -680,7 +694,7 @@ unsafe fn emulate(parts: Parts, a: *const f32, b: *const f32, chunks: usize, sum
 unsafe fn add(p: &Product, sums: &Sums, row: usize, rows: usize, col: usize, width: usize, begins: bool) {
     let first = p.c.wrapping_add(row * p.crs + col * p.ccs);
     let (old, ors, beta) = p.old(begins, first, row, col);
-    for (r, sums) in sums.0.chunks_exact(SIDE).take(rows).enumerate() {
+    for (r, sums) in sums.0.chunks_exact(BLOCK_ROWS).take(rows).enumerate() {
         // SAFETY: inside C, says the caller, and AVX-512 is there.
         unsafe {
             let (c, old) = (first.add(r * p.crs), old.add(r * ors));

@@ -6,43 +6,44 @@ use rayon::prelude::*;
 
 use super::pack::Operand;
 use super::product::{Product, cut};
-use super::scratch::{Buffer, LINE, Scratch, with_left, with_scratch};
-use super::tile::{MAX_TILE, nr, tile};
+use super::scratch::{Buffer, LINE_VALUES, Scratch, with_left, with_scratch};
+use super::tile::{MAX_TILE_VALUES, nr, tile};
 use crate::simd::Vector;
 
 /// Most of `k` in a block. Long blocks pay: `C` is read and written once for each.
-pub(super) const KC: usize = 1024;
+pub(super) const MAX_BLOCK_K: usize = 1024;
 /// The same where packing counts, for an operand whose rows run along its columns: each is then packed in
 /// longer pieces.
-const SHORT_KC: usize = 256;
+const MAX_PACKED_BLOCK_K: usize = 256;
 /// Rows of `A` from which packing counts for little.
-const MANY: usize = 384;
-/// Most numbers in a packed block of `B`: 300 KB, which the second cache holds beside what passes by.
-const BLOCK: usize = 75 << 10;
+const MIN_ROWS_LONG_K: usize = 384;
+/// Most values in a packed block of `B`: 300 KB, which the second cache holds beside what passes by.
+const MAX_BLOCK_VALUES: usize = 75 << 10;
 /// Rows of `A` that meet a panel of `B` while it is in the first cache, in tiles.
 pub(super) const TILES_DOWN: usize = 4;
 /// Most rows of `A` copied at a time, where it has to be.
-const COPIED: usize = 1024;
-/// Distance up to which the numbers of a row of `A` are read where they lie.
-pub(super) const NEAR: usize = 16;
+const MAX_COPIED_ROWS: usize = 1024;
+/// Distance up to which the values of a row of `A` are read where they lie.
+pub(super) const MAX_IN_PLACE_STRIDE: usize = 16;
 /// Tasks for each thread: enough to even out threads that start late or are disturbed.
-pub(super) const TASKS: usize = 4;
+pub(super) const TASKS_PER_THREAD: usize = 4;
 /// Multiply-adds from which another thread saves more than waking it costs.
-pub(super) const WORTH_SHARING: usize = 1 << 18;
+pub(super) const MIN_PARALLEL_FMAS: usize = 1 << 18;
 /// Rows of `A` that take as long as packing the panels they meet.
-const PACKING: f64 = 24.0;
+const PACKING_ROWS: f64 = 24.0;
 
-/// Most numbers packed by one thread: columns are rounded up to the longest quantised block, 256.
-pub(super) const PANELS: usize = if BLOCK > KC * 256 { BLOCK } else { KC * 256 };
+/// Most values packed by one thread: columns are rounded up to the longest quantised block, 256.
+pub(super) const MAX_PANEL_VALUES: usize =
+    if MAX_BLOCK_VALUES > MAX_BLOCK_K * 256 { MAX_BLOCK_VALUES } else { MAX_BLOCK_K * 256 };
 
-/// Most numbers of a left operand copied at a time. The buffer also serves packed tokens, and thin right
+/// Most values of a left operand copied at a time. The buffer also serves packed tokens, and thin right
 /// operands for k up to a hundred thousand.
-pub(super) const LEFT: usize = COPIED * (KC + 2 * LINE);
+pub(super) const MAX_LEFT_VALUES: usize = MAX_COPIED_ROWS * (MAX_BLOCK_K + 2 * LINE_VALUES);
 
 /// Computes the product at the level `A` on up to `threads` threads of the current pool.
 ///
 /// Neither the number of threads nor how the tasks fall on them changes a bit of the result: each
-/// number of `C` is the same chain of additions over `k`.
+/// value of `C` is the same chain of additions over `k`.
 ///
 /// # Safety
 /// The CPU has the level; the pointers of `product` cover its shapes, and nobody else uses `C`.
@@ -58,9 +59,9 @@ pub(super) unsafe fn run<V: Vector, B: Operand>(product: &Product, b: &B, thread
         } else if in_place(p) {
             tasks::<V, B>(p, 0..p.k, b, threads);
         } else {
-            let kc = cut(p.k, KC, b.k_step().max(8));
-            for i in (0..p.m).step_by(COPIED) {
-                let rows = i..(i + COPIED).min(p.m);
+            let kc = cut(p.k, MAX_BLOCK_K, b.k_step().max(8));
+            for i in (0..p.m).step_by(MAX_COPIED_ROWS) {
+                let rows = i..(i + MAX_COPIED_ROWS).min(p.m);
                 for l in (0..p.k).step_by(kc) {
                     let k = l..(l + kc).min(p.k);
                     with_left(|left| {
@@ -98,12 +99,12 @@ unsafe fn scale(p: &Product) {
     }
 }
 
-/// Whether the tiles can read `A` where it lies. They cannot where every number is in a line of its own,
+/// Whether the tiles can read `A` where it lies. They cannot where every value is in a line of its own,
 /// and should not where the rows of a tile fall into the same sets of the first cache and drive each
 /// other out (rows a multiple of 4096 bytes apart).
 fn in_place(p: &Product) -> bool {
     let few = p.m <= 16 || p.n <= 64;
-    if p.acs == 1 { few || !collide(p.ars) } else { p.acs <= NEAR }
+    if p.acs == 1 { few || !collide(p.ars) } else { p.acs <= MAX_IN_PLACE_STRIDE }
 }
 
 /// Whether rows of `f32` this far apart share the sets of the first cache.
@@ -120,10 +121,10 @@ unsafe fn copy_left(
     threads: usize,
 ) -> (*const f32, usize) {
     // An odd number of lines apart.
-    let stride = k.len().next_multiple_of(2 * LINE) + LINE;
+    let stride = k.len().next_multiple_of(2 * LINE_VALUES) + LINE_VALUES;
     let copy = left.get(rows.len() * stride);
     let fill = |(i, to): (usize, &mut [f32])| {
-        let from = p.a.wrapping_add((rows.start + i * LINE) * p.ars + k.start * p.acs);
+        let from = p.a.wrapping_add((rows.start + i * LINE_VALUES) * p.ars + k.start * p.acs);
         // SAFETY: inside A, says the caller.
         unsafe {
             if p.acs == 1 {
@@ -141,8 +142,8 @@ unsafe fn copy_left(
         }
     };
     match threads {
-        1 => copy.chunks_mut(LINE * stride).enumerate().for_each(fill),
-        _ => copy.par_chunks_mut(LINE * stride).enumerate().for_each(fill),
+        1 => copy.chunks_mut(LINE_VALUES * stride).enumerate().for_each(fill),
+        _ => copy.par_chunks_mut(LINE_VALUES * stride).enumerate().for_each(fill),
     }
     (copy.as_ptr(), stride)
 }
@@ -153,7 +154,7 @@ unsafe fn tasks<V: Vector, B: Operand>(p: &Product, k: Range<usize>, b: &B, thre
     let work = |rows: Range<usize>, cols: Range<usize>| unsafe {
         with_scratch(|scratch| task::<V, B>(p, k.clone(), b, rows, cols, scratch));
     };
-    if threads <= 1 || p.m * p.n * k.len() < WORTH_SHARING {
+    if threads <= 1 || p.m * p.n * k.len() < MIN_PARALLEL_FMAS {
         return work(0..p.m, 0..p.n);
     }
     let step = col_step::<V, B>(b);
@@ -181,10 +182,10 @@ fn grid(units: usize, m: usize, mr: usize, threads: usize) -> (usize, usize) {
     // The time of the busiest thread, in units, with what packing adds.
     let time = |down: usize| {
         let busiest = (units * down).div_ceil(threads) as f64 / down as f64;
-        busiest * (1.0 + PACKING * (down - 1) as f64 / m as f64)
+        busiest * (1.0 + PACKING_ROWS * (down - 1) as f64 / m as f64)
     };
     let down = (1..=most).min_by(|a, b| time(*a).total_cmp(&time(*b))).unwrap_or(1);
-    let wanted = units.min((threads * TASKS / down).max(1));
+    let wanted = units.min((threads * TASKS_PER_THREAD / down).max(1));
     // As many tasks for one thread as for another, if possible.
     let across = (1..=wanted).rev().find(|across| (across * down).is_multiple_of(threads));
     (across.unwrap_or(wanted), down)
@@ -206,11 +207,11 @@ unsafe fn task<V: Vector, B: Operand>(
     let nr = nr::<V>();
     // An operand that only a few tiles would use is read where it lies rather than packed.
     let direct = if p.m <= 4 * V::TILE_ROWS { b.direct() } else { None };
-    let short = direct.is_some() || (p.m < MANY && !b.along_k());
-    let most = if short { SHORT_KC } else { KC };
+    let short = direct.is_some() || (p.m < MIN_ROWS_LONG_K && !b.along_k());
+    let most = if short { MAX_PACKED_BLOCK_K } else { MAX_BLOCK_K };
     let kc = cut(all.len(), most, b.k_step().max(8));
     let step = col_step::<V, B>(b);
-    let nc = cut(cols.len(), BLOCK / kc / step * step, step);
+    let nc = cut(cols.len(), MAX_BLOCK_VALUES / kc / step * step, step);
     let Scratch { panels, rows: expanded, .. } = scratch;
     for j in cols.clone().step_by(nc) {
         let block = j..(j + nc).min(cols.end);
@@ -268,7 +269,7 @@ unsafe fn multiply<V: Vector>(
                 if width == nr && p.ccs == 1 {
                     tile::<V>(height, k.len(), a, p.ars, p.acs, b, bks, c, p.crs, p.alpha, old, ors, beta);
                 } else {
-                    let mut sums = [0.0; MAX_TILE];
+                    let mut sums = [0.0; MAX_TILE_VALUES];
                     let to = sums.as_mut_ptr();
                     tile::<V>(height, k.len(), a, p.ars, p.acs, b, bks, to, nr, p.alpha, to, nr, 0.0);
                     for (r, sums) in sums.chunks_exact(nr).enumerate().take(height) {

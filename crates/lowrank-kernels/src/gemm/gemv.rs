@@ -15,14 +15,14 @@ use crate::simd::{Level, Portable, Vector};
 use crate::{Format, WeightRef};
 
 /// Most tokens this way is taken for.
-pub(super) const MOST: usize = 6;
+pub(super) const MAX_TOKENS: usize = 6;
 /// Most tokens a row is multiplied with at a time.
-const AT_ONCE: usize = 4;
+const TOKENS_PER_PASS: usize = 4;
 
 /// `y[N,O] = beta y + x[N,K] W[O,K]^T` on the threads of the current pool.
 ///
 /// # Safety
-/// `level` is available; `x` has `n * K` numbers and `y` has `n * O`.
+/// `level` is available; `x` has `n * K` values and `y` has `n * O`.
 pub(super) unsafe fn linear(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32) {
     let out = Out { y: y.as_mut_ptr(), cols: w.rows, beta };
     let threads = rayon::current_num_threads();
@@ -31,8 +31,8 @@ pub(super) unsafe fn linear(level: Level, y: &mut [f32], x: &[f32], w: &WeightRe
     let rows = w.rows.div_ceil(4 * threads).max(small).max(1);
     let task = |task: usize| {
         for row in task * rows..((task + 1) * rows).min(w.rows) {
-            for first in (0..n).step_by(AT_ONCE) {
-                let tokens = AT_ONCE.min(n - first);
+            for first in (0..n).step_by(TOKENS_PER_PASS) {
+                let tokens = TOKENS_PER_PASS.min(n - first);
                 // SAFETY: the level is there, and the tokens lie inside x.
                 let dots = unsafe { row_dots(level, w, row, x.as_ptr().add(first * w.cols), tokens) };
                 for (t, &dot) in dots[..tokens].iter().enumerate() {
@@ -50,19 +50,19 @@ pub(super) unsafe fn linear(level: Level, y: &mut [f32], x: &[f32], w: &WeightRe
 }
 
 /// Most columns of a piece of the weight: rows and results then stay in the first cache.
-const WIDE: usize = 512;
+const MAX_PIECE_COLUMNS: usize = 512;
 /// Rows added to the results in one go.
-const DEEP: usize = 4;
+const ROWS_PER_PASS: usize = 4;
 
-/// `dx[N,K] = beta dx + dy[N,O] W[O,K]` on the threads of the current pool. `n` is at most [`MOST`].
+/// `dx[N,K] = beta dx + dy[N,O] W[O,K]` on the threads of the current pool. `n` is at most [`MAX_TOKENS`].
 ///
 /// # Safety
-/// The CPU has the level `A`; `dy` has `n * O` numbers and `dx` has `n * K`.
+/// The CPU has the level `A`; `dy` has `n * O` values and `dx` has `n * K`.
 pub(super) unsafe fn backward<V: Vector>(dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
     let threads = rayon::current_num_threads();
     let small = (1 << 14) / (n * w.rows).max(1);
     let step = w.format.block_len().max(64);
-    let width = w.cols.div_ceil(4 * threads).max(small).clamp(1, WIDE).next_multiple_of(step);
+    let width = w.cols.div_ceil(4 * threads).max(small).clamp(1, MAX_PIECE_COLUMNS).next_multiple_of(step);
     let out = Out { y: dx.as_mut_ptr(), cols: w.cols, beta };
     let out = &out;
     let task = |task: usize| {
@@ -82,12 +82,12 @@ pub(super) unsafe fn backward<V: Vector>(dx: &mut [f32], dy: &[f32], w: &WeightR
     }
 }
 
-/// The columns `cols` (at most [`WIDE`]) of the result.
+/// The columns `cols` (at most [`MAX_PIECE_COLUMNS`]) of the result.
 #[inline(always)]
 unsafe fn add_rows<V: Vector>(out: &Out, dy: &[f32], w: &WeightRef, n: usize, cols: Range<usize>) {
     let len = cols.len();
     let whole = len / V::LANES * V::LANES;
-    let mut rows = [[0.0f32; WIDE]; DEEP];
+    let mut rows = [[0.0f32; MAX_PIECE_COLUMNS]; ROWS_PER_PASS];
     // SAFETY: the columns lie in every row of W and of the result, which is this task's alone.
     unsafe {
         let to = |t: usize| out.y.add(t * out.cols + cols.start);
@@ -98,9 +98,9 @@ unsafe fn add_rows<V: Vector>(out: &Out, dy: &[f32], w: &WeightRef, n: usize, co
                 beta => to.iter_mut().for_each(|x| *x *= beta),
             }
         }
-        for first in (0..w.rows).step_by(DEEP) {
-            let deep = DEEP.min(w.rows - first);
-            let mut from = [rows[0].as_ptr(); DEEP];
+        for first in (0..w.rows).step_by(ROWS_PER_PASS) {
+            let deep = ROWS_PER_PASS.min(w.rows - first);
+            let mut from = [rows[0].as_ptr(); ROWS_PER_PASS];
             for (r, row) in rows.iter_mut().enumerate().take(deep) {
                 from[r] = match w.format {
                     Format::F32 => w.row(first + r)[4 * cols.start..].as_ptr().cast(),
@@ -110,9 +110,10 @@ unsafe fn add_rows<V: Vector>(out: &Out, dy: &[f32], w: &WeightRef, n: usize, co
                     }
                 };
                 // Pieces of rows are too short and too far apart for the CPU to foresee the next.
-                if first + DEEP + r < w.rows {
+                if first + ROWS_PER_PASS + r < w.rows {
                     let (block, size) = (w.format.block_len(), w.format.block_bytes());
-                    let next = &w.row(first + DEEP + r)[cols.start / block * size..cols.end / block * size];
+                    let next =
+                        &w.row(first + ROWS_PER_PASS + r)[cols.start / block * size..cols.end / block * size];
                     next.iter().step_by(64).for_each(|byte| V::prefetch(std::ptr::from_ref(byte).cast()));
                 }
             }
@@ -168,7 +169,13 @@ impl Out {
 }
 
 /// The dot products of row `row` of the weight with the first `tokens` (at most four) rows of `x`.
-unsafe fn row_dots(level: Level, w: &WeightRef, row: usize, x: *const f32, tokens: usize) -> [f32; AT_ONCE] {
+unsafe fn row_dots(
+    level: Level,
+    w: &WeightRef,
+    row: usize,
+    x: *const f32,
+    tokens: usize,
+) -> [f32; TOKENS_PER_PASS] {
     macro_rules! fixed {
         ($dots:ident) => {
             match tokens {
@@ -189,8 +196,8 @@ unsafe fn row_dots(level: Level, w: &WeightRef, row: usize, x: *const f32, token
     }
 }
 
-fn spread<const T: usize>(dots: [f32; T]) -> [f32; AT_ONCE] {
-    let mut all = [0.0; AT_ONCE];
+fn spread<const T: usize>(dots: [f32; T]) -> [f32; TOKENS_PER_PASS] {
+    let mut all = [0.0; TOKENS_PER_PASS];
     all[..T].copy_from_slice(&dots);
     all
 }
@@ -211,16 +218,16 @@ unsafe fn dots_avx2<const T: usize>(w: &WeightRef, row: usize, x: *const f32) ->
 /// The same by way of memory, a piece of the row at a time.
 unsafe fn dots_portable<const T: usize>(w: &WeightRef, row: usize, x: *const f32) -> [f32; T] {
     let k = w.cols;
-    const PIECE: usize = 256;
+    const PIECE_VALUES: usize = 256;
     type Four = Portable<4>;
     const LANES: usize = Four::LANES;
-    let mut piece = [0.0; PIECE];
+    let mut piece = [0.0; PIECE_VALUES];
     let mut dots = [0.0; T];
     // SAFETY: every read lies inside the piece or the tokens.
     unsafe {
         let mut sums = [[Four::splat(0.0); 2]; T];
-        for at in (0..k).step_by(PIECE) {
-            let len = PIECE.min(k - at);
+        for at in (0..k).step_by(PIECE_VALUES) {
+            let len = PIECE_VALUES.min(k - at);
             expand(Level::Portable, w, row, at..at + len, &mut piece[..len]);
             let whole = len / LANES * LANES;
             for l in (0..whole).step_by(LANES) {

@@ -25,9 +25,9 @@ mod tile;
 
 use std::cmp::Ordering;
 
-use pack::{Backward, Dense, Forward, MAX_ROWS, Operand};
+use pack::{Backward, Dense, Forward, MAX_EXPANDED_VALUES, Operand};
 use product::{Product, Side};
-use scratch::LINE;
+use scratch::LINE_VALUES;
 
 use crate::simd::{Level, at_level, level};
 use crate::{Format, WeightRef};
@@ -37,18 +37,20 @@ use crate::{Format, WeightRef};
 pub fn scratch_bytes(threads: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     let (right, left) = match level() {
-        Level::Amx => (amx::RIGHT + 2 * LINE, amx::left(threads) + LINE),
+        Level::Amx => (amx::MAX_RIGHT_VALUES + 2 * LINE_VALUES, amx::left(threads) + LINE_VALUES),
         _ => (0, 0),
     };
     #[cfg(not(target_arch = "x86_64"))]
     let (right, left) = (0, 0);
-    size_of::<f32>() * (threads * (blocked::PANELS + MAX_ROWS + 2 * LINE + right) + blocked::LEFT.max(left))
+    size_of::<f32>()
+        * (threads * (blocked::MAX_PANEL_VALUES + MAX_EXPANDED_VALUES + 2 * LINE_VALUES + right)
+            + blocked::MAX_LEFT_VALUES.max(left))
 }
 
 /// A read-only dense matrix: element `(i, j)` is `data[i * rs + j * cs]`.
 #[derive(Clone, Copy, Debug)]
 pub struct MatRef<'a> {
-    /// The numbers.
+    /// The values.
     pub data: &'a [f32],
     /// Distance between rows.
     pub rs: usize,
@@ -59,7 +61,7 @@ pub struct MatRef<'a> {
 /// A dense matrix to write: element `(i, j)` is `data[i * rs + j * cs]`.
 #[derive(Debug)]
 pub struct MatMut<'a> {
-    /// The numbers.
+    /// The values.
     pub data: &'a mut [f32],
     /// Distance between rows.
     pub rs: usize,
@@ -73,7 +75,7 @@ impl<'a> MatRef<'a> {
         Self { data, rs: cols, cs: 1 }
     }
 
-    /// The transpose, over the same numbers.
+    /// The transpose, over the same values.
     pub fn t(self) -> Self {
         Self { data: self.data, rs: self.cs, cs: self.rs }
     }
@@ -81,7 +83,7 @@ impl<'a> MatRef<'a> {
     fn check(&self, rows: usize, cols: usize) {
         assert!(
             rows == 0 || cols == 0 || (rows - 1) * self.rs + (cols - 1) * self.cs < self.data.len(),
-            "{rows} x {cols} with strides {} and {} exceeds {} numbers",
+            "{rows} x {cols} with strides {} and {} exceeds {} values",
             self.rs,
             self.cs,
             self.data.len()
@@ -134,7 +136,7 @@ fn dense(
     MatRef { data: c.data, rs: c.rs, cs: c.cs }.check(m, n);
     // Tiles are made of rows of C and of A. The transposed product is computed where less of its left
     // operand has to be copied to be read that way, or else where the columns of C are contiguous.
-    let copied = |rows: usize, stride: usize| if stride > blocked::NEAR { rows } else { 0 };
+    let copied = |rows: usize, stride: usize| if stride > blocked::MAX_IN_PLACE_STRIDE { rows } else { 0 };
     let swap = match copied(m, a.cs).cmp(&copied(n, b.rs)) {
         Ordering::Less => false,
         Ordering::Greater => true,
@@ -238,8 +240,8 @@ fn linear_add_at(level: Level, y: &mut [f32], x: &[f32], layer: &LinearRef, n: u
     let (o, k) = if transposed { (w.cols, w.rows) } else { (w.rows, w.cols) };
     assert_eq!((y.len(), x.len()), (n * o, n * k), "y is N x O, x is N x K");
     assert!(rows.is_none_or(|rows| rows.len() == y.len()), "rows are N x O");
-    assert!(bias.is_none_or(|bias| bias.len() == o), "a bias has O numbers");
-    if (rows.is_none() || bias.is_none()) && n > gemv::MOST && o > 0 && k > 0 {
+    assert!(bias.is_none_or(|bias| bias.len() == o), "a bias has O values");
+    if (rows.is_none() || bias.is_none()) && n > gemv::MAX_TOKENS && o > 0 && k > 0 {
         // Rows or a bias alone are what the first sums are added to.
         let start = rows.or(bias).map_or(std::ptr::null(), <[f32]>::as_ptr);
         let srs = if rows.is_some() { o } else { 0 };
@@ -274,7 +276,7 @@ pub fn rounds_to_bf16() -> bool {
 
 /// Computes the product with BF16 operands, if that can be done here and pays. `product` covers its operands.
 fn native_bf16(product: &Product, w: &WeightRef, side: Side) -> bool {
-    let pays = w.format == Format::BF16 && product.m > gemv::MOST && product.n > 0 && product.k > 0;
+    let pays = w.format == Format::BF16 && product.m > gemv::MAX_TOKENS && product.n > 0 && product.k > 0;
     #[cfg(target_arch = "x86_64")]
     if pays {
         let threads = rayon::current_num_threads();
@@ -306,7 +308,7 @@ fn native_bf16(product: &Product, w: &WeightRef, side: Side) -> bool {
 }
 
 fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, beta: f32) {
-    if n <= gemv::MOST {
+    if n <= gemv::MAX_TOKENS {
         // SAFETY: the lengths were checked against the shapes.
         return unsafe { gemv::linear(level, y, x, w, n, beta) };
     }
@@ -321,7 +323,7 @@ fn linear_at(level: Level, y: &mut [f32], x: &[f32], w: &WeightRef, n: usize, be
 }
 
 fn linear_backward_at(level: Level, dx: &mut [f32], dy: &[f32], w: &WeightRef, n: usize, beta: f32) {
-    if n <= gemv::MOST {
+    if n <= gemv::MAX_TOKENS {
         // SAFETY: the lengths were checked against the shapes.
         return at_level!(level, V => unsafe { gemv::backward::<V>(dx, dy, w, n, beta) });
     }

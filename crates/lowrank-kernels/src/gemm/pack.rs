@@ -1,6 +1,6 @@
 //! The right operand of a product, copied block by block into the panels the tiles read.
 //!
-//! A panel holds `NR` columns of `B` for a block of `k`: `NR` numbers for each `l`, with zeros in the
+//! A panel holds `NR` columns of `B` for a block of `k`: `NR` values for each `l`, with zeros in the
 //! place of columns beyond the last. Quantised weights are expanded here and nowhere else.
 
 use std::ops::Range;
@@ -34,7 +34,7 @@ pub(super) trait Operand: Sync {
     fn bf16(&self) -> Option<(&WeightRef<'_>, Side)> {
         None
     }
-    /// Packs `B[k, n]` into `panels`: `n.len().div_ceil(NR)` panels of `k.len() * NR` numbers.
+    /// Packs `B[k, n]` into `panels`: `n.len().div_ceil(NR)` panels of `k.len() * NR` values.
     ///
     /// # Safety
     /// Runs inside [`Vector::enter`] on a CPU that has the level; `k` and `n` lie inside the operand;
@@ -94,10 +94,10 @@ impl Operand for Dense {
 pub(super) struct Forward<'a>(pub(super) WeightRef<'a>);
 
 /// Columns of a weight expanded at a time: a row of a tile's panel then stays in the first cache.
-const EXPAND: usize = 256;
+const EXPANDED_COLUMNS: usize = 256;
 
-/// Most numbers of a weight kept expanded at a time, at any level.
-pub(super) const MAX_ROWS: usize = 32 * EXPAND;
+/// Most values of a weight kept expanded at a time, at any level.
+pub(super) const MAX_EXPANDED_VALUES: usize = 32 * EXPANDED_COLUMNS;
 
 impl Operand for Forward<'_> {
     fn along_k(&self) -> bool {
@@ -119,26 +119,26 @@ impl Operand for Forward<'_> {
         rows: &mut Buffer,
     ) {
         let w = &self.0;
-        let rows = rows.get(nr::<V>() * EXPAND).as_mut_ptr();
+        let rows = rows.get(nr::<V>() * EXPANDED_COLUMNS).as_mut_ptr();
         for (panel, from) in panels.chunks_exact_mut(k.len() * nr::<V>()).zip(n.clone().step_by(nr::<V>())) {
             let width = nr::<V>().min(n.end - from);
             if w.format == Format::F32 {
                 let row = |j: usize| w.row(from + j)[4 * k.start..4 * k.end].as_ptr().cast::<f32>();
-                // SAFETY: each row holds k.len() numbers (at any alignment) from the pointer on.
+                // SAFETY: each row holds k.len() values (at any alignment) from the pointer on.
                 unsafe { transpose_rows::<V>(row, k.len(), width, panel, 0) };
                 continue;
             }
-            for at in k.clone().step_by(EXPAND) {
-                let len = EXPAND.min(k.end - at);
+            for at in k.clone().step_by(EXPANDED_COLUMNS) {
+                let len = EXPANDED_COLUMNS.min(k.end - at);
                 for j in 0..width {
-                    // SAFETY: the buffer has NR runs of EXPAND numbers.
-                    let out = unsafe { std::slice::from_raw_parts_mut(rows.add(j * EXPAND), len) };
+                    // SAFETY: the buffer has NR runs of EXPANDED_COLUMNS values.
+                    let out = unsafe { std::slice::from_raw_parts_mut(rows.add(j * EXPANDED_COLUMNS), len) };
                     expand(V::LEVEL, w, from + j, at..at + len, out);
                 }
                 // SAFETY: the rows just written.
                 unsafe {
                     transpose_rows::<V>(
-                        |j| rows.add(j * EXPAND).cast_const(),
+                        |j| rows.add(j * EXPANDED_COLUMNS).cast_const(),
                         len,
                         width,
                         panel,
@@ -151,7 +151,7 @@ impl Operand for Forward<'_> {
 }
 
 /// Rows of a weight asked for ahead of their use.
-const AHEAD: usize = 6;
+const PREFETCH_ROWS: usize = 6;
 
 /// `W` itself: the right operand of `dx = dy W`, `B(l, j) = W[l, j]`.
 pub(super) struct Backward<'a>(pub(super) WeightRef<'a>);
@@ -186,8 +186,8 @@ impl Operand for Backward<'_> {
         for l in k.clone() {
             // A piece of a row is too short for the CPU to foresee the next. (One of a line or less is not
             // worth the trouble.)
-            if piece.len() > 64 && l + AHEAD < k.end {
-                let next = &w.row(l + AHEAD)[piece.clone()];
+            if piece.len() > 64 && l + PREFETCH_ROWS < k.end {
+                let next = &w.row(l + PREFETCH_ROWS)[piece.clone()];
                 next.iter().step_by(64).for_each(|byte| V::prefetch(std::ptr::from_ref(byte).cast()));
             }
             let numbers = if w.format == Format::F32 {
@@ -199,20 +199,20 @@ impl Operand for Backward<'_> {
             for (j, panel) in panels.chunks_exact_mut(k.len() * nr::<V>()).enumerate() {
                 let width = nr::<V>().min(n.len() - j * nr::<V>());
                 let to = &mut panel[(l - k.start) * nr::<V>()..][..nr::<V>()];
-                // SAFETY: `numbers` has n.len() numbers, the panel a row of NR.
+                // SAFETY: `values` has n.len() values, the panel a row of NR.
                 unsafe { copy_row::<V>(numbers.add(j * nr::<V>()), width, to) };
             }
         }
     }
 }
 
-/// One row of a panel: `width` numbers from `from`, then zeros.
+/// One row of a panel: `width` values from `from`, then zeros.
 ///
 /// # Safety
-/// As [`Operand::pack`]; `from` can be read for `width` numbers at any alignment.
+/// As [`Operand::pack`]; `from` can be read for `width` values at any alignment.
 #[inline(always)]
 unsafe fn copy_row<V: Vector>(from: *const f32, width: usize, to: &mut [f32]) {
-    // SAFETY: `to` has NR numbers, and `from` has them too where the row is whole.
+    // SAFETY: `to` has NR values, and `from` has them too where the row is whole.
     unsafe {
         if width == nr::<V>() {
             for v in 0..2 {
@@ -241,7 +241,7 @@ unsafe fn copy_rows<V: Vector>(from: *const f32, ks: usize, k: usize, width: usi
 /// A panel (from its row `at` on) from rows that run along `k`: column `j` of `B` is read from `row(j)`.
 ///
 /// # Safety
-/// Runs inside [`Vector::enter`]; `row(j)` can be read for `k` numbers at any alignment for `j < width`;
+/// Runs inside [`Vector::enter`]; `row(j)` can be read for `k` values at any alignment for `j < width`;
 /// the panel has `at + k` rows.
 #[inline(always)]
 unsafe fn transpose_rows<V: Vector>(
@@ -275,7 +275,7 @@ pub(super) unsafe fn transpose_units<V: Vector>(
         if j + 8 <= width {
             let from: [*const f32; 8] = std::array::from_fn(|i| row(j + i));
             while done + 8 <= k {
-                // SAFETY: eight rows of at least done + 8 numbers; the panel's rows likewise.
+                // SAFETY: eight rows of at least done + 8 values; the panel's rows likewise.
                 unsafe {
                     let to = panel.as_mut_ptr().add(done * nr + j);
                     V::transpose8(from.map(|p| p.add(done)), to, nr);
@@ -287,7 +287,7 @@ pub(super) unsafe fn transpose_units<V: Vector>(
             if i < width {
                 let from = row(i);
                 for l in done..k {
-                    // SAFETY: row i has k numbers.
+                    // SAFETY: row i has k values.
                     panel[l * nr + i] = unsafe { from.add(l).read_unaligned() };
                 }
             } else {

@@ -16,12 +16,12 @@ pub(super) struct Product {
     pub(super) ccs: usize,
     /// What the sums begin with in place of `beta C`, or null. `C` is row-major then.
     pub(super) start: *const f32,
-    /// Distance between its rows: 0 for a bias, one number for each column.
+    /// Distance between its rows: 0 for a bias, one value for each column.
     pub(super) srs: usize,
 }
 
 impl Product {
-    /// Where the numbers lie that the sums of a tile at `c`, whose first row is `i` and first column `j`, are added to,
+    /// Where the values lie that the sums of a tile at `c`, whose first row is `i` and first column `j`, are added to,
     /// how far apart their rows are, and their factor.
     #[inline(always)]
     pub(super) fn old(&self, first: bool, c: *mut f32, i: usize, j: usize) -> (*const f32, usize, f32) {

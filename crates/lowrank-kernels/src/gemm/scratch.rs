@@ -3,27 +3,27 @@
 
 use std::cell::Cell;
 
-/// Numbers in a cache line.
-pub(super) const LINE: usize = 16;
+/// Values in a cache line.
+pub(super) const LINE_VALUES: usize = 16;
 
-/// Numbers whose room in the heap is worth the time of giving it back.
-const HOLE: usize = 1 << 18;
+/// Values whose room in the heap is worth the time of giving it back.
+const MIN_TRIMMED_VALUES: usize = 1 << 18;
 
 /// Memory that grows to the largest size asked for and is handed out 64-byte aligned.
 #[derive(Default)]
 pub(super) struct Buffer(Vec<f32>);
 
 impl Buffer {
-    /// `len` numbers of unspecified content.
+    /// `len` values of unspecified content.
     pub(super) fn get(&mut self, len: usize) -> &mut [f32] {
-        if self.0.len() < len + LINE {
-            // The old numbers go first, so that both are never there at once, and leave no large hole in the heap.
-            if std::mem::take(&mut self.0).len() > HOLE {
+        if self.0.len() < len + LINE_VALUES {
+            // The old values go first, so that both are never there at once, and leave no large hole in the heap.
+            if std::mem::take(&mut self.0).len() > MIN_TRIMMED_VALUES {
                 crate::trim_heap();
             }
-            self.0 = vec![0.0; len + LINE];
+            self.0 = vec![0.0; len + LINE_VALUES];
         }
-        let skip = self.0.as_ptr().align_offset(64).min(LINE);
+        let skip = self.0.as_ptr().align_offset(64).min(LINE_VALUES);
         &mut self.0[skip..skip + len]
     }
 }

@@ -1,5 +1,5 @@
 //! Products with few columns and long rows, such as `x A^T` with an adapter's `A`: nothing is packed,
-//! since each number of the large operand is used too few times to pay for it.
+//! since each value of the large operand is used too few times to pay for it.
 
 use rayon::prelude::*;
 
@@ -8,14 +8,14 @@ use super::scratch::with_left;
 use crate::simd::Vector;
 
 /// Most columns this way is taken for.
-const MOST: usize = 12;
+const MAX_COLUMNS: usize = 12;
 /// Rows and columns of a tile of dot products: twelve sums hide the latency of `fma`.
-const ROWS: usize = 3;
-const COLS: usize = 4;
+const TILE_ROWS: usize = 3;
+const TILE_COLUMNS: usize = 4;
 
 /// Whether the product is one for [`run`]: few columns, and rows of `A` that run along a long `k`.
 pub(super) fn fits(p: &Product) -> bool {
-    p.n <= MOST && p.m >= 8 && p.acs == 1 && p.k >= 64
+    p.n <= MAX_COLUMNS && p.m >= 8 && p.acs == 1 && p.k >= 64
 }
 
 /// Computes the product with `B(l, j)` at `b + l*ks + j*ns`.
@@ -50,15 +50,15 @@ unsafe fn tasks<V: Vector>(p: &Product, b: *const f32, ns: usize, threads: usize
     let b = Columns(b);
     let b = &b;
     let small = (1 << 16) / (p.n * p.k).max(1);
-    let rows = p.m.div_ceil(4 * threads).max(small).next_multiple_of(ROWS);
+    let rows = p.m.div_ceil(4 * threads).max(small).next_multiple_of(TILE_ROWS);
     let task = |task: usize| {
-        for i in (task * rows..((task + 1) * rows).min(p.m)).step_by(ROWS) {
-            let height = ROWS.min(p.m - i);
-            for j in (0..p.n).step_by(COLS) {
+        for i in (task * rows..((task + 1) * rows).min(p.m)).step_by(TILE_ROWS) {
+            let height = TILE_ROWS.min(p.m - i);
+            for j in (0..p.n).step_by(TILE_COLUMNS) {
                 // SAFETY: the rows and columns lie inside the operands; nobody else writes them in C.
                 unsafe {
                     let (a, b) = (p.a.add(i * p.ars), b.0.add(j * ns));
-                    let sums = dots::<V>(height, COLS.min(p.n - j), p.k, a, p.ars, b, ns);
+                    let sums = dots::<V>(height, TILE_COLUMNS.min(p.n - j), p.k, a, p.ars, b, ns);
                     for (r, sums) in sums.iter().enumerate().take(height) {
                         for (s, &sum) in sums.iter().enumerate().take(p.n - j) {
                             let at = &mut *p.c.add((i + r) * p.crs + (j + s) * p.ccs);
@@ -76,7 +76,7 @@ unsafe fn tasks<V: Vector>(p: &Product, b: *const f32, ns: usize, threads: usize
     }
 }
 
-/// The dot products of `rows` rows of `k` numbers with `cols` others.
+/// The dot products of `rows` rows of `k` values with `cols` others.
 unsafe fn dots<V: Vector>(
     rows: usize,
     cols: usize,
@@ -85,8 +85,8 @@ unsafe fn dots<V: Vector>(
     ars: usize,
     b: *const f32,
     ns: usize,
-) -> [[f32; COLS]; ROWS] {
-    let mut out = [[0.0; COLS]; ROWS];
+) -> [[f32; TILE_COLUMNS]; TILE_ROWS] {
+    let mut out = [[0.0; TILE_COLUMNS]; TILE_ROWS];
     macro_rules! shapes {
         ($(($r:literal, $c:literal))*) => {
             match (rows, cols) {
@@ -109,7 +109,7 @@ unsafe fn fixed<V: Vector, const R: usize, const C: usize>(
     ars: usize,
     b: *const f32,
     ns: usize,
-    out: &mut [[f32; COLS]; ROWS],
+    out: &mut [[f32; TILE_COLUMNS]; TILE_ROWS],
 ) {
     let whole = k / V::LANES * V::LANES;
     // SAFETY: every read lies in one of the rows, says the caller.

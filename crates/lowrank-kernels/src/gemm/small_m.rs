@@ -8,31 +8,31 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::blocked::{self, KC, TILES_DOWN, WORTH_SHARING};
+use super::blocked::{self, MAX_BLOCK_K, MIN_PARALLEL_FMAS, TILES_DOWN};
 use super::pack::{Dense, Operand};
 use super::product::cut;
-use super::scratch::{LINE, Scratch, with_left, with_scratch};
-use super::tile::{MAX_TILE, nr, tile};
+use super::scratch::{LINE_VALUES, Scratch, with_left, with_scratch};
+use super::tile::{MAX_TILE_VALUES, nr, tile};
 use crate::WeightRef;
 use crate::format::{Format, RowOrder};
 use crate::quant::expand::expand;
 use crate::simd::Vector;
 
 /// Most tokens: beyond, the packed tokens no longer stay in the second cache.
-const MOST: usize = 512;
+const MAX_TOKENS: usize = 512;
 
 /// Whether [`run`] is the way for `n` tokens, and its working memory within what `scratch_bytes` announces.
 pub(super) fn fits<V: Vector>(w: &WeightRef, n: usize) -> bool {
-    n <= MOST
+    n <= MAX_TOKENS
         && n <= w.rows
         && w.cols > 0
-        && n.next_multiple_of(nr::<V>()) * w.cols <= blocked::LEFT
-        && TILES_DOWN * V::TILE_ROWS * stride(w.cols) <= blocked::PANELS
+        && n.next_multiple_of(nr::<V>()) * w.cols <= blocked::MAX_LEFT_VALUES
+        && TILES_DOWN * V::TILE_ROWS * stride(w.cols) <= blocked::MAX_PANEL_VALUES
 }
 
 /// Distance of expanded rows, an odd number of lines: see `blocked::in_place`.
 fn stride(k: usize) -> usize {
-    k.next_multiple_of(2 * LINE) + LINE
+    k.next_multiple_of(2 * LINE_VALUES) + LINE_VALUES
 }
 
 /// `y[N,O] = beta y + x[N,K] W[O,K]^T` on up to `threads` threads of the current pool. The number of
@@ -50,7 +50,7 @@ pub(super) unsafe fn run<V: Vector>(
 ) {
     let (k, nr) = (w.cols, nr::<V>());
     let tokens = Dense { data: x.as_ptr(), ks: 1, ns: k };
-    let threads = if n * k * w.rows < WORTH_SHARING { 1 } else { threads };
+    let threads = if n * k * w.rows < MIN_PARALLEL_FMAS { 1 } else { threads };
     with_left(|left| {
         let packed = left.get(n.next_multiple_of(nr) * k);
         let pack = |(panel, to): (usize, &mut [f32])| {
@@ -73,7 +73,7 @@ pub(super) unsafe fn run<V: Vector>(
         let out = Out { y: y.as_mut_ptr(), n, beta };
         let block = TILES_DOWN * V::TILE_ROWS;
         let tiles = w.rows.div_ceil(V::TILE_ROWS);
-        let tasks = (threads * blocked::TASKS).min(tiles);
+        let tasks = (threads * blocked::TASKS_PER_THREAD).min(tiles);
         let task = |task: usize| {
             let share =
                 task * tiles / tasks * V::TILE_ROWS..((task + 1) * tiles / tasks * V::TILE_ROWS).min(w.rows);
@@ -118,9 +118,9 @@ unsafe fn block_of_rows<V: Vector>(
             (expanded.as_ptr(), stride(k))
         }
     };
-    let kc = cut(k, KC, 8);
+    let kc = cut(k, MAX_BLOCK_K, 8);
     // Not cleared between panels: what is stale is read, but not written to y.
-    let (mut sums, mut turned) = ([0.0; TILES_DOWN * MAX_TILE], [0.0; TILES_DOWN * MAX_TILE]);
+    let (mut sums, mut turned) = ([0.0; TILES_DOWN * MAX_TILE_VALUES], [0.0; TILES_DOWN * MAX_TILE_VALUES]);
     for (panel, b) in packed.chunks_exact(nr * k).enumerate() {
         let mut i = 0;
         while i < rows.len() {
@@ -129,7 +129,7 @@ unsafe fn block_of_rows<V: Vector>(
             for l in (0..k).step_by(kc) {
                 let len = kc.min(k - l);
                 let beta = if l == 0 { 0.0 } else { 1.0 };
-                // SAFETY: the rows hold k numbers each, `ars` apart; the panel k rows of NR; the sums
+                // SAFETY: the rows hold k values each, `ars` apart; the panel k rows of NR; the sums
                 // TILES_DOWN tiles.
                 unsafe {
                     let (a, b) = (a.wrapping_add(i * ars + l), b.as_ptr().add(l * nr));
@@ -159,8 +159,8 @@ fn in_place(w: &WeightRef) -> bool {
 #[inline(always)]
 unsafe fn put<V: Vector>(
     out: &Out,
-    sums: &[f32; TILES_DOWN * MAX_TILE],
-    turned: &mut [f32; TILES_DOWN * MAX_TILE],
+    sums: &[f32; TILES_DOWN * MAX_TILE_VALUES],
+    turned: &mut [f32; TILES_DOWN * MAX_TILE_VALUES],
     tokens: Range<usize>,
     rows: Range<usize>,
     o: usize,

@@ -6,7 +6,7 @@ use super::*;
 use crate::RowOrder;
 use crate::simd::Portable;
 
-/// Numbers that look random, in -1..1.
+/// Values that look random, in -1..1.
 struct Numbers(u64);
 
 impl Numbers {
@@ -17,7 +17,7 @@ impl Numbers {
     fn vec(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.bits() as f32 / (1u64 << 30) as f32 - 1.0).collect()
     }
-    /// A weight's bytes: random, but with f16 scales that keep every number modest.
+    /// A weight's bytes: random, but with f16 scales that keep every value modest.
     fn weight(&mut self, format: Format, rows: usize, cols: usize) -> Vec<u8> {
         let scales = match format {
             Format::F32 => return self.vec(rows * cols).iter().flat_map(|x| x.to_le_bytes()).collect(),
@@ -265,7 +265,7 @@ fn dense_products_of_every_layout() {
                     (|i: usize, l: usize| a[i * ars + l * acs], |l: usize, j: usize| b[l * brs + j * bcs]);
                 let put = |i: usize, j: usize| before[i * crs + j * ccs];
                 check(&what, (m, n, k), at, of, alpha, beta, put, |i, j| c[i * crs + j * ccs]);
-                // What lies between the numbers of C is not ours to write.
+                // What lies between the values of C is not ours to write.
                 let ours: std::collections::HashSet<usize> =
                     (0..m * n).map(|e| e / n * crs + e % n * ccs).collect();
                 let same = |at: &usize| c[*at].to_bits() == before[*at].to_bits();

@@ -8,16 +8,16 @@ pub(super) const fn nr<V: Vector>() -> usize {
 }
 
 /// Rows of `B` asked for ahead of their use: an unpacked `B` has each in a line of its own.
-const AHEAD: usize = 8;
+const PREFETCH_ROWS: usize = 8;
 
-/// Most numbers in a tile at any level.
-pub(super) const MAX_TILE: usize = 14 * 32;
+/// Most values in a tile at any level.
+pub(super) const MAX_TILE_VALUES: usize = 14 * 32;
 
 /// `C[rows, NR] = beta old[rows, NR] + alpha A[rows, k] B[k, NR]`; `old` is `C`, most times.
 ///
 /// `A(i, l)` lies at `a + i*ars + l*aks`: the rows are read in place, since a row of activations runs
 /// along `k` and six rows are six streams that the caches follow well. `B(l, j)` lies at
-/// `b + l*bks + j`. `C(i, j)` lies at `c + i*crs + j`. Every number of `C` is one chain of `fma` over `l`,
+/// `b + l*bks + j`. `C(i, j)` lies at `c + i*crs + j`. Every value of `C` is one chain of `fma` over `l`,
 /// so it does not depend on the height of the tile it falls into.
 ///
 /// # Safety
@@ -97,7 +97,7 @@ unsafe fn fixed<V: Vector, const R: usize>(
                 };
             }
             rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13);
-            V::prefetch(b.wrapping_add(AHEAD * bks));
+            V::prefetch(b.wrapping_add(PREFETCH_ROWS * bks));
             b = b.wrapping_add(bks);
         }
         let alpha = V::splat(alpha);

@@ -9,20 +9,20 @@ use super::blocks::{self, Block, with_block};
 use crate::format::Format;
 use crate::simd::{Avx2, Vector};
 
-/// A format whose numbers come eight at a time.
+/// A format whose values come eight at a time.
 pub(crate) trait Wide: Block {
-    /// Numbers in one visit.
+    /// Values in one visit.
     const SPAN: usize = Self::LEN;
 
-    /// Calls `each(i, v)` for the numbers `8 i .. 8 i + 8` of the `SPAN` numbers stored at `p`.
+    /// Calls `each(i, v)` for the values `8 i .. 8 i + 8` of the `SPAN` values stored at `p`.
     ///
     /// # Safety
     /// Inlined into a function compiled for AVX2 and F16C, on a CPU that has them; `p` can be read for
-    /// `SPAN` numbers.
+    /// `SPAN` values.
     unsafe fn visit(p: *const u8, each: impl FnMut(usize, __m256));
 }
 
-/// Expands the numbers `cols` of one stored row.
+/// Expands the values `cols` of one stored row.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn expand(format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
     with_block!(format, B => expand_blocks::<B>(row, cols, out));
@@ -43,7 +43,7 @@ fn expand_blocks<B: Wide>(row: &[u8], cols: Range<usize>, mut out: &mut [f32]) {
         let (now, rest) = out.split_at_mut(take);
         if whole {
             let from = &row[at / B::LEN * B::BYTES..][..B::SPAN / B::LEN * B::BYTES];
-            // SAFETY: this function is inlined into `expand`; `from` and `now` hold SPAN numbers.
+            // SAFETY: this function is inlined into `expand`; `from` and `now` hold SPAN values.
             unsafe {
                 B::visit(
                     from.as_ptr(),
@@ -59,7 +59,7 @@ fn expand_blocks<B: Wide>(row: &[u8], cols: Range<usize>, mut out: &mut [f32]) {
     }
 }
 
-/// The dot products of one stored row of `k` numbers with `T` vectors of `k` numbers, `stride` apart.
+/// The dot products of one stored row of `k` values with `T` vectors of `k` values, `stride` apart.
 ///
 /// # Safety
 /// As [`Wide::visit`], and `x` covers its vectors.
@@ -72,7 +72,7 @@ pub(crate) unsafe fn dots<B: Wide, const T: usize>(
 ) -> [f32; T] {
     let row = &row[..k / B::LEN * B::BYTES];
     let whole = k / B::SPAN * B::SPAN;
-    // SAFETY: the caller's promises; the visits cover the first `whole` numbers of the row.
+    // SAFETY: the caller's promises; the visits cover the first `whole` values of the row.
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); 4]; T];
         for at in (0..whole).step_by(B::SPAN) {
@@ -320,7 +320,7 @@ wide!(Q6_K, 256, |p, each| {
             for (run, (low, high)) in quants.into_iter().enumerate() {
                 let q = _mm256_or_si256(low, _mm256_and_si256(high, two));
                 let q = _mm256_cvtepi32_ps(_mm256_sub_epi32(q, centre));
-                // Sixteen numbers share a scale.
+                // Sixteen values share a scale.
                 let scale = _mm256_set1_ps(scales[8 * part + 2 * run + i / 2]);
                 each(16 * part + 4 * run + i, _mm256_mul_ps(q, scale));
             }

@@ -39,7 +39,7 @@ pub fn quantize(format: Format, row: &[f32], out: &mut Vec<u8>) -> Result<(), Qu
 /// formats of [`quantize`], and NF4.
 ///
 /// # Errors
-/// As [`quantize`], and for NF4 where a number is not finite.
+/// As [`quantize`], and for NF4 where a value is not finite.
 ///
 /// # Panics
 /// Where `out` is not [`Format::matrix_bytes`] long.
@@ -72,7 +72,7 @@ pub fn quantize_matrix(
     })
 }
 
-/// Appends the bytes of each number, in a loop that can be vectorised.
+/// Appends the bytes of each value, in a loop that can be vectorised.
 fn put<T: Copy, const N: usize>(numbers: &[T], out: &mut Vec<u8>, bytes: impl Fn(T) -> [u8; N]) {
     let at = out.len();
     out.resize(at + N * numbers.len(), 0);
@@ -95,14 +95,14 @@ fn q8_0(block: &[f32], out: &mut Vec<u8>) {
     out.extend(block.iter().map(|x| (x * id).round() as i8 as u8));
 }
 
-/// Packs 32 quants of four bits: number `i` in the low half of byte `i`, `i + 16` in the high half.
+/// Packs 32 quants of four bits: value `i` in the low half of byte `i`, `i + 16` in the high half.
 fn put_nibbles(block: &[f32], quant: impl Fn(f32) -> u8, out: &mut Vec<u8>) {
     let (low, high) = block.split_at(16);
     out.extend(low.iter().zip(high).map(|(&a, &b)| quant(a).min(15) | quant(b).min(15) << 4));
 }
 
 fn q4_0(block: &[f32], out: &mut Vec<u8>) {
-    // The number of largest magnitude, with its sign, becomes -8: the range is -8..=7.
+    // The value of largest magnitude, with its sign, becomes -8: the range is -8..=7.
     let extreme = block.iter().fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most });
     let d = extreme / -8.0;
     let id = inverse(d);

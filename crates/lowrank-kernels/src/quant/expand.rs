@@ -53,7 +53,7 @@ mod tests {
         for format in Format::ALL {
             let mut bytes: Vec<u8> =
                 (0..format.matrix_bytes(1, cols).unwrap()).map(|i| (i * i * 31 + i * 7) as u8).collect();
-            // Infinite scales would make numbers that equal nothing.
+            // Infinite scales would make values that equal nothing.
             if format == Format::NF4 {
                 let tail = format.row_bytes(cols).unwrap();
                 bytes[tail..].copy_from_slice(&[1.0f32, 0.7].map(f32::to_le_bytes).concat());

@@ -1,13 +1,13 @@
-//! NF4 of QLoRA (Dettmers et al. 2023) with double quantisation, number for number as bitsandbytes has it
+//! NF4 of QLoRA (Dettmers et al. 2023) with double quantisation, bit for bit as bitsandbytes computes it
 //! (`quantize_4bit(quant_type="nf4", blocksize=64, compress_statistics=True)` in its `functional.py`).
 //!
-//! 64 numbers in a row (counted through the whole matrix, row by row) share a scale `s`, and each is one of
+//! 64 values in a row (counted through the whole matrix, row by row) share a scale `s`, and each is one of
 //! sixteen quantiles of the normal distribution times `s`. The scales are quantised in turn: `s = DYNAMIC[c] *
 //! group + offset`, where 256 scales share `group`, all share `offset` (their mean), and `c` is one byte. That
-//! is 4.127 bits a number.
+//! is 4.127 bits a value.
 //!
 //! A stored matrix is its blocks, row after row, then `offset` and the groups as f32. A block is `c` and 32
-//! bytes: number `i` in the low half of byte `i`, number `i + 32` in the high half. (bitsandbytes puts
+//! bytes: value `i` in the low half of byte `i`, value `i + 32` in the high half. (bitsandbytes puts
 //! neighbours into one byte and `c` into a tensor of its own.)
 
 use std::ops::Range;
@@ -39,7 +39,7 @@ const LEVELS: [f32; 16] = [
 ];
 
 /// The upper half of the 256 levels of a scale (`create_dynamic_map` of bitsandbytes, in the roundings of
-/// torch): 0 comes before it, and before that the same numbers but 1 with the other sign.
+/// torch): 0 comes before it, and before that the same values but 1 with the other sign.
 #[rustfmt::skip]
 const POSITIVE: [f32; 128] = [
     5.5000004e-7, 3.2500002e-6, 7.75e-6, 2.1249998e-5, 4.375e-5, 6.625e-5, 8.875e-5, 1.5625001e-4,
@@ -97,7 +97,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Block `i` of the row: its scale and the 32 bytes of its numbers.
+    /// Block `i` of the row: its scale and the 32 bytes of its values.
     #[inline(always)]
     fn block(&self, i: usize) -> (f32, &'a [u8; 32]) {
         let (code, quants) = self.blocks[i * BYTES..][..BYTES].split_first().expect("33 bytes");
@@ -111,7 +111,7 @@ fn float_at(bytes: &[u8], at: usize) -> f32 {
     f32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-/// Expands the numbers `cols` of a row. `level` must be available.
+/// Expands the values `cols` of a row. `level` must be available.
 pub(crate) fn expand(level: Level, row: &Row, cols: Range<usize>, out: &mut [f32]) {
     match level {
         // SAFETY: the level is available, and AVX-512 includes AVX2.
@@ -168,7 +168,7 @@ pub(crate) mod avx2 {
     /// Inlined into a function compiled for AVX2, on a CPU that has it.
     #[inline(always)]
     unsafe fn levels(q: __m256i) -> __m256 {
-        // SAFETY: the table has sixteen numbers; the caller vouches for the CPU.
+        // SAFETY: the table has sixteen values; the caller vouches for the CPU.
         unsafe {
             let (low, high) = (_mm256_loadu_ps(LEVELS.as_ptr()), _mm256_loadu_ps(LEVELS.as_ptr().add(8)));
             // Three bits choose within a half, the fourth (moved to the sign) chooses the half.
@@ -214,13 +214,13 @@ pub(crate) mod avx2 {
         );
     }
 
-    /// The dot products of a row of `k` numbers with `T` vectors of `k` numbers, `stride` apart.
+    /// The dot products of a row of `k` values with `T` vectors of `k` values, `stride` apart.
     ///
     /// # Safety
     /// Inlined into a function compiled for AVX2 and FMA, on a CPU that has them; `x` covers its vectors.
     #[inline(always)]
     pub(crate) unsafe fn dots<const T: usize>(row: &Row, k: usize, x: *const f32, stride: usize) -> [f32; T] {
-        assert_eq!(row.blocks.len(), k / LEN * BYTES, "a row of {k} numbers");
+        assert_eq!(row.blocks.len(), k / LEN * BYTES, "a row of {k} values");
         // SAFETY: the caller's promises.
         unsafe {
             let mut sums = [_mm256_setzero_ps(); T];

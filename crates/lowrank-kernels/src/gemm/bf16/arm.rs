@@ -6,13 +6,13 @@ use std::arch::asm;
 use super::kernel::Kernel;
 use crate::simd::Portable;
 
-/// FEAT_BF16's `bfmmla`: 2 x 4 numbers times 4 x 2.
+/// FEAT_BF16's `bfmmla`: 2 x 4 values times 4 x 2.
 pub(in crate::gemm) struct Native;
 
 /// Columns of the right operand in pairs.
-const COLS: usize = 6;
+const COLUMN_PAIRS: usize = 6;
 
-/// `sum += a b^T`, for 2 x 2 sums by rows and twice two rows of four numbers. (Assembly until the intrinsic is
+/// `sum += a b^T`, for 2 x 2 sums by rows and twice two rows of four values. (Assembly until the intrinsic is
 /// stable.)
 #[inline(always)]
 unsafe fn mmla(mut sum: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
@@ -34,7 +34,7 @@ impl Kernel for Native {
     type Pack = Portable<4>;
     // 4 x 6 of the 32 registers hold sums of 2 x 2, six the right operand, one the left.
     const MR: usize = 8;
-    const NR: usize = 2 * COLS;
+    const NR: usize = 2 * COLUMN_PAIRS;
     const PAIRS: usize = 2;
 
     #[inline(always)]
@@ -54,9 +54,10 @@ impl Kernel for Native {
     ) {
         // SAFETY: the caller vouches for the CPU and for every pointer.
         unsafe {
-            let mut sums = [[vdupq_n_f32(0.0); COLS]; 4];
+            let mut sums = [[vdupq_n_f32(0.0); COLUMN_PAIRS]; 4];
             for l in 0..pairs / 2 {
-                let right: [uint32x4_t; COLS] = std::array::from_fn(|j| vld1q_u32(b.add((l * COLS + j) * 4)));
+                let right: [uint32x4_t; COLUMN_PAIRS] =
+                    std::array::from_fn(|j| vld1q_u32(b.add((l * COLUMN_PAIRS + j) * 4)));
                 // Spelt out, so that the sums stay in registers.
                 macro_rules! rows {
                     ($($i:literal)*) => {

@@ -17,7 +17,7 @@ pub(in crate::gemm) trait Kernel: Send + Sync + 'static {
     /// # Safety
     /// The CPU has the instruction.
     unsafe fn enter<T>(f: impl FnOnce() -> T) -> T;
-    /// A row of A in pairs, with zeros where there is no number.
+    /// A row of A in pairs, padded with zeros.
     ///
     /// # Safety
     /// Runs inside [`Kernel::enter`].
@@ -78,11 +78,11 @@ pub(in crate::gemm) trait Dot: Send + Sync + 'static {
     /// `to = beta old + sum`; with `beta` 0, `old` is not read.
     ///
     /// # Safety
-    /// As [`Dot::enter`]; `to` can be written for sixteen numbers.
+    /// As [`Dot::enter`]; `to` can be written for sixteen values.
     unsafe fn store(to: *mut f32, sum: Self::Sum, old: *const f32, beta: f32);
 }
 
-/// A row of A in pairs, with zeros where there is no number.
+/// A row of A in pairs, padded with zeros.
 #[inline(always)]
 pub(super) fn round_row(from: &[f32], to: &mut [f32]) {
     let (whole, last) = from.as_chunks::<2>();

@@ -2,7 +2,7 @@
 //! f32: pairs (AVX512-BF16's `vdpbf16ps`, twice the rate of f32) or two rows of four by two columns of four (ARM's
 //! `bfmmla`).
 //!
-//! Numbers are packed in units along `k`, of one pair or two: the left operand row by row, the right one in panels
+//! Values are packed in units along `k`, of one pair or two: the left operand row by row, the right one in panels
 //! of a tile's columns. A tile of sums (12 x 32, or 8 x 12) stays in registers. The same code runs on
 //! plain emulations of the instructions in the tests, on any machine.
 
@@ -23,22 +23,22 @@ use kernel::Kernel;
 use pack::{ask, pack};
 
 use super::product::{Product, Side};
-use super::scratch::{LINE, with_left, with_scratch};
+use super::scratch::{LINE_VALUES, with_left, with_scratch};
 use crate::simd::{Level, level};
 use crate::{Format, WeightRef};
 
-/// Most of `k` in a block, in numbers.
-const KC: usize = 1024;
+/// Most of `k` in a block, in values.
+const MAX_BLOCK_K: usize = 1024;
 /// Rows of the left operand packed at a time.
-const ROWS: usize = 1024;
+const MAX_PACKED_ROWS: usize = 1024;
 /// Rows that meet a panel while it is in the first cache.
-const DOWN: usize = 48;
+const PANEL_ROWS: usize = 48;
 /// Most pairs in a packed block of the right operand.
-const BLOCK: usize = 75 << 10;
+const MAX_BLOCK_PAIRS: usize = 75 << 10;
 /// Tasks for each thread.
-const TASKS: usize = 4;
+const TASKS_PER_THREAD: usize = 4;
 /// Most sums of a tile, of any [`Kernel`].
-const MOST: usize = 12 * 32;
+const MAX_TILE_SUMS: usize = 12 * 32;
 
 /// Whether this CPU has the instruction, twice as fast as f32's, and no narrower level was asked for. (Intel's have
 /// it at half the rate: 105 GFLOP/s where f32 runs at 168.)
@@ -65,19 +65,19 @@ pub(super) unsafe fn run<K: Kernel>(p: &Product, w: &WeightRef, side: Side, thre
     assert_eq!(w.format, Format::BF16);
     // Panels are made of whole units.
     let unit = 2 * K::PAIRS;
-    let kc = p.k.div_ceil(p.k.div_ceil(KC).max(1)).next_multiple_of(unit).max(unit);
-    for i in (0..p.m).step_by(ROWS) {
-        let rows = i..(i + ROWS).min(p.m);
+    let kc = p.k.div_ceil(p.k.div_ceil(MAX_BLOCK_K).max(1)).next_multiple_of(unit).max(unit);
+    for i in (0..p.m).step_by(MAX_PACKED_ROWS) {
+        let rows = i..(i + MAX_PACKED_ROWS).min(p.m);
         for l in (0..p.k).step_by(kc) {
             let k = l..(l + kc).min(p.k);
             let first = l == 0;
             with_left(|left| {
                 let pairs = k.len().div_ceil(2).next_multiple_of(K::PAIRS);
                 // An odd number of lines apart, so that rows do not drive each other out of the first cache.
-                let stride = pairs.next_multiple_of(2 * LINE) + LINE;
+                let stride = pairs.next_multiple_of(2 * LINE_VALUES) + LINE_VALUES;
                 let left = left.get(rows.len() * stride);
                 let fill = |(r, to): (usize, &mut [f32])| {
-                    // SAFETY: row `rows.start + r` of A has p.k numbers.
+                    // SAFETY: row `rows.start + r` of A has p.k values.
                     let from = unsafe {
                         std::slice::from_raw_parts(p.a.add((rows.start + r) * p.ars + k.start), k.len())
                     };
@@ -122,14 +122,14 @@ unsafe fn tasks<K: Kernel>(
     begins: bool,
     threads: usize,
 ) {
-    let wanted = if threads <= 1 { 1 } else { threads * TASKS };
+    let wanted = if threads <= 1 { 1 } else { threads * TASKS_PER_THREAD };
     let width = p.n.div_ceil(wanted).next_multiple_of(K::NR);
     let work = |task: usize| {
         let cols = task * width..((task + 1) * width).min(p.n);
         // SAFETY: the caller's promises; tasks have columns of their own.
         with_scratch(|scratch| unsafe {
             let pairs = k.len().div_ceil(2).next_multiple_of(K::PAIRS);
-            let nc = (BLOCK / pairs / K::NR * K::NR).max(K::NR);
+            let nc = (MAX_BLOCK_PAIRS / pairs / K::NR * K::NR).max(K::NR);
             for j in cols.clone().step_by(nc) {
                 let block = j..(j + nc).min(cols.end);
                 let panels = scratch.panels.get(block.len().div_ceil(K::NR) * K::NR * pairs);
@@ -142,10 +142,10 @@ unsafe fn tasks<K: Kernel>(
                     // The same columns come next, further along `k`.
                     false => (k.end..(k.end + k.len()).min(p.k), cols.start..(cols.start + nc).min(cols.end)),
                 };
-                let steps = left.rows.div_ceil(DOWN) * block.len().div_ceil(K::NR);
+                let steps = left.rows.div_ceil(PANEL_ROWS) * block.len().div_ceil(K::NR);
                 let mut step = 0;
-                for i in (0..left.rows).step_by(DOWN) {
-                    let rows = i..(i + DOWN).min(left.rows);
+                for i in (0..left.rows).step_by(PANEL_ROWS) {
+                    let rows = i..(i + PANEL_ROWS).min(left.rows);
                     for (panel, j) in panels.chunks_exact(K::NR * pairs).zip(block.clone().step_by(K::NR)) {
                         let width = K::NR.min(block.end - j);
                         ask::<K>(w, side, &next.0, &next.1, step, steps);
@@ -193,7 +193,7 @@ unsafe fn down<K: Kernel>(
             if width == K::NR {
                 tile::<K>(height, pairs, a, left.stride, panel, c, p.crs, old, ors, beta);
             } else {
-                let mut sums = [0.0; MOST];
+                let mut sums = [0.0; MAX_TILE_SUMS];
                 let to = sums.as_mut_ptr();
                 tile::<K>(height, pairs, a, left.stride, panel, to, K::NR, to, K::NR, 0.0);
                 for (r, sums) in sums.chunks_exact(K::NR).enumerate().take(height) {

@@ -9,7 +9,7 @@ use crate::gemm::product::Side;
 use crate::simd::Vector;
 
 /// Rows of the weight asked for ahead of their use.
-const AHEAD: usize = 16;
+const PREFETCH_ROWS: usize = 16;
 
 /// [`WeightRef::row`] of what is known to be BF16, for inner loops.
 #[inline(always)]
@@ -82,7 +82,9 @@ pub(super) unsafe fn pack<K: Kernel>(
         Side::Backward => {
             for pair in 0..pairs {
                 let l = k.start + 2 * pair;
-                (l + AHEAD..l + AHEAD + 2).filter(|l| *l < k.end).for_each(|l| ask_row::<K>(w, l, &n));
+                (l + PREFETCH_ROWS..l + PREFETCH_ROWS + 2)
+                    .filter(|l| *l < k.end)
+                    .for_each(|l| ask_row::<K>(w, l, &n));
                 let row = |l: usize| row_of(w, l)[2 * n.start..2 * n.end].as_chunks::<2>().0;
                 let low = row(l.min(k.end - 1));
                 // Beyond the last row stand zeros.

@@ -86,7 +86,7 @@ fn rounded(x: f32) -> f64 {
     f64::from(half::bf16::from_f32(x).to_f32())
 }
 
-/// Both products of `W: [o,k]` against sums in f64 over the rounded numbers.
+/// Both products of `W: [o,k]` against sums in f64 over the rounded values.
 fn case<K: Kernel>(n: usize, o: usize, k: usize, order: RowOrder, beta: f32, threads: usize) {
     let bytes: Vec<u8> =
         numbers(o * k, 1).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();

@@ -49,7 +49,7 @@ impl Dot for Native {
         // SAFETY: the caller vouches for the CPU.
         unsafe { _mm512_dpbf16_ps(sum, a, b) }
     }
-    /// By the CPU's own conversion, for which numbers below 2^-126 are zeros.
+    /// By the CPU's own conversion, for which values below 2^-126 are zeros.
     #[inline(always)]
     unsafe fn round_row(from: &[f32], to: &mut [f32]) {
         let (runs, rest) = from.as_chunks::<32>();
