@@ -39,9 +39,7 @@ pub mod folder;
 
 pub use atomic::{AtomicFile, write_atomic};
 pub use error::{Error, IoError, Result, shown};
-pub use gguf::{
-    Gguf, GgufWriter, ROPE_FACTORS, Strings, TensorPlan, added, from_hf, is_gguf, permutes_rows, to_hf,
-};
+pub use gguf::{Gguf, GgufNames, GgufWriter, ROPE_FACTORS, Strings, TensorPlan, is_gguf, round_f32};
 pub use json::{read_json, read_limited, read_object, read_optional_object};
 pub use load_options::{LoadOptions, Precision, Quantize, Role};
 pub use pytorch::{PytorchTensor, write_pytorch};

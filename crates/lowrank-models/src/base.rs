@@ -6,7 +6,7 @@ use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_limited, read_object, r
 use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
-use crate::arch::gpt3;
+use crate::arch::{base_prefix, gguf_names, gguf_of, gpt3};
 use crate::config::{self, GenerationConfig};
 use crate::text::tokenizer::special_text;
 use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, hub};
@@ -134,7 +134,7 @@ impl Base {
         config::normalise(&mut config);
         let mut tensors = folder::read_tensors(folder)?;
         let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        if let Some(prefix) = crate::arch::base_prefix(kind) {
+        if let Some(prefix) = base_prefix(kind) {
             tensors.complete_names(prefix);
         }
         let generation = read_optional_object(&folder.join("generation_config.json"))?;
@@ -156,7 +156,7 @@ impl Base {
         let config = gguf::hf_config(&gguf)?;
         let head_dim = config.get("head_dim").and_then(Value::as_u64).unwrap_or_default();
         let mut tensors = Tensors::default();
-        gguf.add_tensors(gguf.architecture()?, head_dim as usize, &mut tensors)?;
+        gguf.add_tensors(&gguf_names(gguf.architecture()?), head_dim as usize, &mut tensors)?;
         let generation = gguf::generation(&gguf)?;
         let chat_template = gguf_template(&gguf, &generation)?;
         Ok(Self {
@@ -192,7 +192,7 @@ impl Base {
             Kind::Gguf(gguf) => gguf.architecture()?.to_owned(),
             _ => {
                 let kind = self.config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-                let found = gguf::architecture_of(kind).map(str::to_owned);
+                let found = gguf_of(kind).map(|gguf| gguf.architecture.to_owned());
                 found.ok_or_else(|| wrong("model_type", &format!("{kind} has no form in GGUF here")))?
             }
         };

@@ -5,13 +5,12 @@ use std::ops::Range;
 use std::path::Path;
 
 use lowrank_files::folder::{INDEX, SINGLE};
-use lowrank_files::{
-    AtomicFile, GgufWriter, TensorPlan, added, from_hf, permutes_rows, read_object, write_atomic,
-};
+use lowrank_files::{AtomicFile, GgufWriter, TensorPlan, read_object, write_atomic};
 use lowrank_kernels::{Format, RowOrder, WeightRef, quantize};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use crate::arch::gguf_names;
 use crate::base::{Base, Kind};
 use crate::gguf::{factors_of, metadata_of};
 use crate::text::tokenizer::write_metadata;
@@ -304,6 +303,7 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
         false => factors_of(base.config_map()),
     };
     let head_dim = head_dim(base)?;
+    let names = gguf_names(&architecture);
     let mut plans = Vec::new();
     let mut sources = Vec::new();
     for name in base.tensors.names() {
@@ -311,7 +311,7 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
         if name.ends_with(".rotary_emb.inv_freq") {
             continue;
         }
-        let gguf = from_hf(&architecture, name).ok_or_else(|| {
+        let gguf = names.from_hf(name).ok_or_else(|| {
             Error::tensor(&base.source, name, "has no name in GGUF; write a Hugging Face folder")
         })?;
         let mut dims = base.tensors.shape(name).unwrap_or_default().to_vec();
@@ -335,11 +335,11 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
     let mut sources = sources.into_iter();
     writer.write(path, &plans, |plan, out| match sources.next().flatten() {
         Some(name) => {
-            let order = match permutes_rows(&architecture, name) {
+            let order = match names.permutes_rows(name) {
                 true => RowOrder::RopeInterleaved { head_dim },
                 false => RowOrder::Plain,
             };
-            let added = added(&architecture, name);
+            let added = names.added(name);
             let mut fill = |name: &str, rows: Range<usize>, out: &mut [f32]| {
                 fill(name, rows, out)?;
                 out.iter_mut().for_each(|x| *x += added);

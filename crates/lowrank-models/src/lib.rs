@@ -5,6 +5,7 @@
 //! Hugging Face name, read in place from the memory-mapped file.
 
 mod arch;
+mod architecture;
 mod base;
 mod config;
 mod error;
@@ -19,7 +20,7 @@ pub mod heads;
 pub mod hub;
 pub mod text;
 
-pub use arch::{base_prefix, load};
+pub use arch::{base_prefix, gguf_names, load};
 pub use base::{Base, Kind};
 pub use config::GenerationConfig;
 pub use decode::{Decoded, Decoder, DecoderOptions, Request, Sampling, SearchOptions, Sequence, Strategy};

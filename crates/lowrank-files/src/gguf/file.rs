@@ -9,7 +9,7 @@ use lowrank_kernels::{Format, RowOrder};
 use crate::entry::{Entry, MappedFile};
 use crate::error::{Error, Result, shown};
 use crate::gguf::cursor::{ALIGNMENT, Cursor, Kind, Meta, Strings, byte_len};
-use crate::gguf::names::{added, permutes_rows, to_hf};
+use crate::gguf::names::GgufNames;
 use crate::tensors::Tensors;
 
 /// One tensor's description.
@@ -217,13 +217,12 @@ impl Gguf {
         Ok(tensors)
     }
 
-    /// Adds the file's tensors under their Hugging Face names. `architecture` is
-    /// `general.architecture`, `head_dim` the rows of one attention head.
-    pub fn add_tensors(&self, architecture: &str, head_dim: usize, tensors: &mut Tensors) -> Result<()> {
+    /// Adds the file's tensors under their Hugging Face names; `head_dim` are the rows of one attention head.
+    pub fn add_tensors(&self, names: &GgufNames, head_dim: usize, tensors: &mut Tensors) -> Result<()> {
         let file = tensors.add_file(self.file.clone());
         for info in &self.tensors {
-            let name = to_hf(architecture, &info.name);
-            let order = match permutes_rows(architecture, &name) {
+            let name = names.to_hf(&info.name);
+            let order = match names.permutes_rows(&name) {
                 true => RowOrder::RopeInterleaved { head_dim },
                 false => RowOrder::Plain,
             };
@@ -234,7 +233,7 @@ impl Gguf {
                 return Err(Error::tensor(self.path(), &info.name, what));
             }
             let bytes = info.bytes.clone();
-            tensors.set_added(&name, added(architecture, &name));
+            tensors.set_added(&name, names.added(&name));
             tensors.add(Entry { name, file, format: Ok(info.format), shape, order, bytes })?;
         }
         Ok(())
@@ -305,6 +304,11 @@ impl Gguf {
     }
 }
 
+/// A float of GGUF metadata, which is an f32, as people write it: `1e-5`, not `9.999999747378752e-6`.
+pub fn round_f32(value: f64) -> f64 {
+    (value as f32).to_string().parse().unwrap_or(value)
+}
+
 /// The file of the model `path` holds: GGUF by its ending or its first bytes.
 pub fn is_gguf(path: &Path) -> bool {
     let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
@@ -315,4 +319,16 @@ fn begins_with_magic(path: &Path) -> bool {
     use std::io::Read;
     let mut magic = [0; 4];
     std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_floats_are_written_as_people_write_them() {
+        assert_eq!(round_f32(f64::from(1e-5f32)), 1e-5);
+        assert_eq!(round_f32(f64::from(1e-6f32)), 1e-6);
+        assert_eq!(round_f32(10000.0), 10000.0);
+    }
 }

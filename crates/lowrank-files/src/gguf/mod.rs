@@ -9,6 +9,6 @@ mod names;
 mod writer;
 
 pub use cursor::Strings;
-pub use file::{Gguf, is_gguf};
-pub use names::{ROPE_FACTORS, added, from_hf, permutes_rows, to_hf};
+pub use file::{Gguf, is_gguf, round_f32};
+pub use names::{GgufNames, ROPE_FACTORS};
 pub use writer::{GgufWriter, TensorPlan};

@@ -7,12 +7,35 @@ use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::encoder::{Block, Names, Shape};
 use crate::{Error, Result};
+
+/// What the registry knows.
+pub(super) const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        model_type: "bert",
+        prefix: "bert",
+        build: |config, tensors| Ok(Box::new(Bert::load(config, tensors)?)),
+        gguf: None,
+    },
+    Architecture {
+        model_type: "roberta",
+        prefix: "roberta",
+        build: |config, tensors| Ok(Box::new(Bert::load(config, tensors)?)),
+        gguf: None,
+    },
+    Architecture {
+        model_type: "xlm-roberta",
+        prefix: "roberta",
+        build: |config, tensors| Ok(Box::new(Bert::load(config, tensors)?)),
+        gguf: None,
+    },
+];
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]

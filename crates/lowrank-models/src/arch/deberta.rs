@@ -11,11 +11,20 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::arch::bert::gelu;
+use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
+
+/// What the registry knows.
+pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
+    model_type: "deberta-v2",
+    prefix: "deberta",
+    build: |config, tensors| Ok(Box::new(Deberta::load(config, tensors)?)),
+    gguf: None,
+}];
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]

@@ -2,18 +2,59 @@
 //! attention and MLP, windows in every other layer and soft caps; Gemma 3 norms of q and k and a rope of its own
 //! for layers with a window. `transformers/models/{gemma,gemma2,gemma3}` are followed.
 
-use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
-use lowrank_files::Tensors;
-use serde::Deserialize;
-use serde_json::Value;
+use std::path::Path;
 
-use crate::Result;
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
+use lowrank_files::{Gguf, GgufNames, GgufWriter, Tensors, round_f32};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::architecture::{Architecture, GgufModel};
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
 use crate::parts::rope::{RopeScaling, RopeTable};
+use crate::{Error, Result};
+
+/// What the registry knows.
+pub(super) const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        model_type: "gemma",
+        prefix: "model",
+        build: |config, tensors| Ok(Box::new(Gemma::load(config, tensors)?)),
+        gguf: Some(GgufModel {
+            names: GgufNames { norm_offset: 1.0, ..GgufNames::USUAL },
+            read: |gguf, config| read_gguf(gguf, "gemma", config),
+            write: |path, config, out| write_gguf(path, config, "gemma", out),
+            ..GgufModel::usual("gemma", "GemmaForCausalLM")
+        }),
+    },
+    Architecture {
+        model_type: "gemma2",
+        prefix: "model",
+        build: |config, tensors| Ok(Box::new(Gemma::load(config, tensors)?)),
+        gguf: Some(GgufModel {
+            names: GGUF_NAMES,
+            read: |gguf, config| read_gguf(gguf, "gemma2", config),
+            write: |path, config, out| write_gguf(path, config, "gemma2", out),
+            ..GgufModel::usual("gemma2", "Gemma2ForCausalLM")
+        }),
+    },
+    Architecture {
+        model_type: "gemma3_text",
+        prefix: "model",
+        build: |config, tensors| Ok(Box::new(Gemma::load(config, tensors)?)),
+        gguf: Some(GgufModel {
+            names: GGUF_NAMES,
+            rope_theta: 1_000_000.0,
+            read: |gguf, config| read_gguf(gguf, "gemma3", config),
+            write: |path, config, out| write_gguf(path, config, "gemma3", out),
+            ..GgufModel::usual("gemma3", "Gemma3ForCausalLM")
+        }),
+    },
+];
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]
@@ -323,5 +364,123 @@ impl Model for Gemma {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+}
+
+/// Names of Gemma 2 and 3, whose norm before the MLP is not Llama's. Gemma's norms multiply by `1 + w`, and llama.cpp
+/// keeps the sum.
+const GGUF_NAMES: GgufNames = GgufNames {
+    block: &[
+        ("post_attention_norm", "post_attention_layernorm"),
+        ("ffn_norm", "pre_feedforward_layernorm"),
+        ("post_ffw_norm", "post_feedforward_layernorm"),
+    ],
+    norm_offset: 1.0,
+    ..GgufNames::USUAL
+};
+
+/// The base of the rope of Gemma 3's layers with a window.
+const LOCAL_BASE: f64 = 10_000.0;
+/// One layer of so many sees everything, in Gemma 2 and 3.
+const PATTERN: [(&str, u64); 2] = [("gemma2", 2), ("gemma3", 6)];
+
+/// The `query_pre_attn_scalar` that llama.cpp means: of the 27B models (46 and 62 layers) the width of all heads'
+/// share, else the width of a head.
+fn query_scalar(architecture: &str, config: &Map<String, Value>) -> u64 {
+    let number = |name: &str| config.get(name).and_then(Value::as_u64).unwrap_or(0);
+    match (architecture, number("num_hidden_layers")) {
+        ("gemma2", 46) | ("gemma3", 62) => {
+            number("hidden_size").checked_div(number("num_attention_heads")).unwrap_or(0)
+        }
+        _ => number("head_dim"),
+    }
+}
+
+/// Adds to `config` the fields of Gemma's `config.json` beyond Llama's. llama.cpp does not store all of them but knows
+/// some by the size of the model: the scale of scores, and in Gemma 3 which layers have a window and their rope.
+fn read_gguf(gguf: &Gguf, architecture: &str, config: &mut Map<String, Value>) -> Result<()> {
+    let activation = if architecture == "gemma" { "hidden_act" } else { "hidden_activation" };
+    config.insert(activation.into(), json!("gelu_pytorch_tanh"));
+    if architecture == "gemma" {
+        return Ok(());
+    }
+    let scalar = query_scalar(architecture, config);
+    config.insert("query_pre_attn_scalar".into(), json!(scalar));
+    for (field, otherwise) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
+        let cap = match gguf.float(&format!("{architecture}.{field}"))? {
+            None if architecture == "gemma2" => Some(otherwise),
+            cap => cap.filter(|cap| *cap > 0.0).map(round_f32),
+        };
+        config.insert(field.into(), json!(cap));
+    }
+    if architecture == "gemma3" {
+        let local = gguf.float("gemma3.rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
+        config.insert("rope_local_base_freq".into(), json!(round_f32(local)));
+    }
+    Ok(())
+}
+
+/// Writes the metadata of those fields, where GGUF can say them.
+fn write_gguf(
+    path: &Path,
+    config: &Map<String, Value>,
+    architecture: &str,
+    out: &mut GgufWriter,
+) -> Result<()> {
+    let Some((_, pattern)) = PATTERN.into_iter().find(|(name, _)| *name == architecture) else {
+        return Ok(());
+    };
+    let wrong = |field: &str| {
+        let what = "has a value that GGUF cannot express for this model; write a Hugging Face folder instead";
+        Error::field(path, field, what)
+    };
+    let number = |name: &str| config.get(name).and_then(Value::as_f64);
+    if number("query_pre_attn_scalar").unwrap_or(256.0) != query_scalar(architecture, config) as f64 {
+        return Err(wrong("query_pre_attn_scalar"));
+    }
+    if architecture == "gemma3" && number("sliding_window_pattern").is_some_and(|p| p != pattern as f64) {
+        return Err(wrong("sliding_window_pattern"));
+    }
+    let usual = |(layer, kind): (usize, &Value)| {
+        let sliding = !(layer as u64 + 1).is_multiple_of(pattern);
+        kind.as_str() == Some(if sliding { "sliding_attention" } else { "full_attention" })
+    };
+    let types = config.get("layer_types").and_then(Value::as_array);
+    if !types.is_none_or(|types| types.iter().enumerate().all(usual)) {
+        return Err(wrong("layer_types"));
+    }
+    if architecture == "gemma3" {
+        let local = number("rope_local_base_freq").unwrap_or(LOCAL_BASE);
+        // llama.cpp has this number built in and reads the key only in newer versions.
+        out.f32("gemma3.rope.freq_base_swa", local as f32)?;
+    }
+    for field in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        match (config.get(field), number(field)) {
+            (_, Some(cap)) => out.f32(&format!("{architecture}.{field}"), cap as f32)?,
+            (None, None) => {}
+            // An absent key means Gemma 2's own cap, and there is no way to say none.
+            (Some(_), None) if architecture == "gemma2" => return Err(wrong(field)),
+            (Some(_), None) => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_have_names_and_values_of_their_own() {
+        for (gguf, hf) in [
+            ("blk.3.attn_norm.weight", "model.layers.3.input_layernorm.weight"),
+            ("blk.3.post_attention_norm.weight", "model.layers.3.post_attention_layernorm.weight"),
+            ("blk.3.ffn_norm.weight", "model.layers.3.pre_feedforward_layernorm.weight"),
+            ("blk.3.post_ffw_norm.weight", "model.layers.3.post_feedforward_layernorm.weight"),
+        ] {
+            assert_eq!(GGUF_NAMES.to_hf(gguf), hf);
+            assert_eq!(GGUF_NAMES.from_hf(hf).as_deref(), Some(gguf));
+            assert_eq!(GGUF_NAMES.added(hf), 1.0);
+        }
     }
 }

@@ -8,11 +8,28 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Result;
+use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
+
+/// What the registry knows.
+pub(super) const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        model_type: "gpt2",
+        prefix: "transformer",
+        build: |config, tensors| Ok(Box::new(Gpt2::load(config, tensors)?)),
+        gguf: None,
+    },
+    Architecture {
+        model_type: "gpt3",
+        prefix: "transformer",
+        build: |config, tensors| Ok(Box::new(Gpt2::load(config, tensors)?)),
+        gguf: None,
+    },
+];
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]

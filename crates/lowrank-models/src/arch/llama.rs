@@ -2,16 +2,58 @@
 //! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
-use lowrank_files::Tensors;
+use lowrank_files::{GgufNames, Tensors};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Result;
+use crate::architecture::{Architecture, GgufModel};
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::fields;
 use crate::parts::rope::{RopeScaling, RopeTable};
+
+/// What the registry knows.
+pub(super) const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        model_type: "llama",
+        prefix: "model",
+        build: |config, tensors| Ok(Box::new(Llama::load(config, tensors)?)),
+        gguf: Some(LLAMA_GGUF),
+    },
+    Architecture {
+        model_type: "mistral",
+        prefix: "model",
+        build: |config, tensors| Ok(Box::new(Llama::load(config, tensors)?)),
+        gguf: Some(GgufModel { windowed: true, class: "MistralForCausalLM", ..LLAMA_GGUF }),
+    },
+    Architecture {
+        model_type: "qwen2",
+        prefix: "model",
+        build: |config, tensors| Ok(Box::new(Llama::load(config, tensors)?)),
+        gguf: Some(GgufModel::usual("qwen2", "Qwen2ForCausalLM")),
+    },
+    Architecture {
+        model_type: "qwen3",
+        prefix: "model",
+        build: |config, tensors| Ok(Box::new(Llama::load(config, tensors)?)),
+        gguf: Some(GgufModel::usual("qwen3", "Qwen3ForCausalLM")),
+    },
+];
+
+/// llama.cpp stores Llama's rows of q and k in the interleaved rope order, and Mistral as Llama: only the sliding window
+/// tells them apart.
+const LLAMA_GGUF: GgufModel = GgufModel {
+    names: GgufNames { interleaved: &["self_attn.q_proj", "self_attn.k_proj"], ..GgufNames::USUAL },
+    read: |gguf, config| {
+        config.insert("hidden_act".into(), "silu".into());
+        config.insert("attention_bias".into(), gguf.dims_of("blk.0.attn_q.bias").is_some().into());
+        config.insert("mlp_bias".into(), gguf.dims_of("blk.0.ffn_up.bias").is_some().into());
+        Ok(())
+    },
+    ..GgufModel::usual("llama", "LlamaForCausalLM")
+};
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]

@@ -9,44 +9,36 @@ pub(crate) mod gpt3;
 mod llama;
 mod phi3;
 
-use lowrank_files::Tensors;
+use lowrank_files::{GgufNames, Tensors};
 use serde_json::Value;
 
-use self::bert::Bert;
-use self::deberta::Deberta;
-use self::distilbert::DistilBert;
-use self::gemma::Gemma;
-use self::gpt2::Gpt2;
-use self::llama::Llama;
-use self::phi3::Phi3;
+use crate::architecture::{Architecture, GgufModel};
 use crate::model::Model;
 use crate::{Error, Result};
 
-type Build = fn(&Value, &Tensors) -> Result<Box<dyn Model>>;
-
-/// `model_type` of a configuration, the name that tensors begin with, and what builds the model.
-const ARCHITECTURES: [(&str, &str, Build); 15] = [
-    ("bert", "bert", |c, t| Ok(Box::new(Bert::load(c, t)?))),
-    ("deberta-v2", "deberta", |c, t| Ok(Box::new(Deberta::load(c, t)?))),
-    ("distilbert", "distilbert", |c, t| Ok(Box::new(DistilBert::load(c, t)?))),
-    ("gemma", "model", |c, t| Ok(Box::new(Gemma::load(c, t)?))),
-    ("gemma2", "model", |c, t| Ok(Box::new(Gemma::load(c, t)?))),
-    ("gemma3_text", "model", |c, t| Ok(Box::new(Gemma::load(c, t)?))),
-    ("gpt2", "transformer", |c, t| Ok(Box::new(Gpt2::load(c, t)?))),
-    ("gpt3", "transformer", |c, t| Ok(Box::new(Gpt2::load(c, t)?))),
-    ("llama", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
-    ("mistral", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
-    ("phi3", "model", |c, t| Ok(Box::new(Phi3::load(c, t)?))),
-    ("qwen2", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
-    ("qwen3", "model", |c, t| Ok(Box::new(Llama::load(c, t)?))),
-    ("roberta", "roberta", |c, t| Ok(Box::new(Bert::load(c, t)?))),
-    ("xlm-roberta", "roberta", |c, t| Ok(Box::new(Bert::load(c, t)?))),
+/// Every architecture: one line a file.
+const ARCHITECTURES: [&[Architecture]; 7] = [
+    bert::ARCHITECTURES,
+    deberta::ARCHITECTURES,
+    distilbert::ARCHITECTURES,
+    gemma::ARCHITECTURES,
+    gpt2::ARCHITECTURES,
+    llama::ARCHITECTURES,
+    phi3::ARCHITECTURES,
 ];
+
+fn all() -> impl Iterator<Item = &'static Architecture> {
+    ARCHITECTURES.into_iter().flatten()
+}
+
+fn find(model_type: &str) -> Option<&'static Architecture> {
+    all().find(|architecture| architecture.model_type == model_type)
+}
 
 /// What the names of a model's tensors begin with, all but the head's. Files of a model without head lack it, and so
 /// do the sites of a model for sentence embeddings.
 pub fn base_prefix(model_type: &str) -> Option<&'static str> {
-    ARCHITECTURES.iter().find(|(name, ..)| *name == model_type).map(|(_, prefix, _)| *prefix)
+    find(model_type).map(|architecture| architecture.prefix)
 }
 
 /// Builds the model that `config` (Hugging Face's `config.json`) describes over `tensors`.
@@ -55,10 +47,39 @@ pub fn base_prefix(model_type: &str) -> Option<&'static str> {
 /// Where the architecture is unknown (lists the known), a field is wrong, or a tensor does not fit.
 pub fn load(config: &Value, tensors: &Tensors) -> Result<Box<dyn Model>> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("");
-    let known = || ARCHITECTURES.map(|(name, ..)| name).join(", ");
-    let (_, _, build) = ARCHITECTURES
-        .iter()
-        .find(|(name, ..)| *name == kind)
-        .ok_or_else(|| Error::Config(format!("model_type {kind:?} is not known; known are {}", known())))?;
-    build(config, tensors)
+    let architecture = find(kind).ok_or_else(|| {
+        let mut known: Vec<&str> = all().map(|architecture| architecture.model_type).collect();
+        known.sort_unstable();
+        Error::Config(format!("model_type {kind:?} is not known; known are {}", known.join(", ")))
+    })?;
+    (architecture.build)(config, tensors)
+}
+
+/// How GGUF calls the tensors of an architecture (`general.architecture`) and orders their rows; the usual way for one
+/// that is not known here.
+pub fn gguf_names(architecture: &str) -> GgufNames {
+    let found = all().filter_map(|known| known.gguf.as_ref()).find(|gguf| gguf.architecture == architecture);
+    found.map_or(GgufNames::USUAL, |gguf| gguf.names)
+}
+
+/// How GGUF holds a model of this `model_type`, where it does.
+pub(crate) fn gguf_of(model_type: &str) -> Option<&'static GgufModel> {
+    find(model_type)?.gguf.as_ref()
+}
+
+/// The `model_type` of a GGUF file, by its architecture and whether it gives a sliding window.
+pub(crate) fn by_gguf(architecture: &str, windowed: bool) -> Option<(&'static str, &'static GgufModel)> {
+    let models = || all().filter_map(|known| Some((known.model_type, known.gguf.as_ref()?)));
+    let find = |wants: bool| {
+        models().find(move |(_, gguf)| gguf.architecture == architecture && gguf.windowed == wants)
+    };
+    find(windowed).or_else(|| find(false))
+}
+
+/// The GGUF architectures there are, each once, in alphabetical order.
+pub(crate) fn gguf_architectures() -> Vec<&'static str> {
+    let mut names: Vec<&str> = all().filter_map(|known| Some(known.gguf.as_ref()?.architecture)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }

@@ -7,12 +7,21 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Result;
+use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
 use crate::parts::rope::{RopeScaling, RopeTable};
+
+/// What the registry knows.
+pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
+    model_type: "phi3",
+    prefix: "model",
+    build: |config, tensors| Ok(Box::new(Phi3::load(config, tensors)?)),
+    gguf: None,
+}];
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]

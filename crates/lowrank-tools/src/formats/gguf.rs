@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_files::{Gguf, GgufWriter, TensorPlan, from_hf, permutes_rows, to_hf};
+use lowrank_files::{Gguf, GgufWriter, TensorPlan};
 use lowrank_kernels::{Format, RowOrder, WeightRef};
-use lowrank_models::Base;
+use lowrank_models::{Base, gguf_names};
 
 use crate::error::{Error, Result};
 use crate::formats::format::{FileFormat, Halves, Options, pairs};
@@ -47,7 +47,8 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
     let (architecture, head_dim) = layout(options)?.ok_or_else(|| {
         Error::Usage("a GGUF adapter names its base's architecture: give the base model with `base`".into())
     })?;
-    let place = |module: &str| from_hf(&architecture, &format!("{module}.weight"));
+    let names = gguf_names(&architecture);
+    let place = |module: &str| names.from_hf(&format!("{module}.weight"));
     let fits = |pair: &Pair| pair.a.shape.len() == 2;
     let mut unplaced: Vec<String> = lora.saved.keys().cloned().collect();
     unplaced
@@ -77,7 +78,7 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
         } else {
             pair.a.clone()
         };
-        let b = match permutes_rows(&architecture, &format!("{module}.weight")) {
+        let b = match names.permutes_rows(&format!("{module}.weight")) {
             true => {
                 let rows = pair.b.rows();
                 if !rows.is_multiple_of(head_dim) {
@@ -121,6 +122,7 @@ pub fn read(path: &Path, options: &Options) -> Result<Lora> {
         return Err(Error::file(path, "is a GGUF file, but no LoRA adapter (general.type, adapter.type)"));
     }
     let architecture = text("general.architecture")?;
+    let names = gguf_names(&architecture);
     let alpha = file.float("adapter.lora.alpha")?.unwrap_or(0.0);
     let layout = layout(options)?;
     if let Some((base, _)) = &layout
@@ -134,11 +136,11 @@ pub fn read(path: &Path, options: &Options) -> Result<Lora> {
     for name in tensors.names() {
         let found = ["a", "b"].into_iter().find_map(|end| {
             let gguf = name.strip_suffix(&format!(".lora_{end}"))?;
-            Some((gguf, to_hf(&architecture, gguf).strip_suffix(".weight")?.to_owned(), end))
+            Some((gguf, names.to_hf(gguf).strip_suffix(".weight")?.to_owned(), end))
         });
-        let Some((gguf, module, end)) = found.filter(|(gguf, module, _)| {
-            from_hf(&architecture, &format!("{module}.weight")).as_deref() == Some(*gguf)
-        }) else {
+        let Some((gguf, module, end)) = found
+            .filter(|(gguf, module, _)| names.from_hf(&format!("{module}.weight")).as_deref() == Some(*gguf))
+        else {
             unknown.push(name.to_owned());
             continue;
         };
@@ -152,7 +154,7 @@ pub fn read(path: &Path, options: &Options) -> Result<Lora> {
             half.a = Some(if gguf == EMBEDDING { tensor.transposed() } else { tensor });
             continue;
         }
-        if permutes_rows(&architecture, &format!("{module}.weight")) {
+        if names.permutes_rows(&format!("{module}.weight")) {
             match &layout {
                 Some((_, dim)) if tensor.rows().is_multiple_of(*dim) => {
                     let rows = tensor.rows();

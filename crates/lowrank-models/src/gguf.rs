@@ -3,42 +3,32 @@
 use std::f64::consts::TAU;
 use std::path::Path;
 
-use lowrank_files::{Gguf, GgufWriter, ROPE_FACTORS, Tensors, shown};
+use lowrank_files::{Gguf, GgufWriter, ROPE_FACTORS, Tensors, round_f32, shown};
 use serde_json::{Map, Value, json};
 
+use crate::arch::{by_gguf, gguf_architectures, gguf_of};
+use crate::architecture::GgufModel;
 use crate::config::GenerationConfig;
-use crate::gguf::gemma;
 use crate::{Error, Result};
-
-/// GGUF architecture, `model_type` and class of the models we know.
-const FAMILIES: [(&str, &str, &str); 7] = [
-    ("gemma", "gemma", "GemmaForCausalLM"),
-    ("gemma2", "gemma2", "Gemma2ForCausalLM"),
-    ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
-    ("llama", "llama", "LlamaForCausalLM"),
-    ("qwen2", "qwen2", "Qwen2ForCausalLM"),
-    ("qwen3", "qwen3", "Qwen3ForCausalLM"),
-    // llama.cpp stores Mistral as llama; only the sliding window tells them apart.
-    ("llama", "mistral", "MistralForCausalLM"),
-];
 
 /// The `config.json` that the file's metadata amounts to.
 pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     let architecture = gguf.architecture()?;
-    if !FAMILIES.iter().any(|(name, ..)| *name == architecture) {
-        let name = shown(architecture);
-        let what = format!("{name} is not supported; supported: gemma, gemma2, gemma3, llama, qwen2, qwen3");
-        return Err(Error::field(gguf.path(), "general.architecture", what));
-    }
+    let unknown = || {
+        let what = format!(
+            "{} is not supported; supported: {}",
+            shown(architecture),
+            gguf_architectures().join(", ")
+        );
+        Error::field(gguf.path(), "general.architecture", what)
+    };
+    by_gguf(architecture, false).ok_or_else(unknown)?;
     let key = |name: &str| format!("{architecture}.{name}");
     if gguf.integer(&key("expert_count"))?.unwrap_or(0) > 0 {
         return Err(Error::field(gguf.path(), &key("expert_count"), "mixtures of experts are not supported"));
     }
     let window = gguf.integer(&key("attention.sliding_window"))?.filter(|window| *window > 0);
-    let (_, model_type, class) = FAMILIES
-        .into_iter()
-        .rfind(|(name, kind, _)| *name == architecture && (*kind != "mistral" || window.is_some()))
-        .expect("the architecture was found above");
+    let (model_type, model) = by_gguf(architecture, window.is_some()).ok_or_else(unknown)?;
 
     let hidden = gguf.size(&key("embedding_length"))?;
     let heads = gguf.size(&key("attention.head_count"))?;
@@ -70,11 +60,11 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     };
     let epsilon_key = key("attention.layer_norm_rms_epsilon");
     let epsilon = gguf.float(&epsilon_key)?.ok_or_else(|| gguf.lacks(&epsilon_key))?;
-    let theta = gguf.float(&key("rope.freq_base"))?.unwrap_or(freq_base(architecture));
+    let theta = gguf.float(&key("rope.freq_base"))?.unwrap_or(model.rope_theta);
 
     let mut config = Map::new();
     let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
-    put("architectures", json!([class]));
+    put("architectures", json!([model.class]));
     put("model_type", json!(model_type));
     put("hidden_size", json!(hidden));
     put("intermediate_size", json!(gguf.size(&key("feed_forward_length"))?));
@@ -82,19 +72,12 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     put("num_attention_heads", json!(heads));
     put("num_key_value_heads", json!(kv_heads));
     put("head_dim", json!(head_dim));
-    if !gemma::is(architecture) {
-        put("hidden_act", json!("silu"));
-    }
     put("vocab_size", json!(vocab));
     put("max_position_embeddings", json!(gguf.size(&key("context_length"))?));
     put("rms_norm_eps", json!(round_f32(epsilon)));
     put("rope_theta", json!(round_f32(theta)));
     put("tie_word_embeddings", json!(gguf.dims_of("output.weight").is_none()));
     put("attention_dropout", json!(0.0));
-    if architecture == "llama" {
-        put("attention_bias", json!(gguf.dims_of("blk.0.attn_q.bias").is_some()));
-        put("mlp_bias", json!(gguf.dims_of("blk.0.ffn_up.bias").is_some()));
-    }
     if let Some(rotary) = gguf.integer(&key("rope.dimension_count"))?
         && rotary != head_dim
     {
@@ -103,12 +86,10 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     if let Some(window) = window {
         put("sliding_window", json!(window));
     }
-    if let Some(scaling) = rope_scaling(gguf, architecture, theta, head_dim)? {
+    if let Some(scaling) = rope_scaling(gguf, model, theta, head_dim)? {
         put("rope_scaling", scaling);
     }
-    if gemma::is(architecture) {
-        gemma::read(gguf, architecture, &mut config)?;
-    }
+    (model.read)(gguf, &mut config)?;
     let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
     for (name, key) in [
         ("bos_token_id", "tokenizer.ggml.bos_token_id"),
@@ -122,23 +103,13 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     Ok(config)
 }
 
-/// The base of the rope where nothing says another.
-fn freq_base(architecture: &str) -> f64 {
-    if architecture == "gemma3" { 1_000_000.0 } else { 10_000.0 }
-}
-
-/// Metadata floats are f32: write `1e-5`, not `9.999999747378752e-6`.
-pub(super) fn round_f32(value: f64) -> f64 {
-    (value as f32).to_string().parse().unwrap_or(value)
-}
-
-fn rope_scaling(gguf: &Gguf, architecture: &str, theta: f64, head_dim: u64) -> Result<Option<Value>> {
-    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
+fn rope_scaling(gguf: &Gguf, model: &GgufModel, theta: f64, head_dim: u64) -> Result<Option<Value>> {
+    let key = |name: &str| format!("{}.rope.scaling.{name}", model.architecture);
     if let Some((_, dims, _)) = gguf.tensor_infos().find(|(name, ..)| *name == ROPE_FACTORS.0) {
         // Llama 3's rule is only stored as its outcome. Where one of the usual settings gives these
         // factors we can name it; otherwise the tensor itself remains.
         let mut tensors = Tensors::default();
-        gguf.add_tensors(architecture, head_dim as usize, &mut tensors)?;
+        gguf.add_tensors(&model.names, head_dim as usize, &mut tensors)?;
         let (factors, half) = (tensors.vector(ROPE_FACTORS.1)?, head_dim as usize / 2);
         if factors.len() != half {
             let what = format!("has shape {dims:?}; expected one factor for each of {half} rotary pairs");
@@ -255,11 +226,6 @@ pub(crate) fn generation(gguf: &Gguf) -> Result<GenerationConfig> {
     Ok(GenerationConfig { bos: id("bos")?, eos, pad: id("padding")?, ..GenerationConfig::default() })
 }
 
-/// GGUF's word for a `model_type`.
-pub(crate) fn architecture_of(model_type: &str) -> Option<&'static str> {
-    FAMILIES.into_iter().find(|(_, kind, _)| *kind == model_type).map(|(architecture, ..)| architecture)
-}
-
 /// Writes the metadata that describes the model of a `config.json`; returns its GGUF architecture.
 pub(crate) fn metadata_of(
     path: &Path,
@@ -269,8 +235,9 @@ pub(crate) fn metadata_of(
     let wrong = |field: &str, what: &str| Error::field(path, field, what);
     let text = |name: &str| config.get(name).and_then(Value::as_str);
     let model_type = text("model_type").ok_or_else(|| wrong("model_type", "is missing"))?;
-    let architecture = architecture_of(model_type)
+    let model = gguf_of(model_type)
         .ok_or_else(|| wrong("model_type", &format!("{model_type} cannot be written as GGUF yet")))?;
+    let architecture = model.architecture;
     let number = |name: &str| -> Result<u32> {
         let value = config.get(name).and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
         value.ok_or_else(|| wrong(name, "is missing or no whole number"))
@@ -295,13 +262,11 @@ pub(crate) fn metadata_of(
     out.u32(&key("attention.key_length"), head_dim)?;
     out.u32(&key("attention.value_length"), head_dim)?;
     out.u32(&key("rope.dimension_count"), head_dim)?;
-    out.f32(&key("rope.freq_base"), float("rope_theta").unwrap_or(freq_base(architecture) as f32))?;
+    out.f32(&key("rope.freq_base"), float("rope_theta").unwrap_or(model.rope_theta as f32))?;
     let epsilon = float("rms_norm_eps").ok_or_else(|| wrong("rms_norm_eps", "is missing"))?;
     out.f32(&key("attention.layer_norm_rms_epsilon"), epsilon)?;
     out.u32(&key("vocab_size"), number("vocab_size")?)?;
-    if gemma::is(architecture) {
-        gemma::write(path, config, architecture, out)?;
-    }
+    (model.write)(path, config, out)?;
     let use_window = config.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true);
     if let (Some(window), true) = (config.get("sliding_window").and_then(Value::as_u64), use_window) {
         let window = u32::try_from(window).map_err(|_| wrong("sliding_window", "is too large"))?;
@@ -356,12 +321,5 @@ mod tests {
         assert_eq!(*factors.last().unwrap(), 32.0);
         assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]));
         assert!(factors.iter().any(|f| *f > 1.0 && *f < 32.0));
-    }
-
-    #[test]
-    fn metadata_floats_are_written_as_people_write_them() {
-        assert_eq!(round_f32(f64::from(1e-5f32)), 1e-5);
-        assert_eq!(round_f32(f64::from(1e-6f32)), 1e-6);
-        assert_eq!(round_f32(10000.0), 10000.0);
     }
 }
