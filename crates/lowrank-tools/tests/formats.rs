@@ -463,7 +463,7 @@ fn merged_linear_becomes_a_plain_pair_of_twice_the_rank_and_comes_back() {
     let mut dense = lora.clone();
     dense.pairs.get_mut(module).unwrap().b.data[3] = 1.0;
     let error = write(&dense, &back, formats::loralib::FORMAT, &options).unwrap_err().to_string();
-    assert!(error.contains(module) && error.contains("enable-lora"), "{error}");
+    assert!(error.contains(module) && error.contains("enable_lora"), "{error}");
     let none = Options { enable_lora: vec![true, false], ..options };
     assert!(read(&path, formats::loralib::FORMAT, &none).unwrap_err().to_string().contains(module));
 }
@@ -525,7 +525,7 @@ fn configurations_that_lie() {
         ("use_dora", json!(true), "use_dora"),
         ("lora_alpha", json!("two"), "lora_alpha"),
         ("alpha_pattern", json!({"(": 3}), "alpha_pattern"),
-        ("alpha_pattern", json!({"x": "y"}), "no number"),
+        ("alpha_pattern", json!({"x": "y"}), "not a number"),
     ] {
         let mut config = good.clone();
         config[field] = value;
