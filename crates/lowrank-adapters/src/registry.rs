@@ -52,7 +52,7 @@ impl NamedMethod {
         METHODS
             .iter()
             .find_map(named)
-            .ok_or_else(|| Error::Config(format!("method {name:?} is not known; known are {}", Self::list())))
+            .ok_or_else(|| Error::Config(lowrank_files::unknown("method", name, Self::names())))
     }
 
     /// The names of all methods; an `N` at the end of one stands for a number.

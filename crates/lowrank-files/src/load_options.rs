@@ -3,6 +3,8 @@
 use lowrank_kernels::Format;
 use serde::{Deserialize, Serialize};
 
+use crate::nearest::unknown;
+
 /// What `--quantize` makes of the linear layers of a dense base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,7 +33,7 @@ impl std::str::FromStr for Quantize {
         match name {
             "nf4" => Ok(Self::Nf4),
             "q8_0" => Ok(Self::Q8_0),
-            _ => Err(format!("{name:?} is not known; known are nf4 and q8_0")),
+            _ => Err(unknown("format", name, ["nf4", "q8_0"])),
         }
     }
 }
@@ -55,7 +57,7 @@ impl std::str::FromStr for Precision {
         match name {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("{name:?} is not known; known are f32 and bf16")),
+            _ => Err(unknown("precision", name, ["f32", "bf16"])),
         }
     }
 }

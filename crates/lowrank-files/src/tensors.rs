@@ -324,9 +324,12 @@ impl Tensors {
 
     /// Says that there is no tensor `name`, and what there is like it.
     pub fn missing(&self, name: &str) -> Error {
+        // Names are short; one out of a hostile file need not be.
+        let cut = |name: &str| name.chars().take(128).collect::<String>();
+        let wanted = cut(name);
         let mut near: Vec<(usize, &str)> = self
             .names()
-            .map(|have| (distance(name, have), have))
+            .map(|have| (strsim::levenshtein(&wanted, &cut(have)), have))
             .filter(|(far, have)| *far <= 4.max(have.len() / 4))
             .collect();
         near.sort_unstable();
@@ -349,21 +352,4 @@ impl std::fmt::Debug for Tensors {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tensors({} in {} files)", self.len(), self.files.len())
     }
-}
-
-/// Edit distance between two names: insertions, deletions and replacements of bytes.
-fn distance(a: &str, b: &str) -> usize {
-    // Names are short; one out of a hostile file need not be.
-    let (a, b) = (&a.as_bytes()[..a.len().min(128)], &b.as_bytes()[..b.len().min(128)]);
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -62,8 +62,7 @@ impl Combination {
     /// Lists the names.
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|(n, _)| *n == name).map(|(_, c)| c).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.into_iter().map(|(n, _)| n).collect();
-            Error::Usage(format!("unknown combination {name:?}: one of {}", names.join(", ")))
+            Error::Usage(lowrank_files::unknown("combination", name, Self::ALL.map(|(n, _)| n)))
         })
     }
 

@@ -28,7 +28,11 @@ impl FromStr for LrScheduler {
             "linear" => Ok(Self::Linear),
             "cosine" => Ok(Self::Cosine),
             "constant" => Ok(Self::Constant),
-            _ => Err(Error::Options(format!("no scheduler {name:?}: choose linear, cosine or constant"))),
+            _ => Err(Error::Options(lowrank_files::unknown(
+                "scheduler",
+                name,
+                ["linear", "cosine", "constant"],
+            ))),
         }
     }
 }

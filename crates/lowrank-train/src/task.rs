@@ -72,10 +72,10 @@ impl std::str::FromStr for Task {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|task| task.name() == name).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            Error::Options(format!("no task {name:?}: choose one of {known}"))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|task| task.name() == name)
+            .ok_or_else(|| Error::Options(lowrank_files::unknown("task", name, Self::ALL.map(Self::name))))
     }
 }
 

@@ -58,14 +58,6 @@ impl Field {
     }
 }
 
-/// The end of an error about an unknown `word`: the nearest of the known ones, where one is near.
-pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let near =
-        known.map(|name| (strsim::jaro_winkler(word, name), name)).filter(|(likeness, _)| *likeness > 0.8);
-    near.max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"))
-}
-
 /// A type that an option can have.
 pub(crate) trait OptionValue {
     /// How it is written.

@@ -11,7 +11,7 @@ use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::fields::{named, nearest, options};
+use crate::fields::{named, options};
 use crate::{Error, Result};
 
 /// The number type of activations saved for the backward pass (`saved_activations`).
@@ -32,7 +32,7 @@ impl std::str::FromStr for SavedActivations {
         match name {
             "f32" => Ok(Self::F32),
             "int16" => Ok(Self::Int16),
-            _ => Err(format!("unknown number type {name:?}: use f32 or int16")),
+            _ => Err(lowrank_files::unknown("number type", name, ["f32", "int16"])),
         }
     }
 }
@@ -194,8 +194,9 @@ impl TrainOptions {
             table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect();
         for key in table.keys() {
             let mut names = Self::FIELDS.iter().map(|field| field.name);
-            if !names.clone().any(|name| name == key) {
-                let nearest = nearest(key, &mut names);
+            if !names.any(|name| name == key) {
+                let names = Self::FIELDS.iter().map(|field| field.name);
+                let nearest = lowrank_files::nearest(key, names);
                 return Err(Error::Usage(format!("unknown option `{key}`{nearest}")));
             }
         }

@@ -518,8 +518,8 @@ fn wrong_methods_are_named() {
     for (method, want) in [
         ("bitfit", "biases"),
         ("top9", "has 2 blocks"),
-        ("top0", "known are lora"),
-        ("magic", "known are lora"),
+        ("top0", "choose one of lora"),
+        ("magic", "choose one of lora"),
     ] {
         let ran = place.train(&out, &["--method", method]);
         assert_eq!(ran.code, 2, "{method}: {}", ran.err);

@@ -446,7 +446,7 @@ fn a_configuration_alone_is_planned() {
         (json!({"n_layer": 1_000_000_000u64}), "more than any model has"),
         (json!({"n_embd": "wide"}), "n_embd"),
         (json!({"window_size": null}), "window_size"),
-        (json!({"model_type": "gpt5"}), "known are bert"),
+        (json!({"model_type": "gpt5"}), "choose one of bert"),
     ] {
         let text = std::fs::read_to_string(model.join("config.json")).unwrap();
         let mut config: Value = serde_json::from_str(&text).unwrap();

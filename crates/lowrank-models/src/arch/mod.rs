@@ -50,7 +50,7 @@ pub fn load(config: &Value, tensors: &Tensors) -> Result<Box<dyn Model>> {
     let architecture = find(kind).ok_or_else(|| {
         let mut known: Vec<&str> = all().map(|architecture| architecture.model_type).collect();
         known.sort_unstable();
-        Error::Config(format!("model_type {kind:?} is not known; known are {}", known.join(", ")))
+        Error::Config(lowrank_files::unknown("model_type", kind, known))
     })?;
     (architecture.build)(config, tensors)
 }

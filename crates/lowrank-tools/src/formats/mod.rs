@@ -33,7 +33,7 @@ impl FileFormat {
     /// Lists the names.
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|format| format.name == name).ok_or_else(|| {
-            Error::Usage(format!("unknown adapter format {name:?}: one of {}", Self::names(", ")))
+            Error::Usage(lowrank_files::unknown("adapter format", name, Self::ALL.map(|format| format.name)))
         })
     }
 

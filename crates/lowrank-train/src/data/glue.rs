@@ -57,8 +57,7 @@ impl Glue {
     pub(super) fn parse(name: &str) -> Result<Self, Error> {
         let plain: String = name.chars().filter(|c| *c != '-').collect::<String>().to_ascii_lowercase();
         Self::ALL.iter().find(|(known, _)| *known == plain).map(|(_, glue)| *glue).ok_or_else(|| {
-            let known = Self::ALL.map(|(name, _)| name).join(", ");
-            Error::Options(format!("no GLUE task {name:?}: choose one of {known}"))
+            Error::Options(lowrank_files::unknown("GLUE task", name, Self::ALL.map(|(name, _)| name)))
         })
     }
 

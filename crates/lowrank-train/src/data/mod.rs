@@ -203,9 +203,10 @@ impl std::str::FromStr for DataFormat {
             "conll" => Ok(Self::Conll),
             _ => match name.strip_prefix("glue:") {
                 Some(task) => Ok(Self::Glue(Glue::parse(task)?)),
-                None => Err(Error::Options(format!(
-                    "no data format {name:?}: choose jsonl, csv, tsv, e2e, webnlg, dart, conll, or glue:TASK"
-                ))),
+                None => {
+                    let known = ["jsonl", "csv", "tsv", "e2e", "webnlg", "dart", "conll", "glue:TASK"];
+                    Err(Error::Options(lowrank_files::unknown("data format", name, known)))
+                }
             },
         }
     }

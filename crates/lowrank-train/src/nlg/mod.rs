@@ -92,9 +92,9 @@ impl FromStr for NlgMetric {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|metric| metric.name() == name).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            Error::Options(format!("no metric {name:?}: choose among {known}"))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|metric| metric.name() == name)
+            .ok_or_else(|| Error::Options(lowrank_files::unknown("metric", name, Self::ALL.map(Self::name))))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lowrank::files::unknown;
 use lowrank::tools::{self, FileFormat, Lora, Options, formats};
 use lowrank::{Error, Result};
 use serde_json::Value;
@@ -79,7 +80,7 @@ pub fn dtype(name: &str) -> Result<lowrank::engine::Format> {
     [F32, F16, BF16]
         .into_iter()
         .find(|f| f.name().eq_ignore_ascii_case(name))
-        .ok_or_else(|| Error::Usage(format!("unknown number type {name:?}: use f32, f16 or bf16")))
+        .ok_or_else(|| Error::Usage(unknown("number type", name, ["f32", "f16", "bf16"])))
 }
 
 /// A regular expression of the command line.

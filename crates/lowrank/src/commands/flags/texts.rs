@@ -48,7 +48,7 @@ impl TextFlags {
     }
 
     /// Generates (or reads) and scores; `open` gives model and adapter.
-    pub fn run(
+    pub fn generate_and_score(
         &self,
         options: &TrainOptions,
         json: bool,
