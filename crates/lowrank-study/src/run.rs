@@ -8,7 +8,23 @@ use serde_json::{Map, Value};
 use toml::Table;
 
 use crate::error::{Error, Result};
-use crate::spec::Role;
+
+/// The part of a study that a run belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Role {
+    /// The base model without training.
+    Base,
+    /// Index of the method.
+    Method(usize),
+    /// Index of the choice.
+    Matrices(usize),
+    /// Index of the choice and the rank.
+    Rank(usize, usize),
+    /// Rank and seed of an adapter whose subspace is looked at.
+    Adapter(usize, u64),
+    /// Index of the method and of the rate.
+    Sweep(usize, usize),
+}
 
 /// A run of the trainer.
 #[derive(Clone, Debug)]

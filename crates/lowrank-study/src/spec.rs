@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
-use crate::run::Run;
+use crate::run::{Role, Run};
 
 /// A study, as its TOML file says it.
 #[derive(Clone, Debug, Deserialize)]
@@ -188,23 +188,6 @@ impl Spec {
     pub fn model(&self) -> &str {
         self.key("model").and_then(Value::as_str).unwrap_or_default()
     }
-}
-
-/// What a run is part of.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Role {
-    /// The base model without training.
-    Base,
-    /// Index of the method.
-    Method(usize),
-    /// Index of the choice.
-    Matrices(usize),
-    /// Index of the choice and the rank.
-    Rank(usize, usize),
-    /// Rank and seed of an adapter whose subspace is looked at.
-    Adapter(usize, u64),
-    /// Index of the method and of the rate.
-    Sweep(usize, usize),
 }
 
 /// The runs of a study, each once however many sections want it.

@@ -4,7 +4,8 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
 use serde::Serialize;
 
-use super::{Report, Section, Table};
+use super::content::{Report, Section};
+use super::table::Table;
 use crate::error::{Error, Result};
 
 const TEMPLATE: &str = include_str!("report.html");

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{Report, Table};
+use super::content::Report;
+use super::table::Table;
 
 pub(super) fn render(report: &Report) -> String {
     let mut out = format!("# {}\n\n{}\n", report.title, report.subtitle);

@@ -1,6 +1,7 @@
 //! A report: sections of text, tables and figures, written as one HTML file with the figures and their numbers
 //! beside it.
 
+mod content;
 mod figure;
 mod html;
 mod markdown;
@@ -10,36 +11,11 @@ mod table;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use content::{Report, Section};
 pub use figure::{Figure, Plot, Series};
 pub use table::{Cell, Table};
 
 use crate::error::{Error, Result};
-
-/// A report.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// On top.
-    pub title: String,
-    /// Below the title.
-    pub subtitle: String,
-    /// In their order.
-    pub sections: Vec<Section>,
-}
-
-/// A part of a report.
-#[derive(Clone, Debug, Default)]
-pub struct Section {
-    /// Its heading.
-    pub title: String,
-    /// Paragraphs.
-    pub text: Vec<String>,
-    /// Tables.
-    pub tables: Vec<Table>,
-    /// Figures.
-    pub figures: Vec<Figure>,
-    /// Texts set in a fixed-width font, each with a title.
-    pub samples: Vec<(String, String)>,
-}
 
 /// What [`Report::write`] wrote.
 #[derive(Clone, Debug)]

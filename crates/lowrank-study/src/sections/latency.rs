@@ -3,11 +3,12 @@
 use lowrank_adapters::AdapterSet;
 use lowrank_models::Model;
 
-use super::Study;
+use super::inputs::Study;
 use crate::error::Result;
 use crate::latency::time_forward;
 use crate::report::{Cell, Section, Table};
-use crate::spec::{Latency, Role};
+use crate::run::Role;
+use crate::spec::Latency;
 
 pub(super) fn section(study: &Study<'_>, what: &Latency) -> Result<Section> {
     // Adapters as they are (not merged), each once: the first run of each method.

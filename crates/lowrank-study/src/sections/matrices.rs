@@ -1,8 +1,9 @@
 //! Which matrices under one budget (the paper's table 5), and which rank (table 6).
 
-use super::Study;
+use super::inputs::Study;
 use crate::report::{Cell, Section, Table};
-use crate::spec::{Matrices, Ranks, Role};
+use crate::run::Role;
+use crate::spec::{Matrices, Ranks};
 
 pub(super) fn choices(study: &Study<'_>, matrices: &Matrices) -> Section {
     let rows = matrices.choices.iter().enumerate().map(|(i, choice)| {

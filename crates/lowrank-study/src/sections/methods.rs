@@ -1,11 +1,11 @@
 //! Methods side by side (the paper's tables 2 to 4, figure 2) and their learning rates.
 
-use super::Study;
+use super::inputs::Study;
 use crate::error::Result;
 use crate::report::{Cell, Figure, Plot, Section, Series, Table};
-use crate::run::RunLog;
+use crate::run::{Role, RunLog};
 use crate::single::smooth;
-use crate::spec::{Role, Sweep};
+use crate::spec::Sweep;
 
 pub(super) fn section(study: &Study<'_>) -> Result<Section> {
     let metric = &study.spec.metric;

@@ -1,10 +1,11 @@
 //! Subspaces (the paper's figures 3 and 4) and amplification (table 7).
 
-use super::Study;
+use super::inputs::Study;
 use crate::amplification::amplification as amplify;
 use crate::error::{Error, Result};
 use crate::report::{Cell, Figure, Plot, Section, Table};
-use crate::spec::{AmplificationSpec, Role, Subspace};
+use crate::run::Role;
+use crate::spec::{AmplificationSpec, Subspace};
 use crate::subspace::{pairs, phi, phi_gaussian};
 use lowrank_tools::Pair;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{EvalRecord, StepRecord};
+use super::record::{EvalRecord, StepRecord};
 
 /// Shows how far a run is: steps, loss, learning rate, tokens a second, time left, peak memory.
 pub struct Progress {

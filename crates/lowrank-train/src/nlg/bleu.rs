@@ -4,8 +4,8 @@
 //! the reference that has it most often, over the whole corpus. With `c` words in all hypotheses and `r` in the
 //! references closest in length, `BP = exp(1 - r / c)` where `c < r`, else 1.
 
-use super::Segment;
 use super::ngrams::{clipped, closest_length};
+use super::segment::Segment;
 use super::tokens::words_13a;
 
 const ORDERS: usize = 4;

@@ -7,8 +7,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Segment;
 use super::ngrams::{Counts, count};
+use super::segment::Segment;
 use super::tokens::words_ptb;
 
 const ORDERS: usize = 4;

@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
-use super::Segment;
+use super::segment::Segment;
 use super::tokens::words_ptb;
 
 const ALPHA: f64 = 0.85;

@@ -18,6 +18,7 @@ mod meteor;
 mod ngrams;
 mod nist;
 mod rouge;
+mod segment;
 pub mod tokens;
 
 use std::fmt;
@@ -28,17 +29,9 @@ pub use cider::cider;
 pub use meteor::meteor_exact;
 pub use nist::nist;
 pub use rouge::rouge_l;
+pub use segment::Segment;
 
 use crate::Error;
-
-/// A generated text and what people wrote for the same input.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// What was generated.
-    pub hypothesis: String,
-    /// At least one.
-    pub references: Vec<String>,
-}
 
 /// A score of a corpus of segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

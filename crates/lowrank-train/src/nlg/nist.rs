@@ -10,8 +10,8 @@
 
 use std::collections::HashMap;
 
-use super::Segment;
 use super::ngrams::clipped;
+use super::segment::Segment;
 use super::tokens::words_13a;
 
 const ORDERS: usize = 5;

@@ -1,6 +1,6 @@
 //! ROUGE-L (Lin 2004): the longest common subsequence of words.
 
-use super::Segment;
+use super::segment::Segment;
 use super::tokens::words_ptb;
 
 /// Weight of recall against precision.

@@ -1,0 +1,65 @@
+//! What is logged of a step and of an evaluation.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// One optimiser step. A value that is not finite is `null` in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Optimiser step, from 1.
+    pub step: u64,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Mean loss over the labelled tokens of the step, in nats.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub loss: f64,
+    /// Of this step.
+    pub learning_rate: f64,
+    /// L2 norm of the gradient before clipping.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub grad_norm: f64,
+    /// Tokens in the examples of the step, shared prompts counted for each.
+    pub tokens: u64,
+    /// Examples in the step.
+    pub examples: u64,
+    /// `tokens / step_s`.
+    pub tokens_per_s: f64,
+    /// Wall time of the step in seconds.
+    pub step_s: f64,
+    /// Most resident memory so far in bytes; `null` where the system does not say.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// One evaluation on held-out data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalRecord {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Mean loss over all targets.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub eval_loss: f64,
+    /// Targets.
+    pub eval_labels: u64,
+    /// Examples.
+    pub eval_examples: u64,
+    /// Wall time in seconds.
+    pub eval_s: f64,
+    /// The metrics of the task ([`crate::Evaluation`]), each with `eval_` before its name.
+    #[serde(flatten)]
+    pub metrics: BTreeMap<String, Option<f64>>,
+}
+
+impl EvalRecord {
+    /// The metrics by their plain names.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&str, f64)> {
+        let plain = |name: &'_ str| name.len() - name.trim_start_matches("eval_").len();
+        self.metrics.iter().map(move |(name, value)| (&name[plain(name)..], value.unwrap_or(f64::NAN)))
+    }
+}
+
+fn null_is_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
