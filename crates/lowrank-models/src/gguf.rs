@@ -56,7 +56,7 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     }
     let vocab = match gguf.dims_of("token_embd.weight") {
         Some(&[_, vocab]) => vocab as u64,
-        _ => return Err(Error::tensor(gguf.path(), "token_embd.weight", "is missing or no matrix")),
+        _ => return Err(Error::tensor(gguf.path(), "token_embd.weight", "is missing or not a matrix")),
     };
     let epsilon_key = key("attention.layer_norm_rms_epsilon");
     let epsilon = gguf.float(&epsilon_key)?.ok_or_else(|| gguf.lacks(&epsilon_key))?;
@@ -240,7 +240,7 @@ pub(crate) fn metadata_of(
     let architecture = model.architecture;
     let number = |name: &str| -> Result<u32> {
         let value = config.get(name).and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());
-        value.ok_or_else(|| wrong(name, "is missing or no whole number"))
+        value.ok_or_else(|| wrong(name, "is missing or not a whole number"))
     };
     let float = |name: &str| config.get(name).and_then(Value::as_f64).map(|v| v as f32);
     let key = |name: &str| format!("{architecture}.{name}");

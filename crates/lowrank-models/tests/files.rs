@@ -111,8 +111,8 @@ fn shards_and_their_index() {
             "tensor b: weight_map: is not in one.safetensors",
         ),
         (json!({"a": "one.safetensors", "b": "three.safetensors"}), "three.safetensors is missing"),
-        (json!({"a": "../one.safetensors"}), "no plain file name"),
-        (json!({"a": "/etc/passwd"}), "no plain file name"),
+        (json!({"a": "../one.safetensors"}), "not a plain file name"),
+        (json!({"a": "/etc/passwd"}), "not a plain file name"),
         (json!({"a": 7}), "invalid type"),
     ] {
         let error = open(map).unwrap_err().to_string();
@@ -128,7 +128,7 @@ fn folders_that_are_no_models_say_why() {
     fs::write(folder.path().join("config.json"), "{}").unwrap();
     assert!(open().contains("neither model.safetensors nor"));
     fs::write(folder.path().join("pytorch_model.bin"), "x").unwrap();
-    assert!(open().contains("no file of torch.save"));
+    assert!(open().contains("not a file of torch.save"));
     fs::write(folder.path().join("config.json"), "[1]").unwrap();
     assert!(open().contains("expected a JSON object"));
     fs::write(folder.path().join("config.json"), "{\n\"a\": }").unwrap();

@@ -200,7 +200,7 @@ fn nothing_is_executed() {
         ("OBJ", b"(ccollections\nOrderedDict\no.".to_vec(), "OBJ"),
         ("persistent id", b"Pevil\n.".to_vec(), "PERSID"),
         ("state", b"\x80\x02ccollections\nOrderedDict\n}b.".to_vec(), "BUILD"),
-        ("a call of a dictionary", b"\x80\x02})R.".to_vec(), "no function"),
+        ("a call of a dictionary", b"\x80\x02})R.".to_vec(), "not a function"),
         ("a call with arguments", b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.".to_vec(), "OrderedDict"),
         ("a storage as function", b"\x80\x02ctorch\nFloatStorage\nK\x06\x85R.".to_vec(), "Storage"),
         ("a newer protocol", b"\x80\x09}.".to_vec(), "protocol 9"),

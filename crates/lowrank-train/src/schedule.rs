@@ -155,6 +155,6 @@ mod tests {
     #[test]
     fn reads_its_names() {
         assert_eq!("cosine".parse::<LrScheduler>().unwrap(), LrScheduler::Cosine);
-        assert!("cos".parse::<LrScheduler>().unwrap_err().to_string().contains("linear, cosine or constant"));
+        assert!("cos".parse::<LrScheduler>().unwrap_err().to_string().contains("linear, cosine, constant"));
     }
 }

@@ -178,7 +178,8 @@ fn runs_are_reported_with_curves_spectra_and_samples() {
     assert!(
         html.contains("Training loss.") && html.contains("effective rank") && html.contains("Samples of run")
     );
-    let ran = lowrank(&["report", &text(place.path("study"))]);
+    fs::create_dir(place.path("empty")).unwrap();
+    let ran = lowrank(&["report", &text(place.path("empty"))]);
     assert_eq!(ran.code, 2);
     assert!(ran.err.contains("log.jsonl"), "{}", ran.err);
 }

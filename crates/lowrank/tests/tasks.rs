@@ -271,7 +271,7 @@ fn bad_labels_and_tasks_are_refused() {
         case.refused(&[&args, more].concat(), parts);
     };
     eval(&adapter, &other, &[], &["other.tsv:2", "\"yes\"", "\"0\", \"1\""]);
-    eval(&adapter, &data, &["--task", "regression"], &["trained for --task classification"]);
+    eval(&adapter, &data, &["--task", "regression"], &["trained for the task classification"]);
     eval(&adapter, &data, &["--labels", "no,yes"], &["trained for the labels"]);
     let empty = case.write("empty.tsv", "sentence\tlabel\nthe film was good\t\n");
     eval(&adapter, &empty, &[], &["empty.tsv:2", "label is missing"]);
@@ -303,7 +303,7 @@ fn bad_labels_and_tasks_are_refused() {
     case.refused(&args, &["cannot generate"]);
     let gguf = case.path("merged.gguf");
     let merge = ["merge", "--model", &case.model, "--adapter", &adapter, "--out", &gguf];
-    case.refused(&merge, &["GGUF has no place", "--task classification"]);
+    case.refused(&merge, &["GGUF has no place", "task classification"]);
     let folder = case.path("merged");
     let merge = ["merge", "--model", &case.model, "--adapter", &adapter, "--out", &folder, "--unmerge"];
     case.refused(&merge, &["trained whole"]);

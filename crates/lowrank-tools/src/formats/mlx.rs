@@ -35,7 +35,8 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
     }
     let parameters = &config["lora_parameters"];
     let scale = parameters["scale"].as_f64().filter(|s| s.is_finite());
-    let scale = scale.ok_or_else(|| Error::file(&path, "lora_parameters.scale is missing or no number"))?;
+    let scale =
+        scale.ok_or_else(|| Error::file(&path, "lora_parameters.scale is missing or not a number"))?;
     let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
     let mut unknown = Vec::new();
     let file = dir.join(TENSORS_FILE);

@@ -75,7 +75,7 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
         }
     }
     let alpha = config.get("lora_alpha").and_then(Value::as_f64);
-    let alpha = alpha.ok_or_else(|| wrong("lora_alpha", "is missing or no number".into()))?;
+    let alpha = alpha.ok_or_else(|| wrong("lora_alpha", "is missing or not a number".into()))?;
     let rslora = config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
     let patterns = patterns(config.get("alpha_pattern")).map_err(|what| wrong("alpha_pattern", what))?;
 

@@ -69,7 +69,7 @@ impl<'a> Roles<'a> {
                 Err(format!("found neither \"prompt\" and \"completion\"{chat} nor \"text\""))
             }
             _ => Err("found more than one of \"prompt\"/\"completion\", \"messages\" and \"text\": \
-                      choose with --prompt-column and --completion-column, or with --text-column"
+                      choose with `prompt_column` and `completion_column`, or with `text_column`"
                 .into()),
         }
     }

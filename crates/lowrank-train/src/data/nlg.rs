@@ -262,7 +262,7 @@ mod tests {
         let first = groups("a.csv", file, &options).unwrap().swap_remove(0).prompt;
         assert_eq!(first, "name[The Punter], area[city centre] -> name : The Punter | area : city centre");
         let error = groups("a.csv", "mr,ref\nno slots,text\n", &DataOptions::default()).unwrap_err();
-        assert!(error.contains(":2:") && error.contains("no list of slots"), "{error}");
+        assert!(error.contains(":2:") && error.contains("not a list of slots"), "{error}");
     }
 
     #[test]
