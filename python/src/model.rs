@@ -91,7 +91,10 @@ impl Engine {
             return Err(Error::Usage(format!("{n} tokens; the model's positions end at {limit}")));
         }
         if let Some(token) = tokens.iter().find(|t| **t as usize >= model.info().vocab) {
-            return Err(Error::Usage(format!("token {token} is not one of the model's {}", model.info().vocab)));
+            return Err(Error::Usage(format!(
+                "token {token} is not one of the model's {}",
+                model.info().vocab
+            )));
         }
         let virtual_ids = (model.info().vocab as u32..).take(first);
         let tokens: Vec<u32> = virtual_ids.chain(tokens.iter().copied()).collect();

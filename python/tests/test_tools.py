@@ -111,7 +111,7 @@ def test_extraction_finds_the_adapter_again(adapter, model_folder, tmp_path):
 def test_errors_name_the_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         tools.load(tmp_path / "missing", format="peft")
-    with pytest.raises(ValueError, match="known by its name or content"):
+    with pytest.raises(ValueError, match="in a known format"):
         tools.load(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(ADAPTER, broken)

@@ -134,7 +134,7 @@ fn folders_that_are_no_models_say_why() {
     fs::write(folder.path().join("config.json"), "{\n\"a\": }").unwrap();
     assert!(open().contains("line 2"), "{}", open());
     let error = Base::open("no/such/model").unwrap_err().to_string();
-    assert!(error.contains("no such folder or file"), "{error}");
+    assert!(error.contains("no such file or folder"), "{error}");
     let error = Base::open_path(&folder.path().join("config.json")).unwrap_err().to_string();
     assert!(error.contains("neither a Hugging Face folder nor a GGUF file"), "{error}");
 }
