@@ -140,7 +140,7 @@ impl AdapterSet {
         let shared = |path: &str| set.layer(path).is_some_and(|layer| layer.variant.params().is_empty());
         tensors.retain(|name, _| {
             let path = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(".weight"));
-            !path.is_some_and(|path| shared(path))
+            !path.is_some_and(&shared)
         });
         if set.config.bias == "all" {
             // So it does with every bias of the module: those of modules that nothing is computed with, those under

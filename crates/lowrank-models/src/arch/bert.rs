@@ -132,7 +132,7 @@ impl Bert {
             masked: Some(match bert {
                 true => MaskedLayout {
                     dense: "cls.predictions.transform.dense",
-                    activation: activation,
+                    activation,
                     norm: ("cls.predictions.transform.LayerNorm", eps),
                     decoder: "cls.predictions.decoder",
                     bias: "cls.predictions.bias",
@@ -159,7 +159,7 @@ impl Bert {
             kv_heads: 0,
             sites: l.into_sites(),
             default_targets: &["query", "value"],
-            head_layout: head_layout,
+            head_layout,
             new_layers: Vec::new(),
         };
         Ok(Self { words, positions, types, norm, blocks, first_position, info })

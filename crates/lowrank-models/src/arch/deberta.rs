@@ -342,7 +342,7 @@ impl Deberta {
             bias: true,
             masked: own.then_some(MaskedLayout {
                 dense: "cls.predictions.transform.dense",
-                activation: activation,
+                activation,
                 norm: ("cls.predictions.transform.LayerNorm", eps),
                 decoder: "cls.predictions.decoder",
                 bias: "cls.predictions.bias",
@@ -360,7 +360,7 @@ impl Deberta {
             kv_heads: 0,
             sites: l.into_sites(),
             default_targets: &["query_proj", "value_proj"],
-            head_layout: head_layout,
+            head_layout,
             new_layers: Vec::new(),
         };
         Ok(Self { words, positions, types, projection, norm, layers, relative, convolution, config: c, info })

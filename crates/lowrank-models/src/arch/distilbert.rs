@@ -87,7 +87,7 @@ impl DistilBert {
             bias: true,
             masked: Some(MaskedLayout {
                 dense: "vocab_transform",
-                activation: activation,
+                activation,
                 norm: ("vocab_layer_norm", EPS),
                 decoder: "vocab_projector",
                 bias: "vocab_projector.bias",
@@ -104,7 +104,7 @@ impl DistilBert {
             kv_heads: 0,
             sites: l.into_sites(),
             default_targets: &["q_lin", "v_lin"],
-            head_layout: head_layout,
+            head_layout,
             new_layers: Vec::new(),
         };
         Ok(Self { words, positions, norm, blocks, info })

@@ -220,7 +220,7 @@ impl Llama {
             position_limit: None,
             is_encoder: false,
             kv_widths: layers.iter().map(|layer| layer.shape.kv_heads * layer.shape.head_dim).collect(),
-            kv_heads: kv_heads,
+            kv_heads,
             sites: l.into_sites(),
             default_targets: &["q_proj", "v_proj"],
             head_layout: HeadLayout::DECODER,

@@ -158,7 +158,7 @@ impl Phi3 {
             position_limit: None,
             is_encoder: false,
             kv_widths: layers.iter().map(|layer| layer.shape.kv_heads * layer.shape.head_dim).collect(),
-            kv_heads: kv_heads,
+            kv_heads,
             sites: l.into_sites(),
             // PEFT names none for Phi-3; this one holds what it adapts in the models it knows (q and v).
             default_targets: &["qkv_proj"],

@@ -65,15 +65,12 @@ fn by_shape(args: &Args, options: &TrainOptions, out: &mut Stdout) -> Result<Exi
         "{:<22}{:>17}{:>17}",
         "trainable parameters", plan.full.trainable_parameters, plan.lora.trainable_parameters
     )?;
-    let rows: [(&str, fn(&Need) -> usize); 5] = [
-        ("weights", |need| need.weight_bytes),
-        ("trained and gradients", |need| need.gradient_bytes),
-        ("AdamW's moments", |need| need.moment_bytes),
-        ("together", |need| need.total_bytes),
-        ("checkpoint", |need| need.checkpoint_bytes),
-    ];
-    for (name, of) in rows {
-        writeln!(out, "{name:<22}{}{}", mb(of(&plan.full)), mb(of(&plan.lora)))?;
+    let bytes = |need: &Need| {
+        [need.weight_bytes, need.gradient_bytes, need.moment_bytes, need.total_bytes, need.checkpoint_bytes]
+    };
+    let names = ["weights", "trained and gradients", "AdamW's moments", "together", "checkpoint"];
+    for ((name, full), lora) in names.into_iter().zip(bytes(&plan.full)).zip(bytes(&plan.lora)) {
+        writeln!(out, "{name:<22}{}{}", mb(full), mb(lora))?;
     }
     let (sequences, tokens) = plan.batch;
     writeln!(out)?;
