@@ -27,7 +27,8 @@ pub fn with_file(name: &str, bytes: &[u8]) {
         let _ = base.tensors.vector(name);
     }
     if let Ok(chat) = base.chat() {
-        let _ = chat.render_with_spans(&[Message::new("user", "a"), Message::new("assistant", "b")]);
+        let _ =
+            chat.render_with_spans(&[Message::new("user", "a"), Message::new("assistant", "b")][..].into());
     }
     if let Ok(tokenizer) = base.tokenizer()
         && let Ok(ids) = tokenizer.encode_with_special_tokens("ab <e> é 12")

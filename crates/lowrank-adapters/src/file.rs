@@ -51,7 +51,7 @@ impl LoraConfig {
     /// # Errors
     /// If it is absent, no JSON, or describes an adapter that is not supported.
     pub fn load(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(CONFIG_FILE);
+        let path = adapter_folder(dir).join(CONFIG_FILE);
         let text = fs::read(&path).map_err(Error::io(&path))?;
         let config: Self = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
         config.check().map_err(|e| Error::file(&path, e.to_string()))?;
@@ -310,12 +310,23 @@ fn stored_beside(tensors: &Tensors, set: &AdapterSet, sites: &[Site]) -> Vec<usi
     found.iter().copied().filter(|index| !follows(index)).collect()
 }
 
+/// The folder of an adapter, of which `path` may name a file.
+pub fn adapter_folder(path: &Path) -> &Path {
+    let own = [CONFIG_FILE, TENSORS_FILE, OLDER_TENSORS_FILE];
+    match (path.file_name().and_then(|name| name.to_str()), path.parent()) {
+        (Some(name), Some(parent)) if own.contains(&name) && path.is_file() => {
+            if parent.as_os_str().is_empty() { Path::new(".") } else { parent }
+        }
+        _ => path,
+    }
+}
+
 /// `task.json` of an adapter folder, where there is one.
 ///
 /// # Errors
 /// If it cannot be read or is not JSON.
 pub fn read_task(dir: &Path) -> Result<Option<Value>, Error> {
-    let path = dir.join(TASK_FILE);
+    let path = adapter_folder(dir).join(TASK_FILE);
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(&path, e.to_string())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -355,6 +366,7 @@ type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// The tensors' file of an adapter folder: safetensors, or PyTorch's of older PEFT.
 fn tensors_file(dir: &Path) -> PathBuf {
+    let dir = adapter_folder(dir);
     let older = dir.join(OLDER_TENSORS_FILE);
     let path = dir.join(TENSORS_FILE);
     if older.is_file() && !path.exists() { older } else { path }

@@ -87,10 +87,14 @@ pub(crate) fn of_adapter(
 fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &Base) -> Result<TaskSpec> {
     let config = LoraConfig::load(dir)?;
     let kind = match config.task_type.as_deref() {
-        Some("SEQ_CLS") => Task::Classification,
-        Some("TOKEN_CLS") => Task::TokenClassification,
-        Some("FEATURE_EXTRACTION") => Task::Embedding,
-        _ => return Ok(TaskSpec { task: task.unwrap_or_default(), labels: Vec::new() }),
+        Some("SEQ_CLS") => Some(Task::Classification),
+        Some("TOKEN_CLS") => Some(Task::TokenClassification),
+        Some("FEATURE_EXTRACTION") => Some(Task::Embedding),
+        Some(_) => None,
+        None => untyped(&config, task),
+    };
+    let Some(kind) = kind else {
+        return Ok(TaskSpec { task: task.unwrap_or_default(), labels: Vec::new() });
     };
     if kind == Task::Embedding {
         return Ok(TaskSpec { task: kind, labels: Vec::new() });
@@ -116,6 +120,24 @@ fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &
     // A pair is what two columns are, whatever the adapter.
     let task = task.filter(|task| *task == Task::PairClassification).unwrap_or(kind);
     Ok(TaskSpec { task, labels })
+}
+
+/// The task of an adapter without `task_type`: what the user says, or the class of the model that PEFT trained it on.
+fn untyped(config: &LoraConfig, task: Option<Task>) -> Option<Task> {
+    match task {
+        // One output is a regression's, whatever it is called.
+        Some(Task::Classification | Task::PairClassification | Task::Regression) => {
+            return Some(Task::Classification);
+        }
+        Some(task) => return Some(task).filter(|task| task.has_labels() || *task == Task::Embedding),
+        None => {}
+    }
+    let class = config.other.get("auto_mapping")?.get("base_model_class")?.as_str()?;
+    match class {
+        _ if class.ends_with("ForSequenceClassification") => Some(Task::Classification),
+        _ if class.ends_with("ForTokenClassification") => Some(Task::TokenClassification),
+        _ => None,
+    }
 }
 
 fn check_labels(labels: &[String]) -> Result<()> {

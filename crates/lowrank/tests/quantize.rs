@@ -153,5 +153,5 @@ fn a_base_without_dense_layers_is_refused() {
     let Some(model) = common::real_model() else { return };
     let refused = Session::open_as(&model, form(Some(Quantize::Nf4), Precision::F32)).map(|_| ());
     let message = refused.unwrap_err().to_string();
-    assert!(message.contains("nothing to quantise") && message.contains("already"), "{message}");
+    assert!(message.contains("nothing to quantize") && message.contains("already"), "{message}");
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
 use crate::quant::blocks;
 use crate::quant::expand::expand;
 #[cfg(target_arch = "x86_64")]

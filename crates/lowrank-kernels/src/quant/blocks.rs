@@ -66,7 +66,6 @@ macro_rules! with_block {
         }
     }};
 }
-#[cfg(target_arch = "x86_64")]
 pub(crate) use with_block;
 
 /// The loop over the blocks of a row: whole blocks straight into `out`, cut ones by way of a copy.

@@ -8,10 +8,9 @@ use lowrank_files::write_atomic;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::formats::format::{FileFormat, Halves, Options, only_linear, pairs};
+use crate::formats::format::{FileFormat, Halves, Options, pairs};
 use crate::formats::peft::{CONFIG_FILE, number, tidy};
-use crate::lora::most_common;
-use crate::lora::{Lora, Pair};
+use crate::lora::{Kind, Lora, Pair, most_common};
 use crate::tensor::{self, Named};
 
 /// MLX's folder: `adapter_config.json` and `adapters.safetensors`.
@@ -20,6 +19,11 @@ pub const FORMAT: FileFormat =
 
 /// The tensors' file.
 pub const TENSORS_FILE: &str = "adapters.safetensors";
+
+/// Names of modules that are embeddings: the file does not tell them from linear layers. mlx-lm's `LoRAEmbedding` has
+/// `lora_a: [V, r]` and `lora_b: [r, D]`.
+const EMBEDDINGS: [&str; 6] =
+    ["embed_tokens", "wte", "wpe", "word_embeddings", "tok_embeddings", "position_embeddings"];
 
 /// Reads an MLX adapter folder.
 ///
@@ -57,6 +61,11 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
     }
     let mut lora =
         Lora { pairs: pairs(&file, halves, |_, rank| tidy(scale * rank as f64))?, ..Lora::default() };
+    for (module, pair) in &mut lora.pairs {
+        if EMBEDDINGS.contains(&module.rsplit('.').next().unwrap_or(module)) {
+            pair.kind = Kind::Embedding;
+        }
+    }
     if let Some(dropout) = parameters["dropout"].as_f64() {
         lora.config.insert("lora_dropout".into(), json!(dropout));
     }
@@ -71,7 +80,9 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
 /// # Errors
 /// Names the modules of another rank or scale than the others', and what MLX has no place for.
 pub fn write(lora: &Lora, dir: &Path, _: &Options) -> Result<()> {
-    only_linear(lora, &FORMAT)?;
+    if !lora.saved.is_empty() {
+        return Err(Error::names("the format mlx has no place for", lora.saved.keys().cloned().collect()));
+    }
     let convolutions = lora.pairs.iter().filter(|(_, pair)| pair.a.shape.len() != 2);
     let convolutions: Vec<String> = convolutions.map(|(module, _)| module.clone()).collect();
     if !convolutions.is_empty() {

@@ -33,6 +33,7 @@ const VARIANTS: [&str; 6] =
 /// # Errors
 /// Where a file is missing or damaged.
 pub fn read_raw(dir: &Path) -> Result<(Map<String, Value>, Named)> {
+    let dir = lowrank_adapters::adapter_folder(dir);
     let path = dir.join(CONFIG_FILE);
     let text = std::fs::read(&path).map_err(Error::io(&path))?;
     let config = match serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))? {

@@ -76,7 +76,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     }
     let list: Vec<(&Lora, f64)> = adapters.iter().map(|(lora, weight)| (lora, *weight)).collect();
     let result = compose(&list, &how)?;
-    write_peft(&result, &args.output)?;
+    write_peft(&result, &args.output, &args.hints.options())?;
     let rank = result.pairs.values().map(|pair| pair.rank()).max().unwrap_or(0);
     writeln!(
         out,

@@ -51,7 +51,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         Extract { rule: args.rule.rule()?, max_rank: args.max_rank, exact: args.exact, seed: args.seed };
     let target_modules = Targets::parse(&args.target_modules);
     let found = extract_adapter(&args.model, &args.tuned, target_modules, &how)?;
-    write_peft(&found.lora, &args.output)?;
+    write_peft(&found.lora, &args.output, &lowrank::tools::Options::default())?;
     let rows: Vec<_> = found
         .taken
         .iter()

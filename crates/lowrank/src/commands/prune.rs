@@ -39,7 +39,7 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let (lora, _) = read(&args.adapter, None, &args.hints)?;
     let how = Prune { density: args.density, min_norm: args.min_norm, drop };
     let (left, gone) = prune(&lora, &how)?;
-    write_peft(&left, &args.output)?;
+    write_peft(&left, &args.output, &args.hints.options())?;
     for path in &gone {
         writeln!(out, "dropped {path}")?;
     }

@@ -39,7 +39,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let rule = args.rule.rule()?;
     let (lora, _) = read(&args.adapter, None, &args.hints)?;
     let (smaller, report) = resize(&lora, rule, args.max_rank)?;
-    write_peft(&smaller, &args.output)?;
+    write_peft(&smaller, &args.output, &args.hints.options())?;
     let row = |r: &lowrank::tools::resize::Resized| json!({ "layer": r.path, "rank before": r.ranks.0, "rank": r.ranks.1, "energy kept": format!("{:.4}", r.energy) });
     table(out, &report.iter().map(row).collect::<Vec<_>>())?;
     writeln!(out, "\n{} parameters, {} before", smaller.parameters(), lora.parameters())?;

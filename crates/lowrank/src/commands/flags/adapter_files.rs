@@ -69,8 +69,8 @@ pub fn read(path: &Path, from: Option<&str>, hints: &Hints) -> Result<(Lora, Fil
 }
 
 /// Writes PEFT's folder.
-pub fn write_peft(lora: &Lora, output: &Output) -> Result<()> {
-    formats::write(lora, &output.out, formats::peft::FORMAT, &Options::default())?;
+pub fn write_peft(lora: &Lora, output: &Output, options: &Options) -> Result<()> {
+    formats::write(lora, &output.out, formats::peft::FORMAT, options)?;
     Ok(())
 }
 
