@@ -7,7 +7,7 @@ use lowrank::adapters::AdapterSet;
 use lowrank::engine::{DropoutKey, LmHead, Record, Scope, Segment, SiteKind, Tape, Tensor};
 use lowrank::models::{Message, Sampling, TokenBatch, Tokenizer};
 use lowrank::train::log::{Progress, Report};
-use lowrank::train::{StepOptions, Stepper};
+use lowrank::train::Scorer;
 use lowrank::{Error, Limits, MergeCheck, MergeTarget, Session, TextGenerator, TrainOptions};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -250,10 +250,9 @@ impl Engine {
             let model = &*self.session.model;
             let data_options = options.data_options(model)?;
             let data = lowrank::train::data::read(&options.data, &data_options, &self.session.encoder()?)?;
-            let step =
-                StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 0 };
-            let stepper = Stepper::new(model, adapter, self.session.device(), step);
-            Ok(lowrank::train::evaluate(&stepper, &data.examples, options.batch_size, true))
+            let device = self.session.device();
+            let scorer = Scorer::new(model, &adapter, &device);
+            Ok(lowrank::train::evaluate(&scorer, &data.examples, options.batch_size, true))
         })?;
         Ok(serde_json::to_string(&result).expect("plain numbers"))
     }

@@ -8,7 +8,6 @@ use lowrank_engine::{ActiveAdapters, Device, Label, Params, Record, Scope, Tape}
 use lowrank_models::{Model, TokenBatch};
 
 use crate::batches::Steps;
-use crate::step::token_batch;
 use crate::{Batches, Example, Examples, Masking, PackedBatch, Target, pack};
 
 /// The batches of a run, in its order, without their losses.
@@ -87,7 +86,7 @@ impl Inputs for TrainingInputs<'_> {
         let scope = Scope { device: self.device, params: &self.params, dropout: None };
         let mut tape = Tape::new(scope, adapters, Record::Nothing);
         // Every row is looked at on its way.
-        let batch = TokenBatch { output_rows: None, ..token_batch(&self.batch) };
+        let batch = TokenBatch { output_rows: None, ..self.batch.token_batch() };
         self.model.hidden(&mut tape, &batch);
     }
 }

@@ -1,7 +1,7 @@
 //! From a data file to a trained adapter.
 //!
 //! [`data`] reads examples, [`mod@pack`] lays them out as batches without padding, [`schedule`] gives the
-//! learning rate of a step, [`Stepper`] takes the step, [`run`] all of them, [`checkpoint`] keeps a run
+//! learning rate of a step, [`Stepper`] takes the step, [`run`] all of them, [`Scorer`] evaluates, [`checkpoint`] keeps a run
 //! able to go on, [`log`] writes what happened, [`memory`] says what it took.
 
 pub mod batches;
@@ -18,6 +18,7 @@ pub mod nlg;
 mod objective;
 pub mod pack;
 pub mod schedule;
+mod scorer;
 mod step;
 pub mod task;
 mod trainer;
@@ -32,9 +33,10 @@ pub use data::{
 pub use error::Error;
 pub use evaluate::{Evaluation, evaluate};
 pub use masking::Masking;
-pub use objective::Scores;
+pub use objective::{Metrics, Prediction, Scores};
 pub use pack::{PackedBatch, pack};
 pub use schedule::{LrScheduler, Schedule};
+pub use scorer::Scorer;
 pub use step::{Outcome, StepOptions, Stepper};
 pub use task::{Task, TaskSpec};
 pub use trainer::{LoopOptions, RunData, Summary, run};

@@ -52,6 +52,7 @@ impl Masking {
             tokens,
             token_types: example.token_types.clone(),
             target: Target::Classes(labels),
+            weight: example.weight,
             id: example.id.clone(),
             ..Example::default()
         }

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use lowrank_engine::Label;
 use lowrank_kernels::Segment;
+use lowrank_models::TokenBatch;
 
 use crate::{Example, ExampleId, Target};
 
@@ -29,6 +30,8 @@ pub struct PackedBatch {
     pub output_rows: Option<Vec<usize>>,
     /// The number that each label asks for, in place of a class; empty where classes are asked for.
     pub values: Vec<f32>,
+    /// The weight of each label, or of each pair: 1 where the example says nothing.
+    pub weights: Vec<f32>,
     /// Pairs of texts that belong together: segments `2i` and `2i + 1`.
     pub pairs: usize,
     /// Number of examples.
@@ -63,6 +66,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
         labels: Vec::new(),
         output_rows: None,
         values: Vec::new(),
+        weights: Vec::new(),
         pairs: 0,
         examples: examples.len(),
         real_tokens: examples.iter().map(|e| e.tokens.len()).sum(),
@@ -104,6 +108,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
             };
             let row = u32::try_from(row).expect("a batch has fewer than 2^32 rows");
             batch.labels.push(Label { row, target: example.tokens[target] });
+            batch.weights.push(example.weight.unwrap_or(1.0));
         }
     }
     batch.output_rows = batch.labelled_rows();
@@ -117,7 +122,7 @@ impl PackedBatch {
         self.tokens.len()
     }
 
-    /// Losses that the batch gives: the loss of a step is the mean over those of its batches.
+    /// Losses that the batch gives: the loss of a step is the weighted mean over those of its batches.
     pub fn targets(&self) -> usize {
         self.labels.len() + self.pairs
     }
@@ -136,6 +141,17 @@ impl PackedBatch {
         let place =
             |row: u32| output_rows.binary_search(&(row as usize)).expect("a label names an output row");
         self.labels.iter().map(|l| Label { row: place(l.row) as u32, target: l.target }).collect()
+    }
+
+    /// The row of the computed hidden states that each label reads.
+    pub(crate) fn rows_of_labels(&self) -> Vec<usize> {
+        self.labels_of_wanted().iter().map(|label| label.row as usize).collect()
+    }
+
+    /// What a model reads of it.
+    pub(crate) fn token_batch(&self) -> TokenBatch<'_> {
+        let Self { tokens, positions, lengths, token_types, segments, output_rows, .. } = self;
+        TokenBatch { tokens, positions, lengths, token_types, segments, output_rows: output_rows.as_deref() }
     }
 
     /// Appends an example that is not for next-token prediction.
@@ -170,6 +186,7 @@ impl PackedBatch {
             Target::Masked => panic!("tokens are hidden before a batch is packed"),
             Target::Next | Target::Pair(_) => {}
         }
+        self.weights.resize(self.targets(), example.weight.unwrap_or(1.0));
     }
 
     /// Appends a segment and gives its rows. One without tokens leaves no trace.

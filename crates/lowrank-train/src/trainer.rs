@@ -157,7 +157,7 @@ fn run_evaluation(
     summary: &mut Summary,
 ) -> Result<(), Error> {
     let Some(examples) = data.eval else { return Ok(()) };
-    let result = evaluate(stepper, examples, options.eval_batch_size, options.share_prefix);
+    let result = evaluate(&stepper.scorer(), examples, options.eval_batch_size, options.share_prefix);
     log.eval(&result.record(state.step, state.epoch))?;
     summary.eval_loss = Some(result.loss);
     summary.eval_metrics = result.metrics.into_iter().collect();

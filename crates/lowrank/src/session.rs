@@ -8,7 +8,7 @@ use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, read_task};
 use lowrank_engine::{Device, Format, Site, SiteKind};
 use lowrank_files::LoadOptions;
 use lowrank_models::{Base, Head, Model, Texts, Tokenizer};
-use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Task, TaskSpec};
+use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Scorer, Task, TaskSpec};
 
 use crate::options::TrainOptions;
 use crate::{Error, Result, task};
@@ -329,6 +329,14 @@ impl Session {
             Error::Usage(format!("{}: the tokenizer has no mask token", self.base.source.display()))
         })?;
         Ok(Some(Masking { token, vocab: self.model.info().vocab, seed }))
+    }
+
+    /// The model with `adapters`, to score its task with.
+    ///
+    /// # Errors
+    /// As [`Session::masking`].
+    pub fn scorer<'a>(&'a self, adapters: &'a AdapterSet, device: &'a Device) -> Result<Scorer<'a>> {
+        Ok(Scorer::new(&*self.model, adapters, device).for_task(&self.task, self.masking(0)?))
     }
 }
 

@@ -71,7 +71,7 @@ fn check(base: &str, case: &str, task: Option<Task>) {
 
     let stepper = Stepper::new(&*session.model, adapters.clone(), Device::cpu(), PLAIN)
         .for_task(session.task.clone(), None);
-    let scores = stepper.score(&batch);
+    let scores = stepper.scorer().score(&batch);
     if !matches!(task, Task::Mlm | Task::Embedding) {
         let want: Vec<f32> = (0..3).flat_map(|i| expected.floats(&format!("outputs_{i}"))).collect();
         close(&format!("{case}: outputs"), &scores.outputs, &want, 1e-4);

@@ -114,6 +114,8 @@ pub struct Example {
     pub target: Target,
     /// [`Target::Pair`]: how alike the two texts are, where the data say so. Read by evaluation only.
     pub similarity: Option<f32>,
+    /// Weight of its losses; `None` is 1.
+    pub weight: Option<f32>,
     /// Where it came from.
     pub id: ExampleId,
 }

@@ -22,7 +22,8 @@ pub struct Examples {
 const TYPES: u64 = 1;
 const MASK: u64 = 2;
 const SIMILARITY: u64 = 4;
-const KIND: u32 = 3;
+const WEIGHT: u64 = 8;
+const KIND: u32 = 4;
 
 impl Examples {
     /// How many there are.
@@ -37,7 +38,7 @@ impl Examples {
 
     /// Adds one.
     pub fn push(&mut self, example: &Example) {
-        let Example { tokens, token_types, loss_mask, prompt_len, target, similarity, id } = example;
+        let Example { tokens, token_types, loss_mask, prompt_len, target, similarity, weight, id } = example;
         let file = match self.files.last() {
             Some(last) if *last == id.file => self.files.len() - 1,
             _ => self.files.iter().position(|file| *file == id.file).unwrap_or_else(|| {
@@ -58,7 +59,8 @@ impl Examples {
             kind << KIND
                 | has(!token_types.is_empty(), TYPES)
                 | has(!loss_mask.is_empty(), MASK)
-                | has(similarity.is_some(), SIMILARITY),
+                | has(similarity.is_some(), SIMILARITY)
+                | has(weight.is_some(), WEIGHT),
         );
         [file as u64, id.line, *prompt_len as u64].into_iter().for_each(|n| to.number(n));
         to.list(tokens.iter().map(|&token| token.into()));
@@ -80,6 +82,9 @@ impl Examples {
         }
         if let Some(similarity) = similarity {
             to.float(*similarity);
+        }
+        if let Some(weight) = weight {
+            to.float(*weight);
         }
         match target {
             Target::Next | Target::Masked => {}
@@ -112,6 +117,7 @@ impl Examples {
         let marks = |(i, run): (usize, usize)| std::iter::repeat_n(i % 2 == 1, run);
         let loss_mask = runs.into_iter().enumerate().flat_map(marks).collect();
         let similarity = (first & SIMILARITY != 0).then(|| from.float());
+        let weight = (first & WEIGHT != 0).then(|| from.float());
         let target = match first >> KIND {
             0 => Target::Next,
             1 => Target::Classes(from.list(|n| Label { row: (n >> 32) as u32, target: n as u32 })),
@@ -119,7 +125,7 @@ impl Examples {
             3 => Target::Masked,
             _ => Target::Pair(from.number() as usize),
         };
-        Example { tokens, token_types, loss_mask, prompt_len, target, similarity, id }
+        Example { tokens, token_types, loss_mask, prompt_len, target, similarity, weight, id }
     }
 
     /// Those of `indices`, to make a batch of.
@@ -249,6 +255,7 @@ mod tests {
                 tokens: vec![4, 5],
                 target: Target::Pair(1),
                 similarity: Some(3.5),
+                weight: Some(0.25),
                 ..Example::default()
             },
         ];

@@ -33,8 +33,9 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     }
     let session = args.input.session()?;
     let data = args.input.read(&session, false)?;
-    let stepper = args.input.stepper(&session)?;
-    let result = evaluate(&stepper, &data.examples, options.batch_size, true);
+    let (adapters, device) = (args.input.adapter(&session)?, session.device());
+    let scorer = session.scorer(&adapters, &device)?;
+    let result = evaluate(&scorer, &data.examples, options.batch_size, true);
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&result).expect("plain numbers"))?;
         return Ok(ExitCode::SUCCESS);

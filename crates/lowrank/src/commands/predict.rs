@@ -42,8 +42,9 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         )));
     }
     let data = args.input.read(&session, true)?;
-    let stepper = args.input.stepper(&session)?;
-    let result = evaluate(&stepper, &data.examples, options.batch_size, true);
+    let (adapters, device) = (args.input.adapter(&session)?, session.device());
+    let scorer = session.scorer(&adapters, &device)?;
+    let result = evaluate(&scorer, &data.examples, options.batch_size, true);
     let lines = data.examples.iter().zip(&result.predictions).map(|(example, prediction)| {
         let mut line = json!({ "line": example.id.line });
         match task {
@@ -66,10 +67,11 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 /// The vectors of texts, and of pairs their cosine too.
 fn embed(args: &Args, session: &Session, batch_size: usize, out: &mut Stdout) -> Result<ExitCode> {
     let data = args.input.read(session, true)?;
-    let stepper = args.input.stepper(session)?;
+    let (adapters, device) = (args.input.adapter(session)?, session.device());
+    let scorer = session.scorer(&adapters, &device)?;
     let lines = data.examples.batches(batch_size).flat_map(|chunk| {
-        let batch = stepper.pack(&chunk.iter().collect::<Vec<_>>(), false, 0);
-        let mut vectors = stepper.embed(&batch).into_iter();
+        let batch = scorer.pack(&chunk.iter().collect::<Vec<_>>(), false, 0);
+        let mut vectors = scorer.embed(&batch).into_iter();
         let line = |example: &Example| {
             let first = vectors.next().expect("every text has a vector");
             let mut line = json!({ "line": example.id.line });

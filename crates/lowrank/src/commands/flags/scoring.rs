@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lowrank::adapters::AdapterSet;
-use lowrank::train::{Dataset, StepOptions, Stepper, Task};
+use lowrank::train::{Dataset, Task};
 use lowrank::{Result, Session, TrainOptions};
 
 use super::options::{OptionFlags, Scoring};
@@ -35,7 +35,7 @@ impl ScoringFlags {
     /// Model and adapter.
     pub fn open(&self) -> Result<(Session, AdapterSet)> {
         let session = self.session()?;
-        let adapters = session.adapter(self.adapter.as_deref())?;
+        let adapters = self.adapter(&session)?;
         Ok((session, adapters))
     }
 
@@ -50,12 +50,8 @@ impl ScoringFlags {
         Ok(data)
     }
 
-    /// The model with the adapter.
-    pub fn stepper<'m>(&self, session: &'m Session) -> Result<Stepper<'m>> {
-        let adapters = session.adapter(self.adapter.as_deref())?;
-        let step =
-            StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 0 };
-        let stepper = Stepper::new(&*session.model, adapters, session.device(), step);
-        Ok(stepper.for_task(session.task.clone(), session.masking(0)?))
+    /// The adapter, for the session's model.
+    pub fn adapter(&self, session: &Session) -> Result<AdapterSet> {
+        session.adapter(self.adapter.as_deref())
     }
 }

@@ -1,0 +1,55 @@
+//! Cross-entropy over the next token.
+
+use lowrank_engine::{Grads, Tape, Var};
+use lowrank_models::Head;
+
+use super::contract::{Metrics, Objective, Scores, Tally};
+use crate::pack::PackedBatch;
+use crate::task::{Task, TaskSpec};
+use crate::{Example, Examples};
+
+/// `l_i = -log softmax(W h_r)[t]` for each label with row `r` and token `t`: `W: [V,D]` is the model's output layer. The
+/// logits are computed in chunks, so that `[N,V]` never exist at once.
+pub(crate) struct Language;
+
+impl Objective for Language {
+    fn matches(&self, head: &Head, _: &PackedBatch) -> bool {
+        matches!(head, Head::Language(_))
+    }
+
+    fn tasks(&self) -> &'static [Task] {
+        &[Task::Lm]
+    }
+
+    fn score<'m>(
+        &self,
+        tape: &mut Tape<'m>,
+        head: &'m Head,
+        h: Var<'m>,
+        batch: &PackedBatch,
+        weights: &[f32],
+        grads: &mut Grads,
+    ) -> Scores {
+        let Head::Language(head) = head else { panic!("next-token loss under {}", head.name()) };
+        tape.cross_entropy(head, &h, &batch.labels_of_wanted(), weights, grads).into()
+    }
+
+    fn tally(&self, tally: &mut Tally, chunk: &[Example], scores: &Scores) {
+        let mut rest = &scores.hits[..];
+        for example in chunk {
+            let (own, others) = rest.split_at(example.labels());
+            tally.exact += usize::from(own.iter().all(|hit| *hit));
+            rest = others;
+        }
+    }
+
+    fn metrics(&self, _: &TaskSpec, tally: &Tally, loss: f64, examples: &Examples) -> Metrics {
+        let exact = tally.exact as f64 / examples.len().max(1) as f64;
+        let token_accuracy = tally.hit_rate();
+        Metrics::from([
+            ("perplexity", loss.exp()),
+            ("token_accuracy", token_accuracy),
+            ("exact_match", exact),
+        ])
+    }
+}

@@ -1,0 +1,40 @@
+//! Losses: what a head is trained for. [`contract`] says what a loss is; each is a file of its own and a line of [`ALL`].
+
+mod classes;
+mod contract;
+mod in_batch_negatives;
+mod language;
+mod masked;
+mod squared_error;
+
+use lowrank_models::Head;
+
+pub use contract::{Metrics, Prediction, Scores};
+pub(crate) use contract::{Objective, Tally, positive};
+
+use crate::pack::PackedBatch;
+use crate::task::Task;
+
+/// Every loss.
+static ALL: [&dyn Objective; 5] = [
+    &language::Language,
+    &masked::Masked,
+    &classes::Classes,
+    &squared_error::SquaredError,
+    &in_batch_negatives::InBatchNegatives,
+];
+
+/// The loss of a batch under `head`.
+///
+/// # Panics
+/// Where the model has no head.
+pub(crate) fn of_batch(head: &Head, batch: &PackedBatch) -> &'static dyn Objective {
+    let found = ALL.into_iter().find(|objective| objective.matches(head, batch));
+    found.unwrap_or_else(|| panic!("a model with {} has no loss", head.name()))
+}
+
+/// The loss that `task` is trained with.
+pub(crate) fn of_task(task: Task) -> &'static dyn Objective {
+    let found = ALL.into_iter().find(|objective| objective.tasks().contains(&task));
+    found.unwrap_or_else(|| panic!("no loss for the task {}", task.name()))
+}
