@@ -2,77 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::ops::Linear;
+use crate::accumulator::Accumulator;
+use crate::layer::Linear;
 use crate::params::{Grads, ParamId, Params};
 use crate::scope::Scope;
+use crate::site::SiteId;
 use crate::tensor::Tensor;
-
-/// Names a place of a model that an adapter can attach to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SiteId(pub usize);
-
-impl SiteId {
-    /// Of a layer that no adapter attaches to.
-    pub const NONE: Self = Self(usize::MAX);
-}
-
-/// What kind of layer a site is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SiteKind {
-    /// `y = x W^T`.
-    Linear,
-    /// `y = x W`: a linear layer whose weight is stored transposed (`Conv1D` of GPT-2).
-    TransposedLinear,
-    /// The output embedding (language-model head): PEFT's `all-linear` leaves it out.
-    Head,
-    /// The same where its weight is that of the embedding at this site.
-    TiedHead(SiteId),
-    /// Rows of a table.
-    Embedding,
-    /// A norm: its weight, and its bias where it has one. No adapter attaches to it, but it can be trained.
-    Norm,
-    /// A linear layer over [`crate::Tape::unfold`]: a one-dimensional convolution inside a model.
-    Convolution,
-}
-
-/// A place of a model that an adapter can attach to.
-#[derive(Clone, Debug)]
-pub struct Site {
-    /// Hugging Face's module path, e.g. `model.layers.0.self_attn.q_proj`.
-    pub path: String,
-    /// What kind of layer it is.
-    pub kind: SiteKind,
-    /// Input features (rows of the table for an embedding).
-    pub in_features: usize,
-    /// Output features.
-    pub out_features: usize,
-    /// Whether the layer has a bias.
-    pub bias: bool,
-}
-
-/// A gradient that is accumulated: the first product writes, later ones add.
-pub struct Accumulator {
-    /// The gradient; undefined while [`Accumulator::beta`] would return 0.
-    pub tensor: Tensor,
-    fresh: bool,
-}
-
-impl Accumulator {
-    /// Nothing written yet.
-    pub fn fresh(tensor: Tensor) -> Self {
-        Self { tensor, fresh: true }
-    }
-
-    /// Already holds a gradient.
-    pub fn holding(tensor: Tensor) -> Self {
-        Self { tensor, fresh: false }
-    }
-
-    /// The factor of the present values for the next product: 0 the first time, then 1.
-    pub fn beta(&mut self) -> f32 {
-        if std::mem::replace(&mut self.fresh, false) { 0.0 } else { 1.0 }
-    }
-}
 
 /// The parameters that a norm is computed with in place of the base's weight and bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,13 +1,19 @@
 //! A device: a backend with what surrounds it in a run.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lowrank_kernels as kernels;
+use lowrank_kernels::{self as kernels, Activation, AttentionShape, DisentangledShape, Segment};
 
-use crate::backend::{Backend, Cpu, Lifetime, Plan};
+use crate::backend::{
+    AttentionGradients, AttentionInputs, Backend, Cpu, DistanceGradients, Distances, Lifetime, Mask,
+    NormWeights, Plan, Targets, WeightView,
+};
+use crate::for_each_operation;
 use crate::stream::{BaseStream, Direction};
-use crate::tensor::Tensor;
+use crate::tensor::{Mat, MatMut, Saved, Tensor};
+use crate::weight::FrozenWeight;
 
 /// How activations are saved for the backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,3 +162,17 @@ impl Device {
         self.backend.reset_peak();
     }
 }
+
+macro_rules! counted {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty [$flops:expr];)*) => {
+        /// The operations of the backend, counted.
+        #[allow(clippy::too_many_arguments)]
+        impl Device {
+            $($(#[$doc])* pub fn $name(&self, $($arg: $ty),*) -> $ret {
+                self.count($flops);
+                self.backend.$name($($arg),*)
+            })*
+        }
+    };
+}
+for_each_operation!(counted);

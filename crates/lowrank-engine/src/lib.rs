@@ -5,6 +5,7 @@
 //! backward. Operations are those of a [`Backend`], reached through a [`Device`]: [`Device::cpu`] computes them,
 //! [`Device::plan`] runs the same code with shapes only and says what it would need.
 
+mod accumulator;
 mod adapter;
 mod arena;
 mod backend;
@@ -12,17 +13,20 @@ mod buffer;
 mod cache;
 mod device;
 mod error;
+mod layer;
 mod mapped;
 mod ops;
 mod params;
 mod saved;
 mod scope;
+mod site;
 mod stream;
 mod tape;
 mod tensor;
 mod weight;
 
-pub use adapter::{Accumulator, ActiveAdapters, Adapter, NormParams, Prefix, Site, SiteId, SiteKind};
+pub use accumulator::Accumulator;
+pub use adapter::{ActiveAdapters, Adapter, NormParams, Prefix};
 pub use arena::Block;
 pub use backend::{
     AttentionGradients, AttentionInputs, Backend, Cpu, DistanceGradients, Distances, Lifetime, Mask,
@@ -32,12 +36,14 @@ pub use buffer::{Buffer, DeviceBuffer, HostMemory};
 pub use cache::KvCache;
 pub use device::{Device, SavedDtype};
 pub use error::Error;
+pub use layer::Linear;
 pub use lowrank_kernels as kernels;
 pub use lowrank_kernels::{Activation, AttentionShape, Format, RowOrder, Segment, WeightRef};
 pub use mapped::Mapped;
-pub use ops::{Attention, Disentangled, Embedding, Label, LayerNorm, Linear, LmHead, RmsNorm, Rope, Scores};
+pub use ops::{Attention, Disentangled, Embedding, Label, LayerNorm, LmHead, RmsNorm, Rope, Scores};
 pub use params::{AdamW, Grads, Param, ParamId, Params};
 pub use scope::{DropoutKey, Scope};
+pub use site::{Site, SiteId, SiteKind};
 pub use stream::{BaseStream, Span, give_back};
 pub use tape::{Record, Tape, Var, VarId};
 pub use tensor::{Mat, MatMut, Saved, Tensor};

@@ -7,7 +7,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::adapter::{Accumulator, ActiveAdapters};
+use crate::accumulator::Accumulator;
+use crate::adapter::ActiveAdapters;
 use crate::cache::KvCache;
 use crate::device::Device;
 use crate::params::Grads;

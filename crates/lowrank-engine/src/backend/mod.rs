@@ -350,7 +350,7 @@ macro_rules! for_each_operation {
     } };
 }
 
-macro_rules! declare {
+macro_rules! backend {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty [$flops:expr];)*) => {
         /// A device. Every operation must give the same bits for the same inputs, and overwrites what it writes unless it
         /// says that it adds.
@@ -381,15 +381,6 @@ macro_rules! declare {
 
             $($(#[$doc])* fn $name(&self, $($arg: $ty),*) -> $ret;)*
         }
-
-        /// The operations of the backend, counted.
-        #[allow(clippy::too_many_arguments)]
-        impl crate::Device {
-            $($(#[$doc])* pub fn $name(&self, $($arg: $ty),*) -> $ret {
-                self.count($flops);
-                self.backend().$name($($arg),*)
-            })*
-        }
     };
 }
-for_each_operation!(declare);
+for_each_operation!(backend);

@@ -5,9 +5,9 @@
 //! without a label cost nothing. The product runs over chunks of labelled rows; while recording,
 //! each chunk's gradient is taken at once, so that backward starts from `dloss/dh`.
 
-use super::linear::Linear;
-use crate::Accumulator;
+use crate::accumulator::Accumulator;
 use crate::backend::Targets;
+use crate::layer::Linear;
 use crate::params::Grads;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::adapter::SiteId;
+use crate::site::SiteId;
 use crate::tape::{Backward, Node, Tape, Var, VarId};
 use crate::tensor::Tensor;
 use crate::weight::FrozenWeight;

@@ -19,5 +19,4 @@ pub use attention::{Attention, Rope};
 pub use cross_entropy::{Label, LmHead, Scores};
 pub use disentangled::Disentangled;
 pub use embedding::Embedding;
-pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};

@@ -4,11 +4,13 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::adapter::{Accumulator, NormParams, SiteId};
+use crate::accumulator::Accumulator;
+use crate::adapter::NormParams;
 use crate::backend::NormWeights;
 use crate::device::Device;
 use crate::params::ParamId;
 use crate::scope::Scope;
+use crate::site::SiteId;
 use crate::tape::{Backward, Node, Recompute, Tape, Var, VarId};
 use crate::tensor::{Saved, Tensor};
 

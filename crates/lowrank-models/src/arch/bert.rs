@@ -11,7 +11,7 @@ use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
-use crate::parts::activation::activation;
+use crate::parts::activation::{activation, gelu};
 use crate::parts::encoder::{Block, Names, Shape};
 use crate::{Error, Result};
 
@@ -55,10 +55,6 @@ struct Config {
     position_embedding_type: Option<String>,
     #[serde(default)]
     is_decoder: bool,
-}
-
-pub(crate) fn gelu() -> String {
-    "gelu".to_owned()
 }
 
 const NAMES: Names = Names {

@@ -10,12 +10,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Result;
-use crate::arch::bert::gelu;
 use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
-use crate::parts::activation::activation;
+use crate::parts::activation::{activation, gelu};
 use crate::parts::fields;
 
 /// What the registry knows.

@@ -6,12 +6,11 @@ use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::arch::bert::gelu;
 use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
-use crate::parts::activation::activation;
+use crate::parts::activation::{activation, gelu};
 use crate::parts::encoder::{Block, Names, Shape};
 use crate::{Error, Result};
 

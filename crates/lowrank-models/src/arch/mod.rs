@@ -1,6 +1,6 @@
 //! Which architectures there are.
 
-pub(crate) mod bert;
+mod bert;
 mod deberta;
 mod distilbert;
 mod gemma;

@@ -21,3 +21,8 @@ pub(crate) fn activation(field: &str, name: &str) -> Result<Activation> {
         }
     })
 }
+
+/// The activation of a configuration that names none (`#[serde(default)]`).
+pub(crate) fn gelu() -> String {
+    "gelu".to_owned()
+}

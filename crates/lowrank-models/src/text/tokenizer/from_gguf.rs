@@ -112,8 +112,19 @@ const PRES: [Pre; 6] = [
     },
 ];
 
+impl Tokenizer {
+    /// The tokenizer inside a GGUF file.
+    ///
+    /// # Errors
+    /// Where the metadata lacks it or its kind is not supported.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let (inner, roles) = build(gguf)?;
+        Ok(Self::new(inner, roles, gguf.path()))
+    }
+}
+
 /// The tokenizer of a GGUF file.
-pub(super) fn build(gguf: &Gguf) -> Result<(Inner, Roles)> {
+fn build(gguf: &Gguf) -> Result<(Inner, Roles)> {
     let path = gguf.path();
     let key = "tokenizer.ggml.model";
     let model =

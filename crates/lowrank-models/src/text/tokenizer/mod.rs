@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
+use lowrank_files::{read_limited, read_optional_object};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer as Inner;
@@ -19,7 +20,6 @@ use tokenizers::normalizers::Precompiled;
 
 use crate::config::GenerationConfig;
 use crate::{Error, Result};
-use lowrank_files::{Gguf, read_limited, read_optional_object};
 
 /// The largest tokenizers (a quarter million tokens) take about 35 MB of JSON.
 const MAX_TOKENIZER: u64 = 256 << 20;
@@ -75,15 +75,6 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The tokenizer inside a GGUF file.
-    ///
-    /// # Errors
-    /// Where the metadata lacks it or its kind is not supported.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        let (inner, roles) = from_gguf::build(gguf)?;
-        Ok(Self::new(inner, roles, gguf.path()))
-    }
-
     /// A `tokenizer.json` without roles; `path` is named in messages.
     ///
     /// # Errors
@@ -98,7 +89,7 @@ impl Tokenizer {
         Ok(Self::new(inner, Roles::default(), path))
     }
 
-    fn new(mut inner: Inner, roles: Roles, path: &Path) -> Self {
+    pub(super) fn new(mut inner: Inner, roles: Roles, path: &Path) -> Self {
         // A saved tokenizer may cut and pad, which is nobody's wish here.
         inner.with_padding(None);
         inner.with_truncation(None).expect("no truncation cannot be too long");
@@ -192,11 +183,6 @@ impl Tokenizer {
     /// Where the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.inner.decode(ids, skip_special).map_err(|e| Error::tokenizer(&self.path, e))
-    }
-
-    /// A decoder for tokens that arrive one by one.
-    pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
-        StreamDecoder::new(self, skip_special)
     }
 
     /// The id of a token given by its exact text in the vocabulary.

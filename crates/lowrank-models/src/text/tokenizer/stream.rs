@@ -7,6 +7,13 @@ use crate::Result;
 /// bytes that will never be one.
 const LONGEST_WAIT: usize = 4;
 
+impl Tokenizer {
+    /// A decoder for tokens that arrive one by one.
+    pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
+        StreamDecoder::new(self, skip_special)
+    }
+}
+
 /// Turns tokens into text as they arrive and never gives out half a character.
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
@@ -17,7 +24,7 @@ pub struct StreamDecoder<'a> {
 }
 
 impl<'a> StreamDecoder<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
+    fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
         Self { tokenizer, skip_special, ids: Vec::new(), given: 0 }
     }
 
