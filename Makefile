@@ -28,6 +28,7 @@ python-test:
 	bash python/test.sh
 
 lint:
+	python3 tools/house.py
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path python/Cargo.toml
 	cargo clippy --release --workspace --all-targets -- -D warnings

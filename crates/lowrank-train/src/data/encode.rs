@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::contract::{DataOptions, Encode, EncodeError, Example};
 use super::fields::{Fields, Roles, Row};
-use super::{DataOptions, Encode, EncodeError, Example};
 
 pub(super) enum Encoded {
     Kept {

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::labelled::label_text;
-use super::{Conversation, DataOptions, Message};
+use lowrank_models::{Conversation, Message};
+
+use super::contract::DataOptions;
+use crate::Error;
 
 /// One row as it was read, not yet looked into: that happens in parallel.
 pub(super) struct Row {
@@ -277,3 +279,16 @@ fn kind(value: &Value) -> &'static str {
         Value::Object(_) => "an object",
     }
 }
+
+/// A label in JSON: a name, a number, or true and false.
+pub(super) fn label_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(yes) => Some(yes.to_string()),
+        _ => None,
+    }
+}
+
+/// The rows of a file, one after the other.
+pub(super) type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;

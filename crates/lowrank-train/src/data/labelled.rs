@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use lowrank_engine::Label;
-use serde_json::Value;
 
+use super::contract::{DataOptions, Encode, Example, Target};
 use super::encode::Encoded;
 use super::fields::{Fields, Row, list_names};
-use super::{DataOptions, Encode, Example, Target};
+use super::glue::Glue;
 use crate::task::Task;
 
 /// Names that columns have where nobody says which they are.
@@ -29,7 +29,7 @@ pub(super) struct Columns {
 impl Columns {
     /// What the options name, or else what `has` finds.
     pub fn find(options: &DataOptions, has: &dyn Fn(&str) -> bool) -> Result<Self, String> {
-        let layout = options.glue().map(super::Glue::layout);
+        let layout = options.glue().map(Glue::layout);
         let first_known = |names: &[&str]| names.iter().find(|name| has(name)).map(ToString::to_string);
         let words = options.task == Task::TokenClassification;
         let (first_names, label_names) =
@@ -220,14 +220,4 @@ fn number(label: &str) -> Result<f32, String> {
             "label {label:?} is not a number: the task regression needs numbers, classification takes names"
         )
     })
-}
-
-/// A label in JSON: a name, a number, or true and false.
-pub(super) fn label_text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(yes) => Some(yes.to_string()),
-        _ => None,
-    }
 }

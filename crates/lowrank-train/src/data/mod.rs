@@ -15,6 +15,7 @@
 //! tags. A TSV file has no quoting: a quote in it is a character like any other.
 
 mod conll;
+mod contract;
 mod encode;
 mod fields;
 mod glue;
@@ -35,322 +36,18 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use lowrank_engine::Label;
 pub use lowrank_models::{Conversation, Message, Texts};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::task::Task;
+pub use contract::{DataFormat, DataOptions, Encode, EncodeError, Example, ExampleId, Target};
 use encode::Encoded;
-use fields::Row;
+use fields::Rows;
 pub use glue::Glue;
 pub use groups::{PromptGroup, read_groups};
 pub use store::Examples;
 pub use template::Template;
-
-/// Why a text or a conversation has no tokens.
-pub type EncodeError = Box<dyn std::error::Error + Send + Sync>;
-
-/// What the readers need from a tokenizer and its chat template.
-pub trait Encode: Sync {
-    /// The tokens of a text that something may follow: with the begin token where the tokenizer adds one, and without
-    /// an end token added behind.
-    ///
-    /// # Errors
-    /// Where the tokenizer refuses it.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError>;
-
-    /// The tokens of a whole conversation and, for each, whether it is a training target.
-    ///
-    /// # Errors
-    /// Where there is no chat template, or it refuses these messages.
-    fn encode_chat(&self, talk: &Conversation) -> Result<(Vec<u32>, Vec<bool>), EncodeError>;
-
-    /// The token that ends a text, where there is one.
-    fn eos(&self) -> Option<u32>;
-
-    /// The tokens of a text or a pair as a classifier reads them, at most `max`.
-    ///
-    /// # Errors
-    /// Where the tokenizer refuses it.
-    fn texts(&self, first: &str, second: Option<&str>, max: Option<usize>) -> Result<Texts, EncodeError>;
-
-    /// The same of a text that is split into words.
-    ///
-    /// # Errors
-    /// Where the tokenizer refuses it.
-    fn words(&self, words: &[&str], max: Option<usize>) -> Result<Texts, EncodeError>;
-}
-
-/// Where an example came from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct ExampleId {
-    /// The data file as it was named.
-    pub file: Arc<str>,
-    /// Its line, from 1; in a JSON file of WebNLG or DART the number of its entry.
-    pub line: u64,
-}
-
-impl fmt::Display for ExampleId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
-    }
-}
-
-/// One tokenised example.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Example {
-    /// `T` tokens.
-    pub tokens: Vec<u32>,
-    /// Type of each token (BERT: which text of a pair it is of); empty where all are 0.
-    pub token_types: Vec<u32>,
-    /// [`Target::Next`]: token `i` is a training target. Never the first one: nothing predicts it.
-    /// [`Target::Masked`]: token `i` may be hidden. Else empty.
-    pub loss_mask: Vec<bool>,
-    /// Leading tokens without loss that other examples may share; 0 for a text.
-    pub prompt_len: usize,
-    /// What is to be learned.
-    pub target: Target,
-    /// [`Target::Pair`]: how alike the two texts are, where the data say so. Read by evaluation only.
-    pub similarity: Option<f32>,
-    /// Weight of its losses; `None` is 1.
-    pub weight: Option<f32>,
-    /// Where it came from.
-    pub id: ExampleId,
-}
-
-/// What is to be learned of an example.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Target {
-    /// The tokens that `loss_mask` marks, each from those before it.
-    #[default]
-    Next,
-    /// Classes at tokens: one for a text, at the token that speaks for it, or those of its words.
-    Classes(Vec<Label>),
-    /// A number for the text, at the token that speaks for it.
-    Value {
-        /// That token.
-        row: u32,
-        /// The number.
-        value: f32,
-    },
-    /// Tokens that will be hidden at random.
-    Masked,
-    /// That two texts belong together: the first has this many of the tokens, the second the others (none, where there
-    /// is one text to embed).
-    Pair(usize),
-}
-
-impl Example {
-    /// How many targets it has; for hidden tokens, how many it may have.
-    pub fn labels(&self) -> usize {
-        match &self.target {
-            Target::Next | Target::Masked => self.loss_mask.iter().filter(|&&marked| marked).count(),
-            Target::Classes(labels) => labels.len(),
-            Target::Value { .. } | Target::Pair(_) => 1,
-        }
-    }
-}
-
-/// The format of a data file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum DataFormat {
-    /// One JSON object a line.
-    Jsonl,
-    /// Comma-separated, a header line, quotes as in RFC 4180.
-    Csv,
-    /// Tab-separated, a header line, no quoting.
-    Tsv,
-    /// A word and its tag a line, a blank line after each sentence.
-    Conll,
-    /// A file of the GLUE benchmark: tab-separated, its columns known.
-    Glue(Glue),
-    /// E2E NLG challenge: CSV of meaning representations and texts.
-    E2e,
-    /// WebNLG 2017 challenge: JSON of triples and texts.
-    Webnlg,
-    /// DART: JSON of triples and texts.
-    Dart,
-}
-
-impl DataFormat {
-    /// The format that a file's extension tells.
-    ///
-    /// # Errors
-    /// For an extension that tells none.
-    pub fn of(path: &Path) -> Result<Self, Error> {
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-        extension.parse().map_err(|_| Error::DataFile {
-            path: path.into(),
-            reason: "unknown file extension: use .jsonl, .csv, .tsv or .conll, or give the format with \
-                     `data_format`"
-                .into(),
-        })
-    }
-}
-
-impl std::str::FromStr for DataFormat {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        match name {
-            "jsonl" | "ndjson" | "json" => Ok(Self::Jsonl),
-            "csv" => Ok(Self::Csv),
-            "tsv" | "tab" => Ok(Self::Tsv),
-            "e2e" => Ok(Self::E2e),
-            "webnlg" => Ok(Self::Webnlg),
-            "dart" => Ok(Self::Dart),
-            "conll" => Ok(Self::Conll),
-            _ => match name.strip_prefix("glue:") {
-                Some(task) => Ok(Self::Glue(Glue::parse(task)?)),
-                None => {
-                    let known = ["jsonl", "csv", "tsv", "e2e", "webnlg", "dart", "conll", "glue:TASK"];
-                    Err(Error::Options(lowrank_files::unknown("data format", name, known)))
-                }
-            },
-        }
-    }
-}
-
-impl fmt::Display for DataFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Jsonl => f.write_str("jsonl"),
-            Self::Csv => f.write_str("csv"),
-            Self::Tsv => f.write_str("tsv"),
-            Self::E2e => f.write_str("e2e"),
-            Self::Webnlg => f.write_str("webnlg"),
-            Self::Dart => f.write_str("dart"),
-            Self::Conll => f.write_str("conll"),
-            Self::Glue(glue) => write!(f, "glue:{}", glue.name()),
-        }
-    }
-}
-
-impl TryFrom<String> for DataFormat {
-    type Error = Error;
-
-    fn try_from(name: String) -> Result<Self, Error> {
-        name.parse()
-    }
-}
-
-impl From<DataFormat> for String {
-    fn from(format: DataFormat) -> Self {
-        format.to_string()
-    }
-}
-
-/// How to read a data file.
-#[derive(Clone, Debug, Default)]
-pub struct DataOptions {
-    /// The format, where the extension does not tell it.
-    pub format: Option<DataFormat>,
-    /// The column (or JSON key) of the prompt; `prompt` where unset.
-    pub prompt_column: Option<String>,
-    /// The column (or JSON key) of the completion; `completion` where unset.
-    pub completion_column: Option<String>,
-    /// The column (or JSON key) of a text without prompt.
-    pub text_column: Option<String>,
-    /// What the prompt is made of: `{prompt}` is the prompt column, `{name}` any other.
-    pub prompt_template: Option<Template>,
-    /// Longer examples lose their tail.
-    pub max_seq_len: Option<usize>,
-    /// Count and report bad lines instead of stopping at the first.
-    pub skip_bad_lines: bool,
-    /// What the examples are for. The fields above that speak of prompts are for language models, those below for
-    /// the other tasks.
-    pub task: Task,
-    /// Names of the classes, in their order.
-    pub labels: Vec<String>,
-    /// The column (or JSON key) of a pair's second text.
-    pub pair_column: Option<String>,
-    /// The column (or JSON key) of the label.
-    pub label_column: Option<String>,
-    /// Whether a text's last token speaks for it, not the first.
-    pub reads_last: bool,
-    /// Labels may be missing: the examples are for prediction.
-    pub unlabelled: bool,
-}
-
-impl DataOptions {
-    /// The task of GLUE that the file is of.
-    pub(crate) fn glue(&self) -> Option<Glue> {
-        match self.format {
-            Some(DataFormat::Glue(glue)) => Some(glue),
-            _ => None,
-        }
-    }
-
-    /// The same with the format known.
-    fn resolved(&self, path: &Path) -> Result<Self, Error> {
-        let format = match self.format {
-            Some(format) => format,
-            None => self.detected(path)?,
-        };
-        let mut options = Self { format: Some(format), ..self.clone() };
-        if let DataFormat::E2e | DataFormat::Webnlg | DataFormat::Dart = format {
-            return nlg::options(&options);
-        }
-        if format == DataFormat::Tsv && self.task != Task::Lm && self.text_column.is_none() {
-            let mut line = Vec::new();
-            open(path)?.take(1 << 16).read_until(b'\n', &mut line).map_err(Error::io(path))?;
-            let line = String::from_utf8_lossy(&line);
-            let columns: Vec<String> = line.trim_end().split('\t').map(|c| c.trim().to_owned()).collect();
-            options.format = Some(Glue::detect(&columns).map_or(format, DataFormat::Glue));
-        }
-        Ok(options)
-    }
-
-    /// The format that a file begins as, or that its name tells. Columns that are named are those of a table.
-    fn detected(&self, path: &Path) -> Result<DataFormat, Error> {
-        let named = [&self.prompt_column, &self.completion_column, &self.text_column];
-        if self.task == Task::Lm
-            && named.iter().all(|name| name.is_none())
-            && let Some(format) = nlg::detect(&mut open(path)?, path)?
-        {
-            return Ok(format);
-        }
-        DataFormat::of(path)
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        if self.task == Task::Lm {
-            if let Some(DataFormat::Glue(_) | DataFormat::Conll) = self.format {
-                let what = "holds labels, not texts to continue: choose another `task`";
-                return Err(Error::Options(format!(
-                    "`data_format` {} {what}",
-                    self.format.expect("is there")
-                )));
-            }
-        } else if self.prompt_column.is_some()
-            || self.completion_column.is_some()
-            || self.prompt_template.is_some()
-        {
-            return Err(Error::Options(format!(
-                "`task` {} reads texts: name them with `text_column` and `pair_column` in place of \
-                 `prompt_column`, `completion_column` and `prompt_template`",
-                self.task.name()
-            )));
-        }
-        let pair = self.prompt_column.is_some() || self.completion_column.is_some();
-        if self.text_column.is_some() && (pair || self.prompt_template.is_some()) {
-            return Err(Error::Options(
-                "`text_column` trains on a text without prompt: drop it, or drop `prompt_column`, \
-                 `completion_column` and `prompt_template`"
-                    .into(),
-            ));
-        }
-        match self.max_seq_len {
-            Some(n) if n < 2 => {
-                Err(Error::Options(format!("`max_seq_len` {n} leaves nothing to predict: at least 2")))
-            }
-            _ => Ok(()),
-        }
-    }
-}
 
 /// A line that made no example, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -473,8 +170,6 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
     Ok(data)
 }
 
-type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
-
 fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
     let input = open(path)?;
     Ok(match options.format {
@@ -564,6 +259,40 @@ impl Dataset {
             Err(reason) => return Err(Error::Line { path: path.into(), line, reason }),
         }
         Ok(())
+    }
+}
+
+impl DataOptions {
+    /// The same with the format known.
+    fn resolved(&self, path: &Path) -> Result<Self, Error> {
+        let format = match self.format {
+            Some(format) => format,
+            None => self.detected(path)?,
+        };
+        let mut options = Self { format: Some(format), ..self.clone() };
+        if let DataFormat::E2e | DataFormat::Webnlg | DataFormat::Dart = format {
+            return nlg::options(&options);
+        }
+        if format == DataFormat::Tsv && self.task != Task::Lm && self.text_column.is_none() {
+            let mut line = Vec::new();
+            open(path)?.take(1 << 16).read_until(b'\n', &mut line).map_err(Error::io(path))?;
+            let line = String::from_utf8_lossy(&line);
+            let columns: Vec<String> = line.trim_end().split('\t').map(|c| c.trim().to_owned()).collect();
+            options.format = Some(Glue::detect(&columns).map_or(format, DataFormat::Glue));
+        }
+        Ok(options)
+    }
+
+    /// The format that a file begins as, or that its name tells. Columns that are named are those of a table.
+    fn detected(&self, path: &Path) -> Result<DataFormat, Error> {
+        let named = [&self.prompt_column, &self.completion_column, &self.text_column];
+        if self.task == Task::Lm
+            && named.iter().all(|name| name.is_none())
+            && let Some(format) = nlg::detect(&mut open(path)?, path)?
+        {
+            return Ok(format);
+        }
+        DataFormat::of(path)
     }
 }
 

@@ -18,8 +18,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::fields::{Fields, Raw, Row};
-use super::{DataFormat, DataOptions, Rows, Template, table};
+use super::contract::{DataFormat, DataOptions};
+use super::fields::{Fields, Raw, Row, Rows};
+use super::table;
+use super::template::Template;
 use crate::Error;
 
 /// The format that a file shows by its first bytes, where it is one of these.

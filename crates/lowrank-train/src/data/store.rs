@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use lowrank_engine::Label;
 
-use super::{Example, ExampleId, Target};
+use super::contract::{Example, ExampleId, Target};
 
 /// Examples in little memory. Each is made anew when it is asked for.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::DataOptions;
+use super::contract::DataOptions;
 use super::fields::{Raw, Roles, Row, missing_column, not_utf8};
 use super::labelled::Columns;
 use crate::Error;
