@@ -17,6 +17,7 @@ pub mod low_rank;
 pub mod methods;
 mod mixture;
 mod registry;
+mod routed;
 mod set;
 mod store;
 mod target;

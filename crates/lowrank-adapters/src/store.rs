@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use lowrank_engine::{Params, Site, SiteId, SiteKind};
+use lowrank_engine::{ActiveAdapters, Params, Site, SiteId, SiteKind};
 
 use crate::base::BaseWeights;
 use crate::contract::AdaptedSite;
 use crate::contract::Variant;
 use crate::error::Error;
 use crate::mixture::{Mixture, Part};
+use crate::routed::Routed;
 use crate::set::AdapterSet;
 
 /// Adapters by name, for one base model. The base is never touched and no number is copied: switching, mixing and
@@ -86,6 +87,37 @@ impl AdapterStore {
         self.mix(&[(name, 1.0)])
     }
 
+    /// A set for batches in which each row has one of these adapters, by its place in `names`
+    /// ([`lowrank_engine::RowAdapters`]); rows without one have the base alone. Sequences of an adapter with virtual tokens
+    /// begin with as many of them, whose ids are those from the size of the vocabulary on. For inference only.
+    ///
+    /// # Errors
+    /// As [`AdapterStore::select`].
+    pub fn route(&self, names: &[&str]) -> Result<ActiveAdapters, Error> {
+        let mut active = ActiveAdapters::default();
+        let mut by_site: BTreeMap<usize, Vec<Option<Part>>> = BTreeMap::new();
+        for (index, &name) in names.iter().enumerate() {
+            let Entry { set, params } = self.entry(name)?;
+            for layer in &set.layers {
+                let part = Part { variant: layer.variant.clone(), params: params.clone(), weight: 1.0 };
+                by_site.entry(layer.id.0).or_insert_with(|| vec![None; names.len()])[index] = Some(part);
+            }
+            active.virtual_tokens = active.virtual_tokens.max(set.active.virtual_tokens);
+            active.prefixes.push(set.active.prefix.map(|prefix| (prefix, params.clone())));
+        }
+        for (id, parts) in by_site {
+            active.attach(SiteId(id), Arc::new(Routed { parts }));
+        }
+        Ok(active)
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, Error> {
+        self.adapters.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.names().collect();
+            Error::Config(format!("there is no adapter {name:?}; loaded are {}", known.join(", ")))
+        })
+    }
+
     /// Several adapters at once, each with its weight: what each changes of the base's output is multiplied by the
     /// weight and added up. No adapter at all is the base alone.
     ///
@@ -98,10 +130,7 @@ impl AdapterStore {
             if !weight.is_finite() {
                 return Err(Error::Config(format!("the weight of adapter {name:?} is {weight}")));
             }
-            let Entry { set, params } = self.adapters.get(name).ok_or_else(|| {
-                let known: Vec<&str> = self.names().collect();
-                Error::Config(format!("there is no adapter {name:?}; loaded are {}", known.join(", ")))
-            })?;
+            let Entry { set, params } = self.entry(name)?;
             if set.active.virtual_tokens > 0 {
                 return Err(Error::Config(format!(
                     "adapter {name:?} is virtual tokens, which are used alone: they cannot be mixed or weighted"

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::accumulator::Accumulator;
 use crate::layer::Linear;
 use crate::params::{Grads, ParamId, Params};
+use crate::row_adapters::AdapterIndex;
 use crate::scope::Scope;
 use crate::site::SiteId;
 use crate::tensor::Tensor;
@@ -90,6 +91,12 @@ pub trait Adapter: Send + Sync {
         [weight, bias].map(|id| id.map(|id| params.tensor(id)))
     }
 
+    /// The same for the rows of one adapter, where rows have adapters of their own.
+    fn norm_tensors_of<'a>(&'a self, params: &'a Params, index: AdapterIndex) -> [Option<&'a Tensor>; 2] {
+        let _ = index;
+        self.norm_tensors(params)
+    }
+
     /// `y += weight (adapted(x) - base(x))`: the adapter as one of several. Without gradient.
     fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {
         let mut change = scope.alloc(y.rows(), y.cols());
@@ -116,6 +123,8 @@ pub struct ActiveAdapters {
     pub virtual_tokens: usize,
     /// Where they come with keys and values of their own.
     pub prefix: Option<Prefix>,
+    /// The same of each adapter, where rows have adapters of their own, with the parameters it is among.
+    pub prefixes: Vec<Option<(Prefix, Arc<Params>)>>,
 }
 
 impl ActiveAdapters {

@@ -17,6 +17,7 @@ mod layer;
 mod mapped;
 mod ops;
 mod params;
+mod row_adapters;
 mod saved;
 mod scope;
 mod site;
@@ -42,6 +43,7 @@ pub use lowrank_kernels::{Activation, AttentionShape, Format, RowOrder, Segment,
 pub use mapped::Mapped;
 pub use ops::{Attention, Disentangled, Embedding, Label, LayerNorm, LmHead, RmsNorm, Rope, Scores};
 pub use params::{AdamW, Grads, Param, ParamId, Params};
+pub use row_adapters::{AdapterIndex, RowAdapters};
 pub use scope::{DropoutKey, Scope};
 pub use site::{Site, SiteId, SiteKind};
 pub use stream::{BaseStream, Span, give_back};

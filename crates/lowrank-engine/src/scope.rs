@@ -3,6 +3,7 @@
 use crate::backend::Mask;
 use crate::device::Device;
 use crate::params::{ParamId, Params};
+use crate::row_adapters::RowAdapters;
 use crate::tensor::{Mat, MatMut, Tensor};
 
 /// Names one forward pass for the counter-based random numbers, so that a recomputed dropout is the
@@ -24,9 +25,16 @@ pub struct Scope<'m> {
     pub params: &'m Params,
     /// `None` outside training: dropout does nothing.
     pub dropout: Option<DropoutKey>,
+    /// The adapter of each row, where a batch has several. For inference only.
+    pub rows: Option<&'m RowAdapters>,
 }
 
 impl<'m> Scope<'m> {
+    /// The surroundings of inference.
+    pub fn inference(device: &'m Device, params: &'m Params) -> Self {
+        Self { device, params, dropout: None, rows: None }
+    }
+
     /// A tensor with undefined values.
     pub fn alloc(&self, rows: usize, cols: usize) -> Tensor {
         self.device.alloc(rows, cols)

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use lowrank_engine::{Attention, AttentionShape, Linear, LmHead, Rope, Segment, Site, Tape, Var};
+use lowrank_engine::{
+    Attention, AttentionShape, Embedding, Linear, LmHead, Rope, RowAdapters, Segment, Site, Tape, Var,
+};
 
 use crate::heads::{Head, HeadLayout};
 
@@ -21,9 +23,17 @@ pub struct TokenBatch<'a> {
     /// Rows whose hidden states are computed, at least one, in rising order; `None`: all. After its attention the last
     /// block leaves the others out.
     pub output_rows: Option<&'a [usize]>,
+    /// The adapter of each row, where the active set serves several. For inference only.
+    pub adapters: Option<&'a RowAdapters>,
 }
 
 impl<'a> TokenBatch<'a> {
+    /// The embeddings of the tokens, `[N,D]`: where the pass learns which adapter each row has.
+    pub(crate) fn embed(&self, tape: &mut Tape<'a>, table: &'a Embedding) -> Var<'a> {
+        tape.scope.rows = self.adapters;
+        tape.embedding(table, self.tokens)
+    }
+
     /// What block `layer` of `layers` needs to know of the batch.
     pub(crate) fn block(&self, layer: usize, layers: usize) -> BlockContext<'a> {
         let output_rows =

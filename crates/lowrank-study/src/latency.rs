@@ -64,7 +64,7 @@ fn forward(device: &Device, model: &dyn Model, adapters: &AdapterSet, batch: usi
     let last: Vec<usize> = segments.iter().map(|s| s.q.end - 1).collect();
 
     let started = Instant::now();
-    let scope = Scope { device, params: &adapters.params, dropout: None };
+    let scope = Scope::inference(device, &adapters.params);
     let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
     let batch = TokenBatch {
         tokens: &tokens,
@@ -73,6 +73,7 @@ fn forward(device: &Device, model: &dyn Model, adapters: &AdapterSet, batch: usi
         token_types: &[],
         segments: &segments,
         output_rows: None,
+        adapters: None,
     };
     let hidden = model.hidden(&mut tape, &batch);
     let last = tape.select_rows(&hidden, &last);

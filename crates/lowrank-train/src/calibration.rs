@@ -83,7 +83,7 @@ impl Inputs for TrainingInputs<'_> {
     }
 
     fn run(&mut self, adapters: &ActiveAdapters) {
-        let scope = Scope { device: self.device, params: &self.params, dropout: None };
+        let scope = Scope::inference(self.device, &self.params);
         let mut tape = Tape::new(scope, adapters, Record::Nothing);
         // Every row is looked at on its way.
         let batch = TokenBatch { output_rows: None, ..self.batch.token_batch() };

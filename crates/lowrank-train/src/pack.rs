@@ -151,7 +151,15 @@ impl PackedBatch {
     /// What a model reads of it.
     pub(crate) fn token_batch(&self) -> TokenBatch<'_> {
         let Self { tokens, positions, lengths, token_types, segments, output_rows, .. } = self;
-        TokenBatch { tokens, positions, lengths, token_types, segments, output_rows: output_rows.as_deref() }
+        TokenBatch {
+            tokens,
+            positions,
+            lengths,
+            token_types,
+            segments,
+            output_rows: output_rows.as_deref(),
+            adapters: None,
+        }
     }
 
     /// Appends an example that is not for next-token prediction.

@@ -77,7 +77,7 @@ impl<'a> Scorer<'a> {
     }
 
     fn tape<'t>(&'t self) -> Tape<'t> {
-        let scope = Scope { device: self.device, params: &self.adapters.params, dropout: None };
+        let scope = Scope::inference(self.device, &self.adapters.params);
         Tape::new(scope, &self.adapters.active, Record::Nothing)
     }
 }

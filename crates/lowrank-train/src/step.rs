@@ -140,7 +140,7 @@ impl<'m> Stepper<'m> {
     fn accumulate(&mut self, batch: &PackedBatch, scale: f32, pass: u64) -> Scores {
         let record = if self.options.checkpoint_activations { Record::Checkpoints } else { Record::All };
         let dropout = Some(DropoutKey { seed: self.options.seed, pass });
-        let scope = Scope { device: &self.device, params: &self.adapters.params, dropout };
+        let scope = Scope { device: &self.device, params: &self.adapters.params, dropout, rows: None };
         let mut tape = Tape::new(scope, &self.adapters.active, record);
         let h = self.model.hidden(&mut tape, &batch.token_batch());
         let weights: Vec<f32> = batch.weights.iter().map(|w| w * scale).collect();

@@ -78,7 +78,7 @@ fn logits(model: &dyn Model, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f32> 
     let lengths = vec![n as u32; n];
     let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
     let device = Device::cpu();
-    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
+    let scope = Scope::inference(&device, &adapters.params);
     let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
     let batch = TokenBatch {
         tokens,
@@ -87,6 +87,7 @@ fn logits(model: &dyn Model, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f32> 
         token_types: &[],
         segments: &segments,
         output_rows: None,
+        adapters: None,
     };
     let h = model.hidden(&mut tape, &batch);
     match model.head() {

@@ -570,9 +570,10 @@ fn outputs(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> (Vec<f32
         token_types: &[],
         segments: &segments,
         output_rows: None,
+        adapters: None,
     };
     let device = Device::cpu();
-    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
+    let scope = Scope::inference(&device, &adapters.params);
     let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
     let mut h = session.model.hidden(&mut tape, &batch);
     if let Head::Classes(head) = session.model.head() {

@@ -29,7 +29,7 @@ fn logits(
     let lengths = vec![n as u32; n];
     let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
     let device = Device::cpu();
-    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
+    let scope = Scope::inference(&device, &adapters.params);
     let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
     let batch = TokenBatch {
         tokens,
@@ -38,6 +38,7 @@ fn logits(
         token_types,
         segments: &segments,
         output_rows,
+        adapters: None,
     };
     let h = model.hidden(&mut tape, &batch);
     let Head::Classes(head) = model.head() else { panic!("a classifier") };

@@ -53,8 +53,19 @@ impl<'m> Tape<'m> {
             (parts, self.virtual_rows.clone())
         });
         if let Some(([keys, values], rows)) = &prefix {
-            k = keys.put(&scope, k, rows);
-            v = values.put(&scope, v, rows);
+            k = keys.put(&scope, scope.params, k, rows);
+            v = values.put(&scope, scope.params, v, rows);
+        }
+        if let (Some(adapters), false) = (scope.rows, self.virtual_rows.is_empty()) {
+            let of_row = adapters.of(k.rows());
+            for (index, prefix) in self.adapters.prefixes.iter().enumerate() {
+                let Some((prefix, params)) = prefix else { continue };
+                let own = self.virtual_rows.iter().filter(|(row, _)| of_row[*row] == Some(index));
+                let own: Vec<(usize, usize)> = own.copied().collect();
+                let [keys, values] = [0, 1].map(|which| Part { prefix: *prefix, layer, which });
+                k = keys.put(&scope, params, k, &own);
+                v = values.put(&scope, params, v, &own);
+            }
         }
         let (keys, values) = match self.cache {
             Some(cache) => cache.borrow_mut().extend(a.layer, &k, &v),

@@ -56,7 +56,7 @@ impl<'m> Tape<'m> {
 
     fn norm(&mut self, site: SiteId, mut weights: NormWeights<'m>, kind: Kind, x: &Var<'m>) -> Var<'m> {
         let (device, params) = (self.scope.device, self.scope.params);
-        let adapter = self.adapters.get(site);
+        let (adapter, base) = (self.adapters.get(site), weights);
         let trained = adapter.map(|adapter| adapter.norm()).unwrap_or_default();
         let [weight, bias] = adapter.map(|adapter| adapter.norm_tensors(params)).unwrap_or_default();
         weights.weight = weight.unwrap_or(weights.weight);
@@ -65,6 +65,23 @@ impl<'m> Tape<'m> {
         let mut y = device.alloc(x.tensor.rows(), x.tensor.cols());
         // Adapters above may want the output again even where its input needs no gradient.
         if !self.keeps(Some(0)) {
+            if let (Some(adapter), Some(rows)) = (adapter, self.scope.rows) {
+                kind.run(device, &mut y, None, &x.tensor, base);
+                for (index, rows) in rows.groups(x.tensor.rows()) {
+                    let [weight, bias] = adapter.norm_tensors_of(params, index);
+                    let weights = NormWeights {
+                        weight: weight.unwrap_or(base.weight),
+                        bias: bias.or(base.bias),
+                        ..base
+                    };
+                    let mut own = device.alloc(rows.len(), x.tensor.cols());
+                    device.gather_rows(&mut own, &x.tensor, &rows);
+                    let mut normed = device.alloc(rows.len(), x.tensor.cols());
+                    kind.run(device, &mut normed, None, &own, weights);
+                    device.scatter_rows(&mut y, &normed, &rows);
+                }
+                return Var::output(y, out);
+            }
             kind.run(device, &mut y, None, &x.tensor, weights);
             return Var::output(y, out);
         }

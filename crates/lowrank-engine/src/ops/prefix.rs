@@ -1,7 +1,7 @@
 //! Prefix tuning: keys and values of virtual tokens that are parameters.
 
 use crate::adapter::Prefix;
-use crate::params::Grads;
+use crate::params::{Grads, Params};
 use crate::scope::Scope;
 use crate::tensor::Tensor;
 
@@ -21,11 +21,11 @@ impl Part {
         start..start + width
     }
 
-    /// `x: [N, width]` with the rows of virtual tokens replaced.
-    pub fn put(&self, scope: &Scope<'_>, x: Tensor, rows: &[(usize, usize)]) -> Tensor {
+    /// `x: [N, width]` with the rows of virtual tokens replaced by those of the prefix among `params`.
+    pub fn put(&self, scope: &Scope<'_>, params: &Params, x: Tensor, rows: &[(usize, usize)]) -> Tensor {
         let mut x = scope.device.own(x);
         let columns = self.columns(x.cols());
-        scope.device.replace_rows(&mut x, scope.params.tensor(self.prefix.param), columns, rows);
+        scope.device.replace_rows(&mut x, params.tensor(self.prefix.param), columns, rows);
         x
     }
 

@@ -17,6 +17,9 @@ impl<'m> Tape<'m> {
         assert!(ranges.iter().all(|r| !r.is_empty() && r.end <= n), "ranges of rows within {n}");
         let mut y = self.scope.alloc(ranges.len(), d);
         self.scope.device.mean_rows(&mut y, &h.tensor, ranges);
+        if let Some(adapters) = self.scope.rows {
+            adapters.pick(n, ranges);
+        }
         let out = self.id(h.id.is_some());
         if let (true, Some(h), Some(out)) = (self.keeps(out), h.id, out) {
             self.push(MeanNode { h, n, ranges: ranges.to_vec(), out });
@@ -101,7 +104,7 @@ mod tests {
     ) -> (f64, Vec<f32>) {
         let device = Device::cpu();
         let (params, adapters) = (Params::default(), ActiveAdapters::default());
-        let scope = Scope { device: &device, params: &params, dropout: None };
+        let scope = Scope::inference(&device, &params);
         let mut tape = Tape::new(scope, &adapters, Record::All);
         let x = Var { tensor: device.tensor(n, x.len() / n, x), id: tape.id(true), recompute: None };
         let y = op(&mut tape, &x);

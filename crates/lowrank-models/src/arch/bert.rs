@@ -172,7 +172,7 @@ impl Model for Bert {
         };
         let zeros = vec![0; batch.tokens.len()];
         let types = if types.is_empty() { &zeros[..] } else { types };
-        let mut x = tape.embedding(&self.words, batch.tokens);
+        let mut x = batch.embed(tape, &self.words);
         let types = tape.embedding(&self.types, types);
         x = tape.add(x, &types);
         drop(types);

@@ -441,7 +441,7 @@ impl Convolution {
 impl Model for Deberta {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
         let segments = batch.segments;
-        let mut x = tape.embedding(&self.words, batch.tokens);
+        let mut x = batch.embed(tape, &self.words);
         if let Some(positions) = &self.positions {
             let positions = tape.embedding(positions, batch.positions);
             x = tape.add(x, &positions);

@@ -112,7 +112,7 @@ impl DistilBert {
 
 impl Model for DistilBert {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
-        let mut x = tape.embedding(&self.words, batch.tokens);
+        let mut x = batch.embed(tape, &self.words);
         let positions = tape.embedding(&self.positions, batch.positions);
         x = tape.add(x, &positions);
         drop(positions);

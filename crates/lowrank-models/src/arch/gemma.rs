@@ -349,7 +349,7 @@ impl Model for Gemma {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
         let at = |table: &RopeTable| table.at(tape.scope.device, batch.positions, batch.lengths);
         let (global, local) = (at(&self.ropes.global), at(&self.ropes.local));
-        let mut x = tape.embedding(&self.embed, batch.tokens);
+        let mut x = batch.embed(tape, &self.embed);
         for (i, layer) in self.layers.iter().enumerate() {
             let rope = if layer.sliding { local.clone() } else { global.clone() };
             let block = batch.block(i, self.layers.len());

@@ -230,7 +230,7 @@ impl Layer {
 
 impl Model for Gpt2 {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
-        let tokens = tape.embedding(&self.tokens, batch.tokens);
+        let tokens = batch.embed(tape, &self.tokens);
         let positions = tape.embedding(&self.positions, batch.positions);
         let mut x = tape.add(tokens, &positions);
         drop(positions);

@@ -199,7 +199,7 @@ impl Layer {
 impl Model for Phi3 {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
         let rope = self.rope.at(tape.scope.device, batch.positions, batch.lengths);
-        let mut x = tape.embedding(&self.embed, batch.tokens);
+        let mut x = batch.embed(tape, &self.embed);
         for (i, layer) in self.layers.iter().enumerate() {
             let rope = rope.clone();
             let block = batch.block(i, self.layers.len());

@@ -124,7 +124,7 @@ impl<'m> Lanes<'m> {
         let last = [pass.tokens.len() - 1];
         let cache = self.rows.cache();
         cache.borrow_mut().targets = std::mem::take(&mut pass.targets);
-        let scope = Scope { device: self.device, params: self.params, dropout: None };
+        let scope = Scope::inference(self.device, self.params);
         let mut tape = Tape::with_cache(scope, self.adapters, cache);
         let batch = TokenBatch {
             tokens: &pass.tokens,
@@ -133,6 +133,7 @@ impl<'m> Lanes<'m> {
             token_types: &[],
             segments: &pass.segments,
             output_rows: Some(if pass.outputs.is_empty() { &last } else { &pass.outputs }),
+            adapters: None,
         };
         let h = self.model.hidden(&mut tape, &batch);
         if pass.outputs.is_empty() {

@@ -106,7 +106,7 @@ pub fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f
     let lengths = vec![n as u32; n];
     let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
     let device = Device::cpu();
-    let scope = Scope { device: &device, params: &adapters.params, dropout: None };
+    let scope = Scope::inference(&device, &adapters.params);
     let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
     let batch = TokenBatch {
         tokens,
@@ -115,6 +115,7 @@ pub fn logits(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> Vec<f
         token_types: &[],
         segments: &segments,
         output_rows: None,
+        adapters: None,
     };
     let h = session.model.hidden(&mut tape, &batch);
     tape.logits(session.model.lm_head().unwrap(), &h).to_vec()
