@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use memmap2::{MmapMut, MmapOptions};
 
+use crate::error::Error;
+
 /// Blocks start at multiples of this many floats (64 bytes: a cache line, an AVX-512 register).
 const ALIGN: usize = 16;
 
@@ -122,13 +124,18 @@ impl End {
 impl Arena {
     /// An arena over reserved memory. Pages are taken from the system when first touched.
     pub fn reserve() -> Self {
+        Self::reserve_at_most(if cfg!(target_pointer_width = "64") { 1 << 40 } else { 1 << 30 })
+    }
+
+    fn reserve_at_most(mut bytes: usize) -> Self {
         // Address space costs nothing; where a limit forbids the large range, ask for less.
-        let mut bytes: usize = if cfg!(target_pointer_width = "64") { 1 << 40 } else { 1 << 30 };
         let map = loop {
             match MmapOptions::new().len(bytes).no_reserve_swap().map_anon() {
                 Ok(map) => break map,
                 Err(_) if bytes > 1 << 24 => bytes /= 2,
-                Err(error) => panic!("cannot reserve {bytes} bytes of address space: {error}"),
+                Err(error) => {
+                    out_of_memory(format!("cannot reserve {bytes} bytes of address space: {error}"))
+                }
             }
         };
         let mut map = map;
@@ -150,12 +157,14 @@ impl Arena {
         let (start, saved) = state.place(len, saved);
         if let Some(memory) = &self.0.memory {
             let used = state.temporary.top + state.saved.top;
-            assert!(
-                used <= memory.floats,
-                "the step needs {} MB, more address space than could be reserved ({} MB)",
-                used / 250_000,
-                memory.floats / 250_000
-            );
+            if used > memory.floats {
+                let (used, most) = (used / 250_000, memory.floats / 250_000);
+                drop(state);
+                out_of_memory(format!(
+                    "the step needs {used} MB of address space, and {most} MB could be reserved: allow more (`ulimit -v`), or \
+                     take smaller batches"
+                ));
+            }
         }
         Block { arena: self.clone(), start, floats, len, saved }
     }
@@ -173,6 +182,11 @@ impl Arena {
             end.peak = end.top;
         }
     }
+}
+
+/// Ends the step with [`Error::Memory`] as the payload, which no panic hook prints.
+fn out_of_memory(what: String) -> ! {
+    std::panic::resume_unwind(Box::new(Error::Memory(what)))
 }
 
 /// One block of the arena, given back when dropped.
@@ -242,6 +256,17 @@ mod tests {
             arena.reset_peak();
             assert_eq!(arena.peak_bytes(), 0);
         }
+    }
+
+    #[test]
+    fn more_than_could_be_reserved_is_an_error_and_no_message() {
+        let arena = Arena::reserve_at_most(1 << 20);
+        let small = arena.take(1 << 10, false);
+        let take = std::panic::AssertUnwindSafe(|| drop(arena.take(1 << 20, false)));
+        let payload = std::panic::catch_unwind(take).expect_err("4 MB of 1 MB");
+        let error = payload.downcast::<Error>().expect("an error of the engine");
+        assert!(error.to_string().contains("the step needs 4 MB"), "{error}");
+        drop(small);
     }
 
     #[test]

@@ -21,16 +21,16 @@ pub struct Timing {
 /// (of an encoder: up to its last hidden states), for each of
 /// `subjects` in turns, `repeats` times after one that is not counted.
 pub fn time_forward(
+    device: &Device,
     subjects: &[(&dyn Model, &AdapterSet)],
     batch: usize,
     length: usize,
     repeats: usize,
 ) -> Vec<Timing> {
-    let device = Device::cpu();
     let mut seconds = vec![Vec::new(); subjects.len()];
     for round in 0..=repeats {
         for (times, (model, adapters)) in seconds.iter_mut().zip(subjects) {
-            let took = forward(&device, *model, adapters, batch, length);
+            let took = forward(device, *model, adapters, batch, length);
             if round > 0 {
                 times.push(took);
             }

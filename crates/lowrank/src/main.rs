@@ -3,6 +3,7 @@
 mod commands;
 
 use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
@@ -32,7 +33,13 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    match run(&cli) {
+    let result = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|payload| {
+        match payload.downcast::<lowrank_engine::Error>() {
+            Ok(error) => Err(lowrank::Error::Failed(error.to_string())),
+            Err(payload) => resume_unwind(payload),
+        }
+    });
+    match result {
         Ok(code) => code,
         // Whoever read the output has seen enough.
         Err(error) if Stdout::is_closed(&error) => ExitCode::SUCCESS,

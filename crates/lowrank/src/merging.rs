@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{AdaptedSite, AdapterSet, BaseWeights};
 use lowrank_engine::{
-    ActiveAdapters, Device, Format, Params, Record, RowOrder, Scope, Segment, Site, SiteId, SiteKind, Tape,
+    ActiveAdapters, Format, Params, Record, RowOrder, Scope, Segment, Site, SiteId, SiteKind, Tape,
     WeightRef, kernels,
 };
 use lowrank_models::{Changes, save_folder_with, save_gguf};
@@ -548,7 +548,7 @@ pub fn verify_merge(
         }
         return Ok(result);
     }
-    let device = Device::cpu();
+    let device = session.device();
     let (no_params, no_adapters) = (Params::default(), ActiveAdapters::default());
     let mut ours = Sequence::new(&*session.model, &device, &adapters.params, &adapters.active)?;
     let mut theirs = Sequence::new(&*merged.model, &device, &no_params, &no_adapters)?;
@@ -572,7 +572,7 @@ fn outputs(session: &Session, adapters: &AdapterSet, tokens: &[u32]) -> (Vec<f32
         output_rows: None,
         adapters: None,
     };
-    let device = Device::cpu();
+    let device = session.device();
     let scope = Scope::inference(&device, &adapters.params);
     let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
     let mut h = session.model.hidden(&mut tape, &batch);

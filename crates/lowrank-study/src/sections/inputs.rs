@@ -1,5 +1,6 @@
 //! What the sections read: the study's specification, its model and the results of its runs.
 
+use lowrank_engine::Device;
 use lowrank_models::{Base, Model};
 
 use crate::report::Cell;
@@ -11,6 +12,8 @@ pub(crate) struct Study<'a> {
     pub spec: &'a Spec,
     pub base: &'a Base,
     pub model: &'a dyn Model,
+    /// Where passes are timed.
+    pub device: &'a Device,
     /// The runs that have a result.
     pub done: Vec<(&'a Run, RunResult)>,
 }

@@ -26,7 +26,7 @@ pub(super) fn section(study: &Study<'_>, what: &Latency) -> Result<Section> {
     for &batch in &what.batch_sizes {
         for &length in &what.lengths {
             columns.push(format!("{batch} x {length}"));
-            let timings = time_forward(&models, batch, length, what.repeats);
+            let timings = time_forward(study.device, &models, batch, length, what.repeats);
             let base = timings[0].median;
             for (row, timing) in rows.iter_mut().zip(&timings) {
                 let more = 100.0 * (timing.median / base - 1.0);

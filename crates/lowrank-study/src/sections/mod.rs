@@ -6,6 +6,7 @@ mod matrices;
 mod methods;
 mod subspaces;
 
+use lowrank_engine::Device;
 use lowrank_models::{Base, Model};
 
 use crate::error::Result;
@@ -18,14 +19,20 @@ use inputs::Study;
 ///
 /// # Errors
 /// Where a result or an adapter cannot be read.
-pub fn study_report(spec: &Spec, runs: &[Run], base: &Base, model: &dyn Model) -> Result<Report> {
+pub fn study_report(
+    spec: &Spec,
+    runs: &[Run],
+    base: &Base,
+    model: &dyn Model,
+    device: &Device,
+) -> Result<Report> {
     let mut done = Vec::new();
     for run in runs {
         if let Some(result) = run.result(&spec.out)? {
             done.push((run, result));
         }
     }
-    let study = Study { spec, base, model, done };
+    let study = Study { spec, base, model, device, done };
     let mut sections = Vec::new();
     if !spec.method.is_empty() {
         sections.push(methods::section(&study)?);

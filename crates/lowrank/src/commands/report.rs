@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lowrank::engine::Device;
 use lowrank::files::IoError;
 use lowrank::models::Sampling;
 use lowrank::{Error, LOG_FILE, Limits, Result, Session, TextGenerator};
@@ -49,7 +48,7 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
 
 /// What the model with the adapter in `dir` answers.
 fn samples(session: &Session, dir: &Path, args: &Args) -> Result<Vec<Sample>> {
-    let (device, adapters) = (Device::cpu(), session.adapter(Some(dir))?);
+    let (device, adapters) = (session.device(), session.adapter(Some(dir))?);
     let limits = Limits { max_new_tokens: args.max_new_tokens, stop: Vec::new() };
     let answer = |prompt: &String| {
         let tokens = session.prompt(prompt)?;

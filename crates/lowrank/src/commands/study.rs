@@ -38,7 +38,8 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
         outcome = lowrank_study::run_all(&spec, &runs, &command, &signals, &mut |line| note!("{line}"))?;
     }
     let written = super::on_threads(args.threads, || {
-        let report = lowrank_study::study_report(&spec, &runs, &session.base, &*session.model)?;
+        let report =
+            lowrank_study::study_report(&spec, &runs, &session.base, &*session.model, &session.device())?;
         Ok(report.write(&spec.out)?)
     })?;
     super::report::say_written(&written);
