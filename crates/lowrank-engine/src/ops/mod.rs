@@ -13,6 +13,8 @@ mod norm;
 mod prefix;
 mod rows;
 mod split;
+#[cfg(test)]
+mod tests;
 mod unfold;
 
 pub use attention::{Attention, Rope};
