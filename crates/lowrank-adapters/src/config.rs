@@ -54,6 +54,27 @@ impl<T> OneOrMany<T> {
     }
 }
 
+/// The fields of [`LoraConfig`], without `other`.
+pub(crate) const FIELDS: [&str; 17] = [
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "init_lora_weights",
+];
+
 /// Fields of LoRA that a method without rank does not have.
 pub(crate) const RANK_FIELDS: [&str; 7] =
     ["r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"];
@@ -194,7 +215,8 @@ impl LoraConfig {
         // PEFT writes null for what was not said.
         let said = self.other.iter().filter(|(_, value)| !value.is_null());
         let said: Map<String, Value> = said.map(|(key, value)| (key.clone(), value.clone())).collect();
-        T::deserialize(Value::Object(said)).map_err(|e| Error::Config(e.to_string()))
+        // The error names the field.
+        serde_path_to_error::deserialize(Value::Object(said)).map_err(|e| Error::Config(e.to_string()))
     }
 
     /// Whether one of the other fields is there and is not null, false or empty.

@@ -73,6 +73,25 @@ pub trait Method: Sync {
         &[]
     }
 
+    /// Fields of [`LoraConfig`] that do nothing for it: a new adapter must not set them.
+    fn unused_fields(&self) -> &'static [&'static str] {
+        self.foreign_fields()
+    }
+
+    /// Fields of its configuration, beside those of [`LoraConfig`], that a new adapter may set.
+    fn fields(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Checks what matters only where a new adapter is made.
+    ///
+    /// # Errors
+    /// Names the field and what it may be.
+    fn check_new(&self, config: &LoraConfig) -> Result<(), Error> {
+        let _ = config;
+        Ok(())
+    }
+
     /// The rank and alpha of targets that no pattern names.
     ///
     /// # Errors

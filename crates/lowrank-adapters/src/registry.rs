@@ -4,7 +4,7 @@ use lowrank_engine::Site;
 use serde_json::Value;
 
 use crate::beside::bias::Biases;
-use crate::config::LoraConfig;
+use crate::config::{self, LoraConfig};
 use crate::contract::{BaseInfo, Method, Target};
 use crate::error::Error;
 use crate::methods::METHODS;
@@ -113,7 +113,107 @@ const UNSUPPORTED: [&str; 6] = [
     "target_parameters",
 ];
 
+/// Fields of PEFT's configurations that a new adapter cannot set.
+const NOT_SUPPORTED: [&str; 22] = [
+    "use_qalora",
+    "qalora_group_size",
+    "use_bdlora",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "target_parameters",
+    "megatron_config",
+    "megatron_core",
+    "lora_ga_config",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
+    "kasa_config",
+    "runtime_config",
+    "ensure_weight_tying",
+    "init_ia3_weights",
+    "use_effective_conv2d",
+    "prompt_tuning_init_text",
+    "tokenizer_name_or_path",
+    "tokenizer_kwargs",
+    "encoder_hidden_size",
+];
+
+/// Fields that follow from the base model and the run.
+const DERIVED: [&str; 7] = [
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "revision",
+    "token_dim",
+    "num_layers",
+    "num_attention_heads",
+];
+
+/// Settings that `init_lora_weights` turns on, and their fields.
+const STARTS: [(&str, &str, &[&str]); 3] = [
+    ("eva_config", "eva", &["rho", "tau", "use_label_mask", "whiten", "adjust_scaling_factors"]),
+    ("corda_config", "corda", &["corda_method"]),
+    ("loftq_config", "loftq", &["loftq_bits", "loftq_iter"]),
+];
+
 impl LoraConfig {
+    /// Whether a field of this name stands outside of `other`.
+    pub fn has_field(name: &str) -> bool {
+        config::FIELDS.contains(&name)
+    }
+
+    /// Checks the fields that a user set for a new adapter: one that its method does not act on would be lost.
+    ///
+    /// # Errors
+    /// Names the field, and the nearest that there is.
+    pub fn check_fields<'a>(&self, set: impl IntoIterator<Item = &'a str>) -> Result<(), Error> {
+        let (method, kind) = (method(self)?, &self.peft_type);
+        for field in set {
+            let known = match config::FIELDS.contains(&field) {
+                true => !method.unused_fields().contains(&field),
+                false => method.fields().contains(&field),
+            };
+            if known {
+                continue;
+            }
+            let of: Vec<&str> =
+                METHODS.iter().filter(|m| m.fields().contains(&field)).map(|m| m.peft_type()).collect();
+            let what = match &of[..] {
+                _ if config::FIELDS.contains(&field) => {
+                    format!("`{field}` does nothing for {kind}: leave it out")
+                }
+                [first, ..] => format!("`{field}` is a field of {first}, not of {kind}"),
+                [] if NOT_SUPPORTED.contains(&field) => format!("`{field}` is not supported"),
+                [] if DERIVED.contains(&field) => {
+                    format!("`{field}` follows from the base model and the run: leave it out")
+                }
+                [] => {
+                    let fields = config::FIELDS.iter().filter(|name| !method.unused_fields().contains(name));
+                    let nearest = lowrank_files::nearest(field, fields.chain(method.fields()).copied());
+                    format!("{kind} has no field `{field}`{nearest}")
+                }
+            };
+            return Err(Error::Config(what));
+        }
+        for (field, word, names) in STARTS {
+            let Some(value) = self.other.get(field).filter(|value| !value.is_null()) else { continue };
+            if !self.init_lora_weights.as_str().is_some_and(|set| set.eq_ignore_ascii_case(word)) {
+                let what = format!("`{field}` is for `init_lora_weights` {word}");
+                return Err(Error::Config(what));
+            }
+            let unknown =
+                value.as_object().and_then(|map| map.keys().find(|key| !names.contains(&key.as_str())));
+            if let Some(key) = unknown {
+                return Err(Error::Config(format!(
+                    "{field}: {}",
+                    lowrank_files::unknown("field", key, names.iter().copied())
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that every value is valid and supported.
     ///
     /// # Errors

@@ -103,8 +103,10 @@ impl AdapterSet {
     /// As [`AdapterSet::new`].
     pub fn planned_new(config: LoraConfig, sites: &[Site]) -> Result<Self, Error> {
         config.check()?;
-        if method(&config)?.own_targets(sites).is_none() {
-            check_names(&config, sites)?;
+        let method = method(&config)?;
+        method.check_new(&config)?;
+        if method.own_targets(sites).is_none() {
+            check_names(method, &config, sites)?;
         }
         Self::planned(config, sites)
     }

@@ -71,18 +71,73 @@ pub(crate) fn targets(
     Ok(found)
 }
 
-/// Checks that every name of `target_modules` is that of a layer. PEFT passes over a name that matches nothing, and so does
-/// reading an adapter; where one is made, a typing error deserves better.
+/// Checks that every name, pattern and number of a new adapter's configuration is that of a layer. PEFT passes over what
+/// matches nothing, and so does reading an adapter; where one is made, a typing error deserves better.
 ///
 /// # Errors
-/// Lists the names that match nothing, and those that exist.
-pub(crate) fn check_names(config: &LoraConfig, sites: &[Site]) -> Result<(), Error> {
-    let Some(Targets::Names(names)) = &config.target_modules else { return Ok(()) };
+/// Lists what matches nothing, and what exists.
+pub(crate) fn check_names(method: &dyn Method, config: &LoraConfig, sites: &[Site]) -> Result<(), Error> {
+    if let Some(Targets::Names(names)) = &config.target_modules {
+        let unmatched = unmatched(names, sites);
+        if !unmatched.is_empty() {
+            return Err(Error::NoTarget { target: format!("{unmatched:?}"), available: module_names(sites) });
+        }
+    }
+    let lost = |field: &str, what: &str| {
+        Err(Error::Config(format!(
+            "{field}: no layer matches {what}; this model has: {}",
+            module_names(sites)
+        )))
+    };
+    match &config.exclude_modules {
+        Some(Targets::Names(names)) => {
+            let unmatched = unmatched(names, sites);
+            if !unmatched.is_empty() {
+                return lost("exclude_modules", &format!("{unmatched:?}"));
+            }
+        }
+        Some(pattern) if !matching(pattern, sites)?.contains(&true) => {
+            return lost("exclude_modules", &pattern.to_string());
+        }
+        _ => {}
+    }
+    check_layers(config, sites)?;
+    let targets = targets(method, config, sites)?;
+    for (field, map) in [("rank_pattern", &config.rank_pattern), ("alpha_pattern", &config.alpha_pattern)] {
+        for (pattern, (regex, _)) in map.keys().zip(patterns(map)?) {
+            if !targets.iter().any(|target| regex.is_match(&sites[target.site].path)) {
+                return lost(field, &format!("{pattern:?} and gets an adapter"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unmatched<'a>(names: &'a [String], sites: &[Site]) -> Vec<&'a str> {
     let matches = |name: &str| sites.iter().any(|site| ends_with_name(&site.path, name));
-    let unmatched: Vec<&str> = names.iter().map(String::as_str).filter(|name| !matches(name)).collect();
-    match unmatched.is_empty() {
-        true => Ok(()),
-        false => Err(Error::NoTarget { target: format!("{unmatched:?}"), available: module_names(sites) }),
+    names.iter().map(String::as_str).filter(|name| !matches(name)).collect()
+}
+
+/// Checks `layers_to_transform` and `layers_pattern` of a new adapter, as PEFT does and against the layers there are.
+fn check_layers(config: &LoraConfig, sites: &[Site]) -> Result<(), Error> {
+    let filter = LayerFilter::new(config)?;
+    let Some(layers) = filter.layers else {
+        return match &config.layers_pattern {
+            None => Ok(()),
+            Some(_) => Err(Error::Config("layers_pattern needs layers_to_transform".into())),
+        };
+    };
+    let found: BTreeSet<usize> = sites.iter().filter_map(|site| filter.layer(&site.path)).collect();
+    let absent = layers.iter().find(|layer| !found.contains(layer));
+    match (absent, found.first(), found.last()) {
+        (None, ..) => Ok(()),
+        (Some(layer), Some(first), Some(last)) => Err(Error::Config(format!(
+            "layers_to_transform: there is no layer {layer}; this model has layers {first} to {last}"
+        ))),
+        (Some(_), ..) => {
+            let what = "no layer of this model has a number under layers_pattern";
+            Err(Error::Config(format!("layers_to_transform: {what}")))
+        }
     }
 }
 
@@ -163,8 +218,12 @@ impl<'a> LayerFilter<'a> {
 
     fn admits(&self, path: &str) -> bool {
         let Some(layers) = self.layers else { return true };
-        let layer = self.patterns.iter().find_map(|p| p.captures(path)?[1].parse::<usize>().ok());
-        layer.is_some_and(|layer| layers.contains(&layer))
+        self.layer(path).is_some_and(|layer| layers.contains(&layer))
+    }
+
+    /// The number of the layer that a path belongs to.
+    fn layer(&self, path: &str) -> Option<usize> {
+        self.patterns.iter().find_map(|p| p.captures(path)?[1].parse().ok())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use lowrank_adapters::{AdapterSet, NamedMethod};
+use lowrank_adapters::{AdapterSet, LoraConfig, NamedMethod, Targets};
 use lowrank_engine::Site;
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -278,11 +278,8 @@ fn lora(r: usize, modules: Option<&[String]>) -> Table {
 
 /// The rank at which adapters of `modules` have about `parameters` parameters.
 fn rank_for(parameters: usize, modules: &[String], sites: &[Site]) -> Result<usize> {
-    let config = lowrank_adapters::LoraConfig {
-        r: 1,
-        target_modules: Some(lowrank_adapters::Targets::Names(modules.to_vec())),
-        ..lowrank_adapters::LoraConfig::default()
-    };
+    let target_modules = Some(Targets::Names(modules.to_vec()));
+    let config = LoraConfig { r: 1, target_modules, ..LoraConfig::default() };
     let of_rank_1 = AdapterSet::planned(config, sites)?.params.count();
     Ok((parameters as f64 / of_rank_1 as f64).round().max(1.0) as usize)
 }
@@ -300,12 +297,19 @@ impl Plan<'_> {
         };
         let (mut all, own) = (named(&self.spec.train), named(options));
         // What all share is for the default method; others have modules of their own.
-        let default = |name: &str| {
-            let peft_type = lowrank_adapters::LoraConfig::default().peft_type;
-            NamedMethod::parse(name).is_ok_and(|named| named.method.peft_type() == peft_type)
+        let text = |key: &str| own.get(key).and_then(Value::as_str);
+        let named = match (text("method"), text("peft_type")) {
+            (Some(name), _) => NamedMethod::parse(name).ok(),
+            (None, Some(peft_type)) => NamedMethod::of_peft_type(peft_type).ok(),
+            (None, None) => None,
         };
-        if own.get("method").is_some_and(|method| !method.as_str().is_some_and(default)) {
-            all.remove("target_modules");
+        if let Some(method) = named.map(|named| named.method)
+            && method.peft_type() != LoraConfig::default().peft_type
+        {
+            let foreign = ["use_dora", "enable_lora"].iter().filter(|field| !method.fields().contains(field));
+            for field in method.unused_fields().iter().chain(foreign).chain(&["target_modules"]) {
+                all.remove(*field);
+            }
         }
         all.extend(own);
         all.insert("seed".into(), Value::Integer(seed as i64));
@@ -381,6 +385,11 @@ mod tests {
         let targets =
             |role| runs.iter().find(|r| r.roles.contains(&role)).unwrap().options.get("target_modules");
         assert!(targets(Role::Method(0)).is_some() && targets(Role::Method(1)).is_none());
+        // Nor do they have what the shared keys say of ranks.
+        let shared = text.replace("[train]", "[train]\nr = 8\nlora-dropout = 0.1");
+        let runs = plan(&Spec::parse(&shared).unwrap(), &sites()).unwrap();
+        let full = runs.iter().find(|r| r.roles.contains(&Role::Method(1))).unwrap();
+        assert!(!full.options.contains_key("r") && !full.options.contains_key("lora_dropout"));
     }
 
     #[test]

@@ -127,6 +127,7 @@ fn start(
     Ok(match &options.init_adapter {
         Some(dir) => {
             let mut set = session.load_adapter(dir)?;
+            options.check_init(&set.config, dir, &*session.model)?;
             set.config.base_model_name_or_path = Some(options.model.clone());
             set
         }

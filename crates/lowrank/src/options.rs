@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{AdapterSet, BaseInfo, CLASSIFIERS, LoraConfig, NamedMethod, OneOrMany, Targets};
-use lowrank_engine::{Device, SavedDtype};
+use lowrank_engine::{Device, SavedDtype, Site, SiteKind};
 use lowrank_files::{LoadOptions, Precision, Quantize};
 use lowrank_models::Model;
 use lowrank_models::heads::Reads;
 use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::fields::{named, options};
+use crate::fields::{Field, FieldKind, named, options};
 use crate::{Error, Result};
 
 /// The number type of activations saved for the backward pass (`saved_activations`).
@@ -83,6 +83,8 @@ options! {
         exclude_modules: Option<Targets> = None;
         /// Indices of the blocks that get an adapter (default: all).
         layers_to_transform: Option<OneOrMany<usize>> = None;
+        /// Name of the list of blocks that these count in, for a model with several (default: any).
+        layers_pattern: Option<OneOrMany<String>> = None;
         /// Rank of the modules whose path matches a pattern.
         rank_pattern: Map<String, Value> = Map::new();
         /// Alpha of the modules whose path matches a pattern.
@@ -95,7 +97,7 @@ options! {
         use_dora: bool = false;
         /// Initialization of A and B: true, gaussian, orthogonal, pissa, pissa_niter_N, olora, loftq, eva, corda or false.
         init_lora_weights: Value = Value::Bool(true);
-        /// Set any other field of adapter_config.json, such as target_r=4.
+        /// Set any other field of the method's configuration in PEFT, such as target_r=4.
         peft_options: Map<String, Value> = Map::new();
         /// Ratio of B's learning rate to A's (LoRA+) (default: 1).
         loraplus_lr_ratio: Option<f64> = None;
@@ -190,8 +192,9 @@ impl TrainOptions {
     /// # Errors
     /// Names the key that is unknown, with the nearest known one, or that has a wrong value.
     pub fn from_table(table: toml::Table) -> Result<Self> {
-        let table: toml::Table =
+        let mut table: toml::Table =
             table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect();
+        Self::move_peft_options(&mut table)?;
         for key in table.keys() {
             let mut names = Self::FIELDS.iter().map(|field| field.name);
             if !names.any(|name| name == key) {
@@ -207,6 +210,39 @@ impl TrainOptions {
             checked.map_err(|e| Error::Usage(format!("`{key}`: {}", e.message())))?;
         }
         table.try_into().map_err(|e: toml::de::Error| Error::Usage(e.message().to_owned()))
+    }
+
+    /// Moves entries of `peft_options` that are options of their own to these.
+    fn move_peft_options(table: &mut toml::Table) -> Result<()> {
+        let Some(toml::Value::Table(entries)) = table.get("peft_options").cloned() else { return Ok(()) };
+        let mut rest = toml::Table::new();
+        for (key, value) in entries {
+            let Some(field) = Self::peft_field(&key) else {
+                rest.insert(key, value);
+                continue;
+            };
+            let wrong = |what: String| Error::Usage(format!("`{key}`: {what}"));
+            let value = match (value, field.kind) {
+                (toml::Value::String(text), FieldKind::List) => {
+                    let parts = text.split(',').map(|part| (field.parse)(part.trim()));
+                    toml::Value::Array(parts.collect::<Result<_, String>>().map_err(wrong)?)
+                }
+                (toml::Value::String(text), _) => (field.parse)(&text).map_err(wrong)?,
+                (value, _) => value,
+            };
+            if table.insert(key.clone(), value).is_some() {
+                let what = "is given twice: as an option of its own and in `peft_options`";
+                return Err(Error::Usage(format!("`{key}` {what}")));
+            }
+        }
+        table.insert("peft_options".into(), toml::Value::Table(rest));
+        Ok(())
+    }
+
+    /// The option that is a field of PEFT's configurations by this name.
+    fn peft_field(name: &str) -> Option<&'static Field> {
+        let own = LoraConfig::has_field(name) || matches!(name, "use_dora" | "enable_lora");
+        Self::FIELDS.iter().find(|field| own && field.name == name)
     }
 
     /// Checks what no other part checks.
@@ -283,7 +319,15 @@ impl TrainOptions {
         // Parts of a fused layer are stored as one adapter of all their ranks; the scaling stays that of a part.
         let parts = self.enable_lora.iter().filter(|on| **on).count().max(1);
         let share = if self.use_rslora { (parts as f64).sqrt() } else { parts as f64 };
+        let parsed = |targets: &Targets| match targets {
+            Targets::Pattern(text) => Targets::parse(text),
+            names => names.clone(),
+        };
         let mut other = self.peft_options.clone();
+        if let Some(own) = other.keys().find(|key| Self::peft_field(key).is_some()) {
+            return Err(Error::Usage(format!("`peft_options`: `{own}` is an option of its own")));
+        }
+        self.drop_derived(&mut other, model)?;
         if !self.enable_lora.is_empty() {
             other.insert("enable_lora".to_owned(), self.enable_lora.clone().into());
         }
@@ -293,12 +337,10 @@ impl TrainOptions {
             r: self.r * parts,
             lora_alpha: self.lora_alpha * share,
             lora_dropout: self.lora_dropout,
-            target_modules: self.target_modules.as_ref().map(|targets| match targets {
-                Targets::Pattern(text) => Targets::parse(text),
-                names => names.clone(),
-            }),
-            exclude_modules: self.exclude_modules.clone(),
+            target_modules: self.target_modules.as_ref().map(parsed),
+            exclude_modules: self.exclude_modules.as_ref().map(parsed),
             layers_to_transform: self.layers_to_transform.clone(),
+            layers_pattern: self.layers_pattern.clone(),
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
             use_rslora: self.use_rslora,
@@ -315,6 +357,8 @@ impl TrainOptions {
         if self.use_dora {
             config.other.insert("use_dora".into(), Value::Bool(true));
         }
+        config.check_fields(self.set_fields().iter().chain(config.other.keys()).map(String::as_str))?;
+        self.set_loftq(&mut config)?;
         let mut whole = self.modules_to_save.clone();
         if matches!(config.task_type.as_deref(), Some("SEQ_CLS" | "TOKEN_CLS")) {
             // PEFT names both wherever it classifies.
@@ -334,7 +378,93 @@ impl TrainOptions {
         if named.method.default_virtual_tokens() == 0 {
             config.target_modules.get_or_insert_with(defaults);
         }
+        if named.method.in_peft() {
+            name_targets(&mut config, model.sites())?;
+        }
         Ok(config)
+    }
+
+    /// Checks that the options of an adapter say what `config` of the adapter in `dir` says, from which training starts.
+    ///
+    /// # Errors
+    /// Names an option that says something else: it would be ignored.
+    pub(crate) fn check_init(&self, config: &LoraConfig, dir: &Path, model: &dyn Model) -> Result<()> {
+        let wanted = serde_json::to_value(self.lora(model, 1)?).expect("a configuration is plain data");
+        let there = serde_json::to_value(config).expect("a configuration is plain data");
+        let sorted = |value: &Value| match value {
+            Value::Array(list) => {
+                let mut list: Vec<String> = list.iter().map(ToString::to_string).collect();
+                list.sort_unstable();
+                list.into()
+            }
+            other => other.clone(),
+        };
+        let own = self.peft_options.keys().cloned();
+        let own = own.chain(self.method.is_some().then(|| "peft_type".to_owned()));
+        let own = own.chain(self.use_dora.then(|| "use_dora".to_owned()));
+        let own = own.chain((!self.enable_lora.is_empty()).then(|| "enable_lora".to_owned()));
+        for field in self.set_fields().into_iter().chain(own) {
+            if sorted(&wanted[&field]) != sorted(&there[&field]) {
+                return Err(Error::Usage(format!(
+                    "`{field}` is {}, and the adapter in {} has {}: leave it out, `init_adapter` decides",
+                    wanted[&field],
+                    dir.display(),
+                    there[&field]
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Options that are fields of the configuration and not at their defaults.
+    fn set_fields(&self) -> Vec<String> {
+        let (Ok(Value::Object(now)), Ok(default)) =
+            (serde_json::to_value(self), serde_json::to_value(Self::default()))
+        else {
+            unreachable!("options are plain data")
+        };
+        let set =
+            now.into_iter().filter(|(name, value)| LoraConfig::has_field(name) && default[name] != *value);
+        set.map(|(name, _)| name).collect()
+    }
+
+    /// Takes out of `other` what the base model and the run decide.
+    ///
+    /// # Errors
+    /// Where they decide otherwise.
+    fn drop_derived(&self, other: &mut Map<String, Value>, model: &dyn Model) -> Result<()> {
+        let transposed = model.sites().iter().any(|site| site.kind == SiteKind::TransposedLinear);
+        for (field, decided) in [
+            ("fan_in_fan_out", Value::from(transposed)),
+            ("task_type", self.task.peft_type().into()),
+            ("base_model_name_or_path", self.model.as_str().into()),
+        ] {
+            let Some(set) = other.remove(field).filter(|set: &Value| *set != decided) else { continue };
+            return Err(Error::Usage(format!(
+                "`peft_options`: {field} is {set}, and follows from the base model and the task, {decided} here: \
+                 leave it out"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The field without which PEFT does not load a LoftQ.
+    fn set_loftq(&self, config: &mut LoraConfig) -> Result<()> {
+        if config.init_lora_weights.as_str().is_none_or(|start| !start.eq_ignore_ascii_case("loftq")) {
+            return Ok(());
+        }
+        let bits = if self.quantize == Some(Quantize::Q8_0) { 8 } else { 4 };
+        let decided = json!({"loftq_bits": bits, "loftq_iter": 1});
+        if let Some(set) = config.other.get("loftq_config").and_then(Value::as_object)
+            && let Some((key, value)) = set.iter().find(|(key, value)| decided[key.as_str()] != **value)
+        {
+            return Err(Error::Usage(format!(
+                "`peft_options`: {key} is {value}, and it is {} here: the base is quantized by `quantize`, once",
+                decided[key.as_str()]
+            )));
+        }
+        config.other.insert("loftq_config".into(), decided);
+        Ok(())
     }
 
     /// What of the adapter is trained and how fast.
@@ -433,6 +563,24 @@ pub(crate) fn holds_a_run(dir: &Path) -> bool {
     [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE, "checkpoints"]
         .iter()
         .any(|name| dir.join(name).exists())
+}
+
+/// Names the targets of a configuration that says some layers only: PEFT reads no such file with a string for the modules.
+fn name_targets(config: &mut LoraConfig, sites: &[Site]) -> Result<()> {
+    let (Some(Targets::Pattern(pattern)), Some(_)) = (&config.target_modules, &config.layers_to_transform)
+    else {
+        return Ok(());
+    };
+    if !pattern.eq_ignore_ascii_case("all-linear") {
+        return Err(Error::Usage(format!(
+            "`layers_to_transform` goes with names of modules, as in PEFT, and `target_modules` is the regular \
+             expression {pattern:?}"
+        )));
+    }
+    let linear = |site: &&Site| matches!(site.kind, SiteKind::Linear | SiteKind::TransposedLinear);
+    config.target_modules =
+        Some(Targets::Names(sites.iter().filter(linear).map(|site| site.path.clone()).collect()));
+    Ok(())
 }
 
 /// What a method may ask of `model`.

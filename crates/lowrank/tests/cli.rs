@@ -29,7 +29,7 @@ impl Place {
     /// `lowrank train` with what every run needs, and `more`.
     fn train(&self, out: &str, more: &[&str]) -> common::Ran {
         let (data, out) = (self.path("train.jsonl"), self.path(out));
-        let mut args = vec!["train", "--model", &self.model, "--data", &data, "--out", &out, "--r", "2"];
+        let mut args = vec!["train", "--model", &self.model, "--data", &data, "--out", &out];
         args.extend(["--batch-size", "4", "--learning-rate", "0.02", "--max-steps", "8", "--threads", "1"]);
         args.extend(more);
         lowrank(&args)
@@ -49,7 +49,8 @@ fn trains_logs_evaluates_and_writes_an_adapter() {
     let place = Place::new();
     let (json, board) = (place.path("log.jsonl"), place.path("board"));
     let eval = place.path("eval.jsonl");
-    let more = ["--log-json", &json, "--tensorboard", &board, "--eval-data", &eval, "--eval-steps", "4"];
+    let more =
+        ["--log-json", &json, "--tensorboard", &board, "--eval-data", &eval, "--eval-steps", "4", "--r", "2"];
     let ran = place.train("a", &more);
     assert_eq!(ran.code, 0, "{}", ran.err);
     let lines = log(&json);
@@ -114,7 +115,7 @@ fn variants_train_and_merge() {
     for (name, more) in cases {
         let ran = place.train(name, more);
         assert_eq!(ran.code, 0, "{name}: {}", ran.err);
-        let mut plan = vec!["plan", "--model", model, "--data", &data, "--out", "x", "--r", "2", "--json"];
+        let mut plan = vec!["plan", "--model", model, "--data", &data, "--out", "x", "--json"];
         plan.extend(more);
         let plan: Value = serde_json::from_str(&lowrank_ok(&plan).out).unwrap();
         assert!(plan["trainable_parameters"].as_u64() > Some(0), "{name}");
@@ -350,19 +351,7 @@ fn an_interrupted_run_resumes_to_the_same_bits() {
     assert_eq!(place.train("whole", &more).code, 0);
     let (data, out, json) = (place.path("train.jsonl"), place.path("cut"), place.path("cut.jsonl"));
     let mut child = Command::new(env!("CARGO_BIN_EXE_lowrank"))
-        .args([
-            "train",
-            "--model",
-            &place.model,
-            "--data",
-            &data,
-            "--out",
-            &out,
-            "--r",
-            "2",
-            "--batch-size",
-            "4",
-        ])
+        .args(["train", "--model", &place.model, "--data", &data, "--out", &out, "--batch-size", "4"])
         .args(["--learning-rate", "0.02", "--threads", "1", "--log-json", &json])
         .args(more)
         .stderr(Stdio::null())

@@ -99,10 +99,12 @@ fn options(name: &str) -> TrainOptions {
         "adapter-d" => json!({"drop_layers": 1}),
         _ => json!({}),
     };
+    let (method, default) = (name.replace('N', "1"), TrainOptions::default());
+    let unused = NamedMethod::parse(&method).unwrap().method.unused_fields();
     TrainOptions {
-        method: Some(name.replace('N', "1")),
-        r: 2,
-        lora_dropout: 0.2,
+        method: Some(method),
+        r: if unused.contains(&"r") { default.r } else { 2 },
+        lora_dropout: if unused.contains(&"lora_dropout") { 0.0 } else { 0.2 },
         peft_options: fields.as_object().unwrap().clone(),
         ..TrainOptions::default()
     }

@@ -392,6 +392,26 @@ impl Method for AdaloraMethod {
         true
     }
 
+    /// Its ranks are `init_r` and `target_r`, and its start is one; it writes `rank_pattern` itself.
+    fn unused_fields(&self) -> &'static [&'static str] {
+        &["r", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"]
+    }
+
+    fn fields(&self) -> &'static [&'static str] {
+        &[
+            "target_r",
+            "init_r",
+            "tinit",
+            "tfinal",
+            "deltaT",
+            "beta1",
+            "beta2",
+            "orth_reg_weight",
+            "total_step",
+            "trainable_token_indices",
+        ]
+    }
+
     fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
         Ok((config.parse_extra::<Extra>()?.init_r, config.lora_alpha))
     }

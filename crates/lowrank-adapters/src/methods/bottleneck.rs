@@ -264,6 +264,10 @@ impl Method for BottleneckMethod {
         &["lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"]
     }
 
+    fn fields(&self) -> &'static [&'static str] {
+        &["form", "non_linearity", "drop_layers"]
+    }
+
     /// The layers behind which its form puts adapter layers, and only the blocks that are not dropped.
     fn configure(&self, config: &mut LoraConfig, sites: &[Site], _: u64) {
         let Ok(extra) = config.parse_extra::<Extra>() else { return };
@@ -280,8 +284,11 @@ impl Method for BottleneckMethod {
                 })
             });
         }
-        if extra.drop_layers > 0 && config.layers_to_transform.is_none() {
-            let kept = extra.drop_layers..layer_count(sites);
+        if extra.drop_layers > 0 {
+            let chosen = config.layers_to_transform.take();
+            let wanted =
+                |layer: &usize| chosen.as_ref().is_none_or(|chosen| chosen.as_slice().contains(layer));
+            let kept = (extra.drop_layers..layer_count(sites)).filter(wanted);
             config.layers_to_transform = Some(OneOrMany::Many(kept.collect()));
         }
     }

@@ -256,6 +256,10 @@ impl Method for DoraMethod {
         config.is_set("use_dora")
     }
 
+    fn fields(&self) -> &'static [&'static str] {
+        LoraMethod.fields()
+    }
+
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
         config.check_lora()
     }

@@ -49,6 +49,11 @@ impl Method for FullMethod {
         base: &BaseInfo,
     ) -> Result<(), Error> {
         match name {
+            "topN" if config.layers_to_transform.is_some() => {
+                let what =
+                    format!("method top{number} is the last {number} blocks: drop `layers_to_transform`");
+                return Err(Error::Config(what));
+            }
             "topN" => {
                 let blocks = layer_count(&base.sites);
                 if number > blocks {

@@ -170,6 +170,10 @@ impl Method for Ia3Method {
         ]
     }
 
+    fn fields(&self) -> &'static [&'static str] {
+        &["feedforward_modules"]
+    }
+
     /// PEFT's modules for models of such names.
     fn configure(&self, config: &mut LoraConfig, sites: &[Site], _: u64) {
         if config.target_modules.is_some() {

@@ -170,6 +170,14 @@ impl Method for LohaMethod {
         lycoris::FOREIGN
     }
 
+    fn unused_fields(&self) -> &'static [&'static str] {
+        lycoris::UNUSED
+    }
+
+    fn fields(&self) -> &'static [&'static str] {
+        &["alpha", "rank_dropout", "module_dropout"]
+    }
+
     fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
         lycoris::rank_and_alpha(config)
     }

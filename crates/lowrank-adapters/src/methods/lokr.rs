@@ -270,6 +270,30 @@ impl Method for LokrMethod {
         lycoris::FOREIGN
     }
 
+    fn unused_fields(&self) -> &'static [&'static str] {
+        lycoris::UNUSED
+    }
+
+    fn fields(&self) -> &'static [&'static str] {
+        &[
+            "alpha",
+            "rank_dropout",
+            "module_dropout",
+            "rank_dropout_scale",
+            "decompose_both",
+            "decompose_factor",
+            "init_weights",
+        ]
+    }
+
+    fn check_new(&self, config: &LoraConfig) -> Result<(), Error> {
+        let start = config.parse_extra::<Extra>()?.init_weights;
+        match start == true || start == "lycoris" {
+            true => Ok(()),
+            false => Err(Error::Config(format!("init_weights is {start}; it may be true or lycoris"))),
+        }
+    }
+
     fn rank_and_alpha(&self, config: &LoraConfig) -> Result<(usize, f64), Error> {
         lycoris::rank_and_alpha(config)
     }

@@ -182,6 +182,10 @@ impl Variant for Lora {
     }
 }
 
+/// Fields of PEFT's `LoraConfig` that [`LoraConfig`] has not, and that of [`crate::methods::merged_linear`].
+pub(crate) const FIELDS: [&str; 6] =
+    ["use_dora", "eva_config", "corda_config", "loftq_config", "trainable_token_indices", "enable_lora"];
+
 /// `peft_type` LORA.
 pub struct LoraMethod;
 
@@ -200,6 +204,10 @@ impl Method for LoraMethod {
 
     fn has_bias_field(&self) -> bool {
         true
+    }
+
+    fn fields(&self) -> &'static [&'static str] {
+        &FIELDS
     }
 
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {

@@ -27,6 +27,10 @@ impl Default for Extra {
 pub(super) const FOREIGN: &[&str] =
     &["lora_alpha", "lora_dropout", "use_rslora", "bias", "fan_in_fan_out", "init_lora_weights"];
 
+/// Of these, those that a new adapter must not set: its alpha is LoRA's where nobody says another.
+pub(super) const UNUSED: &[&str] =
+    &["lora_dropout", "use_rslora", "bias", "fan_in_fan_out", "init_lora_weights"];
+
 pub(super) fn rank_and_alpha(config: &LoraConfig) -> Result<(usize, f64), Error> {
     Ok((config.r, config.parse_extra::<Extra>()?.alpha))
 }

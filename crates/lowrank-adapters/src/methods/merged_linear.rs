@@ -136,8 +136,15 @@ impl Method for MergedLinearMethod {
         config.is_set(FIELD)
     }
 
+    fn fields(&self) -> &'static [&'static str] {
+        LoraMethod.fields()
+    }
+
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
         config.check_lora()?;
+        if config.is_set("use_dora") {
+            return Err(Error::Config(format!("{FIELD} with use_dora is not supported")));
+        }
         let start = InitLoraWeights::parse(config)?;
         if start.moves_base() || start.needs_data() {
             let word = &config.init_lora_weights;

@@ -62,6 +62,19 @@ impl Method for PrefixMethod {
         &NO_MODULES
     }
 
+    fn fields(&self) -> &'static [&'static str] {
+        &["num_virtual_tokens", "num_transformer_submodules", "prefix_projection"]
+    }
+
+    fn check_new(&self, config: &LoraConfig) -> Result<(), Error> {
+        match config.is_set("prefix_projection") {
+            true => Err(Error::Config(
+                "prefix_projection is read, not trained: it must be false for a new prefix".into(),
+            )),
+            false => Ok(()),
+        }
+    }
+
     fn configure(&self, config: &mut LoraConfig, _: &[Site], _: u64) {
         config.default_to("num_virtual_tokens", TOKENS);
         config.default_to("num_transformer_submodules", 1);

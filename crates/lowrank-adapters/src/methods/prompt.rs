@@ -111,6 +111,19 @@ impl Method for PromptMethod {
         &NO_MODULES
     }
 
+    fn fields(&self) -> &'static [&'static str] {
+        &["num_virtual_tokens", "num_transformer_submodules", "prompt_tuning_init"]
+    }
+
+    fn check_new(&self, config: &LoraConfig) -> Result<(), Error> {
+        match config.other.get("prompt_tuning_init").and_then(|word| word.as_str()) {
+            Some("TEXT") => Err(Error::Config(
+                "prompt_tuning_init TEXT is read, not trained: it may be SAMPLE_VOCAB or RANDOM".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn configure(&self, config: &mut LoraConfig, sites: &[Site], _: u64) {
         config.default_to("num_virtual_tokens", TOKENS);
         config.default_to("num_transformer_submodules", 1);

@@ -142,6 +142,10 @@ impl Method for ResidualMethod {
         InitLoraWeights::parse(config).is_ok_and(InitLoraWeights::moves_base)
     }
 
+    fn fields(&self) -> &'static [&'static str] {
+        LoraMethod.fields()
+    }
+
     fn check(&self, config: &LoraConfig) -> Result<(), Error> {
         if config.is_set("use_dora") {
             let word = &config.init_lora_weights;

@@ -186,7 +186,24 @@ impl Method for VeraMethod {
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {
-        &["lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"]
+        &[
+            "lora_alpha",
+            "lora_dropout",
+            "use_rslora",
+            "rank_pattern",
+            "alpha_pattern",
+            "init_lora_weights",
+            "exclude_modules",
+        ]
+    }
+
+    /// Its dropout is that of LoRA where nobody says another.
+    fn unused_fields(&self) -> &'static [&'static str] {
+        &["lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "exclude_modules"]
+    }
+
+    fn fields(&self) -> &'static [&'static str] {
+        &["projection_prng_key", "save_projection", "vera_dropout", "d_initial"]
     }
 
     fn configure(&self, config: &mut LoraConfig, _: &[Site], _: u64) {
