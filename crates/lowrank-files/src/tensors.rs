@@ -101,6 +101,41 @@ impl Tensors {
         self.by_name = self.entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
     }
 
+    /// Gives a tensor another name.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        if let Some(at) = self.by_name.remove(from) {
+            self.entries[at].name = to.to_owned();
+            self.by_name.insert(to.to_owned(), at);
+        }
+    }
+
+    /// Leaves a tensor out.
+    pub fn remove(&mut self, name: &str) {
+        self.entries.retain(|entry| entry.name != name);
+        self.by_name = self.entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
+    }
+
+    /// Whether two tensors have the same shape and values. Reads until they differ, and keeps nothing in memory.
+    pub fn equal(&self, one: &str, other: &str) -> bool {
+        let (Some(a), Some(b)) = (self.entry(one), self.entry(other)) else { return false };
+        let (rows, cols) = a.as_matrix();
+        if a.shape != b.shape || a.format.is_err() || b.format.is_err() {
+            return false;
+        }
+        let step = (PARALLEL / cols.max(1)).max(1);
+        let same = (0..rows).step_by(step).all(|start| {
+            let piece = start..rows.min(start + step);
+            let read = |name: &str| {
+                let mut values = vec![0.0; piece.len() * cols];
+                self.read_rows(name, piece.clone(), &mut values).ok().map(|()| values)
+            };
+            read(one).zip(read(other)).is_some_and(|(a, b)| a == b)
+        });
+        self.release(one);
+        self.release(other);
+        same
+    }
+
     /// Has `numbers` read in place of a tensor from now on.
     ///
     /// # Errors

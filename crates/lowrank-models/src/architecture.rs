@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use lowrank_files::{Gguf, GgufNames, GgufWriter, Tensors};
+use lowrank_files::{Gguf, GgufNames, GgufWriter};
 use serde_json::{Map, Value};
 
 use crate::Result;
+use crate::loader::Loader;
 use crate::model::Model;
+use crate::tied::Tied;
 
 /// One `model_type`.
 pub(crate) struct Architecture {
@@ -14,8 +16,10 @@ pub(crate) struct Architecture {
     pub model_type: &'static str,
     /// What the names of its tensors begin with, all but the head's.
     pub prefix: &'static str,
+    /// What its output layer shares with the embedding.
+    pub tied: Tied,
     /// Builds the model.
-    pub build: fn(&Value, &Tensors) -> Result<Box<dyn Model>>,
+    pub build: fn(&Value, Loader<'_>) -> Result<Box<dyn Model>>,
     /// How GGUF holds it, where it does.
     pub gguf: Option<GgufModel>,
 }

@@ -6,7 +6,7 @@ use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_limited, read_object, r
 use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
-use crate::arch::{base_prefix, gguf_names, gguf_of, gpt3};
+use crate::arch::{base_prefix, gguf_names, gguf_of, gpt3, tied_of};
 use crate::config::{self, GenerationConfig};
 use crate::text::tokenizer::special_text;
 use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, hub};
@@ -39,6 +39,8 @@ pub struct Base {
     pub chat_template: Option<std::result::Result<ChatTemplate, String>>,
     /// Begin and end tokens and recommended sampling.
     pub generation: GenerationConfig,
+    /// What a user should know of the files.
+    pub notes: Vec<String>,
 }
 
 impl Base {
@@ -106,6 +108,7 @@ impl Base {
             tensors: Tensors::planned(format),
             chat_template: None,
             generation: GenerationConfig::default(),
+            notes: Vec::new(),
         })
     }
 
@@ -137,6 +140,10 @@ impl Base {
         if let Some(prefix) = base_prefix(kind) {
             tensors.complete_names(prefix);
         }
+        let notes = match tied_of(kind) {
+            Some(tied) => tied.settle(folder, &config, &mut tensors)?,
+            None => Vec::new(),
+        };
         let generation = read_optional_object(&folder.join("generation_config.json"))?;
         let generation = GenerationConfig::read(generation.as_ref(), &config);
         let words = read_optional_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
@@ -148,6 +155,7 @@ impl Base {
             tensors,
             chat_template,
             generation,
+            notes,
         })
     }
 
@@ -166,6 +174,7 @@ impl Base {
             tensors,
             chat_template,
             generation,
+            notes: Vec::new(),
         })
     }
 

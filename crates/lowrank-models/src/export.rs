@@ -10,10 +10,11 @@ use lowrank_kernels::{Format, RowOrder, WeightRef, quantize};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use crate::arch::gguf_names;
+use crate::arch::{gguf_names, tied_of};
 use crate::base::{Base, Kind};
 use crate::gguf::{factors_of, metadata_of};
 use crate::text::tokenizer::write_metadata;
+use crate::tied;
 use crate::{Error, Result};
 
 /// A shard of a folder holds at most this many bytes of numbers, as save_pretrained's.
@@ -151,6 +152,11 @@ fn save_folder_in_shards(
     }
     // The weights are plain now, whatever they were loaded from.
     config.remove("quantization_config");
+    if let Some(tied) = config.get("model_type").and_then(Value::as_str).and_then(tied_of)
+        && tied.is_contradicted(&config, |name| map.contains_key(name))?
+    {
+        config.insert(tied::FIELD.into(), json!(false));
+    }
     config.extend(changes.config.clone());
     write_json(&folder.join("config.json"), &Value::Object(config))?;
     match &base.kind {

@@ -14,6 +14,7 @@ mod gguf;
 mod loader;
 mod model;
 mod parts;
+mod tied;
 
 pub mod decode;
 pub mod heads;

@@ -11,17 +11,23 @@ use crate::{Error, Result};
 pub struct Loader<'a> {
     tensors: &'a Tensors,
     sites: Vec<Site>,
+    with_head: bool,
 }
 
 impl<'a> Loader<'a> {
     /// A loader over the tensors of a model.
     pub fn new(tensors: &'a Tensors) -> Self {
-        Self { tensors, sites: Vec::new() }
+        Self { tensors, sites: Vec::new(), with_head: true }
+    }
+
+    /// A loader of a model whose language-model head is not wanted.
+    pub(crate) fn without_head(tensors: &'a Tensors) -> Self {
+        Self { with_head: false, ..Self::new(tensors) }
     }
 
     /// A loader that goes on where another ended, at its sites.
     pub fn continued(tensors: &'a Tensors, sites: Vec<Site>) -> Self {
-        Self { tensors, sites }
+        Self { sites, ..Self::new(tensors) }
     }
 
     /// The sites of all layers that were made.
@@ -29,9 +35,10 @@ impl<'a> Loader<'a> {
         self.sites
     }
 
-    /// Whether the file has `path.weight`. A model that is only planned has what is asked for.
-    pub fn has(&self, path: &str) -> bool {
-        self.tensors.is_planned() || self.tensors.contains(&format!("{path}.weight"))
+    /// Whether an output layer that may be `tied` has a weight of its own: where the file has one, and always where
+    /// it is not tied.
+    pub fn is_own(&self, path: &str, tied: bool) -> bool {
+        !tied || !self.tensors.is_planned() && self.tensors.contains(&format!("{path}.weight"))
     }
 
     /// Whether the file has `path.weight` and its shape is `[outputs, inputs]`.
@@ -107,25 +114,49 @@ impl<'a> Loader<'a> {
         Ok(Linear { site, weight, bias, transposed: false })
     }
 
-    /// The language-model head: its own weight or, where tied, the embedding's.
+    /// The language-model head, where it is wanted: its own weight or, where tied, the embedding's.
     ///
     /// # Errors
     /// As [`Loader::linear`].
-    pub fn head(
+    pub fn language_head(
         &mut self,
         path: &str,
         tied: Option<&Embedding>,
         inputs: usize,
         outputs: usize,
-    ) -> Result<LmHead> {
+    ) -> Result<Option<LmHead>> {
+        if !self.with_head {
+            return Ok(None);
+        }
+        let tied = tied.filter(|_| !self.is_own(path, true));
         let weight = match tied {
             Some(table) => self.matrix(&self.sites[table.site.0].path, outputs, inputs)?,
-            None => self.matrix(path, outputs, inputs)?,
+            None => self.own_output(path, outputs, inputs)?,
         };
         let kind = tied.map_or(SiteKind::Head, |table| SiteKind::TiedHead(table.site));
         let site = self.site(path, kind, inputs, outputs, false);
         let linear = Linear { site, weight, bias: None, transposed: false };
-        Ok(LmHead { linear, softcap: None })
+        Ok(Some(LmHead { linear, softcap: None }))
+    }
+
+    /// The weight of an output layer that shares none.
+    pub(crate) fn own_output(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
+        let name = format!("{path}.weight");
+        if !self.tensors.is_planned() && !self.tensors.contains(&name) {
+            let missing = self.tensors.missing(&name);
+            return Err(Error::Config(format!(
+                "{missing}; a model whose output layer is the embedding has tie_word_embeddings true in config.json"
+            )));
+        }
+        self.matrix(path, rows, cols)
+    }
+
+    /// A vector that the file need not have.
+    ///
+    /// # Errors
+    /// Where it is there but unreadable.
+    pub fn optional_vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        Ok(if self.tensors.contains(name) { Some(self.tensors.vector(name)?) } else { None })
     }
 
     /// A table of `rows` embeddings.

@@ -275,6 +275,45 @@ fn other_architectures_and_scalings_of_rope() {
     }
 }
 
+/// A head of its own in files that say they tie goes with them wherever they are written.
+#[test]
+fn a_head_that_only_the_configuration_ties_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let vocab = folder_with_tokenizer(folder.path()).tensors.shape("model.embed_tokens.weight").unwrap()[0];
+    let shapes = [llama_shapes(vocab), vec![("lm_head.weight", vec![vocab, HIDDEN])]].concat();
+    let write = |head: f32| {
+        let value = |name: &str, shape: &[usize]| -> Vec<f32> {
+            let shift = if name == "lm_head.weight" { head } else { 0.0 };
+            ramp(shape.iter().product()).into_iter().map(|x| x + shift).collect()
+        };
+        let data: Vec<Vec<f32>> = shapes.iter().map(|(name, shape)| value(name, shape)).collect();
+        let tensors: Vec<(&str, &[usize], &[f32])> =
+            shapes.iter().zip(&data).map(|((name, shape), data)| (*name, &shape[..], &data[..])).collect();
+        fs::write(folder.path().join("model.safetensors"), common::safetensors(&tensors)).unwrap();
+        Base::open_path(folder.path()).unwrap()
+    };
+    for head in [0.0, 0.125] {
+        let base = write(head);
+        let own = head != 0.0;
+        assert_eq!(base.tensors.contains("lm_head.weight"), own);
+        assert_eq!(base.notes.len(), usize::from(own), "{:?}", base.notes);
+        let (out, gguf) = (folder.path().join("out"), folder.path().join("out.gguf"));
+        save_folder(&base, &out, Format::F32, &mut copy(&base)).unwrap();
+        save_gguf(&base, &gguf, Format::F32, &mut copy(&base)).unwrap();
+        for path in [out, gguf] {
+            let again = Base::open_path(&path).unwrap();
+            assert_eq!(again.config["tie_word_embeddings"], !own);
+            assert_eq!(again.tensors.contains("lm_head.weight"), own);
+            assert!(again.notes.is_empty(), "{:?}", again.notes);
+            if own {
+                assert_eq!(numbers(&again, "lm_head.weight"), numbers(&base, "lm_head.weight"));
+            }
+            let table = "model.embed_tokens.weight";
+            assert_eq!(numbers(&again, table), numbers(&base, table));
+        }
+    }
+}
+
 /// Expected numbers: gguf-py's `dequantize` of `blk.0.attn_q.weight[1, 5]` and `[65, 0]`, which are
 /// Hugging Face's rows 32 of the first and of the second head, and of `token_embd.weight[2, 7]`.
 #[test]

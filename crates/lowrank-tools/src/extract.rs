@@ -99,6 +99,8 @@ pub fn extract(
         result.lora.pairs.insert(path.to_owned(), pair);
         result.taken.push(taken);
     }
+    // An output layer that only the fine-tuned model has apart, for instance.
+    result.left.extend(tuned.names().filter(|name| base.shape(name).is_none()).map(str::to_owned));
     if result.taken.is_empty() {
         let why = "no layer that could be adapted differs between the two models";
         return Err(match result.left.is_empty() {

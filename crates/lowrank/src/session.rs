@@ -109,6 +109,7 @@ impl Session {
         task: impl FnOnce(&Base) -> Result<TaskSpec>,
     ) -> Result<Self> {
         base.tensors.set_load_options(options);
+        base.notes.iter().for_each(|note| eprintln!("warning: {note}"));
         let task = task(&base)?;
         let model = build(&base, &task)?;
         let session = Self { base, model, task, tokenizer: Mutex::default() };

@@ -206,6 +206,46 @@ fn biases_of_deberta() {
     check("../deberta_conv", "deberta/bias_all", Some(Task::Classification));
 }
 
+/// Files of a classifier have no language-model head, whatever `tie_word_embeddings` says.
+#[test]
+fn classifiers_need_no_language_model_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let base = fixture("phi3_longrope");
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(base.join("config.json")).unwrap()).unwrap();
+    config["id2label"] = serde_json::json!({"0": "no", "1": "yes"});
+    std::fs::create_dir(at("model")).unwrap();
+    std::fs::write(at("model/config.json"), config.to_string()).unwrap();
+    let file = std::fs::read(base.join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let score: Vec<u8> = (0..96).flat_map(|i| ((i % 7) as f32 / 8.0 - 0.375).to_le_bytes()).collect();
+    let score = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 48], &score).unwrap();
+    let mut tensors = file.tensors();
+    tensors.retain(|(name, _)| name != "lm_head.weight");
+    tensors.push(("score.weight".into(), score));
+    std::fs::write(at("model/model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+
+    let open = |name: &str| {
+        let task = Some(Task::Classification);
+        Session::for_adapter(&at(name), LoadOptions::default(), None, task, None).unwrap()
+    };
+    let session = open("model");
+    assert_eq!(session.sites().last().unwrap().path, "score");
+    let target = lowrank::MergeTarget::Folder(lowrank::engine::Format::F32);
+    lowrank::merge(&session, &AdapterSet::none(), at("merged").as_ref(), target).unwrap();
+    let scores = |session: &Session| {
+        let tokens = vec![5, 9, 21, 3];
+        let target = Target::Classes(vec![Label { row: 3, target: 1 }]);
+        let example = Example { tokens, target, ..Example::default() };
+        let (adapters, device) = (AdapterSet::none(), Device::cpu());
+        session.scorer(&adapters, &device).unwrap().score(&pack(&[&example], true)).outputs
+    };
+    assert_eq!(scores(&open("merged")), scores(&session));
+    let error = Session::open(&at("merged")).err().unwrap().to_string();
+    assert!(error.contains("lm_head.weight") && error.contains("tie_word_embeddings"), "{error}");
+}
+
 /// A merged model has the trained biases, of layers and of norms, and gives what base and adapter give.
 #[test]
 fn trained_biases_merge() {

@@ -1,9 +1,8 @@
 //! BERT, RoBERTa and XLM-R: learned positions and token types, layer norms after the blocks.
 //! `transformers/models/{bert,roberta,xlm_roberta}` are followed. RoBERTa and XLM-R count positions from
-//! `pad_token_id + 1` and have one token type. The base's own dropout is off, in training too.
+//! `pad_token_id + 1`, past padding tokens, and have one token type. The base's own dropout is off, in training too.
 
 use lowrank_engine::{Activation, Embedding, LayerNorm, Tape, Var};
-use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -13,6 +12,7 @@ use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
 use crate::parts::activation::{activation, gelu};
 use crate::parts::encoder::{Block, Names, Shape};
+use crate::tied::Tied;
 use crate::{Error, Result};
 
 /// What the registry knows.
@@ -20,22 +20,39 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "bert",
         prefix: "bert",
-        build: |config, tensors| Ok(Box::new(Bert::load(config, tensors)?)),
+        tied: Tied {
+            default: true,
+            pairs: &[
+                ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+                ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+            ],
+        },
+        build: |config, loader| Ok(Box::new(Bert::load(config, loader)?)),
         gguf: None,
     },
     Architecture {
         model_type: "roberta",
         prefix: "roberta",
-        build: |config, tensors| Ok(Box::new(Bert::load(config, tensors)?)),
+        tied: ROBERTA_TIED,
+        build: |config, loader| Ok(Box::new(Bert::load(config, loader)?)),
         gguf: None,
     },
     Architecture {
         model_type: "xlm-roberta",
         prefix: "roberta",
-        build: |config, tensors| Ok(Box::new(Bert::load(config, tensors)?)),
+        tied: ROBERTA_TIED,
+        build: |config, loader| Ok(Box::new(Bert::load(config, loader)?)),
         gguf: None,
     },
 ];
+
+const ROBERTA_TIED: Tied = Tied {
+    default: true,
+    pairs: &[
+        ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+        ("lm_head.decoder.bias", "lm_head.bias"),
+    ],
+};
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]
@@ -71,13 +88,13 @@ const NAMES: Names = Names {
 /// A model of BERT's kind.
 pub struct Bert {
     words: Embedding,
-    positions: Embedding,
+    position_table: Embedding,
     types: Embedding,
     norm: LayerNorm,
     blocks: Vec<Block>,
     info: ModelInfo,
-    /// The position of the first token.
-    first_position: usize,
+    /// RoBERTa: the padding token, which is also the position of every padding token; others count on from it.
+    padding: Option<u32>,
 }
 
 impl Bert {
@@ -85,7 +102,7 @@ impl Bert {
     ///
     /// # Errors
     /// Where a field of the configuration or a tensor is missing or wrong.
-    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+    pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
         let c = Config::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
         let wrong = |what: String| Err(Error::Config(format!("config.json: {what}")));
         if let Some(kind) = c.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
@@ -106,9 +123,9 @@ impl Bert {
         shape.check(["hidden_size", "num_attention_heads"])?;
         let prefix = if bert { "bert" } else { "roberta" };
         let at = |name: &str| format!("{prefix}.{name}");
-        let mut l = Loader::new(tensors);
         let words = l.embedding(&at("embeddings.word_embeddings"), c.vocab_size, d)?;
-        let positions = l.embedding(&at("embeddings.position_embeddings"), c.max_position_embeddings, d)?;
+        let position_table =
+            l.embedding(&at("embeddings.position_embeddings"), c.max_position_embeddings, d)?;
         let types = l.embedding(&at("embeddings.token_type_embeddings"), c.type_vocab_size, d)?;
         let norm = l.layer_norm(&at("embeddings.LayerNorm"), d, eps)?;
         let mut blocks = Vec::new();
@@ -158,13 +175,28 @@ impl Bert {
             head_layout,
             new_layers: Vec::new(),
         };
-        Ok(Self { words, positions, types, norm, blocks, first_position, info })
+        let padding = (!bert).then(|| first_position as u32 - 1);
+        Ok(Self { words, position_table, types, norm, blocks, padding, info })
+    }
+}
+
+impl Bert {
+    /// The position of each row. RoBERTa counts from that of its padding token, which it skips wherever it stands.
+    fn positions(&self, batch: &TokenBatch<'_>) -> Vec<u32> {
+        let Some(padding) = self.padding else { return batch.positions.to_vec() };
+        let mut positions = vec![padding; batch.tokens.len()];
+        for segment in batch.segments {
+            let texts = batch.tokens[segment.q.clone()].iter().zip(&mut positions[segment.q.clone()]);
+            let counted = texts.filter(|(token, _)| **token != padding);
+            (padding + 1..).zip(counted).for_each(|(next, (_, position))| *position = next);
+        }
+        positions
     }
 }
 
 impl Model for Bert {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
-        let positions: Vec<u32> = batch.positions.iter().map(|p| p + self.first_position as u32).collect();
+        let positions = self.positions(batch);
         // RoBERTa's one type is that of every token, whatever the tokenizer says.
         let types = match self.types.weight.rows() {
             1 => &[],
@@ -176,7 +208,7 @@ impl Model for Bert {
         let types = tape.embedding(&self.types, types);
         x = tape.add(x, &types);
         drop(types);
-        let positions = tape.embedding(&self.positions, &positions);
+        let positions = tape.embedding(&self.position_table, &positions);
         x = tape.add(x, &positions);
         drop(positions);
         x = tape.layer_norm(&self.norm, &x);

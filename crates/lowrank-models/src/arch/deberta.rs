@@ -5,7 +5,6 @@
 use std::rc::Rc;
 
 use lowrank_engine::{Activation, Disentangled, Embedding, LayerNorm, Linear, Segment, Tape, Var};
-use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -16,12 +15,20 @@ use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::{activation, gelu};
 use crate::parts::fields;
+use crate::tied::Tied;
 
 /// What the registry knows.
 pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
     model_type: "deberta-v2",
     prefix: "deberta",
-    build: |config, tensors| Ok(Box::new(Deberta::load(config, tensors)?)),
+    tied: Tied {
+        default: true,
+        pairs: &[
+            ("cls.predictions.decoder.weight", "deberta.embeddings.word_embeddings.weight"),
+            ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+        ],
+    },
+    build: |config, loader| Ok(Box::new(Deberta::load(config, loader)?)),
     gguf: None,
 }];
 
@@ -257,7 +264,7 @@ impl Deberta {
     ///
     /// # Errors
     /// Where a field of the configuration or a tensor is missing or wrong.
-    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+    pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
         let c = Config::parse(config)?;
         let (d, f, eps) = (c.hidden_size, c.intermediate_size, c.layer_norm_eps);
         let all_heads = c.num_attention_heads * c.head_dim();
@@ -266,7 +273,6 @@ impl Deberta {
         let activation = activation_of("hidden_act", &c.hidden_act)?;
         let embedded = c.embedding_size.unwrap_or(d);
         let at = |name: &str| format!("deberta.{name}");
-        let mut l = Loader::new(tensors);
         let words = l.embedding(&at("embeddings.word_embeddings"), c.vocab_size, embedded)?;
         let positions = match c.position_biased_input {
             true => Some(l.embedding(

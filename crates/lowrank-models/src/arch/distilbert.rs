@@ -2,7 +2,6 @@
 //! dropout is off, in training too.
 
 use lowrank_engine::{Activation, Embedding, LayerNorm, Tape, Var};
-use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -12,13 +11,18 @@ use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
 use crate::parts::activation::{activation, gelu};
 use crate::parts::encoder::{Block, Names, Shape};
+use crate::tied::Tied;
 use crate::{Error, Result};
 
 /// What the registry knows.
 pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
     model_type: "distilbert",
     prefix: "distilbert",
-    build: |config, tensors| Ok(Box::new(DistilBert::load(config, tensors)?)),
+    tied: Tied {
+        default: true,
+        pairs: &[("vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight")],
+    },
+    build: |config, loader| Ok(Box::new(DistilBert::load(config, loader)?)),
     gguf: None,
 }];
 
@@ -63,12 +67,11 @@ impl DistilBert {
     ///
     /// # Errors
     /// Where a field of the configuration or a tensor is missing or wrong.
-    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+    pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
         let c = Config::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
         let activation = activation("activation", &c.activation)?;
         let shape = Shape { width: c.dim, heads: c.n_heads, inner: c.hidden_dim, activation, eps: EPS };
         shape.check(["dim", "n_heads"])?;
-        let mut l = Loader::new(tensors);
         let words = l.embedding("distilbert.embeddings.word_embeddings", c.vocab_size, c.dim)?;
         let table = "distilbert.embeddings.position_embeddings";
         let positions = l.embedding(table, c.max_position_embeddings, c.dim)?;

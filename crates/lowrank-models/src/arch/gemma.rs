@@ -4,8 +4,8 @@
 
 use std::path::Path;
 
-use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
-use lowrank_files::{Gguf, GgufNames, GgufWriter, Tensors, round_f32};
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, LmHead, RmsNorm, Rope, Tape, Var};
+use lowrank_files::{Gguf, GgufNames, GgufWriter, round_f32};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -16,6 +16,7 @@ use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
 use crate::parts::rope::{RopeScaling, RopeTable};
+use crate::tied::Tied;
 use crate::{Error, Result};
 
 /// What the registry knows.
@@ -23,7 +24,8 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gemma",
         prefix: "model",
-        build: |config, tensors| Ok(Box::new(Gemma::load(config, tensors)?)),
+        tied: TIED,
+        build: |config, loader| Ok(Box::new(Gemma::load(config, loader)?)),
         gguf: Some(GgufModel {
             names: GgufNames { norm_offset: 1.0, ..GgufNames::USUAL },
             read: |gguf, config| read_gguf(gguf, "gemma", config),
@@ -34,7 +36,8 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gemma2",
         prefix: "model",
-        build: |config, tensors| Ok(Box::new(Gemma::load(config, tensors)?)),
+        tied: TIED,
+        build: |config, loader| Ok(Box::new(Gemma::load(config, loader)?)),
         gguf: Some(GgufModel {
             names: GGUF_NAMES,
             read: |gguf, config| read_gguf(gguf, "gemma2", config),
@@ -45,7 +48,8 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gemma3_text",
         prefix: "model",
-        build: |config, tensors| Ok(Box::new(Gemma::load(config, tensors)?)),
+        tied: TIED,
+        build: |config, loader| Ok(Box::new(Gemma::load(config, loader)?)),
         gguf: Some(GgufModel {
             names: GGUF_NAMES,
             rope_theta: 1_000_000.0,
@@ -55,6 +59,8 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         }),
     },
 ];
+
+const TIED: Tied = Tied { default: true, ..Tied::DECODER };
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]
@@ -213,7 +219,7 @@ impl Gemma {
     ///
     /// # Errors
     /// Where a field of the configuration or a tensor is missing or wrong.
-    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+    pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
         let c = Config::parse(config)?;
         let version = c.version();
         let (d, f) = (c.hidden_size, c.intermediate_size);
@@ -223,7 +229,6 @@ impl Gemma {
             _ => None,
         };
         let sliding = c.sliding()?;
-        let mut l = Loader::new(tensors);
         let mut embed = l.embedding("model.embed_tokens", c.vocab_size, d)?;
         embed.scale = (d as f32).sqrt();
         let mut layers = Vec::new();
@@ -274,14 +279,15 @@ impl Gemma {
             });
         }
         let norm = RmsNorm { offset: 1.0, ..l.rms_norm("model.norm", d, c.rms_norm_eps)? };
-        let tied = (c.tie_word_embeddings || !l.has("lm_head")).then_some(&embed);
-        let mut head = l.head("lm_head", tied, d, c.vocab_size)?;
-        head.softcap = match version {
+        let final_cap = match version {
             1 => None,
             2 => softcap(config, "final_logit_softcapping", Some(30.0))?,
             _ => softcap(config, "final_logit_softcapping", None)?,
         };
-        let (ropes, head) = (c.ropes()?, Head::Language(head));
+        let tied = c.tie_word_embeddings.then_some(&embed);
+        let head = l.language_head("lm_head", tied, d, c.vocab_size)?;
+        let head = head.map_or(Head::None, |head| Head::Language(LmHead { softcap: final_cap, ..head }));
+        let ropes = c.ropes()?;
         let info = ModelInfo {
             width: d,
             vocab: c.vocab_size,

@@ -3,7 +3,6 @@
 //! locally banded attention in every other layer, and query, key and value apart.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, LayerNorm, Linear, Tape, Var};
-use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -14,22 +13,27 @@ use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
+use crate::tied::Tied;
 
 /// What the registry knows.
 pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gpt2",
         prefix: "transformer",
-        build: |config, tensors| Ok(Box::new(Gpt2::load(config, tensors)?)),
+        tied: TIED,
+        build: |config, loader| Ok(Box::new(Gpt2::load(config, loader)?)),
         gguf: None,
     },
     Architecture {
         model_type: "gpt3",
         prefix: "transformer",
-        build: |config, tensors| Ok(Box::new(Gpt2::load(config, tensors)?)),
+        tied: TIED,
+        build: |config, loader| Ok(Box::new(Gpt2::load(config, loader)?)),
         gguf: None,
     },
 ];
+
+const TIED: Tied = Tied { default: true, pairs: &[("lm_head.weight", "transformer.wte.weight")] };
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]
@@ -147,11 +151,10 @@ impl Gpt2 {
     ///
     /// # Errors
     /// Where a field of the configuration or a tensor is missing or wrong.
-    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+    pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
         let c = Config::parse(config)?;
         let (d, eps, activation) =
             (c.n_embd, c.layer_norm_epsilon, activation("activation_function", &c.activation_function)?);
-        let mut l = Loader::new(tensors);
         let token_table = l.embedding("transformer.wte", c.vocab_size, d)?;
         let position_table = l.embedding("transformer.wpe", c.n_positions, d)?;
         // The tables have shown that the width is real: four times as much does not overflow.
@@ -182,7 +185,7 @@ impl Gpt2 {
         }
         let norm = l.layer_norm("transformer.ln_f", d, eps)?;
         let tied = c.tie_word_embeddings.then_some(&token_table);
-        let head = Head::Language(l.head("lm_head", tied, d, c.vocab_size)?);
+        let head = l.language_head("lm_head", tied, d, c.vocab_size)?.map_or(Head::None, Head::Language);
         // PEFT's for GPT-2; what the paper of LoRA adapts of GPT-3.
         let targets: &'static [&'static str] = if c.is_gpt3() { &["q_proj", "v_proj"] } else { &["c_attn"] };
         let (tokens, positions) = (token_table, position_table);

@@ -2,7 +2,7 @@
 //! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
-use lowrank_files::{GgufNames, Tensors};
+use lowrank_files::GgufNames;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -13,31 +13,36 @@ use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::fields;
 use crate::parts::rope::{RopeScaling, RopeTable};
+use crate::tied::Tied;
 
 /// What the registry knows.
 pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "llama",
         prefix: "model",
-        build: |config, tensors| Ok(Box::new(Llama::load(config, tensors)?)),
+        tied: Tied::DECODER,
+        build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(LLAMA_GGUF),
     },
     Architecture {
         model_type: "mistral",
         prefix: "model",
-        build: |config, tensors| Ok(Box::new(Llama::load(config, tensors)?)),
+        tied: Tied::DECODER,
+        build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(GgufModel { windowed: true, class: "MistralForCausalLM", ..LLAMA_GGUF }),
     },
     Architecture {
         model_type: "qwen2",
         prefix: "model",
-        build: |config, tensors| Ok(Box::new(Llama::load(config, tensors)?)),
+        tied: Tied::DECODER,
+        build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(GgufModel::usual("qwen2", "Qwen2ForCausalLM")),
     },
     Architecture {
         model_type: "qwen3",
         prefix: "model",
-        build: |config, tensors| Ok(Box::new(Llama::load(config, tensors)?)),
+        tied: Tied::DECODER,
+        build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(GgufModel::usual("qwen3", "Qwen3ForCausalLM")),
     },
 ];
@@ -166,12 +171,11 @@ impl Llama {
     ///
     /// # Errors
     /// Where a field of the configuration or a tensor is missing or wrong.
-    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+    pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
         let c = Config::parse(config)?;
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (heads, kv_heads, head_dim) = (c.num_attention_heads, c.kv_heads(), c.head_dim());
         let qkv_bias = c.attention_bias || c.model_type == "qwen2";
-        let mut l = Loader::new(tensors);
         let embed = l.embedding("model.embed_tokens", c.vocab_size, d)?;
         let mut layers = Vec::new();
         for i in 0..c.num_hidden_layers {
@@ -207,11 +211,11 @@ impl Llama {
             });
         }
         let norm = l.rms_norm("model.norm", d, c.rms_norm_eps)?;
-        let tied = (c.tie_word_embeddings || !l.has("lm_head")).then_some(&embed);
-        let head = Head::Language(l.head("lm_head", tied, d, c.vocab_size)?);
+        let tied = c.tie_word_embeddings.then_some(&embed);
+        let head = l.language_head("lm_head", tied, d, c.vocab_size)?.map_or(Head::None, Head::Language);
         let mut rope = c.rope()?;
-        if tensors.contains("rope_freqs") {
-            rope.divide(&tensors.vector("rope_freqs")?);
+        if let Some(factors) = l.optional_vector("rope_freqs")? {
+            rope.divide(&factors);
         }
         let info = ModelInfo {
             width: d,

@@ -13,7 +13,9 @@ use lowrank_files::{GgufNames, Tensors};
 use serde_json::Value;
 
 use crate::architecture::{Architecture, GgufModel};
+use crate::loader::Loader;
 use crate::model::Model;
+use crate::tied::Tied;
 use crate::{Error, Result};
 
 /// Every architecture: one line a file.
@@ -46,13 +48,30 @@ pub fn base_prefix(model_type: &str) -> Option<&'static str> {
 /// # Errors
 /// Where the architecture is unknown (lists the known), a field is wrong, or a tensor does not fit.
 pub fn load(config: &Value, tensors: &Tensors) -> Result<Box<dyn Model>> {
+    build(config, Loader::new(tensors))
+}
+
+/// The same without the language-model head, which the files need not have.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_without_head(config: &Value, tensors: &Tensors) -> Result<Box<dyn Model>> {
+    build(config, Loader::without_head(tensors))
+}
+
+fn build(config: &Value, loader: Loader<'_>) -> Result<Box<dyn Model>> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("");
     let architecture = find(kind).ok_or_else(|| {
         let mut known: Vec<&str> = all().map(|architecture| architecture.model_type).collect();
         known.sort_unstable();
         Error::Config(lowrank_files::unknown("model_type", kind, known))
     })?;
-    (architecture.build)(config, tensors)
+    (architecture.build)(config, loader)
+}
+
+/// What a model of this `model_type` ties, where it is known.
+pub(crate) fn tied_of(model_type: &str) -> Option<&'static Tied> {
+    find(model_type).map(|architecture| &architecture.tied)
 }
 
 /// How GGUF calls the tensors of an architecture (`general.architecture`) and orders their rows; the usual way for one

@@ -2,7 +2,6 @@
 //! rotations that may leave part of a head alone. `transformers/models/phi3` is followed.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
-use lowrank_files::Tensors;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -14,12 +13,14 @@ use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
 use crate::parts::rope::{RopeScaling, RopeTable};
+use crate::tied::Tied;
 
 /// What the registry knows.
 pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
     model_type: "phi3",
     prefix: "model",
-    build: |config, tensors| Ok(Box::new(Phi3::load(config, tensors)?)),
+    tied: Tied::DECODER,
+    build: |config, loader| Ok(Box::new(Phi3::load(config, loader)?)),
     gguf: None,
 }];
 
@@ -116,7 +117,7 @@ impl Phi3 {
     ///
     /// # Errors
     /// Where a field of the configuration or a tensor is missing or wrong.
-    pub fn load(config: &Value, tensors: &Tensors) -> Result<Self> {
+    pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
         let c = Config::parse(config)?;
         let (d, f, eps) = (c.hidden_size, c.intermediate_size, c.rms_norm_eps);
         let (heads, kv_heads, head_dim) = (c.num_attention_heads, c.kv_heads(), c.head_dim());
@@ -131,7 +132,6 @@ impl Phi3 {
             softcap: None,
             dropout: None,
         };
-        let mut l = Loader::new(tensors);
         let embed = l.embedding("model.embed_tokens", c.vocab_size, d)?;
         let mut layers = Vec::new();
         for i in 0..c.num_hidden_layers {
@@ -149,7 +149,7 @@ impl Phi3 {
         }
         let norm = l.rms_norm("model.norm", d, eps)?;
         let tied = c.tie_word_embeddings.then_some(&embed);
-        let head = Head::Language(l.head("lm_head", tied, d, c.vocab_size)?);
+        let head = l.language_head("lm_head", tied, d, c.vocab_size)?.map_or(Head::None, Head::Language);
         let rope = c.rope()?;
         let info = ModelInfo {
             width: d,

@@ -4,8 +4,8 @@ use lowrank_engine::{FrozenWeight, Linear, LmHead, SiteKind, Tape, Tensor, Var, 
 use lowrank_files::Tensors;
 use serde_json::Value;
 
-use super::{ClassHead, Head, HeadLayout, MaskedHead, Reads};
-use crate::arch::{base_prefix, load};
+use super::{ClassHead, Head, MaskedHead, Reads};
+use crate::arch::{base_prefix, load, load_without_head, tied_of};
 use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
 use crate::{Error, Result};
@@ -36,7 +36,10 @@ const SEED: u64 = 0x6865_6164;
 /// # Errors
 /// As [`load`], and where the architecture has no such head.
 pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box<dyn Model>> {
-    let model = load(config, tensors)?;
+    let model = match kind {
+        HeadKind::Language => load(config, tensors)?,
+        _ => load_without_head(config, tensors)?,
+    };
     let name = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let none = |what: &str| Err(Error::Config(format!("a model of type {name} has no {what}")));
     let layout = model.info().head_layout;
@@ -50,7 +53,7 @@ pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box
                 _ => none("language-model head: it cannot be trained or used with `task` lm"),
             };
         }
-        HeadKind::Masked => match masked(&mut new.loader, tensors, &layout, &*model)? {
+        HeadKind::Masked => match masked(&mut new.loader, config, tensors, &*model)? {
             Some(head) => Head::Masked(head),
             None => return none("masked-language-model head: `task` mlm is for encoders"),
         },
@@ -105,23 +108,28 @@ impl NewLayers<'_> {
 
 fn masked(
     loader: &mut Loader<'_>,
+    config: &Value,
     tensors: &Tensors,
-    layout: &HeadLayout,
     model: &dyn Model,
 ) -> Result<Option<MaskedHead>> {
-    let Some(layout) = layout.masked else { return Ok(None) };
+    let Some(layout) = model.info().head_layout.masked else { return Ok(None) };
+    let tied = match (tied_of(config["model_type"].as_str().unwrap_or_default()), config.as_object()) {
+        (Some(tied), Some(config)) => tied.is_set(config)?,
+        _ => false,
+    };
     let (d, vocab) = (model.info().width, model.info().vocab);
     let dense = loader.linear(layout.dense, d, d, true)?;
     let norm = loader.layer_norm(layout.norm.0, d, layout.norm.1)?;
-    let (weight, kind) = match loader.has(layout.decoder) {
-        true => (loader.matrix(layout.decoder, vocab, d)?, SiteKind::Head),
+    let (weight, kind) = match loader.is_own(layout.decoder, tied) {
+        true => (loader.own_output(layout.decoder, vocab, d)?, SiteKind::Head),
         false => {
             let kind = loader.site_at(layout.table).map_or(SiteKind::Head, SiteKind::TiedHead);
             (loader.matrix(layout.table, vocab, d)?, kind)
         }
     };
     let own = format!("{}.bias", layout.decoder);
-    let bias = Some(loader.vector(if tensors.contains(&own) { &own } else { layout.bias }, vocab)?);
+    let bias = if tied && !tensors.contains(&own) { layout.bias } else { &own };
+    let bias = Some(loader.vector(bias, vocab)?);
     let site = loader.site(layout.decoder, kind, d, vocab, true);
     let linear = Linear { site, weight, bias, transposed: false };
     let decoder = LmHead { linear, softcap: None };

@@ -1,0 +1,151 @@
+//! The same losses as transformers for many configurations, and the same configurations refused.
+//! `tools/reference/config_cases.py` made the fixtures.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::fixture;
+use lowrank::Session;
+use lowrank::adapters::AdapterSet;
+use lowrank::engine::{Device, Grads, Label, Record, Scope, Segment, Tape};
+use lowrank::files::LoadOptions;
+use lowrank::models::{Head, TokenBatch};
+use lowrank::train::Task;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A fixture.
+#[derive(Deserialize)]
+struct Fixture {
+    ids: Vec<u32>,
+    /// Names and shapes of the tensors of a file.
+    tensors: Vec<BTreeMap<String, Vec<usize>>>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    config: Value,
+    /// Which of the tensors its file has.
+    tensors: usize,
+    /// Those that are left out of them.
+    without: Vec<String>,
+    /// Tensors with the values of others.
+    same: BTreeMap<String, String>,
+    /// What the loss is at every third token, from the third; absent where transformers refuses.
+    losses: Option<Vec<f32>>,
+    refuses: Option<String>,
+}
+
+/// A hash of the name and of each index, in [-0.5, 0.5); around 1 for the weight of a norm.
+fn values(name: &str, count: usize) -> impl Iterator<Item = f32> {
+    let seed =
+        name.bytes().fold(0x811c_9dc5_u32, |seed, byte| (seed ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let lowered = name.to_lowercase();
+    let norm = lowered.ends_with("weight") && (lowered.contains("norm") || lowered.contains(".ln_"));
+    let middle = if norm { 1.0 } else { 0.0 };
+    (0..count as u32).map(move |i| {
+        let mut x = i.wrapping_mul(0x9e37_79b1) ^ seed;
+        for (shift, factor) in [(16, 0x7feb_352d_u32), (15, 0x846c_a68b)] {
+            x = (x ^ (x >> shift)).wrapping_mul(factor);
+        }
+        x ^= x >> 16;
+        (x >> 8) as f32 / (1 << 24) as f32 - 0.5 + middle
+    })
+}
+
+impl Case {
+    fn write(&self, folder: &Path, tensors: &BTreeMap<String, Vec<usize>>) {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for (name, shape) in tensors.iter().filter(|(name, _)| !self.without.contains(name)) {
+            let start = data.len();
+            let source = self.same.get(name).unwrap_or(name);
+            data.extend(values(source, shape.iter().product()).flat_map(f32::to_le_bytes));
+            let info = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
+            header.insert(name.clone(), info);
+        }
+        let header = Value::Object(header).to_string();
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.extend(data);
+        std::fs::write(folder.join("model.safetensors"), file).unwrap();
+    }
+}
+
+fn open(model: &Path) -> lowrank::Result<Session> {
+    let config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
+    let encoder = ["bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2"];
+    let masked = encoder.iter().any(|kind| config["model_type"] == *kind);
+    let task = Some(if masked { Task::Mlm } else { Task::Lm });
+    Session::for_adapter(model.to_str().unwrap(), LoadOptions::default(), None, task, None)
+}
+
+/// `-log p` of each token: of the next one, or in an encoder of the one that stands there.
+fn losses(session: &Session, ids: &[u32]) -> Vec<f32> {
+    let n = ids.len();
+    let (positions, lengths): (Vec<u32>, _) = ((0..n as u32).collect(), vec![n as u32; n]);
+    let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
+    let (device, adapters) = (Device::cpu(), AdapterSet::none());
+    let scope = Scope::inference(&device, &adapters.params);
+    let mut tape = Tape::new(scope, &adapters.active, Record::Nothing);
+    let batch = TokenBatch {
+        tokens: ids,
+        positions: &positions,
+        lengths: &lengths,
+        token_types: &[],
+        segments: &segments,
+        output_rows: None,
+        adapters: None,
+    };
+    let h = session.model.hidden(&mut tape, &batch);
+    let mut grads = Grads::zeros(&adapters.params);
+    let labels =
+        |ids: &[u32]| -> Vec<Label> { (0..).zip(ids).map(|(row, &target)| Label { row, target }).collect() };
+    let (head, h, labels) = match session.model.head() {
+        Head::Language(head) => (head, h, labels(&ids[1..])),
+        Head::Masked(head) => {
+            let rows: Vec<usize> = (0..n).collect();
+            (&head.decoder, head.states(&mut tape, &h, &rows), labels(ids))
+        }
+        other => panic!("{}", other.name()),
+    };
+    let weights = vec![1.0; labels.len()];
+    tape.cross_entropy(head, &h, &labels, &weights, &mut grads).losses
+}
+
+/// Compares every case; `differs` says why one may be another.
+fn check(name: &str, differs: &dyn Fn(&Case) -> bool) {
+    let file = fixture("configs").join(format!("{name}.json"));
+    let Fixture { ids, tensors, cases } = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut wrong = Vec::new();
+    for (number, case) in cases.iter().enumerate().filter(|(_, case)| !differs(case)) {
+        let folder = folder.path().join(number.to_string());
+        case.write(&folder, &tensors[case.tensors]);
+        let name = &case.name;
+        match (open(&folder), &case.losses) {
+            (Ok(session), Some(want)) => {
+                let got: Vec<f32> = losses(&session, &ids).into_iter().skip(2).step_by(3).collect();
+                let near = |(got, want): (&f32, &f32)| (got - want).abs() < 1e-4;
+                if got.len() != want.len() || !got.iter().zip(want).all(near) {
+                    wrong.push(format!("{name}: {got:?}, not {want:?}"));
+                }
+            }
+            (Ok(_), None) => wrong.push(format!("{name}: loads; {}", case.refuses.as_deref().unwrap_or(""))),
+            (Err(error), Some(_)) => wrong.push(format!("{name}: {error}")),
+            (Err(_), None) => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+/// `tie_word_embeddings` against what the files hold.
+#[test]
+fn tied() {
+    check("tied", &|_| false);
+}
