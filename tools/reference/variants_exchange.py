@@ -113,7 +113,10 @@ def variants(target, work, only):
         if only and name not in only:
             continue
         folder, again = work / name, work / f"{name}-again"
-        usual = ["--r", 4, "--lora-alpha", 8, "--max-steps", 6, "--learning-rate", 1e-2, "--batch-size", 6]
+        usual = ["--max-steps", 6, "--learning-rate", 1e-2, "--batch-size", 6]
+        # What a method does not have is refused.
+        usual += ["--r", 4] if name not in ("ia3", "adalora") else []
+        usual += ["--lora-alpha", 8] if name not in ("ia3", "vera") else []
         run(target / "lowrank", "train", "--model", base, "--data", data, "--out", folder, *usual, *words, cwd=work)
         ours = json.loads(run(target / "examples/logits", base, folder, TEXT))["cases"]
         alone = json.loads(run(target / "examples/logits", base, "-", TEXT))["cases"]

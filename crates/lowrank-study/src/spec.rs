@@ -163,6 +163,13 @@ impl Spec {
                 ));
             }
         }
+        for table in [&self.train, &self.eval].into_iter().chain(self.method.iter().map(|m| &m.options)) {
+            if let Some(key) =
+                table.keys().find(|key| key.contains('-') && table.contains_key(&key.replace('-', "_")))
+            {
+                return wrong(&format!("{key} is given twice, with dashes and with underscores"));
+            }
+        }
         if self.seeds.is_empty() {
             return wrong("seeds is empty");
         }
@@ -417,6 +424,10 @@ mod tests {
     fn wrong_keys_are_named() {
         for (text, want) in [
             (TEXT.replace("[ranks]", "[rank]"), "rank"),
+            (
+                TEXT.replace("lora-alpha = 8.0", "lora-alpha = 8.0\n        lora_alpha = 4.0"),
+                "lora-alpha is given twice",
+            ),
             (TEXT.replace("data = \"train.jsonl\"", ""), "needs data"),
             (TEXT.replace("[train]", "[train]\nseed = 3"), "has seed"),
             (TEXT.replace("[sweep]", "[sweep]\nmethods = [\"x\"]"), "\"x\""),

@@ -10,18 +10,18 @@ use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{AdapterSet, TensorView, TrainingState, write_tensors};
 use lowrank_engine::{AdamW, Site, Tensor};
-use lowrank_files::write_atomic;
+use lowrank_files::{Tensors, write_atomic};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::Error;
+use crate::{Error, Examples};
 
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// Where a run is.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct RunState {
     /// Optimiser steps done.
     pub step: u64,
@@ -31,6 +31,30 @@ pub struct RunState {
     pub best: Option<(u64, f64)>,
     /// What must be the same for the run to go on: options that change the numbers, and the data.
     pub fingerprint: Map<String, Value>,
+    /// What the held-out data were that `best` is about.
+    #[serde(default)]
+    pub eval_data: Option<Value>,
+}
+
+/// What a checkpoint keeps of data, to know them again.
+pub fn data_fingerprint(examples: &Examples) -> Value {
+    format!("{} examples with checksum {:08x}", examples.len(), examples.checksum()).into()
+}
+
+/// What a checkpoint keeps of the base model: the names, shapes and formats of its tensors, and the values of its vectors.
+pub fn base_fingerprint(tensors: &Tensors) -> Value {
+    let mut names: Vec<&str> = tensors.names().collect();
+    names.sort_unstable();
+    let mut sum = 0;
+    for name in names {
+        let (shape, format) = (tensors.shape(name).unwrap_or_default(), tensors.format(name));
+        sum = crc32c::crc32c_append(sum, format!("{name} {shape:?} {format:?}").as_bytes());
+        if let (1, Ok(values)) = (shape.len(), tensors.vector(name)) {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            sum = crc32c::crc32c_append(sum, &bytes);
+        }
+    }
+    format!("{} tensors with checksum {sum:08x}", tensors.len()).into()
 }
 
 impl RunState {
@@ -45,7 +69,8 @@ impl RunState {
             return Ok(());
         };
         let was = was(key);
-        let what = format!("{key} was {was} and is {now} now: resume with the options of the run");
+        let what =
+            format!("`{key}` was {was} and is {now} now: resume with the options and files of the run");
         Err(Error::Checkpoint { path: run.to_owned(), what })
     }
 }

@@ -63,6 +63,14 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// What the user should know of it.
+    pub fn warning(&self) -> Option<String> {
+        let (warmup, total) = (self.warmup_steps, self.total_steps);
+        (total > 0 && warmup >= total).then(|| {
+            format!("the warm-up of {warmup} steps is not over when the run of {total} ends: `learning_rate` is not reached")
+        })
+    }
+
     /// The learning rate of optimiser step `step`, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
         let (s, w, n) = (step as f64, self.warmup_steps as f64, self.total_steps as f64);
@@ -150,6 +158,15 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_warm_up_that_does_not_end_is_said() {
+        let warning = |warmup_steps, total_steps| {
+            Schedule { scheduler: LrScheduler::Linear, peak: 1.0, warmup_steps, total_steps }.warning()
+        };
+        assert!(warning(500, 20).unwrap().contains("500") && warning(20, 20).is_some());
+        assert!(warning(19, 20).is_none() && warning(0, 20).is_none() && warning(5, 0).is_none());
     }
 
     #[test]

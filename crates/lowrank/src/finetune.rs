@@ -85,11 +85,20 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         max_grad_norm: options.max_grad_norm,
         seed: options.seed,
     };
-    let fingerprint = options.fingerprint();
+    let mut fingerprint = options.fingerprint();
+    fingerprint.insert("data".into(), checkpoint::data_fingerprint(&train.examples));
+    if !device.is_plan() {
+        fingerprint.insert("model".into(), checkpoint::base_fingerprint(&session.base.tensors));
+    }
+    let eval_data = eval.as_ref().map(|eval| checkpoint::data_fingerprint(&eval.examples));
     let (adapters, optimizer, state) = if options.resume {
-        let (adapters, optimizer, state) =
+        let (adapters, optimizer, mut state) =
             checkpoint::load(&options.out, session.sites(), options.weight_decay, |set| options.apply(set))?;
         state.check(&fingerprint, &options.out)?;
+        if state.eval_data != eval_data {
+            // The lowest loss was that of other data.
+            (state.best, state.eval_data) = (None, eval_data);
+        }
         (adapters, Some(optimizer), state)
     } else {
         let masking = session.masking(options.seed)?;
@@ -97,7 +106,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         let mut adapters = start(session, options, total_steps, &mut inputs, device.is_plan())?;
         device.reset_peak();
         options.apply(&mut adapters);
-        (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint })
+        (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint, eval_data })
     };
     let mut stepper = Stepper::new(&*session.model, adapters, device, step_options)
         .for_task(session.task.clone(), session.masking(options.seed)?);
@@ -176,7 +185,8 @@ pub fn finetune_with(
     let mut prepared = prepare(session, options, session.device())?;
     let mut progress = progress(prepared.loop_options.total_steps, prepared.state.step);
     report_data(&prepared, &mut progress);
-    for warning in prepared.stepper.adapters.warnings(session.sites()) {
+    let warnings = prepared.stepper.adapters.warnings(session.sites());
+    for warning in warnings.into_iter().chain(prepared.loop_options.schedule.warning()) {
         progress.message(&format!("warning: {warning}"));
     }
     fs::create_dir_all(out).map_err(Error::io(out))?;

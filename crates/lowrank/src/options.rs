@@ -187,13 +187,29 @@ options! {
 }
 
 impl TrainOptions {
+    /// `table` with underscores in its keys.
+    ///
+    /// # Errors
+    /// Names a key that is there both with dashes and with underscores.
+    pub fn named(table: toml::Table) -> Result<toml::Table> {
+        let mut named = toml::Table::new();
+        for (key, value) in table {
+            let name = key.replace('-', "_");
+            if named.insert(name.clone(), value).is_some() {
+                return Err(Error::Usage(format!(
+                    "`{name}` is given twice, with dashes and with underscores"
+                )));
+            }
+        }
+        Ok(named)
+    }
+
     /// From a table of keys, with dashes or underscores.
     ///
     /// # Errors
     /// Names the key that is unknown, with the nearest known one, or that has a wrong value.
     pub fn from_table(table: toml::Table) -> Result<Self> {
-        let mut table: toml::Table =
-            table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect();
+        let mut table = Self::named(table)?;
         Self::move_peft_options(&mut table)?;
         for key in table.keys() {
             let mut names = Self::FIELDS.iter().map(|field| field.name);
@@ -549,11 +565,14 @@ impl TrainOptions {
             "eval_data",
             "checkpoint_activations",
             "stream_base",
-            "init_adapter",
             "model",
             "data",
         ];
         all.retain(|key, _| !free.contains(&key.as_str()));
+        // A run that goes on need not be told again what it began with.
+        if self.init_adapter.is_none() {
+            all.remove("init_adapter");
+        }
         all
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{fixture, lowrank, lowrank_ok, tiny_data, tiny_model};
+use common::{fixture, lowrank, lowrank_ok, overriding, tiny_data, tiny_model};
 use serde_json::{Value, json};
 
 struct Place {
@@ -31,8 +31,7 @@ impl Place {
         let (data, out) = (self.path("train.jsonl"), self.path(out));
         let mut args = vec!["train", "--model", &self.model, "--data", &data, "--out", &out];
         args.extend(["--batch-size", "4", "--learning-rate", "0.02", "--max-steps", "8", "--threads", "1"]);
-        args.extend(more);
-        lowrank(&args)
+        lowrank(&overriding(&args, more))
     }
 }
 
@@ -90,10 +89,100 @@ fn the_same_run_gives_the_same_bits() {
 
     let refused = place.train("again", &["--lora-dropout", "0.2", "--resume"]);
     assert_eq!(refused.code, 2);
-    assert!(refused.err.contains("lora_dropout was 0.1"), "{}", refused.err);
+    assert!(refused.err.contains("--lora-dropout was 0.1"), "{}", refused.err);
     // A run that is done has nothing left to do.
     assert_eq!(place.train("again", &["--lora-dropout", "0.1", "--resume"]).code, 0);
     assert_eq!(tensors(&place.path("whole")), tensors(&place.path("again")));
+}
+
+/// Nothing that was given is dropped: a second value is refused.
+#[test]
+fn an_option_is_given_once() {
+    let place = Place::new();
+    let data = place.path("eval.jsonl");
+    let refuses = |more: &[&str], word: &str| {
+        let train = place.path("train.jsonl");
+        let base = ["train", "--model", &place.model, "--data", &train, "--out", &place.path("x")];
+        let ran = lowrank(&[&base[..], more].concat());
+        assert_eq!(ran.code, 2, "{more:?}: {}", ran.err);
+        assert!(ran.err.contains(word), "{more:?}: {}", ran.err);
+        assert!(!Path::new(&place.path("x")).exists());
+    };
+    refuses(&["--data", &data], "'--data <PATH>' cannot be used multiple times");
+    refuses(&["--seed", "1", "--seed", "2"], "--seed");
+    refuses(
+        &["--rank-pattern", "q_proj=1", "--rank-pattern", "q_proj=2"],
+        "--rank-pattern gives q_proj twice",
+    );
+    refuses(&["--peft-option", "alpha=1", "--peft-option", "alpha=2"], "--peft-option gives alpha twice");
+    let file = place.path("run.toml");
+    fs::write(&file, "learning-rate = 1\nlearning_rate = 2\n").unwrap();
+    refuses(&["--config", &file], "--learning-rate is given twice");
+    let ran = lowrank(&["eval", "--model", &place.model, "--data", &data, "--data", &data]);
+    assert!(ran.code == 2 && ran.err.contains("multiple times"), "{}", ran.err);
+
+    // Lists and tables are joined, and those of a file with those of the command line.
+    fs::write(&file, "rank-pattern = { q_proj = 3, v_proj = 4 }\n").unwrap();
+    let joined = ["--config", &file, "--rank-pattern", "q_proj=2", "--rank-pattern", "k_proj=5"];
+    let modules = ["--modules-to-save", "model.norm", "--modules-to-save", "lm_head"];
+    let targets = ["--target-modules", "q_proj,k_proj,v_proj"];
+    assert_eq!(place.train("joined", &[&joined[..], &modules, &targets].concat()).code, 0);
+    let config: Value =
+        serde_json::from_slice(&fs::read(place.path("joined/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(config["rank_pattern"], json!({"q_proj": 2, "v_proj": 4, "k_proj": 5}));
+    assert_eq!(config["modules_to_save"], json!(["model.norm", "lm_head"]));
+}
+
+/// A run goes on with the data and the base that it began with, wherever they lie now.
+#[test]
+fn a_run_that_goes_on_is_still_the_same() {
+    let place = Place::new();
+    let eval = place.path("eval.jsonl");
+    let more = ["--eval-data", &eval, "--save-steps", "4"];
+    assert_eq!(place.train("a", &more).code, 0);
+    let refuses = |change: &[&str], words: &[&str]| {
+        let ran = place.train("a", &[&more[..], change, &["--resume"]].concat());
+        assert_eq!(ran.code, 2, "{change:?}: {}", ran.err);
+        words.iter().for_each(|word| assert!(ran.err.contains(word), "{word}: {}", ran.err));
+    };
+    refuses(&["--warmup-steps", "2"], &["--warmup-steps was 0 and is 2"]);
+    refuses(&["--init-adapter", &place.path("a")], &["--init-adapter was null"]);
+    let moved = place.path("moved.jsonl");
+    fs::copy(place.path("train.jsonl"), &moved).unwrap();
+    assert_eq!(place.train("a", &[&more[..], &["--data", &moved, "--resume"]].concat()).code, 0);
+    let text = fs::read_to_string(&moved).unwrap();
+    fs::write(&moved, text.replacen("red", "rod", 1)).unwrap();
+    refuses(
+        &["--data", &moved],
+        &["--data was \"30 examples with checksum", "resume with the options and files"],
+    );
+
+    // Another base of the same shape.
+    let other = place.path("other");
+    fs::create_dir(&other).unwrap();
+    for file in fs::read_dir(&place.model).unwrap().map(|file| file.unwrap()) {
+        fs::copy(file.path(), Path::new(&other).join(file.file_name())).unwrap();
+    }
+    let file = Path::new(&other).join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let at = {
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        tensors.tensor("model.norm.weight").unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize
+    };
+    bytes[at..at + 4].copy_from_slice(&1.5f32.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    refuses(&["--model", &other], &["--model was", "tensors with checksum"]);
+
+    // The lowest loss is forgotten with the data that it was of.
+    let state = |name: &str| -> Value {
+        let path = Path::new(&place.path("a/checkpoints")).join(name).join("trainer_state.json");
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    };
+    let best = state("last")["best"].clone();
+    fs::write(&eval, fs::read_to_string(&eval).unwrap().replace("gold", "cold")).unwrap();
+    let ran = place.train("a", &[&more[..], &["--resume"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(best.is_array() && state("last")["best"] != best, "{best}");
 }
 
 /// Every variant from the command line: it trains, its parameters are those planned, and it merges.

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{WORDS, lowrank, lowrank_ok, tiny_bert};
+use common::{WORDS, lowrank, lowrank_ok, overriding, tiny_bert};
 use serde_json::{Value, json};
 
 struct Case {
@@ -34,7 +34,7 @@ impl Case {
         let args = ["train", "--task", task, "--model", &self.model, "--data", data, "--out", &out];
         let usual =
             ["--learning-rate", "5e-3", "--epochs", "30", "--batch-size", "6", "--force", "--threads", "1"];
-        lowrank_ok(&[&args, &usual[..], more].concat());
+        lowrank_ok(&overriding(&[&args, &usual[..]].concat(), more));
         out
     }
 

@@ -366,7 +366,7 @@ fn every_variant_resumes_bit_by_bit_and_is_planned_to_the_byte() {
         let mut first = Stepper::new(&*case.session.model, start, Device::cpu(), options);
         steps(&mut first, 5);
         let run = tempfile::tempdir().unwrap();
-        let state = RunState { step: 5, epoch: 0.0, best: None, fingerprint: serde_json::Map::new() };
+        let state = RunState { step: 5, ..RunState::default() };
         checkpoint::save(run.path(), "last", &first.adapters, &first.optimizer, &state).unwrap();
         let (adapters, optimizer, _) = checkpoint::load(run.path(), sites, 0.01, |_| {}).unwrap();
         let mut second = Stepper::new(&*case.session.model, adapters, Device::cpu(), options);

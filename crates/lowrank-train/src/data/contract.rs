@@ -276,6 +276,12 @@ impl DataOptions {
                     .into(),
             ));
         }
+        if let Some(template) = self.prompt_template.as_ref().filter(|t| t.columns().next().is_none()) {
+            return Err(Error::Options(format!(
+                "`prompt_template` {template} names no column, so every prompt would be the same: write {{prompt}} \
+                 where the prompt goes"
+            )));
+        }
         match self.max_seq_len {
             Some(n) if n < 2 => {
                 Err(Error::Options(format!("`max_seq_len` {n} leaves nothing to predict: at least 2")))

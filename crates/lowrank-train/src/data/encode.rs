@@ -2,6 +2,9 @@
 
 use std::borrow::Cow;
 
+use lowrank_models::Message;
+use serde_json::Value;
+
 use super::contract::{DataOptions, Encode, EncodeError, Example};
 use super::fields::{Fields, Roles, Row};
 
@@ -9,6 +12,8 @@ pub(super) enum Encoded {
     Kept {
         example: Example,
         truncated: bool,
+        /// The answer to learn is blank: there is its end alone.
+        empty: bool,
     },
     /// Cut so short that no token with loss is left.
     Dropped,
@@ -18,9 +23,11 @@ pub(super) enum Encoded {
 pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> Result<Encoded, String> {
     let fields = Fields::of(&row.raw)?;
     let roles = fields.roles(options)?;
+    let mut empty = false;
     let (mut tokens, mut loss_mask, mut prompt_len) = match roles {
         Roles::Pair { prompt, completion } => {
             let (prompt, completion) = pair_texts(&fields, options, prompt, completion)?;
+            empty = completion.trim().is_empty();
             pair(&prompt, completion, encoder).map_err(|e| e.to_string())?
         }
         Roles::Text(name) => {
@@ -35,6 +42,7 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
         }
         Roles::Messages => {
             let talk = fields.conversation()?;
+            empty = talk.messages.iter().any(is_blank_answer);
             let (tokens, loss_mask) = encoder.encode_chat(&talk).map_err(|e| e.to_string())?;
             if tokens.len() != loss_mask.len() {
                 return Err(format!(
@@ -54,7 +62,13 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
         *first = false;
     }
     if !loss_mask.contains(&true) {
-        return Err("nothing to learn: the text is empty".into());
+        return Err(match roles {
+            Roles::Pair { .. } => "nothing to learn: the completion adds no token to the prompt".into(),
+            Roles::Text(_) => "nothing to learn: the text is empty".into(),
+            Roles::Messages => {
+                "nothing to learn: \"messages\" has no token of the assistant after the first".into()
+            }
+        });
     }
     let full = tokens.len();
     if let Some(max) = options.max_seq_len {
@@ -68,7 +82,18 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     let truncated = tokens.len() < full;
     tokens.shrink_to_fit();
     loss_mask.shrink_to_fit();
-    Ok(Encoded::Kept { example: Example { tokens, loss_mask, prompt_len, ..Example::default() }, truncated })
+    let example = Example { tokens, loss_mask, prompt_len, ..Example::default() };
+    Ok(Encoded::Kept { example, truncated, empty })
+}
+
+/// Whether a turn is the assistant's and says nothing.
+fn is_blank_answer(message: &Message) -> bool {
+    let blank = match message.fields.get("content") {
+        Some(Value::String(text)) => text.trim().is_empty(),
+        Some(Value::Array(parts)) => parts.is_empty(),
+        _ => true,
+    };
+    message.role() == "assistant" && blank && !message.fields.contains_key("tool_calls")
 }
 
 /// The prompt as the model sees it, and the completion.

@@ -119,7 +119,7 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
         example.token_types = kinds(example.token_types);
         let label = columns.label.as_deref().and_then(|name| fields.label(name).ok());
         example.similarity = label.and_then(|label| number(&label).ok());
-        return Ok(Encoded::Kept { example, truncated });
+        return Ok(Encoded::Kept { example, truncated, empty: false });
     }
     let texts = texts(first, second)?;
     let row = if options.reads_last { texts.ids.len() as u32 - 1 } else { 0 };
@@ -145,7 +145,7 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     if example.labels() == 0 {
         return Err("there is nothing to hide: the text is empty".to_owned());
     }
-    Ok(Encoded::Kept { example, truncated: texts.truncated })
+    Ok(Encoded::Kept { example, truncated: texts.truncated, empty: false })
 }
 
 /// A sentence of words, with the tag of each at its first token.
@@ -179,7 +179,7 @@ fn words(
     }
     let (tokens, target) = (texts.ids, Target::Classes(labels));
     let example = Example { tokens, token_types: kinds(texts.types), target, ..Example::default() };
-    Ok(Encoded::Kept { example, truncated: texts.truncated })
+    Ok(Encoded::Kept { example, truncated: texts.truncated, empty: false })
 }
 
 /// The labels of a row, as they are spelled.

@@ -11,7 +11,8 @@
 //! A prompt and a completion become `encode(prompt) + encode(completion) + eos`, with loss on the
 //! completion and eos. A text becomes `encode(text) + eos`, with loss on every token but the first,
 //! which nothing predicts. A conversation goes through the chat template, with loss on the
-//! assistant's turns. For the other tasks a row is a text (`text`, `sentence`, ...), or two, with a `label`; or words and
+//! assistant's turns. A row that has no token with loss is an error with its line; one that `max_seq_len` cuts so short is
+//! dropped, counted and named in a warning. For the other tasks a row is a text (`text`, `sentence`, ...), or two, with a `label`; or words and
 //! tags. A TSV file has no quoting: a quote in it is a character like any other.
 
 mod conll;
@@ -73,6 +74,12 @@ pub struct DataReport {
     pub truncated: usize,
     /// Examples left out, because `max_seq_len` cut away every token with loss.
     pub dropped: usize,
+    /// Lines of the first few of them.
+    pub first_dropped: Vec<u64>,
+    /// Examples with a blank answer, of which the end of the text alone is learned.
+    pub empty: usize,
+    /// Lines of the first few of them.
+    pub first_empty: Vec<u64>,
     /// Lines left out, because they make no example.
     pub bad_lines: usize,
     /// The first few of them.
@@ -80,8 +87,8 @@ pub struct DataReport {
 }
 
 impl DataReport {
-    /// How many bad lines are kept word for word.
-    pub const BAD_LINES_SHOWN: usize = 5;
+    /// How many lines are named of each kind.
+    pub const LINES_SHOWN: usize = 5;
 
     /// What the user should know, one sentence each; empty where all went well.
     pub fn warnings(&self) -> Vec<String> {
@@ -90,13 +97,35 @@ impl DataReport {
             out.push(format!("{} examples cut to `max_seq_len`", self.truncated));
         }
         if self.dropped > 0 {
-            out.push(format!("{} examples dropped: `max_seq_len` leaves no token with loss", self.dropped));
+            let lines = listed(self.dropped, &self.first_dropped);
+            let what = "dropped: `max_seq_len` leaves no token with loss";
+            out.push(format!("{} examples {what} ({lines})", self.dropped));
+        }
+        if self.empty > 0 {
+            let lines = listed(self.empty, &self.first_empty);
+            let what = "have an empty answer, and teach that the text ends";
+            out.push(format!("{} examples {what} ({lines})", self.empty));
         }
         if self.bad_lines > 0 {
             out.push(format!("{} bad lines skipped", self.bad_lines));
             out.extend(self.first_bad.iter().map(|bad| format!("line {}: {}", bad.line, bad.reason)));
         }
         out
+    }
+}
+
+/// `line 3` or `lines 3, 5, ...`.
+fn listed(count: usize, first: &[u64]) -> String {
+    let numbers: Vec<String> = first.iter().map(ToString::to_string).collect();
+    let (plural, more) = (if count > 1 { "s" } else { "" }, if count > first.len() { ", ..." } else { "" });
+    format!("line{plural} {}{more}", numbers.join(", "))
+}
+
+/// Counts a line, and keeps its number if it is one of the first few.
+fn count(line: u64, count: &mut usize, first: &mut Vec<u64>) {
+    *count += 1;
+    if first.len() < DataReport::LINES_SHOWN {
+        first.push(line);
     }
 }
 
@@ -240,19 +269,22 @@ impl Dataset {
     ) -> Result<(), Error> {
         let report = &mut self.report;
         match encoded {
-            Ok(Encoded::Kept { mut example, truncated }) => {
+            Ok(Encoded::Kept { mut example, truncated, empty }) => {
                 report.examples += 1;
                 report.tokens += example.tokens.len();
                 report.labels += example.labels();
                 report.longest = report.longest.max(example.tokens.len());
                 report.truncated += usize::from(truncated);
+                if empty {
+                    count(line, &mut report.empty, &mut report.first_empty);
+                }
                 example.id = ExampleId { file: file.clone(), line };
                 self.examples.push(&example);
             }
-            Ok(Encoded::Dropped) => report.dropped += 1,
+            Ok(Encoded::Dropped) => count(line, &mut report.dropped, &mut report.first_dropped),
             Err(reason) if skip_bad_lines => {
                 report.bad_lines += 1;
-                if report.first_bad.len() < DataReport::BAD_LINES_SHOWN {
+                if report.first_bad.len() < DataReport::LINES_SHOWN {
                     report.first_bad.push(BadLine { line, reason });
                 }
             }

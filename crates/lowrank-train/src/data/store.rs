@@ -36,6 +36,12 @@ impl Examples {
         self.ends.is_empty()
     }
 
+    /// A checksum of all of them: of their tokens, targets and lines.
+    pub fn checksum(&self) -> u32 {
+        let ends: Vec<u8> = self.ends.iter().flat_map(|end| end.to_le_bytes()).collect();
+        crc32c::crc32c_append(crc32c::crc32c(&self.bytes), &ends)
+    }
+
     /// Adds one.
     pub fn push(&mut self, example: &Example) {
         let Example { tokens, token_types, loss_mask, prompt_len, target, similarity, weight, id } = example;

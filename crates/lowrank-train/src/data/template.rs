@@ -1,5 +1,7 @@
 //! Prompt templates: text with `{column}` in it.
 
+use std::fmt;
+
 use crate::Error;
 
 /// A text with places for columns.
@@ -16,6 +18,16 @@ pub struct Template(Vec<Part>);
 enum Part {
     Text(String),
     Column(String),
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |part: &Part| match part {
+            Part::Text(text) => text.clone(),
+            Part::Column(name) => format!("{{{name}}}"),
+        };
+        write!(f, "{:?}", self.0.iter().map(text).collect::<String>())
+    }
 }
 
 impl Template {

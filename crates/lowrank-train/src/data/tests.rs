@@ -197,13 +197,69 @@ fn cuts_from_the_right_and_counts() {
     assert_eq!(file.shown(), [shown("abcd", "ef", "ef", 1), shown("a", "bcd$", "bcd$", 3)]);
     let report = file.load().unwrap().report;
     assert_eq!((report.truncated, report.dropped, report.longest, report.labels), (1, 1, 6, 6));
-    assert_eq!(report.warnings().len(), 2);
+    let warnings = report.warnings();
+    assert!(warnings.len() == 2 && warnings[1].ends_with("(line 2)"), "{warnings:?}");
     case("a.jsonl", lines).with(|o| o.max_seq_len = Some(2)).shown();
     case("a.jsonl", "{\"prompt\":\"abcd\",\"completion\":\"e\"}")
         .with(|o| o.max_seq_len = Some(4))
         .fails(0, &["none of its 1 examples", "raise `max_seq_len`"]);
     let error = case("a.jsonl", lines).with(|o| o.max_seq_len = Some(1)).load().unwrap_err().to_string();
     assert!(error.contains("at least 2"), "{error}");
+}
+
+/// An empty answer is learned as one, and said; a row without any label is an error.
+#[test]
+fn empty_answers_are_counted_and_rows_without_labels_refused() {
+    let pair = |completion: &str| format!("{{\"prompt\":\"ab\",\"completion\":\"{completion}\"}}\n");
+    let blank = "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"\"},\
+                 {\"role\":\"assistant\",\"content\":\"a\"}]}\n";
+    let file = case("a.jsonl", [&pair("c"), &pair(""), &pair("  ")[..], blank].concat());
+    assert_eq!(file.shown()[1], shown("ab", "$", "$", 2));
+    let report = file.load().unwrap().report;
+    assert_eq!((report.empty, report.first_empty.clone()), (3, vec![2, 3, 4]));
+    let warnings = report.warnings();
+    assert!(
+        warnings[0].contains("3 examples have an empty answer") && warnings[0].contains("lines 2, 3, 4)")
+    );
+    let many = case("a.jsonl", pair("").repeat(7)).load().unwrap().report;
+    assert!(many.warnings()[0].contains("7 examples") && many.warnings()[0].contains("4, 5, ...)"));
+    case("a.csv", "prompt,completion\na,b\nc,\n").with(|o| o.skip_bad_lines = true).load().unwrap();
+    // The first token has nothing before it to be predicted from.
+    case("a.jsonl", format!("{}{{\"messages\":[{{\"role\":\"assistant\",\"content\":\"a\"}}]}}", pair("c")))
+        .fails(2, &["no token of the assistant after the first"]);
+}
+
+#[test]
+fn a_template_names_a_column() {
+    let template = |text: &str| {
+        let lines = "{\"prompt\":\"a\",\"completion\":\"b\"}\n";
+        case("a.jsonl", lines).with(|o| o.prompt_template = Some(Template::parse(text).unwrap()))
+    };
+    for text in ["", "Question:", "{{prompt}}"] {
+        let error = template(text).load().unwrap_err().to_string();
+        assert!(error.contains("`prompt_template`") && error.contains("write {prompt}"), "{error}");
+        let error = read_groups(&template(text).path(), &template(text).options).unwrap_err().to_string();
+        assert!(error.contains("names no column"), "{error}");
+    }
+    assert_eq!(template("Q {prompt}:").shown(), [shown("Q a:", "b$", "b$", 1)]);
+    template("{question}").fails(1, &["\"question\" is missing; there is \"prompt\", \"completion\""]);
+    template("{question}")
+        .with(|o| o.skip_bad_lines = true)
+        .fails(0, &["no example", "\"question\" is missing"]);
+}
+
+#[test]
+fn examples_are_known_by_their_checksum() {
+    let sum = |lines: &str| case("a.jsonl", lines).load().unwrap().examples.checksum();
+    let one = sum("{\"text\":\"ab\"}\n{\"text\":\"c\"}\n");
+    assert_eq!(one, sum("{\"text\": \"ab\"}\n{\"text\":\"c\"}"));
+    for other in [
+        "{\"text\":\"ab\"}\n{\"text\":\"d\"}\n",
+        "{\"text\":\"ab\"}\n",
+        "{\"text\":\"c\"}\n{\"text\":\"ab\"}\n",
+    ] {
+        assert_ne!(one, sum(other), "{other}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::flags::options::{All, OptionFlags};
 /// Train an adapter.
 #[derive(clap::Args)]
 pub struct Args {
-    /// TOML file with any of the flags as keys; flags take precedence
+    /// TOML file with any of the flags as keys; flags take precedence, those with KEY=VALUE key by key
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -23,14 +23,22 @@ impl Args {
     pub fn options(&self) -> Result<TrainOptions> {
         let mut table = match &self.config {
             Some(path) => {
-                let table: toml::Table = super::read_text(path)?
-                    .parse()
-                    .map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
-                table.into_iter().map(|(key, value)| (key.replace('-', "_"), value)).collect()
+                let wrong = |e: String| Error::Usage(format!("{}: {e}", path.display()));
+                let table =
+                    super::read_text(path)?.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
+                TrainOptions::named(table).map_err(|e| wrong(e.to_string()))?
             }
             None => toml::Table::new(),
         };
-        table.extend(self.flags.given.clone());
+        for (key, given) in self.flags.given.clone() {
+            match (table.get_mut(&key), given) {
+                // Tables of options take precedence entry by entry.
+                (Some(toml::Value::Table(table)), toml::Value::Table(given)) => table.extend(given),
+                (_, given) => {
+                    table.insert(key, given);
+                }
+            }
+        }
         TrainOptions::from_table(table)
     }
 }

@@ -231,6 +231,17 @@ pub fn words(line: &str) -> Vec<String> {
     words
 }
 
+/// The arguments `base`, with `more` in place of the flags that both have.
+pub fn overriding<'a>(base: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    let is_flag = |arg: &str| arg.starts_with("--");
+    let mut replaced = false;
+    let kept = base.iter().filter(|arg| {
+        replaced = if is_flag(arg) { more.contains(arg) } else { replaced };
+        !replaced
+    });
+    kept.chain(more).copied().collect()
+}
+
 /// What a command printed and its exit code.
 pub struct Ran {
     pub code: i32,

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use clap::builder::ValueParser;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use lowrank::adapters::NamedMethod;
@@ -97,9 +98,7 @@ impl<K: Known> OptionFlags<K> {
 impl<K: Known> clap::Args for OptionFlags<K> {
     fn augment_args(command: Command) -> Command {
         let defaults = serde_json::to_value(TrainOptions::default()).expect("options are plain data");
-        K::fields().fold(command.args_override_self(true), |command, field| {
-            command.arg(argument::<K>(field, &defaults[field.name]))
-        })
+        K::fields().fold(command, |command, field| command.arg(argument::<K>(field, &defaults[field.name])))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -109,11 +108,10 @@ impl<K: Known> clap::Args for OptionFlags<K> {
 
 impl<K: Known> clap::FromArgMatches for OptionFlags<K> {
     fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
-        let given = K::fields()
-            .filter(|field| matches.value_source(field.name) == Some(ValueSource::CommandLine))
-            .map(|field| (field.name.to_owned(), value(field, matches)))
-            .collect();
-        Ok(Self { given, known: PhantomData })
+        let fields =
+            K::fields().filter(|field| matches.value_source(field.name) == Some(ValueSource::CommandLine));
+        let given = fields.map(|field| Ok((field.name.to_owned(), value(field, matches)?)));
+        Ok(Self { given: given.collect::<std::result::Result<_, clap::Error>>()?, known: PhantomData })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
@@ -189,15 +187,21 @@ fn help(field: &Field, default: &Value) -> String {
 }
 
 /// What was given for an option.
-fn value(field: &Field, matches: &ArgMatches) -> toml::Value {
+fn value(field: &Field, matches: &ArgMatches) -> std::result::Result<toml::Value, clap::Error> {
     let all = || matches.get_many::<toml::Value>(field.name).into_iter().flatten().cloned();
-    match field.kind {
+    Ok(match field.kind {
         FieldKind::Switch => toml::Value::Boolean(matches.get_flag(field.name)),
         FieldKind::Value | FieldKind::Path => all().next_back().expect("the flag was given"),
         FieldKind::List => toml::Value::Array(all().collect()),
         FieldKind::Map => {
-            let tables = all().filter_map(|value| value.as_table().cloned());
-            toml::Value::Table(tables.flatten().collect())
+            let mut entries = toml::Table::new();
+            for (key, value) in all().filter_map(|value| value.as_table().cloned()).flatten() {
+                if entries.insert(key.clone(), value).is_some() {
+                    let what = format!("--{} gives {key} twice\n", flag_name(field));
+                    return Err(clap::Error::raw(ErrorKind::ArgumentConflict, what));
+                }
+            }
+            toml::Value::Table(entries)
         }
-    }
+    })
 }
