@@ -16,6 +16,7 @@ pub mod linalg;
 pub mod low_rank;
 pub mod methods;
 mod mixture;
+mod optimizer;
 mod registry;
 mod routed;
 mod set;
@@ -33,6 +34,7 @@ pub use file::{
 };
 pub use init::InitLoraWeights;
 pub use methods::lora::Lora;
+pub use optimizer::LoraPlus;
 pub use registry::{NamedMethod, method, targets};
 pub use set::AdapterSet;
 pub use store::AdapterStore;

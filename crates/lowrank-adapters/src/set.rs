@@ -78,25 +78,6 @@ impl AdapterSet {
         self.layers.iter().enumerate().map(start).collect()
     }
 
-    /// LoRA+ (Hayou et al. 2024): `B` and vectors learn `ratio` times as fast as `A`.
-    pub fn set_loraplus_lr_ratio(&mut self, ratio: f64) {
-        self.change_params(|p| {
-            if p.name.contains("lora_B") || p.shape.len() == 1 {
-                p.lr_ratio = ratio;
-            }
-        });
-    }
-
-    /// LoRA-FA (Zhang et al. 2023): `A` keeps its initial values.
-    pub fn freeze_a(&mut self) {
-        self.change_params(|p| p.trained &= !p.name.contains("lora_A"));
-    }
-
-    fn change_params(&mut self, change: impl Fn(&mut Param)) {
-        let ids: Vec<ParamId> = self.params.iter().map(|(id, _)| id).collect();
-        ids.into_iter().for_each(|id| change(self.params.get_mut(id)));
-    }
-
     /// A fresh adapter without values, to plan with.
     ///
     /// # Errors

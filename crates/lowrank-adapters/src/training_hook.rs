@@ -11,6 +11,11 @@ pub trait TrainingHook: Send + Sync {
         0.0
     }
 
+    /// Before the optimiser, with the gradients after clipping.
+    fn before_update(&self, device: &Device, grads: &mut Grads) {
+        let _ = (device, grads);
+    }
+
     /// After optimiser step number `step` (from 1), with the gradients it followed.
     fn after_step(&mut self, device: &Device, step: u64, params: &mut Params, grads: &Grads);
 

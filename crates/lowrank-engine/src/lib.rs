@@ -42,7 +42,7 @@ pub use lowrank_kernels as kernels;
 pub use lowrank_kernels::{Activation, AttentionShape, Format, RowOrder, Segment, WeightRef};
 pub use mapped::Mapped;
 pub use ops::{Attention, Disentangled, Embedding, Label, LayerNorm, LmHead, RmsNorm, Rope, Scores};
-pub use params::{AdamW, Grads, Param, ParamId, Params};
+pub use params::{AdamW, AdamWForm, Grads, Param, ParamId, Params};
 pub use row_adapters::{AdapterIndex, RowAdapters};
 pub use scope::{DropoutKey, Scope};
 pub use site::{Site, SiteId, SiteKind};

@@ -29,6 +29,8 @@ pub struct Param {
     pub saved: bool,
     /// Its learning rate as a multiple of the run's.
     pub lr_ratio: f64,
+    /// Whether weight decay goes for it.
+    pub decay: bool,
     /// The values; a shape only while planning.
     pub value: Tensor,
 }
@@ -88,7 +90,8 @@ impl Params {
             false => Tensor::from_vec(rows, cols, value),
         };
         let shape = vec![rows, cols];
-        self.list.push(Param { name, rows, cols, shape, trained: true, saved: true, lr_ratio: 1.0, value });
+        let (trained, saved, lr_ratio, decay) = (true, true, 1.0, true);
+        self.list.push(Param { name, rows, cols, shape, trained, saved, lr_ratio, decay, value });
         self.version = next_version();
         ParamId(self.list.len() - 1)
     }
@@ -253,8 +256,21 @@ impl Grads {
     }
 }
 
-/// AdamW (Loshchilov & Hutter 2019) with its moments, as `torch.optim.AdamW` computes it.
+/// Whose AdamW it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdamWForm {
+    /// `torch.optim.AdamW`: eps 1e-8.
+    #[default]
+    Torch,
+    /// That of transformers before 5, which PEFT's `LoraFAOptimizer` is made of: eps 1e-6 is added to the root of the
+    /// second moment before its correction, and the new value decays, not the old one.
+    Transformers,
+}
+
+/// AdamW (Loshchilov & Hutter 2019) with its moments.
 pub struct AdamW {
+    /// Whose it is.
+    pub form: AdamWForm,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Steps taken so far.
@@ -269,17 +285,26 @@ impl AdamW {
     /// Before the first step.
     pub fn new(params: &Params, weight_decay: f64) -> Self {
         let zeros = || params.list.iter().map(zeros_like).collect();
-        Self { weight_decay, step: 0, m: zeros(), v: zeros() }
+        Self { form: AdamWForm::default(), weight_decay, step: 0, m: zeros(), v: zeros() }
     }
 
-    /// One step with learning rate `lr` (times each parameter's ratio) and torch's defaults: betas 0.9 and
-    /// 0.999, eps 1e-8.
+    /// One step with learning rate `lr` (times each parameter's ratio) and betas 0.9 and 0.999.
     pub fn update(&mut self, device: &Device, params: &mut Params, grads: &Grads, lr: f64) {
         self.step += 1;
         params.version = next_version();
-        let (beta1, beta2, eps, weight_decay) = (0.9, 0.999, 1e-8, self.weight_decay);
+        let (beta1, beta2) = (0.9f64, 0.999f64);
         for (i, p) in params.list.iter_mut().enumerate().filter(|(_, p)| p.trained) {
-            let settings = kernels::AdamW { lr: lr * p.lr_ratio, beta1, beta2, eps, weight_decay };
+            let (lr, weight_decay) = (lr * p.lr_ratio, if p.decay { self.weight_decay } else { 0.0 });
+            let settings = match self.form {
+                AdamWForm::Torch => kernels::AdamW { lr, beta1, beta2, eps: 1e-8, weight_decay },
+                AdamWForm::Transformers => {
+                    // With `c` for the correction's root and `d` for what decay leaves: `d (p - lr c m / (sqrt(v) + eps))`.
+                    let root = (1.0 - beta2.powf(self.step as f64)).sqrt();
+                    let left = 1.0 - lr * weight_decay;
+                    let weight_decay = weight_decay / left;
+                    kernels::AdamW { lr: lr * left, beta1, beta2, eps: 1e-6 / root, weight_decay }
+                }
+            };
             let (grad, m, v) = (&grads.list[i].value, &mut self.m[i], &mut self.v[i]);
             device.adamw(&mut p.value, grad, m, v, &settings, self.step);
         }

@@ -166,7 +166,7 @@ pub fn load(
     run: &Path,
     sites: &[Site],
     weight_decay: f64,
-    prepare: impl FnOnce(&mut AdapterSet),
+    prepare: impl FnOnce(&mut AdapterSet) -> Result<(), lowrank_adapters::Error>,
 ) -> Result<(AdapterSet, AdamW, RunState), Error> {
     let last = checkpoint_dir(run, "last");
     let found =
@@ -177,7 +177,7 @@ pub fn load(
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::Checkpoint { path: optimizer_path.clone(), what: e.to_string() })?;
     let mut adapters = AdapterSet::resume(&dir, sites, training_state(&optimizer_path, &bytes, &file)?)?;
-    prepare(&mut adapters);
+    prepare(&mut adapters)?;
     let path = dir.join(STATE_FILE);
     let text = fs::read(&path).map_err(Error::io(&path))?;
     let state: RunState = serde_json::from_slice(&text)

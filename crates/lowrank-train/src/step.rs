@@ -130,6 +130,9 @@ impl<'m> Stepper<'m> {
                 self.grads.scale(&self.device, factor as f32);
             }
         }
+        if let Some(hook) = &self.adapters.training_hook {
+            hook.before_update(&self.device, &mut self.grads);
+        }
         self.optimizer.update(&self.device, &mut self.adapters.params, &self.grads, lr);
         if let Some(hook) = &mut self.adapters.training_hook {
             hook.after_step(&self.device, self.optimizer.step, &mut self.adapters.params, &self.grads);

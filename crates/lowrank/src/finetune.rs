@@ -105,7 +105,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         let mut inputs = TrainingInputs::new(&*session.model, &device, &train.examples, &batches, masking);
         let mut adapters = start(session, options, total_steps, &mut inputs, device.is_plan())?;
         device.reset_peak();
-        options.apply(&mut adapters);
+        options.apply(&mut adapters)?;
         (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint, eval_data })
     };
     let mut stepper = Stepper::new(&*session.model, adapters, device, step_options)
@@ -114,6 +114,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     if let Some(optimizer) = optimizer {
         stepper.optimizer = optimizer;
     }
+    stepper.optimizer.form = options.adamw_form();
     let loop_options = LoopOptions {
         total_steps,
         schedule,

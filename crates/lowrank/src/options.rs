@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_adapters::{AdapterSet, BaseInfo, CLASSIFIERS, LoraConfig, NamedMethod, OneOrMany, Targets};
-use lowrank_engine::{Device, SavedDtype, Site, SiteKind};
+use lowrank_adapters::{
+    AdapterSet, BaseInfo, CLASSIFIERS, LoraConfig, LoraPlus, NamedMethod, OneOrMany, Targets,
+};
+use lowrank_engine::{AdamWForm, Device, SavedDtype, Site, SiteKind};
 use lowrank_files::{LoadOptions, Precision, Quantize};
 use lowrank_models::Model;
 use lowrank_models::heads::Reads;
@@ -101,7 +103,9 @@ options! {
         peft_options: Map<String, Value> = Map::new();
         /// Ratio of B's learning rate to A's (LoRA+) (default: 1).
         loraplus_lr_ratio: Option<f64> = None;
-        /// Freeze A and train B alone (LoRA-FA).
+        /// Learning rate of a LoRA on an embedding, with LoRA+.
+        loraplus_lr_embedding: f64 = 1e-6;
+        /// Freeze A and train B with projected gradients (LoRA-FA).
         lora_fa: bool = false;
         /// Biases to train as well: none, all, or lora_only (those of the adapted layers).
         bias: String = "none".into();
@@ -121,7 +125,7 @@ options! {
         warmup_steps: u64 = 0;
         /// Warm-up as a share of all steps; use this or warmup_steps.
         warmup_ratio: f64 = 0.0;
-        /// Decoupled weight decay.
+        /// Decoupled weight decay, of everything but biases and norms.
         weight_decay: f64 = 0.0;
         /// Clip the gradient to this norm; 0 turns clipping off.
         max_grad_norm: f64 = 1.0;
@@ -284,6 +288,18 @@ impl TrainOptions {
         require(from_zero(self.max_grad_norm), "max_grad_norm", "a number from 0 (0 turns clipping off)")?;
         require(above_zero(self.epochs), "epochs", "a number above 0")?;
         require(self.loraplus_lr_ratio.is_none_or(above_zero), "loraplus_lr_ratio", "a number above 0")?;
+        require(from_zero(self.loraplus_lr_embedding), "loraplus_lr_embedding", "a number from 0")?;
+        if self.loraplus_lr_ratio.is_some() {
+            require(above_zero(self.learning_rate), "learning_rate", "a number above 0 with LoRA+")?;
+        } else if self.loraplus_lr_embedding != Self::default().loraplus_lr_embedding {
+            let what = "`loraplus_lr_embedding` is for LoRA+: give `loraplus_lr_ratio` as well";
+            return Err(Error::Usage(what.into()));
+        }
+        if self.lora_fa && self.loraplus_lr_ratio.is_some() {
+            return Err(Error::Usage(
+                "`lora_fa` and `loraplus_lr_ratio` are two optimizers: give one".into(),
+            ));
+        }
         require((0.0..=1.0).contains(&self.warmup_ratio), "warmup_ratio", "a number from 0 to 1")?;
         require(self.batch_size > 0, "batch_size", "at least 1")?;
         require(self.gradient_accumulation_steps > 0, "gradient_accumulation_steps", "at least 1")?;
@@ -483,14 +499,24 @@ impl TrainOptions {
         Ok(())
     }
 
-    /// What of the adapter is trained and how fast.
-    pub(crate) fn apply(&self, adapters: &mut AdapterSet) {
-        if let Some(ratio) = self.loraplus_lr_ratio {
-            adapters.set_loraplus_lr_ratio(ratio);
-        }
+    /// What of the adapter is trained, how fast, and with which decay.
+    pub(crate) fn apply(&self, adapters: &mut AdapterSet) -> Result<(), lowrank_adapters::Error> {
         if self.lora_fa {
-            adapters.freeze_a();
+            return adapters.set_lora_fa();
         }
+        match self.loraplus_lr_ratio {
+            Some(lr_ratio) => {
+                let embedding_ratio = self.loraplus_lr_embedding / self.learning_rate;
+                adapters.set_loraplus(LoraPlus { lr_ratio, embedding_ratio });
+            }
+            None => adapters.group_weight_decay(),
+        }
+        Ok(())
+    }
+
+    /// The optimiser that goes with it.
+    pub(crate) fn adamw_form(&self) -> AdamWForm {
+        if self.lora_fa { AdamWForm::Transformers } else { AdamWForm::Torch }
     }
 
     /// Positions that virtual tokens take from every text.

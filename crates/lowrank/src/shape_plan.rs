@@ -66,7 +66,7 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
         options.lora(model, options.max_steps.unwrap_or(u64::MAX))?,
         session.sites(),
     )?;
-    options.apply(&mut adapters);
+    options.apply(&mut adapters)?;
     let trainable = adapters.params.count();
     let training_bytes = adapters.params.training_bytes();
     let step = StepOptions {

@@ -190,10 +190,11 @@ fn a_run_that_goes_on_is_still_the_same() {
 fn variants_train_and_merge() {
     let place = Place::new();
     let (model, data) = (&place.model, place.path("train.jsonl"));
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 10] = [
         ("dora", &["--use-dora"]),
         ("pissa", &["--init-lora-weights", "pissa"]),
-        ("plus", &["--loraplus-lr-ratio", "4", "--lora-fa"]),
+        ("plus", &["--loraplus-lr-ratio", "4", "--loraplus-lr-embedding", "1e-3"]),
+        ("fa", &["--lora-fa"]),
         ("ia3", &["--peft-type", "ia3"]),
         ("vera", &["--peft-type", "vera"]),
         ("loha", &["--peft-type", "loha"]),

@@ -181,6 +181,12 @@ fn what_nothing_acts_on_is_refused() {
     method(&["lokr", "--peft-option", "init_weights=false"], &["init_weights is false"]);
     method(&["lokr", "--peft-option", "decompose_both=True"], &["decompose_both"]);
     method(&["top1", "--layers-to-transform", "0"], &["--layers-to-transform"]);
+    method(&["ia3", "--lora-fa"], &["--lora-fa is for LoRA on linear layers"]);
+    place.refuses(&["--lora-fa", "--use-dora"], &["--lora-fa is for LoRA"]);
+    place.refuses(&["--lora-fa", "--target-modules", "embed_tokens"], &["--lora-fa is for LoRA"]);
+    place.refuses(&["--lora-fa", "--loraplus-lr-ratio", "4"], &["two optimizers"]);
+    place.refuses(&["--loraplus-lr-embedding", "0.1"], &["give --loraplus-lr-ratio"]);
+    place.refuses(&["--loraplus-lr-ratio", "4", "--learning-rate", "0"], &["--learning-rate must be"]);
     place.refuses(&["--use-dora", "--enable-lora", "true,false"], &["enable_lora with use_dora"]);
 }
 
