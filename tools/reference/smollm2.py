@@ -1,15 +1,14 @@
-"""Write what transformers + PEFT compute for the real SmolLM2-135M-Instruct on real E2E rows.
+"""Write what transformers + PEFT compute for the real SmolLM2-135M-Instruct on rows.jsonl of its fixture.
 
-The base is read from its GGUF file, dequantised to float32 (and checked against the gguf package), the rows
-from E2E NLG's devset.csv. Neither is copied into the fixtures: of the rows only lengths and checksums are kept,
-and the token ids of the first four. The keys are listed in README.md next to this file.
+The base is read from its GGUF file, dequantised to float32 (and checked against the gguf package). The rows are those
+that `cargo run --release -p lowrank --example restaurants -- --train 200 --eval 1 --seed 3` writes. The keys are listed
+in README.md next to this file.
 
-    python smollm2.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --data DIR_WITH_DEVSET_CSV [--out DIR]
+    python smollm2.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf [--out DIR]
 """
 
 import argparse
 import copy
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -79,11 +78,12 @@ def encode(tokenizer, prompt, completion):
 
 
 def read_rows(path, count):
-    with open(path, newline="", encoding="utf-8") as f:
-        return [(row["mr"] + "\n", row["ref"]) for row, _ in zip(csv.DictReader(f), range(count))]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == count, path
+    return [(row["prompt"] + "\n", row["completion"]) for row in rows]
 
 
-def start_adapter(folder, model, rank=4):
+def start_adapter(folder, model, rank=4, base="HuggingFaceTB/SmolLM2-135M-Instruct"):
     """A seeded adapter. B is small but not zero, so that A has a gradient too; both are stored as f16,
     which keeps the file small and still gives every reader the same numbers."""
     generator = torch.Generator().manual_seed(1)
@@ -97,7 +97,7 @@ def start_adapter(folder, model, rank=4):
                     p.uniform_(-bound, bound, generator=generator)
                 else:
                     p.normal_(0.0, 0.02, generator=generator)
-    model.peft_config["default"].base_model_name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    model.peft_config["default"].base_model_name_or_path = base
     model.peft_config["default"].target_modules = ["q_proj", "v_proj"]
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink()
@@ -185,13 +185,11 @@ def write_json(path, entries):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gguf", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder with E2E's devset.csv")
     parser.add_argument("--out", type=Path, default=FIXTURES / "smollm2")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True)
+    shutil.rmtree(args.out / "start_adapter", ignore_errors=True)
 
     model, tokenizer = load_base(args.gguf, attn_implementation="eager"), load_tokenizer(args.gguf)
     check_dequantised(args.gguf, model)
@@ -204,7 +202,7 @@ def main():
     for g in generations:
         print(f"chat={g['chat']} margin {g['smallest_margin']}: {g['prompt']!r} -> {g['text']!r}")
 
-    rows = [encode(tokenizer, *row) for row in read_rows(args.data / "devset.csv", STEPS * BATCH)]
+    rows = [encode(tokenizer, *row) for row in read_rows(args.out / "rows.jsonl", STEPS * BATCH)]
     out = {
         "row_lengths": torch.tensor([len(ids) for ids, _ in rows]),
         "prompt_lengths": torch.tensor([prompt for _, prompt in rows]),

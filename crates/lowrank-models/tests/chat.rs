@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{fixture_json, real_gguf};
+use common::fixture_json;
 use lowrank_models::{Base, ChatTemplate, Message};
 
 #[test]
@@ -38,7 +38,7 @@ fn templates_render_as_in_transformers() {
 
 #[test]
 fn the_template_inside_the_real_gguf() {
-    let Some(path) = real_gguf() else { return };
+    let Some(path) = lowrank_testing::smollm2() else { return };
     let base = Base::open_path(&path).unwrap();
     let talk = [Message::new("user", "Hi"), Message::new("assistant", "Hello.")];
     let rendered = base.chat().unwrap().render_with_spans(&talk[..].into()).unwrap();

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{HEAD_DIM, HIDDEN, llama_shapes, ramp, real_gguf, write_llama_folder};
+use common::{HEAD_DIM, HIDDEN, llama_shapes, ramp, write_llama_folder};
 use lowrank_engine::{Format, RowOrder};
 use lowrank_files::Gguf;
 use lowrank_models::{Base, Message, Result};
@@ -318,7 +318,7 @@ fn a_head_that_only_the_configuration_ties_is_kept() {
 /// Hugging Face's rows 32 of the first and of the second head, and of `token_embd.weight[2, 7]`.
 #[test]
 fn the_real_gguf() {
-    let Some(path) = real_gguf() else { return };
+    let Some(path) = lowrank_testing::smollm2() else { return };
     let base = Base::open_path(&path).unwrap();
     assert_eq!(base.tensors.len(), 272);
     assert_eq!(base.config["model_type"], "llama");

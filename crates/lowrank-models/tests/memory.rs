@@ -3,7 +3,6 @@
 mod common;
 
 use common::counting::{Counting, measured};
-use common::real_gguf;
 use lowrank_models::Base;
 
 #[global_allocator]
@@ -11,7 +10,7 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn the_real_model_and_its_tokenizer_are_small() {
-    let Some(path) = real_gguf() else { return };
+    let Some(path) = lowrank_testing::smollm2() else { return };
     let (base, kept, _) = measured(|| Base::open_path(&path).unwrap());
     assert!(kept < 1 << 20, "an open base keeps {kept} bytes");
     let (tokenizer, kept, peak) = measured(|| base.tokenizer().unwrap());

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use common::counting::{Counting, measured};
-use common::{fixture, test_data, write_llama_folder};
+use common::{fixture, write_llama_folder};
 use lowrank_files::Tensors;
 use lowrank_models::Base;
 use tempfile::NamedTempFile;
@@ -85,8 +85,9 @@ fn a_folder_may_hold_pytorch_files() {
 }
 
 #[test]
+#[ignore = "reads public data sets: make data-test"]
 fn reads_the_published_checkpoint() {
-    let Some(folder) = test_data("loralib") else { return };
+    let folder = lowrank_testing::public_data("loralib");
     let tensors = Tensors::open(&folder.join("roberta_base_lora_mnli.bin")).unwrap();
     assert_eq!(tensors.len(), 52);
     let name = "roberta.encoder.layer.11.attention.self.value.lora_B";

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{fixture, fixture_json, real_gguf, test_data};
+use common::{fixture, fixture_json};
 use lowrank_files::{Gguf, GgufWriter};
 use lowrank_models::{Base, GenerationConfig, Tokenizer};
 use serde_json::Value;
@@ -25,7 +25,7 @@ fn check(tokenizer: &Tokenizer, expected: &Value) {
 
 #[test]
 fn the_real_smollm2_tokenizer_out_of_its_gguf() {
-    let Some(path) = real_gguf() else { return };
+    let Some(path) = lowrank_testing::smollm2() else { return };
     let base = Base::open_path(&path).unwrap();
     let tokenizer = base.tokenizer().unwrap();
     assert_eq!(tokenizer.vocab_size(), 49152);
@@ -38,8 +38,9 @@ fn the_real_smollm2_tokenizer_out_of_its_gguf() {
 }
 
 #[test]
+#[ignore = "reads public data sets: make data-test"]
 fn the_real_gpt2_tokenizer() {
-    let Some(folder) = test_data("gpt2-tokenizer") else { return };
+    let folder = lowrank_testing::public_data("gpt2-tokenizer");
     let tokenizer = Tokenizer::from_folder(&folder, &GenerationConfig::default()).unwrap();
     assert_eq!(tokenizer.vocab_size(), 50257);
     check(&tokenizer, &fixture_json("tok-gpt2.json"));

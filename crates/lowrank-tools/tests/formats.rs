@@ -376,14 +376,9 @@ fn one_model_of_a_pipeline_goes_to_peft_and_back() {
 
 /// The published checkpoint of the paper: what loralib adds to a weight is what the converted pair adds.
 #[test]
+#[ignore = "reads public data sets: make data-test"]
 fn the_papers_checkpoint_becomes_a_peft_folder_and_comes_back() {
-    let root = std::env::var_os("LOWRANK_TEST_DATA")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"), PathBuf::from);
-    let file = root.join("loralib/roberta_base_lora_mnli.bin");
-    if !file.is_file() {
-        eprintln!("skipped: {} is absent; set LOWRANK_TEST_DATA", file.display());
-        return;
-    }
+    let file = lowrank_testing::public_data("loralib/roberta_base_lora_mnli.bin");
     let options = Options { alpha: Some(16.0), ..Options::default() };
     assert!(
         read(&file, formats::loralib::FORMAT, &Options::default())

@@ -1,6 +1,4 @@
-//! Public data sets as they are distributed, where they are at hand.
-
-use std::path::{Path, PathBuf};
+//! Public data sets as they are distributed: `make data-test DATA=DIR`.
 
 use lowrank_train::data::{
     Conversation, DataFormat, DataOptions, Encode, EncodeError, Glue, Template, Texts, labels, read,
@@ -35,18 +33,10 @@ impl Encode for Words {
     }
 }
 
-fn file(name: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
-    let path = std::env::var_os("LOWRANK_TEST_DATA").map_or(beside, PathBuf::from).join(name);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there (LOWRANK_TEST_DATA names the folder)", path.display());
-    }
-    path.exists().then_some(path)
-}
-
 #[test]
+#[ignore = "reads public data sets: make data-test"]
 fn e2e() {
-    let Some(path) = file("e2e/devset.csv") else { return };
+    let path = lowrank_testing::public_data("e2e/devset.csv");
     let options = DataOptions {
         prompt_column: Some("mr".into()),
         completion_column: Some("ref".into()),
@@ -63,8 +53,9 @@ fn e2e() {
 }
 
 #[test]
+#[ignore = "reads public data sets: make data-test"]
 fn sst2_with_its_loose_quotes() {
-    let Some(path) = file("glue/sst2/train.tsv") else { return };
+    let path = lowrank_testing::public_data("glue/sst2/train.tsv");
     let options = DataOptions { text_column: Some("sentence".into()), ..DataOptions::default() };
     let data = read(&path, &options, &Words).unwrap();
     let lines = std::fs::read_to_string(&path).unwrap().lines().count();
@@ -73,12 +64,13 @@ fn sst2_with_its_loose_quotes() {
 
 /// The columns are known by the header, or by the first row where there is none.
 #[test]
+#[ignore = "reads public data sets: make data-test"]
 fn glue_files_are_recognised() {
     let options = DataOptions { task: Task::Classification, ..DataOptions::default() };
     for (name, glue, positive) in
         [("glue/sst2/dev.tsv", Glue::Sst2, 3_741), ("glue/cola/train.tsv", Glue::Cola, 5_088)]
     {
-        let Some(path) = file(name) else { return };
+        let path = lowrank_testing::public_data(name);
         let options = DataOptions { labels: labels(&path, &options).unwrap(), ..options.clone() };
         assert_eq!(options.labels, ["0", "1"]);
         let data = read(&path, &options, &Words).unwrap();

@@ -1,9 +1,9 @@
-//! The real SmolLM2-135M-Instruct (Q4_1) against transformers + PEFT on real E2E rows.
-//! `tools/reference/smollm2.py` made the fixtures. Skips where the model or the data is absent.
+//! The real SmolLM2-135M-Instruct (Q4_1) against transformers + PEFT on the rows of `fixtures/smollm2/rows.jsonl`, which
+//! the example `restaurants` made. `tools/reference/smollm2.py` made the other fixtures.
 
 mod common;
 
-use common::{Expected, close, close_norm, fixture, logits, lowrank_ok, real_data, real_model};
+use common::{Expected, close, close_norm, fixture, logits, lowrank_ok, real_model};
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::{Device, SavedDtype};
 use lowrank::models::Sampling;
@@ -22,16 +22,13 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
 }
 
-/// The first rows of E2E's devset as the reference read them.
-fn rows(session: &Session) -> Option<Dataset> {
-    let path = real_data("e2e/devset.csv")?;
+/// The rows that the reference read.
+fn rows(session: &Session) -> Dataset {
     let options = DataOptions {
-        prompt_column: Some("mr".into()),
-        completion_column: Some("ref".into()),
         prompt_template: Some(Template::parse("{prompt}\\n").unwrap()),
         ..DataOptions::default()
     };
-    Some(lowrank::train::data::read(&path, &options, &session.encoder().unwrap()).unwrap())
+    lowrank::train::data::read(&fixture("smollm2/rows.jsonl"), &options, &session.encoder().unwrap()).unwrap()
 }
 
 #[test]
@@ -56,7 +53,7 @@ fn tokenizer_and_greedy_text_are_the_references() {
 fn logits_gradients_and_fifty_steps_are_the_references() {
     let Some(model) = real_model() else { return };
     let session = Session::open(&model).unwrap();
-    let Some(data) = rows(&session) else { return };
+    let data = rows(&session);
     let dir = fixture("smollm2");
     let expected = Expected::open(&dir);
     let adapters = AdapterSet::load(&dir.join("start_adapter"), session.sites()).unwrap();

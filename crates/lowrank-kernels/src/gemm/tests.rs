@@ -318,7 +318,7 @@ fn levels() -> Vec<Level> {
 fn the_tile_unit_has_right_edges() {
     use amx::Parts;
     if !levels().contains(&Level::Amx) {
-        eprintln!("skipped: this machine has no AVX-512");
+        lowrank_testing::not_here("no AVX-512");
         return;
     }
     let rounded = |x: &f32| half::bf16::from_f32(*x).to_f32();

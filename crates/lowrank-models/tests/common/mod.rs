@@ -9,27 +9,6 @@ use lowrank_engine::Format;
 use lowrank_files::{GgufWriter, TensorPlan};
 use serde_json::{Value, json};
 
-/// The real SmolLM2 file, `None` with a message where the environment does not name it.
-pub fn real_gguf() -> Option<PathBuf> {
-    let path = std::env::var_os("LOWRANK_TEST_GGUF").map(PathBuf::from).filter(|path| path.is_file());
-    if path.is_none() {
-        eprintln!("skipped: set LOWRANK_TEST_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf");
-    }
-    path
-}
-
-/// A folder of the shared test data, `None` with a message where it is absent.
-pub fn test_data(folder: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("LOWRANK_TEST_DATA")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"), PathBuf::from);
-    let path = root.join(folder);
-    if !path.is_dir() {
-        eprintln!("skipped: {} is absent; set LOWRANK_TEST_DATA", path.display());
-        return None;
-    }
-    Some(path)
-}
-
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }

@@ -15,25 +15,9 @@ pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// The real SmolLM2 file, or `None` with a word on what is missing.
+/// The real SmolLM2 file; `None`, said aloud, where it is absent.
 pub fn real_model() -> Option<String> {
-    let path = std::env::var("LOWRANK_TEST_GGUF").ok().filter(|p| Path::new(p).exists());
-    if path.is_none() {
-        eprintln!("skipped: set LOWRANK_TEST_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf (make test does)");
-    }
-    path
-}
-
-/// A file of the real data, or `None` with a word on what is missing.
-pub fn real_data(name: &str) -> Option<PathBuf> {
-    let root = std::env::var("LOWRANK_TEST_DATA").map(PathBuf::from);
-    let root = root.unwrap_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"));
-    let path = root.join(name);
-    if !path.exists() {
-        eprintln!("skipped: no {name} under {} (LOWRANK_TEST_DATA names the folder)", root.display());
-        return None;
-    }
-    Some(path)
+    Some(lowrank_testing::smollm2()?.to_str().unwrap().to_owned())
 }
 
 /// `expected.safetensors` of a fixture.

@@ -148,7 +148,7 @@ fn the_instruction_gives_the_same() {
     #[cfg(target_arch = "aarch64")]
     let there = std::arch::is_aarch64_feature_detected!("bf16");
     if !there {
-        eprintln!("skipped: this CPU has no instruction for BF16");
+        lowrank_testing::not_here("no instruction for BF16");
         return;
     }
     cases::<Native>();
