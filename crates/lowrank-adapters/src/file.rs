@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_engine::{Site, SiteKind};
 use lowrank_files::{AtomicFile, write_atomic};
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
 
@@ -425,6 +426,9 @@ pub fn write_tensors<'a>(
 ) -> Result<(), Error> {
     let file = AtomicFile::create(path)?;
     let written = safetensors::serialize_to_file(tensors, Some(metadata), file.temporary());
-    written.map_err(|e| Error::file(path, e.to_string()))?;
+    written.map_err(|e| match e {
+        SafeTensorError::IoError(e) => Error::io(path)(e),
+        e => Error::file(path, e.to_string()),
+    })?;
     Ok(file.commit()?)
 }

@@ -156,7 +156,7 @@ impl Job<'_> {
             options.remove("eval_data");
         }
         let text = toml::to_string(&options).map_err(|e| Error::Spec(e.to_string()))?;
-        fs::write(&config, text).map_err(Error::io(&config))?;
+        lowrank_files::write_atomic(&config, text.as_bytes())?;
         let out = self.dir.join("adapter");
         let mut command = Command::new(self.command);
         command.arg("train").arg("--config").arg(&config).arg("--out").arg(&out);

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use lowrank_adapters::AdapterSet;
+use lowrank_files::write_atomic;
 use lowrank_models::{Decoder, DecoderOptions, Request, SearchOptions, Strategy};
 use lowrank_train::PromptGroup;
 use lowrank_train::nlg::Segment;
@@ -107,7 +108,7 @@ pub fn write_texts(path: &Path, groups: &[PromptGroup], texts: &[String]) -> Res
         }
         out.push('\n');
     }
-    fs::write(path, out).map_err(Error::io(path))
+    Ok(write_atomic(path, out.as_bytes())?)
 }
 
 /// Reads what [`write_texts`] writes; of an object only `prediction`.

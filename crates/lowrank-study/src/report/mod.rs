@@ -11,6 +11,8 @@ mod table;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lowrank_files::write_atomic;
+
 pub use content::{Report, Section};
 pub use figure::{Figure, Plot, Series};
 pub use table::{Cell, Table};
@@ -40,7 +42,7 @@ impl Report {
             fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
         let put = |path: PathBuf, bytes: &[u8]| -> Result<PathBuf> {
-            fs::write(&path, bytes).map_err(Error::io(&path))?;
+            write_atomic(&path, bytes)?;
             Ok(path)
         };
         let painter = png::Painter::new();

@@ -1,11 +1,10 @@
 //! `lowrank predict`.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lowrank::files::IoError;
+use lowrank::files::{AtomicFile, IoError};
 use lowrank::train::{Example, Target, Task, evaluate};
 use lowrank::{Error, Result, Session};
 use serde_json::{Value, json};
@@ -109,10 +108,9 @@ fn write(path: Option<&Path>, lines: impl Iterator<Item = Value>, out: &mut Stdo
         }
         return Ok(());
     };
-    let failed = |source: io::Error| IoError { path: path.to_owned(), source };
-    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+    let mut file = AtomicFile::create(path)?;
     for line in lines {
-        writeln!(file, "{line}").map_err(failed)?;
+        writeln!(file, "{line}").map_err(IoError::at(path))?;
     }
-    Ok(file.flush().map_err(failed)?)
+    Ok(file.commit()?)
 }

@@ -249,11 +249,12 @@ fn results_are_whole_or_not_there() {
     let folder = training.out("results");
     let dir = Path::new(&folder);
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-    let (merged, gguf, mlx, page) = (path("merged"), path("merged.gguf"), path("mlx"), path("page.html"));
+    let (merged, kohya, mlx, page) =
+        (path("merged"), path("kohya.safetensors"), path("mlx"), path("page.html"));
     let texts = path("texts.jsonl");
     let commands: [Vec<&str>; 5] = [
         vec!["merge", "--model", model, "--adapter", &adapter, "--out", &merged],
-        vec!["merge", "--model", model, "--adapter", &adapter, "--out", &gguf, "--dtype", "f32"],
+        vec!["convert", &adapter, "--to", "kohya", "--out", &kohya],
         vec!["convert", &adapter, "--to", "mlx", "--out", &mlx],
         vec!["inspect", &adapter, "--html", &page],
         vec![
