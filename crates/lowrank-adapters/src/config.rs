@@ -1,6 +1,7 @@
 //! The configuration of a LoRA adapter, in PEFT's words (`adapter_config.json`).
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::Error;
@@ -79,8 +80,23 @@ pub(crate) const FIELDS: [&str; 17] = [
 pub(crate) const RANK_FIELDS: [&str; 7] =
     ["r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"];
 
+/// Fields that are not optional and may be null all the same.
+const NULL_IS_DEFAULT: [&str; 10] = [
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+];
+
 /// PEFT's `LoraConfig` and, in `other`, the fields of the other methods and those that Lowrank does not act on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct LoraConfig {
     /// The method: `LORA` and the like.
     pub peft_type: String,
@@ -108,10 +124,10 @@ pub struct LoraConfig {
     #[serde(default)]
     pub use_rslora: bool,
     /// Ranks that differ, by module name or regular expression.
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default)]
     pub rank_pattern: Map<String, Value>,
     /// Alphas that differ, likewise.
-    #[serde(default, deserialize_with = "null_is_empty")]
+    #[serde(default)]
     pub alpha_pattern: Map<String, Value>,
     /// Only these layers.
     #[serde(default)]
@@ -139,8 +155,19 @@ pub struct LoraConfig {
     pub other: Map<String, Value>,
 }
 
-fn null_is_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Map<String, Value>, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or_default())
+impl Serialize for LoraConfig {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, to)
+    }
+}
+
+impl<'de> Deserialize<'de> for LoraConfig {
+    /// A field that is null has its default.
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut fields: Map<String, Value> = Map::deserialize(from)?;
+        fields.retain(|name, value| !(value.is_null() && NULL_IS_DEFAULT.contains(&name.as_str())));
+        Self::deserialize(Value::Object(fields)).map_err(D::Error::custom)
+    }
 }
 
 fn none() -> String {

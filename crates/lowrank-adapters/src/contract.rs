@@ -238,6 +238,12 @@ pub trait Variant: Adapter {
         false
     }
 
+    /// What PEFT's file has under this site's name although another site has it already, with `ensure_weight_tying`.
+    fn repeated(&self, params: &Params) -> Vec<Repeated> {
+        let _ = params;
+        Vec::new()
+    }
+
     /// Sets the initial values of its parameters.
     ///
     /// # Errors
@@ -310,6 +316,16 @@ pub trait Variant: Adapter {
     fn unmerge_bias(&self, params: &Params, range: Range<usize>, bias: &mut [f32]) {
         let _ = (params, range, bias);
     }
+}
+
+/// A tensor that PEFT's file has twice.
+pub struct Repeated {
+    /// Its name, behind the site's path.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its values.
+    pub value: Vec<f32>,
 }
 
 /// A site that gets an adapter.

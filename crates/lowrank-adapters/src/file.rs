@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank_engine::{Site, SiteKind};
+use lowrank_engine::{Param, Site, SiteKind};
 use lowrank_files::{AtomicFile, write_atomic};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, View};
@@ -13,15 +13,17 @@ use serde_json::Value;
 
 use crate::base::{BaseWeights, NoBase};
 use crate::beside::tokens;
-use crate::config::LoraConfig;
+use crate::config::{LoraConfig, Targets};
+use crate::contract::{AdaptedSite, Method, Repeated};
 use crate::error::Error;
+use crate::names::{PREFIX, file_name, peft_names};
 use crate::registry::{method, targets};
 use crate::set::AdapterSet;
 
-/// PEFT puts this before the module path.
-const PREFIX: &str = "base_model.model.";
 /// Where PEFT kept the tensors before it wrote safetensors. It is read, not written.
 const OLDER_TENSORS_FILE: &str = "adapter_model.bin";
+/// A stored copy of a weight that differs from the base's by more than this share of its norm is another model's.
+const SAME_BASE: f64 = 0.01;
 /// The configuration's file.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The tensors' file.
@@ -38,12 +40,6 @@ pub struct TrainingState {
     pub values: Vec<(String, Vec<f32>)>,
     /// The state of its training hook.
     pub hook: Vec<(String, Vec<f32>)>,
-}
-
-/// The name in the file of a parameter: those that belong to no module carry theirs whole.
-fn file_name(name: &str) -> String {
-    let whole = name.starts_with("base_model.") || !name.contains('.');
-    if whole { name.to_owned() } else { format!("{PREFIX}{name}") }
 }
 
 impl LoraConfig {
@@ -75,12 +71,20 @@ impl AdapterSet {
     /// # Errors
     /// As [`AdapterSet::load`].
     pub fn load_on(dir: &Path, sites: &[Site], base: &dyn BaseWeights) -> Result<Self, Error> {
-        let config = LoraConfig::load(dir)?;
+        let mut config = LoraConfig::load(dir)?;
         let path = tensors_file(dir);
-        let mut tensors = read_tensors(&path)?;
-        let mut notes = Vec::new();
-        let has = has_tensors(&tensors, &config)?;
-        let mut without = Vec::new();
+        let method = method(&config)?;
+        let (mut tensors, mut notes) = read_tensors(&path, method)?;
+        let unknown = config.unknown_fields();
+        if !unknown.is_empty() {
+            let (file, unknown) = (adapter_folder(dir).join(CONFIG_FILE), unknown.join(", "));
+            notes.push(format!("{}: fields of a newer PEFT are ignored: {unknown}", file.display()));
+        }
+        let has = has_tensors(&tensors, method);
+        let chosen = method.takes_target_modules() && method.own_targets(sites).is_none();
+        if chosen && config.target_modules.is_none() && !has.is_empty() {
+            config.target_modules = Some(Targets::Names(has.iter().cloned().collect()));
+        }
         let holds = |site: &Site| has.contains(site.path.as_str());
         // A head that is tied to a table may have its parameters.
         let shares = |site: &Site| matches!(site.kind, SiteKind::TiedHead(table) if holds(&sites[table.0]));
@@ -90,27 +94,36 @@ impl AdapterSet {
             other => other,
         });
         let mut set = planned?;
-        if !has.is_empty() && method(&set.config)?.own_targets(sites).is_none() {
+        if chosen && !has.is_empty() {
             let targets = targets(&set.config, sites)?;
-            without
-                .extend(targets.iter().map(|t| &sites[t.site]).filter(|site| lacks(site)).map(|s| &s.path));
+            let found = |site: &Site| holds(site) || set.layer(&site.path).is_some();
+            let without: Vec<&Site> =
+                targets.iter().map(|t| &sites[t.site]).filter(|site| !found(site)).collect();
+            if let Some(first) = without.first() {
+                notes.push(format!(
+                    "{}: {} modules that target_modules names have no tensors and stay as the base has them ({})",
+                    path.display(),
+                    without.len(),
+                    first.path
+                ));
+            }
+            if let (false, Some(first)) = (sites.iter().any(holds), has.first()) {
+                return Err(Error::mismatch(
+                    &path,
+                    format!("it has no module of the adapter's, such as {first}"),
+                ));
+            }
         }
-        if let Some(first) = without.first() {
-            notes.push(format!(
-                "{}: {} modules that target_modules names have no tensors and stay as the base has them ({first})",
-                path.display(),
-                without.len()
-            ));
-        }
-        for index in stored_beside(&tensors, &set, sites) {
+        let beside = stored_beside(&tensors, &set, sites, base);
+        for index in &beside {
             notes.push(format!(
                 "{}: {} was stored with the adapter and is used in place of the base's",
                 path.display(),
-                sites[index].path
+                sites[*index].path
             ));
-            set.add_saved(index, sites);
+            set.add_saved(*index, sites);
         }
-        set.notes = notes;
+        set.notes.extend(notes);
         set.each_param(|param| {
             if !param.saved {
                 return Ok(());
@@ -118,45 +131,91 @@ impl AdapterSet {
             let name = file_name(&param.name);
             // Before there was a `base_layer`, the bias of an adapted layer was the module's own.
             let older = name.strip_suffix(".base_layer.bias").map(|path| format!("{path}.bias"));
-            let (shape, value) = tensors
-                .remove(&name)
-                .or_else(|| tensors.remove(&older?))
-                .ok_or_else(|| Error::mismatch(&path, format!("it has no tensor {name}")))?;
-            if shape != param.shape {
-                let resized = name.ends_with("embed_tokens.weight") || name.ends_with("lm_head.weight");
-                let fix = match resized {
-                    true => ": its vocabulary was resized, so resize the base's in the same way first",
-                    false => "",
+            let Some((shape, value)) = tensors.remove(&name).or_else(|| tensors.remove(&older?)) else {
+                // What lies beside an adapter may be a part of a layer.
+                let site = beside.iter().map(|index| &sites[*index]);
+                return match site.into_iter().find(|site| param.name.starts_with(&format!("{}.", site.path)))
+                {
+                    Some(site) => fill_from_base(param, site, base),
+                    None => Err(Error::mismatch(&path, format!("it has no tensor {name}"))),
                 };
-                let what = format!("{name} is {shape:?}, the base model takes {:?}{fix}", param.shape);
+            };
+            if shape != param.shape {
+                let what =
+                    format!("{name} is {shape:?}, the base model takes {:?}{}", param.shape, resized(&name));
                 return Err(Error::mismatch(&path, what));
             }
             param.set(value);
             Ok(())
         })?;
         set.task = read_task(dir)?;
-        // PEFT adds the base's own table where an embedding is adapted.
-        tensors.retain(|name, _| !name.ends_with(".base_layer.weight"));
-        // A head that follows its table is stored under both names.
-        let shared = |path: &str| set.layer(path).is_some_and(|layer| layer.variant.params().is_empty());
-        tensors.retain(|name, _| {
-            let path = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(".weight"));
-            !path.is_some_and(&shared)
-        });
-        if set.config.bias == "all" {
-            // So it does with every bias of the module: those of modules that nothing is computed with, those under
-            // two names, and those that `modules_to_save` holds already.
-            tensors.retain(|name, _| !name.ends_with(".bias"));
-        }
-        if let Some(name) = tensors.keys().next() {
-            let more = tensors.len() - 1;
-            let what = format!("tensor {name} (and {more} more) belongs to no adapted layer of it");
-            return Err(Error::mismatch(&path, what));
-        }
+        let left = set.left_over(&path, tensors, sites, base)?;
+        set.notes.extend(left);
         for (layer, start) in set.layers.iter().zip(set.init_contexts(0, base)) {
             layer.variant.finish_load(&mut set.params, &start)?;
         }
         Ok(set)
+    }
+
+    /// What is said of the tensors that no parameter took.
+    fn left_over(
+        &self,
+        path: &Path,
+        mut tensors: Tensors,
+        sites: &[Site],
+        base: &dyn BaseWeights,
+    ) -> Result<Vec<String>, Error> {
+        let mut notes = Vec::new();
+        for layer in &self.layers {
+            let site = &layer.site;
+            let whole = format!("{PREFIX}{}.", site.path);
+            // A head that follows its table is stored under both names.
+            if layer.variant.shares_weight() {
+                tensors.retain(|name, _| !name.starts_with(&whole) || name.contains(".base_layer."));
+            }
+            // PEFT adds the base's own table where an embedding is adapted.
+            for end in ["weight", "bias"] {
+                let name = format!("{whole}base_layer.{end}");
+                let Some(stored) = tensors.remove(&name) else { continue };
+                if end == "weight" && stored.0 != weight_shape(site) && site.kind != SiteKind::Convolution {
+                    let (shape, fix) = (weight_shape(site), resized(&name));
+                    let what = format!("{name} is {:?}, the base model takes {shape:?}{fix}", stored.0);
+                    return Err(Error::mismatch(path, what));
+                }
+                if let Some(by) =
+                    distance(&stored, site, end, base).filter(|by| *by > SAME_BASE || by.is_nan())
+                {
+                    notes.push(format!(
+                        "{}: {name} differs from the base's by {:.0} % of its norm; the base's is used",
+                        path.display(),
+                        by * 100.0
+                    ));
+                }
+            }
+        }
+        // So it does with the rest of the base, if it is given the whole state.
+        let of_base = |name: &str| {
+            let name = name.strip_prefix(PREFIX)?;
+            let (path, end) = name.rsplit_once('.').filter(|(_, end)| ["weight", "bias"].contains(end))?;
+            sites.iter().find(|site| site.path == path).map(|site| (site, end.to_owned()))
+        };
+        tensors.retain(|name, stored| match of_base(name) {
+            Some((site, end)) => distance(stored, site, &end, base) != Some(0.0),
+            None => true,
+        });
+        if self.config.bias == "all" {
+            // And with every bias of the module: those of modules that nothing is computed with, those under two names, and
+            // those that `modules_to_save` holds already.
+            tensors.retain(|name, _| !name.ends_with(".bias"));
+        }
+        if let Some(name) = tensors.keys().next() {
+            notes.push(format!(
+                "{}: {} tensors belong to no adapted layer of the base and are passed over ({name})",
+                path.display(),
+                tensors.len()
+            ));
+        }
+        Ok(notes)
     }
 
     /// Reads an adapter folder without its base model, for looking at it.
@@ -167,7 +226,7 @@ impl AdapterSet {
         let config = LoraConfig::load(dir)?;
         let method = method(&config)?;
         let path = tensors_file(dir);
-        let tensors = read_tensors(&path)?;
+        let (tensors, _) = read_tensors(&path, method)?;
         let module = |name: &'_ str| {
             let name = name.strip_prefix(PREFIX)?;
             method
@@ -252,6 +311,33 @@ impl AdapterSet {
         Ok(set)
     }
 
+    /// The configuration as PEFT takes it: a pattern and a choice of layers exclude each other there.
+    fn config_of_file(&self) -> Result<LoraConfig, Error> {
+        let mut config = self.config.clone();
+        let chosen = config.layers_to_transform.as_ref().is_some_and(|layers| !layers.as_slice().is_empty());
+        let in_peft = method(&config)?.in_peft();
+        if let (Some(Targets::Pattern(_)), true) = (&config.target_modules, chosen && in_peft) {
+            let sites: Vec<Site> = self.layers.iter().map(|layer| layer.site.clone()).collect();
+            let paths = targets(&config, &sites)?.into_iter().map(|target| sites[target.site].path.clone());
+            config.target_modules = Some(Targets::Names(paths.collect()));
+            (config.layers_to_transform, config.layers_pattern) = (None, None);
+        }
+        Ok(config)
+    }
+
+    /// What PEFT expects twice of layers that it ties.
+    fn repeated(&self) -> Vec<(String, Repeated)> {
+        if !self.config.is_set("ensure_weight_tying") {
+            return Vec::new();
+        }
+        let of = |layer: &AdaptedSite| {
+            let path = layer.site.path.clone();
+            let name = move |r: Repeated| (format!("{PREFIX}{path}.{}", r.name), r);
+            layer.variant.repeated(&self.params).into_iter().map(name)
+        };
+        self.layers.iter().flat_map(of).collect()
+    }
+
     /// Writes the adapter folder, each file whole or not at all.
     ///
     /// # Errors
@@ -261,10 +347,15 @@ impl AdapterSet {
             return exported.save(dir);
         }
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let repeated = self.repeated();
         let tensors = self.params.iter().filter(|(_, p)| p.saved).map(|(_, p)| {
             let view = TensorView { shape: p.shape.clone(), value: p.values() };
             (file_name(&p.name), view)
         });
+        let again = repeated.iter().map(|(name, repeated)| {
+            (name.clone(), TensorView { shape: repeated.shape.clone(), value: &repeated.value })
+        });
+        let tensors = tensors.chain(again);
         // transformers refuses a file that does not say which framework's layout it has.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         write_tensors(&dir.join(TENSORS_FILE), tensors, metadata)?;
@@ -273,32 +364,34 @@ impl AdapterSet {
             task.push(b'\n');
             write_atomic(&dir.join(TASK_FILE), &task)?;
         }
-        let mut config = serde_json::to_vec_pretty(&self.config.to_json()).expect("plain data");
+        let config = self.config_of_file()?.to_json();
+        let mut config = serde_json::to_vec_pretty(&config).expect("plain data");
         config.push(b'\n');
         Ok(write_atomic(&dir.join(CONFIG_FILE), &config)?)
     }
 }
 
 /// Paths of the modules that a file holds tensors for; empty for a method whose tensors are those of no module.
-fn has_tensors(tensors: &Tensors, config: &LoraConfig) -> Result<BTreeSet<String>, Error> {
-    let suffixes = method(config)?.suffixes();
+fn has_tensors(tensors: &Tensors, method: &dyn Method) -> BTreeSet<String> {
     let module = |name: &String| {
         let name = name.strip_prefix(PREFIX)?;
-        suffixes.iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.')).map(str::to_owned)
+        method.suffixes().iter().find_map(|end| name.strip_suffix(end)?.strip_suffix('.')).map(str::to_owned)
     };
-    Ok(tensors.keys().filter_map(module).collect())
+    tensors.keys().filter_map(module).collect()
 }
 
-/// Embeddings and heads whose whole weight lies beside the adapter, without `modules_to_save` naming them: PEFT's
-/// `save_embedding_layers`, after the vocabulary was resized.
-fn stored_beside(tensors: &Tensors, set: &AdapterSet, sites: &[Site]) -> Vec<usize> {
-    let whole = |(_, site): &(usize, &Site)| {
-        let table = matches!(site.kind, SiteKind::Embedding | SiteKind::Head | SiteKind::TiedHead(_));
-        table
-            && set.layer(&site.path).is_none()
-            && tensors.contains_key(&format!("{PREFIX}{}.weight", site.path))
+/// Layers without an adapter whose weight or bias lies beside it and is not the base's, without `modules_to_save` naming
+/// them: a vocabulary that was resized (PEFT's `save_embedding_layers`), norms trained by hand.
+fn stored_beside(tensors: &Tensors, set: &AdapterSet, sites: &[Site], base: &dyn BaseWeights) -> Vec<usize> {
+    let changed = |(_, site): &(usize, &Site)| {
+        let free = site.kind != SiteKind::Convolution && set.layer(&site.path).is_none();
+        let differs = |end: &str| {
+            let stored = tensors.get(&format!("{PREFIX}{}.{end}", site.path));
+            stored.is_some_and(|stored| distance(stored, site, end, base) != Some(0.0))
+        };
+        free && (differs("weight") || site.bias && differs("bias"))
     };
-    let found: Vec<usize> = sites.iter().enumerate().filter(whole).map(|(index, _)| index).collect();
+    let found: Vec<usize> = sites.iter().enumerate().filter(changed).map(|(index, _)| index).collect();
     // A head that follows its table needs no weight of its own.
     let follows = |index: &usize| match sites[*index].kind {
         SiteKind::TiedHead(table) => {
@@ -309,6 +402,52 @@ fn stored_beside(tensors: &Tensors, set: &AdapterSet, sites: &[Site]) -> Vec<usi
         _ => false,
     };
     found.iter().copied().filter(|index| !follows(index)).collect()
+}
+
+/// The shape of the weight of a site as it is stored.
+fn weight_shape(site: &Site) -> Vec<usize> {
+    match site.kind {
+        SiteKind::Norm => vec![site.out_features],
+        SiteKind::TransposedLinear | SiteKind::Embedding => vec![site.in_features, site.out_features],
+        _ => vec![site.out_features, site.in_features],
+    }
+}
+
+/// Reads the weight or bias of a site.
+fn read_base(site: &Site, end: &str, base: &dyn BaseWeights) -> Result<Vec<f32>, Error> {
+    if end == "bias" {
+        let mut value = vec![0.0; site.out_features];
+        base.read_bias(&site.path, &mut value)?;
+        return Ok(value);
+    }
+    let shape = weight_shape(site);
+    let mut value = vec![0.0; shape.iter().product()];
+    base.read_rows(&site.path, 0..shape[0], &mut value)?;
+    Ok(value)
+}
+
+/// The norm of the difference between a stored weight or bias and the base's, over the base's norm. `None` where they
+/// cannot be compared.
+fn distance(stored: &(Vec<usize>, Vec<f32>), site: &Site, end: &str, base: &dyn BaseWeights) -> Option<f64> {
+    let shape = if end == "bias" { vec![site.out_features] } else { weight_shape(site) };
+    let own = (stored.0 == shape).then(|| read_base(site, end, base).ok()).flatten()?;
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let difference = square(&mut stored.1.iter().zip(&own).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    let whole = square(&mut own.iter().map(|x| f64::from(*x)));
+    Some(if difference == 0.0 { 0.0 } else { (difference / whole).sqrt() })
+}
+
+/// The part of a layer that does not lie beside the adapter is the base's.
+fn fill_from_base(param: &mut Param, site: &Site, base: &dyn BaseWeights) -> Result<(), Error> {
+    let end = if param.name.ends_with(".bias") { "bias" } else { "weight" };
+    param.set(read_base(site, end, base)?);
+    Ok(())
+}
+
+/// The fix for a table of another size.
+fn resized(name: &str) -> &'static str {
+    let table = ["embed_tokens.", "lm_head."].iter().any(|table| name.contains(table));
+    if table { ": its vocabulary was resized, so resize the base's in the same way first" } else { "" }
 }
 
 /// The folder of an adapter, of which `path` may name a file.
@@ -373,16 +512,18 @@ fn tensors_file(dir: &Path) -> PathBuf {
     if older.is_file() && !path.exists() { older } else { path }
 }
 
-/// All tensors of a file as f32.
-fn read_tensors(path: &Path) -> Result<Tensors, Error> {
+/// All tensors of a file as f32 under PEFT's names, and what was passed over.
+fn read_tensors(path: &Path, method: &dyn Method) -> Result<(Tensors, Vec<String>), Error> {
     let file = lowrank_files::Tensors::open(path)?;
-    let read = |name: &str| {
-        let (rows, cols) = file.matrix_shape(name).unwrap_or_default();
+    let names = peft_names(file.names(), method.suffixes()).map_err(|what| Error::file(path, what))?;
+    let read = |(name, stored): (&String, &String)| {
+        let (rows, cols) = file.matrix_shape(stored).unwrap_or_default();
         let mut value = vec![0.0; rows * cols];
-        file.read_rows(name, 0..rows, &mut value)?;
-        Ok((name.to_owned(), (file.shape(name).unwrap_or_default().to_vec(), value)))
+        file.read_rows(stored, 0..rows, &mut value)?;
+        Ok((name.to_owned(), (file.shape(stored).unwrap_or_default().to_vec(), value)))
     };
-    file.names().map(read).collect()
+    let tensors = names.of.iter().map(read).collect::<Result<_, Error>>()?;
+    Ok((tensors, names.notes.into_iter().map(|note| format!("{}: {note}", path.display())).collect()))
 }
 
 /// A tensor to be written. Its bytes are made when its turn comes, so that a file of any size takes the memory of its

@@ -16,12 +16,15 @@ pub mod linalg;
 pub mod low_rank;
 pub mod methods;
 mod mixture;
+mod names;
 mod optimizer;
+mod pattern;
 mod registry;
 mod routed;
 mod set;
 mod store;
 mod target;
+mod tied;
 mod training_hook;
 
 pub use base::{BaseWeights, NoBase};
@@ -34,7 +37,9 @@ pub use file::{
 };
 pub use init::InitLoraWeights;
 pub use methods::lora::Lora;
+pub use names::{PeftNames, peft_names};
 pub use optimizer::LoraPlus;
+pub use pattern::Pattern;
 pub use registry::{NamedMethod, method, targets};
 pub use set::AdapterSet;
 pub use store::AdapterStore;

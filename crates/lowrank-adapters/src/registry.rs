@@ -104,17 +104,20 @@ pub fn targets(config: &LoraConfig, sites: &[Site]) -> Result<Vec<Target>, Error
 }
 
 /// Switches of PEFT that change what the adapter computes and that Lowrank does not have.
-const UNSUPPORTED: [&str; 6] = [
+const UNSUPPORTED: [&str; 9] = [
     "use_qalora",
     "use_bdlora",
     "lora_bias",
     "alora_invocation_tokens",
     "layer_replication",
     "target_parameters",
+    "kasa_config",
+    "arrow_config",
+    "monteclora_config",
 ];
 
 /// Fields of PEFT's configurations that a new adapter cannot set.
-const NOT_SUPPORTED: [&str; 22] = [
+const NOT_SUPPORTED: [&str; 21] = [
     "use_qalora",
     "qalora_group_size",
     "use_bdlora",
@@ -130,7 +133,6 @@ const NOT_SUPPORTED: [&str; 22] = [
     "arrow_config",
     "kasa_config",
     "runtime_config",
-    "ensure_weight_tying",
     "init_ia3_weights",
     "use_effective_conv2d",
     "prompt_tuning_init_text",
@@ -231,6 +233,18 @@ impl LoraConfig {
         Ok(())
     }
 
+    /// Fields that are set and that neither PEFT 0.21 nor Lowrank knows: those of a newer PEFT.
+    pub(crate) fn unknown_fields(&self) -> Vec<&str> {
+        let fields = || METHODS.iter().flat_map(|method| method.fields());
+        let known = |field: &str| {
+            [&NOT_SUPPORTED[..], &DERIVED].concat().contains(&field) || fields().any(|known| *known == field)
+        };
+        let all = self.other.keys().map(String::as_str);
+        let mut unknown: Vec<&str> = all.filter(|field| !known(field) && self.is_set(field)).collect();
+        unknown.sort_unstable();
+        unknown
+    }
+
     /// How many virtual tokens every text begins with: prompt and prefix tuning.
     ///
     /// # Errors
@@ -255,5 +269,33 @@ impl LoraConfig {
             fields.retain(|key, _| !method.foreign_fields().contains(&key.as_str()));
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fields of PEFT 0.21's configurations of the methods here, beside those of [`LoraConfig`].
+    const PEFT: &str = "alora_invocation_tokens alpha arrow_config auto_mapping beta1 beta2 corda_config d_initial \
+        decompose_both decompose_factor deltaT encoder_hidden_size ensure_weight_tying eva_config feedforward_modules \
+        init_ia3_weights init_r init_weights kasa_config layer_replication loftq_config lora_bias lora_ga_config \
+        megatron_config megatron_core module_dropout monteclora_config num_attention_heads num_layers \
+        num_transformer_submodules num_virtual_tokens orth_reg_weight peft_version prefix_projection \
+        projection_prng_key prompt_tuning_init prompt_tuning_init_text qalora_group_size rank_dropout \
+        rank_dropout_scale revision runtime_config save_projection target_parameters target_r tfinal tinit token_dim \
+        tokenizer_kwargs tokenizer_name_or_path total_step trainable_token_indices use_bdlora use_dora \
+        use_effective_conv2d use_qalora velora_config vera_dropout";
+
+    #[test]
+    fn fields_of_a_newer_peft_are_told_from_todays() {
+        let mut config = LoraConfig::default();
+        for field in PEFT.split_whitespace() {
+            config.default_to(field, 1);
+        }
+        assert_eq!(config.unknown_fields(), Vec::<&str>::new());
+        config.default_to("use_foresight", true);
+        config.default_to("use_hindsight", false);
+        assert_eq!(config.unknown_fields(), ["use_foresight"]);
     }
 }

@@ -11,11 +11,13 @@ use crate::beside::bias::{self, Biases};
 use crate::beside::saved::Saved;
 use crate::beside::tokens::{self, TrainedTokens};
 use crate::config::LoraConfig;
-use crate::contract::{AdaptedSite, Exported, InitContext, Variant, WeightRows};
+use crate::contract::{AdaptedSite, Exported, InitContext, Target, Variant, WeightRows};
 use crate::error::Error;
 use crate::init;
+use crate::methods::embedding::TiedHeadLora;
 use crate::registry::{method, targets};
 use crate::target::check_names;
+use crate::tied::{Tied, tie};
 use crate::training_hook::TrainingHook;
 
 /// The adapters of one model with their parameters. Making a set never changes the base model.
@@ -107,18 +109,35 @@ impl AdapterSet {
         wanted: impl Fn(&Site) -> bool,
     ) -> Result<Self, Error> {
         config.check()?;
+        let mut config = config;
         let method = method(&config)?;
-        let found = match method.own_targets(sites) {
-            Some(own) => own,
-            None => targets(&config, sites)?.into_iter().filter(|t| wanted(&sites[t.site])).collect(),
+        let (tied, warning) = tie(&mut config, sites)?;
+        let tied = |shares| tied.filter(|tied| tied.shares == shares);
+        let wanted = |t: &Target| {
+            let follows = tied(Tied::Adapted).is_some_and(|tied| tied.head == t.site);
+            wanted(&sites[t.site]) && !follows
         };
-        let mut set = Self { config, ..Self::default() };
+        let found: Vec<Target> = match method.own_targets(sites) {
+            Some(own) => own,
+            None => targets(&config, sites)?.into_iter().filter(wanted).collect(),
+        };
+        let mut set = Self { config, notes: warning.into_iter().collect(), ..Self::default() };
         let variants = method.attach(&set.config, &found, sites, &mut set.params)?;
         for (target, variant) in found.iter().zip(variants) {
             let (id, site) = (SiteId(target.site), sites[target.site].clone());
             // PEFT keeps one word for all targets, and warns where it does not fit the layer.
             set.config.fan_in_fan_out |= site.kind == SiteKind::TransposedLinear;
             set.put(id, &site, variant);
+        }
+        if let Some(tied) = tied(Tied::Adapted)
+            && let Some(table) = set.layers.iter().find(|layer| layer.id.0 == tied.table)
+        {
+            let shared = TiedHeadLora::of(&*table.variant, &set.config, tied.head, &set.params);
+            let shared = shared.ok_or_else(|| {
+                let what = "is only supported for plain LoRA on an embedding and for layers trained whole";
+                Error::Config(format!("ensure_weight_tying {what}: {}", table.site.path))
+            })?;
+            set.put(SiteId(tied.head), &sites[tied.head], shared);
         }
         set.active.virtual_tokens = method.virtual_tokens(&set.config)?;
         set.active.prefix = method.prefix(&set.params).map(|param| Prefix { param });
@@ -130,15 +149,16 @@ impl AdapterSet {
                     let what = "is a convolution, which cannot be trained whole";
                     return Err(Error::Config(format!("modules_to_save: {} {what}", site.path)));
                 }
-                let variant: Arc<dyn Variant> = Saved::plan(site, &mut set.params);
+                let variant = Saved::plan(site, &mut set.params);
+                if let Some(tied) = tied(Tied::Saved).filter(|tied| tied.table == index) {
+                    let shared = Saved::tied(&sites[tied.head], &variant, &mut set.params);
+                    set.put(SiteId(tied.head), &sites[tied.head], shared);
+                }
                 set.put(SiteId(index), site, variant);
             }
         }
         set.train_biases(sites)?;
         set.train_tokens(sites)?;
-        if let (true, Some(first)) = (set.config.is_set("ensure_weight_tying"), set.warnings(sites).first()) {
-            return Err(Error::Config(format!("ensure_weight_tying is not supported here: {first}")));
-        }
         Ok(set)
     }
 

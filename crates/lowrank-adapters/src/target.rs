@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use lowrank_engine::{Site, SiteKind};
-use regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::config::{LoraConfig, Targets};
+use crate::config::{LoraConfig, OneOrMany, Targets};
 use crate::contract::{Method, Target};
 use crate::error::Error;
+use crate::pattern::Pattern;
 
 /// The sites that `config`, of this method, targets.
 ///
@@ -34,15 +34,21 @@ pub(crate) fn targets(
 
     let (mut found, mut passed_over) = (Vec::new(), false);
     for (index, site) in sites.iter().enumerate() {
-        let excluded = exclude.as_ref().is_some_and(|e| e.matches(site)) || config.saves(&site.path);
-        if excluded || !include.matches(site) || !layers.admits(&site.path) {
+        let excluded = match &exclude {
+            Some(exclude) => exclude.matches(site)?,
+            None => false,
+        };
+        if excluded || config.saves(&site.path) || !include.matches(site)? {
+            continue;
+        }
+        if !include.names(site) && !layers.admits(&site.path)? {
             continue;
         }
         if !method.adapts(site) {
             passed_over = true;
             continue;
         }
-        let r = match first_match(&ranks, &site.path) {
+        let r = match first_match(&ranks, &site.path)? {
             Some(value) => value.as_u64().filter(|&r| r > 0).ok_or_else(|| {
                 Error::Config(format!(
                     "rank_pattern gives {value} for {}: a rank is an integer from 1",
@@ -51,7 +57,7 @@ pub(crate) fn targets(
             })? as usize,
             None => rank,
         };
-        let alpha = match first_match(&alphas, &site.path) {
+        let alpha = match first_match(&alphas, &site.path)? {
             Some(value) => value
                 .as_f64()
                 .ok_or_else(|| Error::Config(format!("alpha_pattern gives {value} for {}", site.path)))?,
@@ -105,7 +111,8 @@ pub(crate) fn check_names(method: &dyn Method, config: &LoraConfig, sites: &[Sit
     let targets = targets(method, config, sites)?;
     for (field, map) in [("rank_pattern", &config.rank_pattern), ("alpha_pattern", &config.alpha_pattern)] {
         for (pattern, (regex, _)) in map.keys().zip(patterns(map)?) {
-            if !targets.iter().any(|target| regex.is_match(&sites[target.site].path)) {
+            let matched = targets.iter().map(|target| regex.is_match(&sites[target.site].path));
+            if !matched.collect::<Result<Vec<_>, _>>()?.contains(&true) {
                 return lost(field, &format!("{pattern:?} and gets an adapter"));
             }
         }
@@ -127,7 +134,8 @@ fn check_layers(config: &LoraConfig, sites: &[Site]) -> Result<(), Error> {
             Some(_) => Err(Error::Config("layers_pattern needs layers_to_transform".into())),
         };
     };
-    let found: BTreeSet<usize> = sites.iter().filter_map(|site| filter.layer(&site.path)).collect();
+    let found = sites.iter().filter_map(|site| filter.layer(&site.path).transpose());
+    let found: BTreeSet<usize> = found.collect::<Result<_, _>>()?;
     let absent = layers.iter().find(|layer| !found.contains(layer));
     match (absent, found.first(), found.last()) {
         (None, ..) => Ok(()),
@@ -143,8 +151,8 @@ fn check_layers(config: &LoraConfig, sites: &[Site]) -> Result<(), Error> {
 
 /// How many numbered layers (blocks) a model with these `sites` has.
 pub fn layer_count(sites: &[Site]) -> usize {
-    let number = regex(LAYER, "a layer's number").expect("it is one");
-    let numbers = sites.iter().filter_map(|site| number.captures(&site.path)?[1].parse::<usize>().ok());
+    let layer = Pattern::layer(None).expect("it is one");
+    let numbers = sites.iter().filter_map(|site| layer.number(&site.path).ok().flatten());
     numbers.max().map_or(0, |last| last + 1)
 }
 
@@ -154,7 +162,7 @@ pub fn layer_count(sites: &[Site]) -> usize {
 /// If a pattern is not a valid regular expression.
 pub(crate) fn matching(wanted: &Targets, sites: &[Site]) -> Result<Vec<bool>, Error> {
     let matcher = Matcher::new(wanted)?;
-    Ok(sites.iter().map(|site| matcher.matches(site)).collect())
+    sites.iter().map(|site| matcher.matches(site)).collect()
 }
 
 /// The last parts of the paths of layers, each once.
@@ -171,7 +179,7 @@ fn ends_with_name(path: &str, name: &str) -> bool {
 
 enum Matcher {
     AllLinear,
-    Regex(Regex),
+    Regex(Pattern),
     Names(Vec<String>),
 }
 
@@ -179,62 +187,72 @@ impl Matcher {
     fn new(targets: &Targets) -> Result<Self, Error> {
         Ok(match targets {
             Targets::Pattern(p) if p.eq_ignore_ascii_case("all-linear") => Self::AllLinear,
-            Targets::Pattern(p) => Self::Regex(regex(&format!("^(?:{p})$"), p)?),
+            Targets::Pattern(p) => Self::Regex(Pattern::whole(p)?),
             Targets::Names(names) => Self::Names(names.clone()),
         })
     }
 
-    fn matches(&self, site: &Site) -> bool {
-        match self {
+    fn matches(&self, site: &Site) -> Result<bool, Error> {
+        Ok(match self {
             Self::AllLinear => matches!(site.kind, SiteKind::Linear | SiteKind::TransposedLinear),
-            Self::Regex(regex) => regex.is_match(&site.path),
+            Self::Regex(pattern) => pattern.is_match(&site.path)?,
             Self::Names(names) => names.iter().any(|name| ends_with_name(&site.path, name)),
-        }
+        })
+    }
+
+    /// Whether it names the whole path of a layer, which no choice of layers leaves out.
+    fn names(&self, site: &Site) -> bool {
+        matches!(self, Self::Names(names) if names.contains(&site.path))
     }
 }
-
-/// The number of the layer that a path belongs to.
-const LAYER: &str = r"^.*\.[^.]*\.(\d+)\.";
 
 /// `layers_to_transform` with `layers_pattern`.
 struct LayerFilter<'a> {
     layers: Option<&'a [usize]>,
-    patterns: Vec<Regex>,
+    patterns: Vec<Pattern>,
 }
 
 impl<'a> LayerFilter<'a> {
     fn new(config: &'a LoraConfig) -> Result<Self, Error> {
-        // No layer at all is every layer in PEFT.
+        // No layer at all is every layer in PEFT, and so is an empty pattern.
         let layers = config.layers_to_transform.as_ref().map(|l| l.as_slice()).filter(|l| !l.is_empty());
-        let patterns = match &config.layers_pattern {
-            Some(p) if !p.as_slice().is_empty() => {
-                let pattern = |p: &String| regex(&format!(r"^.*\.{p}\.(\d+)\."), p);
-                p.as_slice().iter().map(pattern).collect::<Result<_, _>>()?
-            }
-            _ => vec![regex(LAYER, "layers_pattern")?],
+        let named: &[String] = match &config.layers_pattern {
+            Some(OneOrMany::One(one)) if one.is_empty() => &[],
+            Some(patterns) => patterns.as_slice(),
+            None => &[],
+        };
+        let patterns = match named {
+            [] => vec![Pattern::layer(None)?],
+            named => named.iter().map(|name| Pattern::layer(Some(name))).collect::<Result<_, _>>()?,
         };
         Ok(Self { layers, patterns })
     }
 
-    fn admits(&self, path: &str) -> bool {
-        let Some(layers) = self.layers else { return true };
-        self.layer(path).is_some_and(|layer| layers.contains(&layer))
+    fn admits(&self, path: &str) -> Result<bool, Error> {
+        let Some(layers) = self.layers else { return Ok(true) };
+        Ok(self.layer(path)?.is_some_and(|layer| layers.contains(&layer)))
     }
 
     /// The number of the layer that a path belongs to.
-    fn layer(&self, path: &str) -> Option<usize> {
-        self.patterns.iter().find_map(|p| p.captures(path)?[1].parse().ok())
+    fn layer(&self, path: &str) -> Result<Option<usize>, Error> {
+        for pattern in &self.patterns {
+            if let Some(layer) = pattern.number(path)? {
+                return Ok(Some(layer));
+            }
+        }
+        Ok(None)
     }
 }
 
-fn regex(full: &str, shown: &str) -> Result<Regex, Error> {
-    Regex::new(full).map_err(|e| Error::Config(format!("{shown:?} is not a valid regular expression: {e}")))
+fn patterns(map: &Map<String, Value>) -> Result<Vec<(Pattern, &Value)>, Error> {
+    map.iter().map(|(key, value)| Ok((Pattern::end(key)?, value))).collect()
 }
 
-fn patterns(map: &Map<String, Value>) -> Result<Vec<(Regex, &Value)>, Error> {
-    map.iter().map(|(key, value)| Ok((regex(&format!(r"^(.*\.)?({key})$"), key)?, value))).collect()
-}
-
-fn first_match<'a>(patterns: &[(Regex, &'a Value)], path: &str) -> Option<&'a Value> {
-    patterns.iter().find(|(regex, _)| regex.is_match(path)).map(|(_, value)| *value)
+fn first_match<'a>(patterns: &[(Pattern, &'a Value)], path: &str) -> Result<Option<&'a Value>, Error> {
+    for (pattern, value) in patterns {
+        if pattern.is_match(path)? {
+            return Ok(Some(value));
+        }
+    }
+    Ok(None)
 }

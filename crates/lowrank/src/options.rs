@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lowrank_adapters::{
     AdapterSet, BaseInfo, CLASSIFIERS, LoraConfig, LoraPlus, NamedMethod, OneOrMany, Targets,
 };
-use lowrank_engine::{AdamWForm, Device, SavedDtype, Site, SiteKind};
+use lowrank_engine::{AdamWForm, Device, SavedDtype, SiteKind};
 use lowrank_files::{LoadOptions, Precision, Quantize};
 use lowrank_models::Model;
 use lowrank_models::heads::Reads;
@@ -411,7 +411,7 @@ impl TrainOptions {
             config.target_modules.get_or_insert_with(defaults);
         }
         if named.method.in_peft() {
-            name_targets(&mut config, model.sites())?;
+            check_targets(&config)?;
         }
         Ok(config)
     }
@@ -610,22 +610,17 @@ pub(crate) fn holds_a_run(dir: &Path) -> bool {
         .any(|name| dir.join(name).exists())
 }
 
-/// Names the targets of a configuration that says some layers only: PEFT reads no such file with a string for the modules.
-fn name_targets(config: &mut LoraConfig, sites: &[Site]) -> Result<()> {
-    let (Some(Targets::Pattern(pattern)), Some(_)) = (&config.target_modules, &config.layers_to_transform)
-    else {
-        return Ok(());
-    };
-    if !pattern.eq_ignore_ascii_case("all-linear") {
-        return Err(Error::Usage(format!(
-            "`layers_to_transform` goes with names of modules, as in PEFT, and `target_modules` is the regular \
-             expression {pattern:?}"
-        )));
+/// Refuses a regular expression with some layers only, as PEFT does. `all-linear` is written as the names of its layers.
+fn check_targets(config: &LoraConfig) -> Result<()> {
+    match (&config.target_modules, &config.layers_to_transform) {
+        (Some(Targets::Pattern(pattern)), Some(_)) if !pattern.eq_ignore_ascii_case("all-linear") => {
+            Err(Error::Usage(format!(
+                "`layers_to_transform` goes with names of modules, as in PEFT, and `target_modules` is the regular \
+                 expression {pattern:?}"
+            )))
+        }
+        _ => Ok(()),
     }
-    let linear = |site: &&Site| matches!(site.kind, SiteKind::Linear | SiteKind::TransposedLinear);
-    config.target_modules =
-        Some(Targets::Names(sites.iter().filter(linear).map(|site| site.path.clone()).collect()));
-    Ok(())
 }
 
 /// What a method may ask of `model`.

@@ -99,6 +99,27 @@ fn an_adapter_on_the_head_has_its_gradient() {
     check_direction("llama_mha", 0.0, "q_proj,lm_head");
 }
 
+/// An adapter that a table and its head share has the gradients of both.
+#[test]
+fn tied_layers_have_their_gradients() {
+    let session = Session::open(fixture("llama_gqa_tied").to_str().unwrap()).unwrap();
+    let case = "tied_table_adapted";
+    for dropout in [0.0, 0.3] {
+        let dir = fixture("peft_reading").join(case);
+        let read = AdapterSet::load(&dir, session.sites()).unwrap();
+        let config = LoraConfig { lora_dropout: dropout, ..read.config.clone() };
+        let mut set = AdapterSet::planned(config, session.sites()).unwrap();
+        set.params = read.params;
+        // Small enough that the loss is straight along the way of the difference.
+        let ids: Vec<_> = set.params.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            let smaller = set.params.values(id).iter().map(|x| x * 0.5).collect();
+            set.params.set(id, smaller);
+        }
+        check_slopes(case, &session, &set);
+    }
+}
+
 /// Biases of layers and norms, and rows of a table that is also the head, or is not.
 #[test]
 fn biases_and_tokens_have_their_gradients() {

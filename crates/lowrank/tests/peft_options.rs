@@ -114,7 +114,8 @@ fn some_layers_of_all_linear_are_named() {
     let place = Place::new();
     let config = place.config(&[], &["--target-modules", "all-linear", "--layers-to-transform", "0"]);
     let names = config["target_modules"].as_array().unwrap();
-    assert!(names.len() == 14 && names.contains(&json!("model.layers.0.mlp.down_proj")), "{names:?}");
+    assert!(names.len() == 7 && names.contains(&json!("model.layers.0.mlp.down_proj")), "{names:?}");
+    assert_eq!(config["layers_to_transform"], Value::Null);
     assert_eq!(place.tensors().len(), 14);
     let regex = ["--target-modules", r".*\.q_proj", "--layers-to-transform", "0"];
     place.refuses(&regex, &["--layers-to-transform goes with names"]);

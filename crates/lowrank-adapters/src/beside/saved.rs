@@ -9,7 +9,7 @@ use lowrank_engine::{
 };
 
 use crate::config::{LoraConfig, is_part_of};
-use crate::contract::{InitContext, Variant, WeightRows};
+use crate::contract::{InitContext, Repeated, Variant, WeightRows};
 use crate::error::Error;
 
 /// PEFT adds these to `modules_to_save` wherever the task is classification, whether they exist or not.
@@ -134,6 +134,13 @@ impl Variant for Saved {
 
     fn shares_weight(&self) -> bool {
         self.shares
+    }
+
+    fn repeated(&self, params: &Params) -> Vec<Repeated> {
+        let weight = params.get(self.weight);
+        let (shape, value) = (weight.shape.clone(), weight.values().to_vec());
+        let own = self.shares.then_some(Repeated { name: "weight".to_owned(), shape, value });
+        own.into_iter().collect()
     }
 
     fn init(&self, params: &mut Params, start: &InitContext<'_>) -> Result<(), Error> {

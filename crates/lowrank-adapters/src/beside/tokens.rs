@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::config::LoraConfig;
 use crate::contract::{InitContext, Variant, WeightRows};
@@ -36,6 +36,7 @@ pub(crate) fn wanted(config: &LoraConfig, sites: &[Site]) -> Result<Vec<(usize, 
     match &config.other[FIELD] {
         Value::Object(by_name) => by_name
             .iter()
+            .filter(|(name, value)| !is_tied_again(name, value, by_name, sites))
             .map(|(name, value)| {
                 let found = embeddings().find(|(_, site)| site.path.ends_with(name.as_str()));
                 let (index, _) = found.ok_or_else(|| {
@@ -52,6 +53,17 @@ pub(crate) fn wanted(config: &LoraConfig, sites: &[Site]) -> Result<Vec<(usize, 
             Ok(vec![(index, tokens)])
         }
     }
+}
+
+/// Whether `name` is a head that shares the table of another entry with the same tokens: it has its rows.
+fn is_tied_again(name: &str, tokens: &Value, by_name: &Map<String, Value>, sites: &[Site]) -> bool {
+    let ends = |path: &str, name: &str| path.ends_with(name);
+    sites.iter().any(|head| match head.kind {
+        SiteKind::TiedHead(table) if ends(&head.path, name) => {
+            by_name.iter().any(|(other, same)| ends(&sites[table.0].path, other) && same == tokens)
+        }
+        _ => false,
+    })
 }
 
 /// Trained rows of a table.
@@ -270,9 +282,12 @@ mod tests {
             let warnings = set.warnings(&sites());
             assert_eq!(warnings.len(), 1, "{targets}");
             assert!(warnings[0].contains("model.embed_tokens and lm_head share one weight"), "{warnings:?}");
-            let error = planned(targets, json!({"ensure_weight_tying": true})).err().unwrap_or_default();
-            assert!(error.contains("ensure_weight_tying is not supported"), "{error}");
+            let tied = planned(targets, json!({"ensure_weight_tying": true})).unwrap();
+            assert!(tied.warnings(&sites()).is_empty() && tied.notes.is_empty(), "{targets}");
+            let params: Vec<usize> = tied.layers.iter().map(|layer| layer.variant.params().len()).collect();
+            assert_eq!(params.iter().sum::<usize>(), 4, "{targets}: q_proj and the table");
         }
-        assert!(planned("q_proj", json!({"ensure_weight_tying": true})).is_ok());
+        let without = planned("q_proj", json!({"ensure_weight_tying": true})).unwrap();
+        assert!(without.notes[0].contains("ensure_weight_tying"), "{:?}", without.notes);
     }
 }

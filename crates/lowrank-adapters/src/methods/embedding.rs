@@ -1,14 +1,16 @@
-//! LoRA on an embedding: `y_i = E[id_i] + s B A[:, id_i]`.
+//! LoRA on an embedding, `y_i = E[id_i] + s B A[:, id_i]`, and on the head that shares its table, `y = x E^T + s (x B) A`.
 //!
 //! # Shapes
 //! `E: [V,D]`, `A: [R,V]` (zero at the start), `B: [D,R]` (normal at the start), as in PEFT. There is no dropout.
 
 use std::sync::Arc;
 
-use lowrank_engine::{Adapter, Grads, ParamId, Params, Scope, Site, Tensor, kernels};
+use lowrank_engine::{
+    Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor, kernels,
+};
 
 use crate::config::LoraConfig;
-use crate::contract::{InitContext, Target, Variant, WeightRows};
+use crate::contract::{InitContext, Repeated, Target, Variant, WeightRows};
 use crate::error::Error;
 use crate::low_rank::LowRank;
 
@@ -104,6 +106,129 @@ impl Variant for EmbeddingLora {
         w: &mut [f32],
     ) -> Result<(), Error> {
         self.change(params).add_rows(at.site, factor, at.rows.clone(), w);
+        Ok(())
+    }
+}
+
+/// The same at a head that shares the table (PEFT's `ensure_weight_tying`).
+#[derive(Clone, Debug)]
+pub struct TiedHeadLora {
+    a: ParamId,
+    b: ParamId,
+    r: usize,
+    scaling: f32,
+    dropout: f32,
+    stream: u64,
+}
+
+impl TiedHeadLora {
+    /// At the head `stream` of the list of sites. `None` if `table` is not LoRA on an embedding.
+    pub fn of(
+        table: &dyn Variant,
+        config: &LoraConfig,
+        stream: usize,
+        params: &Params,
+    ) -> Option<Arc<dyn Variant>> {
+        let &[a, b] = &table.params()[..] else { return None };
+        let named = [a, b].into_iter().zip(SUFFIXES).all(|(id, end)| params.get(id).name.ends_with(end));
+        let (r, scaling) = (table.rank()?, table.scaling()?);
+        let (dropout, stream) = (config.lora_dropout, stream as u64);
+        named.then(|| Arc::new(Self { a, b, r, scaling, dropout, stream }) as Arc<dyn Variant>)
+    }
+}
+
+impl Adapter for TiedHeadLora {
+    fn forward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        x: &Tensor,
+        y: &mut Tensor,
+        beta: f32,
+    ) -> Vec<Tensor> {
+        base.forward(scope, x, y, beta);
+        let x = scope.dropout(x, self.dropout, self.stream);
+        let mut u = scope.alloc(x.rows(), self.r);
+        scope.gemm(1.0, x.mat(), scope.param(self.b), 0.0, u.mat_mut());
+        scope.gemm(self.scaling, u.mat(), scope.param(self.a), 1.0, y.mat_mut());
+        vec![u]
+    }
+
+    /// With `u = x B`: `du = s dy A^T`, `dA += s u^T dy`, `dB += x^T du`, `dx += dy E + du B^T`.
+    fn backward(
+        &self,
+        scope: &Scope<'_>,
+        base: &Linear,
+        grads: &mut Grads,
+        x: &Tensor,
+        dy: &Tensor,
+        saved: Vec<Tensor>,
+        dx: Option<&mut Accumulator>,
+    ) {
+        let (u, x) = (&saved[0], scope.dropout(x, self.dropout, self.stream));
+        let mut du = scope.alloc(u.rows(), self.r);
+        scope.gemm(self.scaling, dy.mat(), scope.param(self.a).t(), 0.0, du.mat_mut());
+        scope.gemm(self.scaling, u.mat().t(), dy.mat(), 1.0, grads.mat_mut(self.a));
+        scope.gemm(1.0, x.mat().t(), du.mat(), 1.0, grads.mat_mut(self.b));
+        let Some(dx) = dx else { return };
+        base.backward(scope, dy, dx);
+        if scope.drops(self.dropout) {
+            let mut dropped = scope.alloc(x.rows(), x.cols());
+            scope.gemm(1.0, du.mat(), scope.param(self.b).t(), 0.0, dropped.mat_mut());
+            scope.dropout_backward(&mut dx.tensor, &dropped, self.dropout, self.stream, true);
+        } else {
+            scope.gemm(1.0, du.mat(), scope.param(self.b).t(), 1.0, dx.tensor.mat_mut());
+        }
+    }
+}
+
+impl Variant for TiedHeadLora {
+    fn rank(&self) -> Option<usize> {
+        Some(self.r)
+    }
+
+    fn scaling(&self) -> Option<f32> {
+        Some(self.scaling)
+    }
+
+    fn params(&self) -> Vec<ParamId> {
+        Vec::new()
+    }
+
+    fn shares_weight(&self) -> bool {
+        true
+    }
+
+    fn repeated(&self, params: &Params) -> Vec<Repeated> {
+        let transposed = |end: &str, id: ParamId| {
+            let from = params.get(id);
+            let (rows, cols) = (from.rows, from.cols);
+            let value = (0..rows * cols).map(|i| from.values()[i % rows * cols + i / rows]).collect();
+            Repeated { name: end.to_owned(), shape: vec![cols, rows], value }
+        };
+        vec![transposed("lora_A.weight", self.b), transposed("lora_B.weight", self.a)]
+    }
+
+    fn init(&self, _: &mut Params, _: &InitContext<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn add_delta(
+        &self,
+        params: &Params,
+        at: &WeightRows<'_>,
+        factor: f32,
+        w: &mut [f32],
+    ) -> Result<(), Error> {
+        // The rows of the head are those of the table.
+        let table = Site {
+            kind: SiteKind::Embedding,
+            in_features: at.site.out_features,
+            out_features: at.site.in_features,
+            ..at.site.clone()
+        };
+        let (a, b) = (params.values(self.a), params.values(self.b));
+        LowRank { a, b, r: self.r, scaling: self.scaling }.add_rows(&table, factor, at.rows.clone(), w);
         Ok(())
     }
 }

@@ -183,8 +183,15 @@ impl Variant for Lora {
 }
 
 /// Fields of PEFT's `LoraConfig` that [`LoraConfig`] has not, and that of [`crate::methods::merged_linear`].
-pub(crate) const FIELDS: [&str; 6] =
-    ["use_dora", "eva_config", "corda_config", "loftq_config", "trainable_token_indices", "enable_lora"];
+pub(crate) const FIELDS: [&str; 7] = [
+    "use_dora",
+    "eva_config",
+    "corda_config",
+    "loftq_config",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+    "enable_lora",
+];
 
 /// `peft_type` LORA.
 pub struct LoraMethod;

@@ -266,7 +266,7 @@ impl Method for VeraMethod {
     }
 
     fn suffixes(&self) -> &'static [&'static str] {
-        &["vera_lambda_b", "vera_lambda_d"]
+        &["vera_lambda_b", "vera_lambda_d", "base_model.vera_A", "base_model.vera_B"]
     }
 
     fn features(&self, shape: &dyn Fn(&str) -> Option<Vec<usize>>) -> Option<(usize, usize)> {

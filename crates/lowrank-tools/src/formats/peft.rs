@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use lowrank_adapters::{Pattern, peft_names};
 use lowrank_files::write_atomic;
-use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -24,9 +24,23 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The tensors' file, and its older form.
 const TENSORS_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
+/// PEFT's, where `lora_alpha` is null or missing.
+const DEFAULT_ALPHA: f64 = 8.0;
+/// Endings of the tensors of a pair.
+const SUFFIXES: &[&str] = &["lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B"];
+
 /// Fields that make a LoRA more than pairs of matrices.
-const VARIANTS: [&str; 6] =
-    ["use_dora", "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens", "target_parameters"];
+const VARIANTS: [&str; 9] = [
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "target_parameters",
+    "kasa_config",
+    "arrow_config",
+    "monteclora_config",
+];
 
 /// The configuration and all tensors of an adapter folder of any kind, as they are.
 ///
@@ -61,7 +75,7 @@ pub fn write_raw(dir: &Path, config: &Map<String, Value>, tensors: &Named) -> Re
 /// # Errors
 /// Where it is none (DoRA, IA3 and others have no pairs alone), or a tensor has no meaning.
 pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
-    let (config, tensors) = read_raw(dir)?;
+    let (config, mut tensors) = read_raw(dir)?;
     let path = dir.join(CONFIG_FILE);
     let wrong = |field: &str, what: String| Error::file(&path, format!("{field}: {what}"));
     let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or_default();
@@ -75,15 +89,21 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
             Some(value) => return Err(wrong(field, format!("is {value}; this needs a plain LoRA adapter"))),
         }
     }
-    let alpha = config.get("lora_alpha").and_then(Value::as_f64);
-    let alpha = alpha.ok_or_else(|| wrong("lora_alpha", "is missing or not a number".into()))?;
+    let alpha = match config.get("lora_alpha") {
+        None | Some(Value::Null) => DEFAULT_ALPHA,
+        Some(value) => {
+            value.as_f64().ok_or_else(|| wrong("lora_alpha", format!("{value} is not a number")))?
+        }
+    };
     let rslora = config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
     let patterns = patterns(config.get("alpha_pattern")).map_err(|what| wrong("alpha_pattern", what))?;
+    let names = peft_names(tensors.keys().map(String::as_str), SUFFIXES).map_err(|e| Error::file(dir, e))?;
 
     let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
     let mut embeddings = BTreeSet::new();
     let mut saved = Named::new();
-    for (name, tensor) in tensors {
+    for (name, stored) in names.of {
+        let Some(tensor) = tensors.remove(&stored) else { continue };
         let name = name.strip_prefix(PREFIX).unwrap_or(&name).to_owned();
         let end = |end: &str| name.strip_suffix(end).map(str::to_owned);
         if let Some(module) = end(".lora_A.weight") {
@@ -95,15 +115,19 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
             halves.entry(module).or_default().a = Some(tensor);
         } else if let Some(module) = end(".lora_embedding_B") {
             halves.entry(module).or_default().b = Some(tensor);
+        } else if name.contains(".base_layer.") {
+            // The base's own, which PEFT adds where an embedding is adapted.
+            continue;
         } else if name.contains(".lora_") {
             return Err(Error::names(format!("{}: no part of a plain LoRA", dir.display()), vec![name]));
         } else {
             saved.insert(name, tensor);
         }
     }
+    let own = halves.keys().map(|module| Ok((module.clone(), first_match(&patterns, module)?)));
+    let own: BTreeMap<String, Option<f64>> = own.collect::<Result<_>>()?;
     let alpha_of = |module: &str, rank: usize| {
-        let own = patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, alpha)| *alpha);
-        let alpha = own.unwrap_or(alpha);
+        let alpha = own.get(module).copied().flatten().unwrap_or(alpha);
         // A scaling of alpha / sqrt(r) is that of another alpha over r.
         if rslora { alpha * (rank as f64).sqrt() } else { alpha }
     };
@@ -116,14 +140,25 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
     Ok(Lora { pairs, saved, config })
 }
 
-fn patterns(value: Option<&Value>) -> Result<Vec<(Regex, f64)>, String> {
+/// The numbers of a pattern's map.
+pub(crate) fn patterns(value: Option<&Value>) -> Result<Vec<(Pattern, f64)>, String> {
     let Some(Value::Object(map)) = value else { return Ok(Vec::new()) };
     let pattern = |(key, value): (&String, &Value)| {
-        let regex = Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| format!("{key:?}: {e}"))?;
         let alpha = value.as_f64().filter(|a| a.is_finite());
-        Ok((regex, alpha.ok_or_else(|| format!("{key:?}: {value} is not a number"))?))
+        let alpha = alpha.ok_or_else(|| format!("{key:?}: {value} is not a number"))?;
+        Ok((Pattern::end(key).map_err(|e| e.to_string())?, alpha))
     };
     map.iter().map(pattern).collect()
+}
+
+/// The number of the first pattern that matches.
+pub(crate) fn first_match(patterns: &[(Pattern, f64)], module: &str) -> Result<Option<f64>> {
+    for (pattern, value) in patterns {
+        if pattern.is_match(module)? {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
 }
 
 /// Writes a LoRA adapter. Rank and alpha of most pairs become `r` and `lora_alpha`, others go to the patterns.
