@@ -31,6 +31,9 @@ pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 /// What the adapter is for: the task and its labels. Only Lowrank reads it.
 pub const TASK_FILE: &str = "task.json";
 
+/// The chat template of its conversations, where that is not the base's, as transformers writes it.
+pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
+
 /// See [`AdapterSet::training_state`].
 #[derive(Default)]
 pub struct TrainingState {
@@ -363,6 +366,9 @@ impl AdapterSet {
             let mut task = serde_json::to_vec_pretty(task).expect("plain data");
             task.push(b'\n');
             write_atomic(&dir.join(TASK_FILE), &task)?;
+        }
+        if let Some(template) = &self.chat_template {
+            write_atomic(&dir.join(CHAT_TEMPLATE_FILE), template.as_bytes())?;
         }
         let config = self.config_of_file()?.to_json();
         let mut config = serde_json::to_vec_pretty(&config).expect("plain data");

@@ -33,7 +33,8 @@ pub use config::{LoraConfig, OneOrMany, Targets};
 pub use contract::{AdaptedSite, BaseInfo, InitContext, Method, Target, Variant, WeightRows};
 pub use error::Error;
 pub use file::{
-    CONFIG_FILE, TASK_FILE, TENSORS_FILE, TensorView, TrainingState, adapter_folder, read_task, write_tensors,
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, TASK_FILE, TENSORS_FILE, TensorView, TrainingState, adapter_folder,
+    read_task, write_tensors,
 };
 pub use init::InitLoraWeights;
 pub use methods::lora::Lora;

@@ -33,6 +33,8 @@ pub struct AdapterSet {
     pub active: ActiveAdapters,
     /// Task and labels, which PEFT's configuration has no field for: `task.json` of its folder.
     pub task: Option<Value>,
+    /// The chat template that its conversations were written with, where that is not the base's: `chat_template.jinja`.
+    pub chat_template: Option<String>,
     /// What its method adds to each training step.
     pub training_hook: Option<Box<dyn TrainingHook>>,
     /// What was passed over while reading it, as PEFT warns of it.
@@ -259,7 +261,7 @@ impl AdapterSet {
         let Some(Exported { config, mut values }) = exported else { return Ok(None) };
         let sites: Vec<Site> = self.layers.iter().map(|layer| layer.site.clone()).collect();
         let mut set = Self::planned(config, &sites)?;
-        set.task = self.task.clone();
+        (set.task, set.chat_template) = (self.task.clone(), self.chat_template.clone());
         set.each_param(|param| {
             param.set(match (values.remove(&param.name), self.params.find(&param.name)) {
                 (Some(value), _) => value,

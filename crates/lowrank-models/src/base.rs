@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_limited, read_object, read_optional_object};
+use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_object, read_optional_object};
 use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
 use crate::arch::{base_prefix, gguf_names, gguf_of, gpt3, tied_of};
 use crate::config::{self, GenerationConfig};
+use crate::text::templates;
 use crate::text::tokenizer::special_text;
 use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, hub};
 
@@ -37,6 +38,7 @@ pub struct Base {
     /// The chat template, where the model has one. `Err` keeps why it does not parse, for whoever
     /// needs it.
     pub chat_template: Option<std::result::Result<ChatTemplate, String>>,
+    template_replaced: bool,
     /// Begin and end tokens and recommended sampling.
     pub generation: GenerationConfig,
     /// What a user should know of the files.
@@ -107,6 +109,7 @@ impl Base {
             config,
             tensors: Tensors::planned(format),
             chat_template: None,
+            template_replaced: false,
             generation: GenerationConfig::default(),
             notes: Vec::new(),
         })
@@ -154,6 +157,7 @@ impl Base {
             config: Value::Object(config),
             tensors,
             chat_template,
+            template_replaced: false,
             generation,
             notes,
         })
@@ -173,6 +177,7 @@ impl Base {
             config: Value::Object(config),
             tensors,
             chat_template,
+            template_replaced: false,
             generation,
             notes: Vec::new(),
         })
@@ -218,8 +223,22 @@ impl Base {
         match &self.chat_template {
             Some(Ok(template)) => Ok(template),
             Some(Err(why)) => Err(Error::file(&self.source, why.clone())),
-            None => Err(Error::file(&self.source, "has no chat template: it is not a chat model")),
+            None => {
+                let what = "has no chat template, so it is not a chat model: give one with `chat_template`";
+                Err(Error::file(&self.source, what))
+            }
         }
+    }
+
+    /// Uses `template` in place of the model's own, also in what is written of the model.
+    pub fn replace_chat_template(&mut self, template: ChatTemplate) {
+        self.chat_template = Some(Ok(template));
+        self.template_replaced = true;
+    }
+
+    /// The chat template that took the place of the model's own.
+    pub fn replaced_chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref().filter(|_| self.template_replaced)?.as_ref().ok()
     }
 
     /// `config` as an object.
@@ -236,29 +255,8 @@ impl std::fmt::Debug for Base {
 
 type MaybeTemplate = Option<std::result::Result<ChatTemplate, String>>;
 
-/// `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`: a text, or a list of named
-/// ones of which `default` counts.
 fn folder_template(folder: &Path, words: &Map<String, Value>) -> Result<MaybeTemplate> {
-    let file = folder.join("chat_template.jinja");
-    let source = if file.is_file() {
-        let text = read_limited(&file, 4 << 20)?;
-        String::from_utf8(text).map_err(|e| Error::file(&file, format!("is not UTF-8: {e}")))?
-    } else {
-        let named = |entry: &Value| {
-            Some((entry["name"].as_str()?.to_owned(), entry["template"].as_str()?.to_owned()))
-        };
-        match words.get("chat_template") {
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Array(list)) => {
-                let list: Vec<(String, String)> = list.iter().filter_map(named).collect();
-                match list.iter().find(|(name, _)| name == "default").or(list.first()) {
-                    Some((_, text)) => text.clone(),
-                    None => return Ok(None),
-                }
-            }
-            _ => return Ok(None),
-        }
-    };
+    let Some(source) = templates::source(folder, words)? else { return Ok(None) };
     let special = |name: &str| words.get(name).and_then(special_text).unwrap_or_default();
     let template = ChatTemplate::new(&source, special("bos_token"), special("eos_token"));
     Ok(Some(template.map_err(|e| e.to_string())))

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::arch::{gguf_names, tied_of};
 use crate::base::{Base, Kind};
 use crate::gguf::{factors_of, metadata_of};
+use crate::text::templates::CHAT_TEMPLATE_FILE;
 use crate::text::tokenizer::write_metadata;
 use crate::tied;
 use crate::{Error, Result};
@@ -160,16 +161,20 @@ fn save_folder_in_shards(
     config.extend(changes.config.clone());
     write_json(&folder.join("config.json"), &Value::Object(config))?;
     match &base.kind {
-        Kind::Folder => copy_small_files(&base.source, folder),
+        Kind::Folder => copy_small_files(&base.source, folder)?,
         Kind::Gguf(_) | Kind::Config => {
             let tokenizer = base.tokenizer()?;
             write_atomic(&folder.join("tokenizer.json"), tokenizer.to_json()?.as_bytes())?;
             let template = base.chat_template.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.source());
             let length = base.config["max_position_embeddings"].as_u64();
             write_json(&folder.join("tokenizer_config.json"), &tokenizer.config_json(template, length))?;
-            write_json(&folder.join("generation_config.json"), &base.generation.to_json())
+            write_json(&folder.join("generation_config.json"), &base.generation.to_json())?;
         }
     }
+    if let Some(template) = base.replaced_chat_template() {
+        write_atomic(&folder.join(CHAT_TEMPLATE_FILE), template.source().as_bytes())?;
+    }
+    Ok(())
 }
 
 fn refuse_plan(base: &Base) -> Result<()> {
@@ -187,7 +192,7 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
         "tokenizer.json",
         "tokenizer_config.json",
         "generation_config.json",
-        "chat_template.jinja",
+        CHAT_TEMPLATE_FILE,
         "special_tokens_map.json",
         "added_tokens.json",
         "vocab.json",
@@ -286,7 +291,14 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
         Kind::Gguf(source) => {
             const OURS: [&str; 3] =
                 ["general.alignment", "general.file_type", "general.quantization_version"];
-            writer.copy_metadata(source, |key| !OURS.contains(&key))?;
+            const TEMPLATE: &str = "tokenizer.chat_template";
+            let replaced = base.replaced_chat_template();
+            writer.copy_metadata(source, |key| {
+                !OURS.contains(&key) && (key != TEMPLATE || replaced.is_none())
+            })?;
+            if let Some(template) = replaced {
+                writer.string(TEMPLATE, template.source())?;
+            }
             source.architecture()?.to_owned()
         }
         Kind::Folder | Kind::Config => {

@@ -31,4 +31,5 @@ pub use heads::{ClassHead, Head, HeadKind, load_for};
 pub use loader::Loader;
 pub use model::{Model, ModelInfo, TokenBatch};
 pub use text::chat::{ChatTemplate, Conversation, Message};
+pub use text::templates::{self, CHAT_TEMPLATE_FILE};
 pub use text::tokenizer::{StreamDecoder, Texts, Tokenizer};

@@ -111,6 +111,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let mut stepper = Stepper::new(&*session.model, adapters, device, step_options)
         .for_task(session.task.clone(), session.masking(options.seed)?);
     stepper.adapters.task = session.task.to_json();
+    stepper.adapters.chat_template = session.chat_template().map(str::to_owned);
     if let Some(optimizer) = optimizer {
         stepper.optimizer = optimizer;
     }
@@ -237,9 +238,13 @@ fn remove_run(out: &Path) -> Result<()> {
     if checkpoints.exists() {
         fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
     }
-    for name in
-        [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE, lowrank_adapters::TASK_FILE, LOG_FILE]
-    {
+    for name in [
+        lowrank_adapters::CONFIG_FILE,
+        lowrank_adapters::TENSORS_FILE,
+        lowrank_adapters::TASK_FILE,
+        lowrank_adapters::CHAT_TEMPLATE_FILE,
+        LOG_FILE,
+    ] {
         let path = out.join(name);
         if path.exists() {
             fs::remove_file(&path).map_err(Error::io(&path))?;

@@ -164,6 +164,9 @@ options! {
         label_column: Option<String> = None;
         /// Template of a prompt, such as "{prompt}\n".
         prompt_template: Option<String> = None;
+        /// Chat template of conversations: a Jinja file, or alpaca, chatml, gemma, llama2, llama3, mistral, phi3 or zephyr
+        /// (default: the adapter's, else the model's).
+        chat_template: Option<String> = None;
         /// Skip lines that are not valid examples, and count them.
         skip_bad_lines: bool = false;
     }

@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, read_task};
+use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, adapter_folder, read_task};
 use lowrank_engine::{Device, Format, Site, SiteKind};
 use lowrank_files::LoadOptions;
-use lowrank_models::{Base, Head, Model, Texts, Tokenizer};
+use lowrank_models::{Base, ChatTemplate, Head, Model, Texts, Tokenizer, templates};
 use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Scorer, Task, TaskSpec};
 
 use crate::options::TrainOptions;
@@ -47,7 +47,10 @@ impl Session {
     /// # Errors
     /// As [`Session::open_as`], and where the labels or the task do not fit the data or the model.
     pub fn for_run(options: &TrainOptions) -> Result<Self> {
-        Self::over(Base::open(&options.model)?, options.load_options(), |base| task::of_run(options, base))
+        let session = Self::over(Base::open(&options.model)?, options.load_options(), |base| {
+            task::of_run(options, base)
+        })?;
+        session.with_chat_template(options.chat_template.as_deref(), options.init_adapter.iter())
     }
 
     /// The same for the plan of a run, which needs no weights.
@@ -56,7 +59,76 @@ impl Session {
     /// As [`Session::for_run`].
     pub fn for_plan(options: &TrainOptions) -> Result<Self> {
         let shapes = LoadOptions { shapes_only: true, ..options.load_options() };
-        Self::over(Base::open_to_plan(&options.model)?, shapes, |base| task::of_run(options, base))
+        let session =
+            Self::over(Base::open_to_plan(&options.model)?, shapes, |base| task::of_run(options, base))?;
+        session.with_chat_template(options.chat_template.as_deref(), options.init_adapter.iter())
+    }
+
+    /// The same with the chat template that is `named` (a file or a name), else the one that the folders of `adapters`
+    /// hold, else the model's.
+    ///
+    /// # Errors
+    /// Where there is no such template or it does not parse, it has no use for the task, or two adapters have two.
+    pub fn with_chat_template<'a>(
+        mut self,
+        named: Option<&str>,
+        adapters: impl IntoIterator<Item = &'a PathBuf>,
+    ) -> Result<Self> {
+        if self.task.task != Task::Lm {
+            let task = self.task.task.name();
+            return match named {
+                Some(_) => {
+                    Err(Error::Usage(format!("`chat_template` is for conversations, not for `task` {task}")))
+                }
+                None => Ok(self),
+            };
+        }
+        let mut found: Option<(&Path, String)> = None;
+        if named.is_none() {
+            for dir in adapters {
+                let dir = adapter_folder(dir);
+                match (templates::of_folder(dir)?, &found) {
+                    (Some(text), Some((other, same))) if text != *same => {
+                        return Err(Error::Usage(format!(
+                            "{} and {} have two chat templates: choose with `chat_template`",
+                            other.display(),
+                            dir.display()
+                        )));
+                    }
+                    (Some(text), _) => found = Some((dir, text)),
+                    (None, _) => {}
+                }
+            }
+        }
+        let source = match (named, found) {
+            (Some(named), _) => templates::named_or_file(named)?,
+            (None, Some((_, source))) => source,
+            (None, None) => return Ok(self),
+        };
+        let tokenizer = self.tokenizer()?;
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
+        let template = ChatTemplate::new(&source, &text(tokenizer.bos()), &text(tokenizer.eos()))?;
+        self.base.replace_chat_template(template);
+        Ok(self)
+    }
+
+    /// The text of the chat template that took the place of the model's own.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.base.replaced_chat_template().map(ChatTemplate::source)
+    }
+
+    /// What ends a turn of the assistant in that template, if that is not the end token.
+    fn turn_end(&self) -> Option<String> {
+        self.base.replaced_chat_template()?.turn_end()
+    }
+
+    /// The texts that end a generated answer besides tokens.
+    ///
+    /// # Errors
+    /// Where the model has no tokenizer.
+    pub fn stops(&self) -> Result<Vec<String>> {
+        let tokenizer = self.tokenizer()?;
+        Ok(self.turn_end().filter(|end| tokenizer.token_to_id(end).is_none()).into_iter().collect())
     }
 
     /// The session that the adapter in `dir` needs: with the head of the task that it was trained for. Without
@@ -73,6 +145,8 @@ impl Session {
     ) -> Result<Self> {
         let base = Base::open(model)?;
         let session = Self::over(base, options, |base| task::of_adapter(dir, task, labels, base))?;
+        let dirs = dir.map(Path::to_owned);
+        let session = session.with_chat_template(None, dirs.iter())?;
         if let (None, Some(path)) = (dir, session.model.info().new_layers.first()) {
             let (source, task) = (session.base.source.display(), session.task.task.name());
             return Err(Error::Usage(format!(
@@ -86,10 +160,11 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::for_adapter`].
-    pub fn for_adapters(model: &str, list: &[(PathBuf, f32)]) -> Result<Self> {
+    pub fn for_adapters(model: &str, list: &[(PathBuf, f32)], chat_template: Option<&str>) -> Result<Self> {
         match list.first() {
-            Some((dir, _)) => Self::for_adapter(model, LoadOptions::default(), Some(dir), None, None),
-            None => Self::open(model),
+            Some((dir, _)) => Self::for_adapter(model, LoadOptions::default(), Some(dir), None, None)?
+                .with_chat_template(chat_template, list.iter().map(|(dir, _)| dir)),
+            None => Self::open(model)?.with_chat_template(chat_template, []),
         }
     }
 
@@ -256,7 +331,9 @@ impl Session {
     /// Where the model has no tokenizer.
     pub fn ends(&self) -> Result<Vec<u32>> {
         let mut ends = self.base.generation.eos.clone();
-        ends.extend(self.tokenizer()?.eos());
+        let tokenizer = self.tokenizer()?;
+        ends.extend(tokenizer.eos());
+        ends.extend(self.turn_end().and_then(|end| tokenizer.token_to_id(&end)));
         ends.sort_unstable();
         ends.dedup();
         Ok(ends)

@@ -119,6 +119,18 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// What ends a turn of the assistant, if that is not the end token: `<|im_end|>` and the like.
+    pub fn turn_end(&self) -> Option<String> {
+        const ANSWER: &str = "lowrank";
+        let talk = ["user", "assistant"].map(|role| Message::new(role, ANSWER));
+        let text = self.render(&talk, false).ok()?;
+        let mut after = &text[text.rfind(ANSWER)? + ANSWER.len()..];
+        if !self.eos.is_empty() {
+            after = after.split(self.eos.as_str()).next()?;
+        }
+        after.trim().lines().next().map(str::to_owned).filter(|end| !end.is_empty())
+    }
+
     /// The conversation as text; `add_generation_prompt` also opens the assistant's next turn.
     ///
     /// # Errors
@@ -166,7 +178,12 @@ impl ChatTemplate {
                 return Err(lost());
             }
             let start = before.len();
-            let end = if text.starts_with(&with) && with.len() >= start {
+            // Some templates end the whole conversation, not a turn, with the end token (Phi-3's).
+            let without_eos = with.strip_suffix(self.eos.as_str()).filter(|_| !self.eos.is_empty());
+            let ends = |with: &str| text.starts_with(with) && with.len() >= start;
+            let end = if ends(&with) {
+                with.len()
+            } else if let Some(with) = without_eos.filter(|with| ends(with)) {
                 with.len()
             } else {
                 // The turn reads differently once others follow (reasoning is dropped, say): its end is

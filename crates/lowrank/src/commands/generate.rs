@@ -107,7 +107,9 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let (options, sampling) = (args.base.options()?, args.sampling()?);
-    let session = Session::open_as(&options.model, options.load_options())?;
+    let dirs = args.adapter.iter().map(|(dir, _)| dir);
+    let session = Session::open_as(&options.model, options.load_options())?
+        .with_chat_template(options.chat_template.as_deref(), dirs)?;
     let adapters = session.adapters(&args.adapter)?;
     let device = session.device();
     let stop = Arc::new(AtomicBool::new(false));
@@ -152,7 +154,8 @@ fn chat(
     stop: &AtomicBool,
     out: &mut Stdout,
 ) -> Result<ExitCode> {
-    let (sampling, limits) = (args.sampling()?, args.limits());
+    let (sampling, mut limits) = (args.sampling()?, args.limits());
+    limits.stop.extend(session.stops()?);
     let mut messages: Vec<Message> = args.system.iter().map(|s| Message::new("system", s)).collect();
     let mut lines = io::stdin().lock().lines();
     let mut next = args.prompt()?;

@@ -25,6 +25,9 @@ pub struct Args {
     /// Number type: f32, f16, bf16, or for GGUF q8_0, q4_0, q4_1 [default: the base's if listed, else f16]
     #[arg(long)]
     dtype: Option<String>,
+    /// Chat template to write with the model: a Jinja file or a name as in `train` [default: the adapter's, else the base's]
+    #[arg(long, value_name = "CHAT_TEMPLATE")]
+    chat_template: Option<String>,
     /// Text on which the merged model is compared with the unmerged one
     #[arg(long, default_value = "The quick brown fox jumps over the lazy dog. Once upon a time")]
     probe: String,
@@ -51,7 +54,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     if args.out.exists() && !args.force {
         return Err(Error::Usage(format!("{} exists; use `force` to replace it", args.out.display())));
     }
-    let session = Session::for_adapters(&args.model, &args.adapter)?;
+    let session = Session::for_adapters(&args.model, &args.adapter, args.chat_template.as_deref())?;
     let adapters = session.adapters(&args.adapter)?;
     let target = MergeTarget::choose(&session, &args.out, args.dtype.as_deref())?;
     if args.unmerge {

@@ -50,7 +50,8 @@ impl Known for All {
 pub struct Base;
 
 impl Known for Base {
-    const NAMES: &'static [&'static str] = &["model", "quantize", "precision", "stream_base", "threads"];
+    const NAMES: &'static [&'static str] =
+        &["model", "quantize", "precision", "stream_base", "chat_template", "threads"];
     const REQUIRED: &'static [&'static str] = &["model"];
 }
 
@@ -75,6 +76,7 @@ impl Known for Scoring {
         "pair_column",
         "label_column",
         "prompt_template",
+        "chat_template",
         "skip_bad_lines",
         "threads",
     ];

@@ -29,7 +29,11 @@ impl ScoringFlags {
         let options = self.options()?;
         let task: Option<Task> = self.options.given.contains_key("task").then_some(options.task);
         let (form, adapter) = (options.load_options(), self.adapter.as_deref());
-        Session::for_adapter(&options.model, form, adapter, task, options.labels)
+        let session = Session::for_adapter(&options.model, form, adapter, task, options.labels)?;
+        match options.chat_template {
+            Some(template) => session.with_chat_template(Some(&template), []),
+            None => Ok(session),
+        }
     }
 
     /// Model and adapter.
