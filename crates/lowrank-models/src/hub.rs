@@ -1,13 +1,19 @@
 //! Models of the Hugging Face hub, by id, through its cache.
 //!
-//! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to
+//! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE` mean what they mean to
 //! `huggingface_hub`. A model that is whole in the cache is used without asking the network.
 
+mod cache;
+mod client;
+
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::{ApiBuilder, ApiError};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use lowrank_files::AtomicFile;
 use lowrank_files::folder::{INDEX, SINGLE, shards};
+
+use self::cache::Cache;
+use self::client::{Client, Failure};
 
 use crate::{Error, Result};
 
@@ -73,11 +79,13 @@ impl std::fmt::Display for HubId {
     }
 }
 
-/// What the environment says about the hub.
-#[derive(Clone, Debug)]
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// What the environment says about the hub. It holds secrets, so it has no `Debug`.
+#[derive(Clone)]
 pub(crate) struct Settings {
     pub cache: PathBuf,
-    pub endpoint: Option<String>,
+    pub endpoint: String,
     pub token: Option<String>,
     pub offline: bool,
 }
@@ -86,13 +94,19 @@ impl Settings {
     fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let home = || std::env::home_dir().unwrap_or_default().join(".cache/huggingface");
-        let cache = match set("HF_HUB_CACHE") {
-            Some(folder) => PathBuf::from(folder),
-            None => set("HF_HOME").map_or_else(home, PathBuf::from).join("hub"),
+        let home = set("HF_HOME").map_or_else(home, PathBuf::from);
+        let cache = set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
+        let stored = || {
+            let file = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+            std::fs::read_to_string(file).ok()
         };
+        // As huggingface_hub cleans it.
+        let clean =
+            |token: String| Some(token.replace(['\r', '\n'], "").trim().to_owned()).filter(|t| !t.is_empty());
+        let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(stored).and_then(clean);
         let offline = set("HF_HUB_OFFLINE")
             .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
-        Self { cache, endpoint: set("HF_ENDPOINT"), token: set("HF_TOKEN"), offline }
+        Self { cache, endpoint: set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()), token, offline }
     }
 }
 
@@ -106,8 +120,7 @@ pub fn fetch(id: &HubId) -> Result<PathBuf> {
 }
 
 pub(crate) fn fetch_with(id: &HubId, settings: &Settings) -> Result<PathBuf> {
-    let repo = Repo::with_revision(id.repo.clone(), RepoType::Model, id.revision.clone());
-    let cached = Cache::new(settings.cache.clone()).repo(repo.clone());
+    let cached = Cache::new(&settings.cache, &id.repo, &id.revision);
     let missing = match in_cache(id, &cached)? {
         Ok(path) => return Ok(path),
         Err(missing) => missing,
@@ -125,20 +138,18 @@ pub(crate) fn fetch_with(id: &HubId, settings: &Settings) -> Result<PathBuf> {
                       or name a local folder or .gguf file";
         return Err(fail("HF_HUB_OFFLINE is set".into(), advice));
     }
-    let mut builder = ApiBuilder::from_cache(Cache::new(settings.cache.clone()));
-    if let Some(endpoint) = &settings.endpoint {
-        builder = builder.with_endpoint(endpoint.clone());
+    if settings.token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
+        let advice = "Copy it again from the hub's settings";
+        return Err(fail("the access token holds characters that no token has".into(), advice));
     }
-    if let Some(token) = &settings.token {
-        builder = builder.with_token(Some(token.clone()));
-    }
-    let refused = |e: ApiError| fail(describe(&e), advice_for(&e));
-    let api = builder.build().map_err(refused)?.repo(repo);
-    let available: Vec<String> =
-        api.info().map_err(refused)?.siblings.into_iter().map(|s| s.rfilename).collect();
+    let client = Client::new(&settings.endpoint, settings.token.clone());
+    let refused = |e: Failure| fail(describe(&e), advice_for(&e));
+    let available = client.files(&id.repo, &id.revision).map_err(refused)?;
     let has = |name: &str| available.iter().any(|have| have == name);
-    let get =
-        |name: &str| api.get(name).map_err(|e| fail(format!("{name}: {}", describe(&e)), advice_for(&e)));
+    let get = |name: &str| {
+        let failed = |e: Failure| fail(format!("{name}: {}", describe(&e)), advice_for(&e));
+        download(&client, &cached, id, name).map_err(failed)
+    };
 
     if let Some(file) = &id.file {
         if !has(file) {
@@ -178,8 +189,36 @@ pub(crate) fn fetch_with(id: &HubId, settings: &Settings) -> Result<PathBuf> {
     Ok(folder_of(&config))
 }
 
+/// Fetches a file into the cache.
+fn download(
+    client: &Client,
+    cached: &Cache,
+    id: &HubId,
+    name: &str,
+) -> std::result::Result<PathBuf, Failure> {
+    let mut file = client.file(&id.repo, &id.revision, name)?;
+    let (broken, wrong) = (
+        |e: io::Error| Failure::Broken(e.to_string()),
+        |e: lowrank_files::Error| Failure::Broken(e.to_string()),
+    );
+    let blob = cached.blob(&file.etag).map_err(broken)?;
+    if !blob.exists() {
+        if let Some(bytes) = file.bytes.filter(|bytes| *bytes > 1_000_000) {
+            eprintln!("downloading {id}: {name}, {} MB", bytes / 1_000_000);
+        }
+        let mut out = AtomicFile::create(&blob).map_err(wrong)?;
+        let bytes = io::copy(&mut file.body, &mut out).map_err(broken)?;
+        if file.bytes.is_some_and(|promised| promised != bytes) {
+            return Err(Failure::Broken(format!("the connection ended after {bytes} bytes")));
+        }
+        out.flush().map_err(broken)?;
+        out.commit().map_err(wrong)?;
+    }
+    cached.link(&file.commit, name, &file.etag).map_err(broken)
+}
+
 /// The model in the cache, or the names of the files it lacks.
-fn in_cache(id: &HubId, cached: &CacheRepo) -> Result<std::result::Result<PathBuf, Vec<String>>> {
+fn in_cache(id: &HubId, cached: &Cache) -> Result<std::result::Result<PathBuf, Vec<String>>> {
     if let Some(file) = &id.file {
         return Ok(cached.get(file).ok_or_else(|| vec![file.clone()]));
     }
@@ -207,28 +246,21 @@ fn folder_of(config: &Path) -> PathBuf {
     config.parent().map(Path::to_owned).unwrap_or_default()
 }
 
-fn status_of(error: &ApiError) -> Option<u16> {
-    match error {
-        ApiError::RequestError(inner) => {
-            inner.to_string().split("status code ").nth(1)?.get(..3)?.parse().ok()
+fn describe(failure: &Failure) -> String {
+    match failure {
+        Failure::Status(401 | 403) => "the hub refuses access".into(),
+        Failure::Status(404) => "the hub has no such repository, revision or file".into(),
+        Failure::Status(status) => format!("the hub answers with status {status}"),
+        Failure::Broken(why) => format!("the hub cannot be reached ({why})"),
+    }
+}
+
+fn advice_for(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Status(401 | 403) => {
+            "Accept the model's licence on its page and set HF_TOKEN to your access token"
         }
-        ApiError::TooManyRetries(inner) => status_of(inner),
-        _ => None,
-    }
-}
-
-fn describe(error: &ApiError) -> String {
-    match status_of(error) {
-        Some(401 | 403) => "the hub refuses access".into(),
-        Some(404) => "the hub has no such repository, revision or file".into(),
-        _ => format!("the hub cannot be reached ({error})"),
-    }
-}
-
-fn advice_for(error: &ApiError) -> &'static str {
-    match status_of(error) {
-        Some(401 | 403) => "Accept the model's licence on its page and set HF_TOKEN to your access token",
-        Some(404) => "Check the id; for a private repository set HF_TOKEN",
+        Failure::Status(404) => "Check the id; for a private repository set HF_TOKEN",
         _ => {
             "Connect to the network, set HF_HOME to a cache that holds the model, or name a local folder or .gguf file"
         }

@@ -72,7 +72,7 @@ fn serve(files: &[(&str, &[u8])], status: u16) -> (String, Arc<Mutex<Vec<String>
 fn settings(cache: &Path, endpoint: &str) -> Settings {
     Settings {
         cache: cache.to_owned(),
-        endpoint: Some(endpoint.into()),
+        endpoint: endpoint.into(),
         token: Some("secret".into()),
         offline: false,
     }
@@ -178,4 +178,129 @@ fn what_the_hub_lacks_or_refuses_is_said() {
         "{error}"
     );
     assert!(error.contains("local folder"), "{error}");
+}
+
+/// Answers every request of a path with these bytes, and keeps the requests' lines.
+fn answer(answers: Vec<(String, String)>) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let lines: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let path = lines[0].split(' ').nth(1).unwrap_or_default().to_owned();
+            log.lock().unwrap().push(lines.join("\n"));
+            let found = answers.iter().find(|(at, _)| *at == path);
+            let none = "HTTP/1.1 404 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = stream.write_all(found.map_or(none, |(_, text)| text.as_str()).as_bytes());
+        }
+    });
+    (port, asked)
+}
+
+fn with_body(more: &str, body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n{more}\r\n{body}", body.len())
+}
+
+fn redirect(more: &str, to: &str) -> String {
+    format!("HTTP/1.1 302 Found\r\nconnection: close\r\ncontent-length: 0\r\nlocation: {to}\r\n{more}\r\n")
+}
+
+const INFO: &str = "/api/models/org/tiny/revision/main";
+const FILE: &str = "/org/tiny/resolve/main/m.gguf";
+const TOLD: &str = "x-repo-commit: c0ffee\r\nx-linked-etag: \"abc\"\r\n";
+
+fn list(name: &str) -> String {
+    with_body("", &serde_json::json!({"siblings": [{"rfilename": name}]}).to_string())
+}
+
+/// The token goes along with a redirect on the hub, and not to where the bytes lie.
+#[test]
+fn another_host_never_sees_the_token() {
+    let (elsewhere, asked_there) = answer(vec![("/bytes".into(), with_body("etag: \"other\"\r\n", "GGUF"))]);
+    for host in ["127.0.0.1", "localhost"] {
+        let cache = tempfile::tempdir().unwrap();
+        let there = format!("http://{host}:{elsewhere}/bytes");
+        let (hub, asked) = answer(vec![
+            (INFO.into(), list("m.gguf")),
+            (FILE.into(), redirect("", "/moved")),
+            ("/moved".into(), redirect(TOLD, &there)),
+        ]);
+        let settings = settings(cache.path(), &format!("http://127.0.0.1:{hub}"));
+        let file = fetch_with(&HubId::parse("org/tiny:m.gguf").unwrap(), &settings).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"GGUF");
+        assert!(file.ends_with("models--org--tiny/snapshots/c0ffee/m.gguf"), "{}", file.display());
+        assert!(cache.path().join("models--org--tiny/blobs/abc").is_file());
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.len(), 3);
+        assert!(asked.iter().all(|request| request.contains("Bearer secret")), "{asked:?}");
+        let there = asked_there.lock().unwrap();
+        assert!(!there.is_empty() && there.iter().all(|request| !request.contains("secret")), "{there:?}");
+    }
+}
+
+#[test]
+fn secrets_are_never_printed() {
+    let cache = tempfile::tempdir().unwrap();
+    let id = HubId::parse("org/tiny").unwrap();
+    for token in ["hf_se\rcret", "hf_se\ncret", "hf_secret\u{7f}", "hf_s\u{e9}cret"] {
+        let settings = Settings { token: Some(token.into()), ..settings(cache.path(), "http://127.0.0.1:1") };
+        let error = fetch_with(&id, &settings).unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(text.contains("token") && !text.contains("cret"), "{text}");
+    }
+    for endpoint in [
+        "http://me:pass-word@127.0.0.1:1",
+        "http://me:pass-word@no.such.host.invalid",
+        "me:pass-word@nothing",
+        "http://me:pass-word@[",
+    ] {
+        let error = fetch_with(&id, &settings(cache.path(), endpoint)).unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("pass-word") && text.contains("cannot be reached"), "{text}");
+    }
+}
+
+/// What the hub names leads nowhere outside its part of the cache.
+#[test]
+fn names_of_the_hub_stay_in_the_cache() {
+    let cache = tempfile::tempdir().unwrap();
+    let inside = cache.path().join("hub");
+    for (commit, etag) in [
+        ("../../../out", "abc"),
+        ("c0ffee", "../../../out"),
+        ("/out", "abc"),
+        ("c0ffee", "/out"),
+        ("..", "abc"),
+    ] {
+        let told = format!("x-repo-commit: {commit}\r\netag: \"{etag}\"\r\n");
+        let (hub, _) = answer(vec![(INFO.into(), list("m.gguf")), (FILE.into(), with_body(&told, "GGUF"))]);
+        let settings = settings(&inside, &format!("http://127.0.0.1:{hub}"));
+        let error = fetch_with(&HubId::parse("org/tiny:m.gguf").unwrap(), &settings).unwrap_err().to_string();
+        assert!(error.contains("outside its folder"), "{error}");
+        assert!(fs::read_dir(cache.path()).unwrap().all(|entry| entry.unwrap().file_name() == "hub"));
+    }
+    let weights = r#"{"weight_map": {"a": "../../../../../out.safetensors"}}"#;
+    let (hub, _) =
+        serve(&[("config.json", b"{}"), ("model.safetensors.index.json", weights.as_bytes())], 200);
+    let error =
+        fetch_with(&HubId::parse("org/tiny").unwrap(), &settings(&inside, &hub)).unwrap_err().to_string();
+    assert!(error.contains("out.safetensors"), "{error}");
+}
+
+/// A connection that ends early leaves nothing in the cache.
+#[test]
+fn half_a_file_is_no_file() {
+    let cache = tempfile::tempdir().unwrap();
+    let half = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 100\r\n{TOLD}\r\nGGUF");
+    let (hub, _) = answer(vec![(INFO.into(), list("m.gguf")), (FILE.into(), half)]);
+    let settings = settings(cache.path(), &format!("http://127.0.0.1:{hub}"));
+    let id = HubId::parse("org/tiny:m.gguf").unwrap();
+    let error = fetch_with(&id, &settings).unwrap_err().to_string();
+    assert!(error.contains("m.gguf"), "{error}");
+    assert!(fetch_with(&id, &Settings { offline: true, ..settings }).is_err());
+    assert!(fs::read_dir(cache.path().join("models--org--tiny/blobs")).unwrap().next().is_none());
 }
