@@ -20,6 +20,45 @@ pub enum Activation {
     Relu,
     /// Hyperbolic tangent ("tanh").
     Tanh,
+    /// [`Activation::Gelu`], no less than -10 and no more than 10 ("gelu_10").
+    ClippedGelu,
+    /// `max(x, 0)^2` ("relu2").
+    Relu2,
+    /// `max(x, 0)`, no more than 6 ("relu6").
+    Relu6,
+    /// `x` where it is positive, else `0.01 x` ("leaky_relu").
+    LeakyRelu,
+    /// `1 / (1 + exp(-x))` ("sigmoid").
+    Sigmoid,
+    /// `x tanh(ln(1 + exp(x)))` ("mish").
+    Mish,
+    /// `x relu6(x + 3) / 6` ("hardswish").
+    HardSwish,
+    /// The normal distribution of mean `sqrt(1/2)` and deviation `sqrt(1/(4 pi))`, rounded as MEGA has them ("laplace").
+    Laplace,
+    /// `x` ("linear").
+    Linear,
+}
+
+impl Activation {
+    /// Every one.
+    pub const ALL: [Self; 15] = [
+        Self::Silu,
+        Self::Gelu,
+        Self::GeluTanh,
+        Self::QuickGelu,
+        Self::Relu,
+        Self::Tanh,
+        Self::ClippedGelu,
+        Self::Relu2,
+        Self::Relu6,
+        Self::LeakyRelu,
+        Self::Sigmoid,
+        Self::Mish,
+        Self::HardSwish,
+        Self::Laplace,
+        Self::Linear,
+    ];
 }
 
 /// `(act(x), act'(x))`.
@@ -58,6 +97,52 @@ fn value_and_slope<V: Vector>(act: Activation, x: V) -> (V, V) {
             let t = tanh(x);
             (t, one.sub(t.mul(t)))
         }
+        Activation::ClippedGelu => {
+            let (y, slope) = value_and_slope(Activation::Gelu, x);
+            // It never comes near -10.
+            let top = V::splat(10.0);
+            (top.if_less(y, top, y), top.if_less(y, V::zero(), slope))
+        }
+        Activation::Relu2 => {
+            let y = V::zero().max(x);
+            (y.mul(y), y.add(y))
+        }
+        Activation::Relu6 => {
+            let (y, top) = (V::zero().max(x), V::splat(6.0));
+            let inside = x.if_less(top, one, V::zero());
+            (top.if_less(y, top, y), V::zero().if_less(x, inside, V::zero()))
+        }
+        Activation::LeakyRelu => {
+            let slope = V::zero().if_less(x, one, V::splat(0.01));
+            (x.mul(slope), slope)
+        }
+        Activation::Sigmoid => {
+            let s = sigmoid(x);
+            (s, s.mul(one.sub(s)))
+        }
+        Activation::Mish => {
+            // tanh(ln(1 + e)) = n / (n + 2) with n = e (e + 2); from 20 on it is 1 in f32.
+            let far = V::splat(20.0);
+            let e = crate::math::exp(far.if_less(x, far, x));
+            let n = e.mul(e.add(V::splat(2.0)));
+            let t = n.div(n.add(V::splat(2.0)));
+            (x.mul(t), x.mul(one.sub(t.mul(t))).mul_add(sigmoid(x), t))
+        }
+        Activation::HardSwish => {
+            let (low, high, third) = (V::splat(-3.0), V::splat(3.0), V::splat(1.0 / 3.0));
+            let share = x.mul_add(V::splat(1.0 / 6.0), half);
+            let share = high.if_less(x, one, x.if_less(low, V::zero(), share));
+            let slope = high.if_less(x, one, x.if_less(low, V::zero(), x.mul_add(third, half)));
+            (x.mul(share), slope)
+        }
+        Activation::Laplace => {
+            const MEAN: f32 = std::f32::consts::FRAC_1_SQRT_2;
+            const DEVIATION: f32 = 0.282_095;
+            let z = x.sub(V::splat(MEAN)).mul(V::splat(std::f32::consts::FRAC_1_SQRT_2 / DEVIATION));
+            let density = crate::math::exp(z.mul(z).mul(V::splat(-1.0)));
+            (erf(z).mul_add(half, half), density.mul(V::splat(0.398_942_3 / DEVIATION)))
+        }
+        Activation::Linear => (x, one),
     }
 }
 
@@ -225,34 +310,35 @@ fn same(kernel: &str, lengths: &[(&str, usize)]) {
 mod tests {
     use super::*;
 
-    const ALL: [Activation; 6] = [
-        Activation::Silu,
-        Activation::Gelu,
-        Activation::GeluTanh,
-        Activation::QuickGelu,
-        Activation::Relu,
-        Activation::Tanh,
-    ];
-
     /// The definitions, in f64.
     fn truth(act: Activation, x: f64) -> f64 {
         match act {
             Activation::Silu => x / (1.0 + (-x).exp()),
-            Activation::Gelu => {
-                // Simpson's rule for the normal distribution.
-                let (steps, h) = (2000, x / 2000.0);
-                let density = |t: f64| (-0.5 * t * t).exp() / std::f64::consts::TAU.sqrt();
-                let inner: f64 =
-                    (1..steps).map(|i| density(i as f64 * h) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
-                x * (0.5 + (density(0.0) + inner + density(x)) * h / 3.0)
-            }
+            Activation::Gelu => x * normal(x),
             Activation::GeluTanh => {
                 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
             }
             Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
             Activation::Relu => x.max(0.0),
             Activation::Tanh => x.tanh(),
+            Activation::ClippedGelu => (x * normal(x)).clamp(-10.0, 10.0),
+            Activation::Relu2 => x.max(0.0).powi(2),
+            Activation::Relu6 => x.clamp(0.0, 6.0),
+            Activation::LeakyRelu => x.max(0.01 * x),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Activation::Mish => x * x.exp().ln_1p().tanh(),
+            Activation::HardSwish => x * (x + 3.0).clamp(0.0, 6.0) / 6.0,
+            Activation::Laplace => normal((x - std::f64::consts::FRAC_1_SQRT_2) / 0.282_095),
+            Activation::Linear => x,
         }
+    }
+
+    /// The normal distribution, by Simpson's rule.
+    fn normal(x: f64) -> f64 {
+        let (steps, h) = (2000, x / 2000.0);
+        let density = |t: f64| (-0.5 * t * t).exp() / std::f64::consts::TAU.sqrt();
+        let inner: f64 = (1..steps).map(|i| density(i as f64 * h) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
+        0.5 + (density(0.0) + inner + density(x)) * h / 3.0
     }
 
     fn points() -> Vec<f32> {
@@ -298,7 +384,7 @@ mod tests {
     fn values_and_slopes() {
         let x = points();
         let n = x.len();
-        for act in ALL {
+        for act in Activation::ALL {
             let (mut y, mut dx) = (vec![f32::NAN; n], vec![2.0; n]);
             activate(&mut y, &x, act);
             let mut in_place = x.clone();
@@ -345,15 +431,23 @@ mod tests {
 
     #[test]
     fn far_values_and_nan() {
-        for act in ALL {
+        for act in Activation::ALL {
             let mut y = [0.0; 3];
             activate(&mut y, &[-1e4, 1e4, f32::NAN], act);
-            let top = if act == Activation::Tanh { [-1.0, 1.0] } else { [0.0, 1e4] };
+            let (top, ends) = match act {
+                Activation::Tanh => ([-1.0, 1.0], [0.0, 0.0]),
+                Activation::Sigmoid | Activation::Laplace => ([0.0, 1.0], [0.0, 0.0]),
+                Activation::ClippedGelu => ([0.0, 10.0], [0.0, 0.0]),
+                Activation::Relu6 => ([0.0, 6.0], [0.0, 0.0]),
+                Activation::Relu2 => ([0.0, 1e8], [0.0, 2e4]),
+                Activation::LeakyRelu => ([-100.0, 1e4], [0.01, 1.0]),
+                Activation::Linear => ([-1e4, 1e4], [1.0, 1.0]),
+                _ => ([0.0, 1e4], [0.0, 1.0]),
+            };
             assert_eq!([y[0], y[1]], top, "{act:?}");
             assert!(y[2].is_nan(), "{act:?}");
             let mut dx = [1.0; 2];
             activate_backward(&mut dx, &[-1e4, 1e4], act);
-            let ends = if act == Activation::Tanh { [0.0, 0.0] } else { [0.0, 1.0] };
             assert_eq!(dx, ends, "{act:?}");
         }
     }

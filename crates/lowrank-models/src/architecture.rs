@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::Result;
 use crate::loader::Loader;
 use crate::model::Model;
+use crate::parts::rope::RopeParameters;
 use crate::tied::Tied;
 
 /// One `model_type`.
@@ -16,6 +17,10 @@ pub(crate) struct Architecture {
     pub model_type: &'static str,
     /// What the names of its tensors begin with, all but the head's.
     pub prefix: &'static str,
+    /// Fields of `config.json` that transformers completes, as JSON.
+    pub defaults: &'static str,
+    /// Other names of its fields, and the field that each sets.
+    pub aliases: &'static [(&'static str, &'static str)],
     /// What its output layer shares with the embedding.
     pub tied: Tied,
     /// Builds the model.
@@ -36,6 +41,8 @@ pub(crate) struct GgufModel {
     pub names: GgufNames,
     /// `rope.freq_base` of a file that does not say it.
     pub rope_theta: f64,
+    /// The rope of its layers, or of those without a window.
+    pub rope: fn(&Map<String, Value>) -> Result<RopeParameters>,
     /// Adds the fields of `config.json` that are its own, from the metadata.
     pub read: fn(&Gguf, &mut Map<String, Value>) -> Result<()>,
     /// Writes the metadata that are its own from the `config.json` at the path.
@@ -51,6 +58,7 @@ impl GgufModel {
             class,
             names: GgufNames::USUAL,
             rope_theta: 10_000.0,
+            rope: RopeParameters::read,
             read: |_, config| {
                 config.insert("hidden_act".into(), "silu".into());
                 Ok(())

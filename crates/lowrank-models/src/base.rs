@@ -6,8 +6,8 @@ use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_object, read_optional_o
 use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
-use crate::arch::{base_prefix, gguf_names, gguf_of, gpt3, tied_of};
-use crate::config::{self, GenerationConfig};
+use crate::arch::{base_prefix, complete, gguf_names, gguf_of, gpt3, tied_of};
+use crate::config::GenerationConfig;
 use crate::text::templates;
 use crate::text::tokenizer::special_text;
 use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, hub};
@@ -30,8 +30,8 @@ pub struct Base {
     pub source: PathBuf,
     /// What kind of source it is.
     pub kind: Kind,
-    /// `config.json`, or what GGUF metadata amounts to in its words. The rope fields are always
-    /// `rope_theta` and `rope_scaling`, whichever transformers wrote them. Always an object.
+    /// `config.json`, completed as transformers completes it, or what GGUF metadata amounts to in its words. Always an
+    /// object.
     pub config: Value,
     /// The weights.
     pub tensors: Tensors,
@@ -86,7 +86,7 @@ impl Base {
         let alone = path.is_dir() && file.is_file() && !folder::has_weights(path)?;
         if alone || path.is_file() && path.extension().is_some_and(|e| e == "json") {
             let mut config = read_object(&file)?;
-            config::normalise(&mut config);
+            complete(&mut config);
             return Self::from_config(path, Value::Object(config));
         }
         Self::open(path_or_id)
@@ -137,7 +137,6 @@ impl Base {
             return Err(Error::file(folder, "has no config.json: no Hugging Face model folder"));
         }
         let mut config = read_object(&path)?;
-        config::normalise(&mut config);
         let mut tensors = folder::read_tensors(folder)?;
         let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         if let Some(prefix) = base_prefix(kind) {
@@ -149,6 +148,7 @@ impl Base {
         };
         let generation = read_optional_object(&folder.join("generation_config.json"))?;
         let generation = GenerationConfig::read(generation.as_ref(), &config);
+        complete(&mut config);
         let words = read_optional_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let chat_template = folder_template(folder, &words)?;
         Ok(Self {

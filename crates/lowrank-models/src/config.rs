@@ -1,46 +1,8 @@
-//! The configuration files of a Hugging Face folder, in one spelling.
+//! The configuration of generation in a Hugging Face folder.
 
 use std::collections::HashSet;
 
 use serde_json::{Map, Value};
-
-/// Brings the configuration to the one spelling that the architectures read: the rope fields of
-/// transformers 5 (`rope_parameters`) become `rope_theta` and `rope_scaling` (and, where they differ by kind of layer
-/// as in Gemma 3, `rope_local_base_freq`), and GPT-2's sizes have the usual names beside their own.
-pub(crate) fn normalise(config: &mut Map<String, Value>) {
-    const SIZES: [(&str, &str); 4] = [
-        ("n_embd", "hidden_size"),
-        ("n_head", "num_attention_heads"),
-        ("n_layer", "num_hidden_layers"),
-        ("n_positions", "max_position_embeddings"),
-    ];
-    for (theirs, usual) in SIZES {
-        if let Some(size) = config.get(theirs).cloned() {
-            config.entry(usual).or_insert(size);
-        }
-    }
-    let Some(Value::Object(mut rope)) = config.get("rope_parameters").cloned() else { return };
-    if let Some(theta) = rope.get("sliding_attention").and_then(|local| local.get("rope_theta")) {
-        config.entry("rope_local_base_freq").or_insert_with(|| theta.clone());
-    }
-    if let Some(Value::Object(full)) = rope.get("full_attention").cloned() {
-        rope = full;
-    }
-    if let Some(theta) = rope.get("rope_theta") {
-        config.entry("rope_theta").or_insert_with(|| theta.clone());
-    }
-    if let Some(fraction) = rope.get("partial_rotary_factor") {
-        config.entry("partial_rotary_factor").or_insert_with(|| fraction.clone());
-    }
-    if rope.get("rope_type").and_then(Value::as_str).is_some_and(|kind| kind != "default")
-        && config.get("rope_scaling").is_none_or(Value::is_null)
-    {
-        let mut scaling = rope;
-        scaling.remove("rope_theta");
-        scaling.remove("partial_rotary_factor");
-        config.insert("rope_scaling".into(), Value::Object(scaling));
-    }
-}
 
 /// How to generate: which tokens begin and end a text, and the sampling that the model's authors
 /// recommend (`generation_config.json`, completed by `config.json`).

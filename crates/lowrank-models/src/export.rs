@@ -10,7 +10,7 @@ use lowrank_kernels::{Format, RowOrder, WeightRef, quantize};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use crate::arch::{gguf_names, tied_of};
+use crate::arch::{gguf_names, gguf_of, tied_of};
 use crate::base::{Base, Kind};
 use crate::gguf::{factors_of, metadata_of};
 use crate::text::templates::CHAT_TEMPLATE_FILE;
@@ -316,11 +316,13 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
     writer.u32("general.file_type", file_type)?;
     writer.u32("general.quantization_version", 2)?;
 
-    let factors = match base.tensors.contains("rope_freqs") {
-        true => None,
-        false => factors_of(base.config_map()),
-    };
     let head_dim = head_dim(base)?;
+    let factors = match gguf_of(base.config["model_type"].as_str().unwrap_or_default()) {
+        Some(model) if !base.tensors.contains("rope_freqs") => {
+            factors_of(&(model.rope)(base.config_map())?, head_dim)
+        }
+        _ => None,
+    };
     let names = gguf_names(&architecture);
     let mut plans = Vec::new();
     let mut sources = Vec::new();

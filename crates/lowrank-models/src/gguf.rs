@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::arch::{by_gguf, gguf_architectures, gguf_of};
 use crate::architecture::GgufModel;
 use crate::config::GenerationConfig;
+use crate::parts::rope::RopeParameters;
 use crate::{Error, Result};
 
 /// The `config.json` that the file's metadata amounts to.
@@ -81,7 +82,8 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     if let Some(rotary) = gguf.integer(&key("rope.dimension_count"))?
         && rotary != head_dim
     {
-        put("partial_rotary_factor", json!(rotary as f64 / head_dim as f64));
+        let what = format!("is {rotary} of heads of {head_dim}; this architecture rotates all of a head");
+        return Err(Error::field(gguf.path(), &key("rope.dimension_count"), what));
     }
     if let Some(window) = window {
         put("sliding_window", json!(window));
@@ -177,27 +179,14 @@ fn llama3_factors(theta: f64, head_dim: usize, factor: f64, low: f64, high: f64,
     (0..head_dim / 2).map(one).collect()
 }
 
-/// The tensor `rope_freqs.weight` that a `config.json` with Llama 3's scaling asks for.
-pub(crate) fn factors_of(config: &Map<String, Value>) -> Option<Vec<f32>> {
-    let scaling = config.get("rope_scaling")?.as_object()?;
-    if kind_of(scaling) != Some("llama3") {
+/// The tensor `rope_freqs.weight` that a rope with Llama 3's scaling asks for.
+pub(crate) fn factors_of(rope: &RopeParameters, head_dim: usize) -> Option<Vec<f32>> {
+    if rope.kind != "llama3" {
         return None;
     }
-    let number = |name: &str| scaling.get(name).and_then(Value::as_f64);
-    let theta = config.get("rope_theta").and_then(Value::as_f64).unwrap_or(10000.0);
-    let factors = llama3_factors(
-        theta,
-        head_dim(config)? as usize,
-        number("factor")?,
-        number("low_freq_factor")?,
-        number("high_freq_factor")?,
-        number("original_max_position_embeddings")?,
-    );
+    let (low, high) = (rope.low_freq_factor?, rope.high_freq_factor?);
+    let factors = llama3_factors(rope.theta, head_dim, rope.factor?, low, high, rope.original);
     Some(factors.into_iter().map(|f| f as f32).collect())
-}
-
-fn kind_of(scaling: &Map<String, Value>) -> Option<&str> {
-    scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str)
 }
 
 pub(crate) fn head_dim(config: &Map<String, Value>) -> Option<u64> {
@@ -243,6 +232,7 @@ pub(crate) fn metadata_of(
         value.ok_or_else(|| wrong(name, "is missing or not a whole number"))
     };
     let float = |name: &str| config.get(name).and_then(Value::as_f64).map(|v| v as f32);
+    let rope = (model.rope)(config)?;
     let key = |name: &str| format!("{architecture}.{name}");
     out.string("general.architecture", architecture)?;
     out.string("general.type", "model")?;
@@ -262,7 +252,7 @@ pub(crate) fn metadata_of(
     out.u32(&key("attention.key_length"), head_dim)?;
     out.u32(&key("attention.value_length"), head_dim)?;
     out.u32(&key("rope.dimension_count"), head_dim)?;
-    out.f32(&key("rope.freq_base"), float("rope_theta").unwrap_or(model.rope_theta as f32))?;
+    out.f32(&key("rope.freq_base"), rope.theta as f32)?;
     let epsilon = float("rms_norm_eps").ok_or_else(|| wrong("rms_norm_eps", "is missing"))?;
     out.f32(&key("attention.layer_norm_rms_epsilon"), epsilon)?;
     out.u32(&key("vocab_size"), number("vocab_size")?)?;
@@ -272,32 +262,56 @@ pub(crate) fn metadata_of(
         let window = u32::try_from(window).map_err(|_| wrong("sliding_window", "is too large"))?;
         out.u32(&key("attention.sliding_window"), window)?;
     }
-    let Some(scaling) = config.get("rope_scaling").and_then(Value::as_object) else {
-        return Ok(architecture);
+    write_rope(path, &rope, config, architecture, out)?;
+    Ok(architecture)
+}
+
+/// Writes the scaling of a rope, where GGUF can say it.
+fn write_rope(
+    path: &Path,
+    rope: &RopeParameters,
+    config: &Map<String, Value>,
+    architecture: &str,
+    out: &mut GgufWriter,
+) -> Result<()> {
+    let wrong = |field: &str, what: &str| Error::field(path, field, what);
+    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
+    let factor = match rope.factor {
+        None if rope.kind == "yarn" => {
+            let length = config.get("max_position_embeddings").and_then(Value::as_f64);
+            length.map(|length| length / rope.original)
+        }
+        factor => factor,
     };
-    let part = |name: &str| scaling.get(name).and_then(Value::as_f64).map(|v| v as f32);
-    match kind_of(scaling).unwrap_or("default") {
+    match rope.kind.as_str() {
         // Llama 3's rule travels as the tensor `rope_freqs.weight`.
-        "default" | "llama3" => {}
+        "default" | "llama3" => return Ok(()),
         kind @ ("linear" | "yarn") => {
-            out.string(&key("rope.scaling.type"), kind)?;
-            let factor = part("factor").ok_or_else(|| wrong("rope_scaling.factor", "is missing"))?;
-            out.f32(&key("rope.scaling.factor"), factor)?;
-            if kind == "yarn" {
-                let original = match part("original_max_position_embeddings") {
-                    Some(original) => original as u32,
-                    None => number("max_position_embeddings")?,
-                };
-                out.u32(&key("rope.scaling.original_context_length"), original)?;
-                if let Some(beta) = part("beta_fast") {
-                    out.f32(&key("rope.scaling.yarn_beta_fast"), beta)?;
+            out.string(&key("type"), kind)?;
+            let factor = factor.ok_or_else(|| wrong("rope_scaling.factor", "is missing"))?;
+            out.f32(&key("factor"), factor as f32)?;
+            if kind == "linear" {
+                return Ok(());
+            }
+            // llama.cpp multiplies its factor by YaRN's own; Hugging Face's field is the product.
+            let own = 0.1 * factor.max(1.0).ln() + 1.0;
+            let scaled = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+            let attention = match (rope.attention_factor, rope.mscale, rope.mscale_all_dim) {
+                (Some(given), _, _) => given,
+                (None, Some(m), Some(all)) if m != 0.0 && all != 0.0 => scaled(m) / scaled(all),
+                _ => own,
+            };
+            if !rope.truncate {
+                return Err(wrong("rope_scaling.truncate", "is false, which GGUF has no word for"));
+            }
+            out.u32(&key("original_context_length"), rope.original as u32)?;
+            for (name, beta) in [("yarn_beta_fast", rope.beta_fast), ("yarn_beta_slow", rope.beta_slow)] {
+                if let Some(beta) = beta.filter(|beta| *beta != 0.0) {
+                    out.f32(&key(name), beta as f32)?;
                 }
-                if let Some(beta) = part("beta_slow") {
-                    out.f32(&key("rope.scaling.yarn_beta_slow"), beta)?;
-                }
-                if let Some(attention) = part("attention_factor") {
-                    out.f32(&key("rope.scaling.attn_factor"), attention / (0.1 * factor.ln() + 1.0))?;
-                }
+            }
+            if attention != own {
+                out.f32(&key("attn_factor"), (attention / own) as f32)?;
             }
         }
         other => {
@@ -305,7 +319,7 @@ pub(crate) fn metadata_of(
             return Err(wrong("rope_scaling", &what));
         }
     }
-    Ok(architecture)
+    Ok(())
 }
 
 #[cfg(test)]

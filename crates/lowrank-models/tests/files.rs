@@ -140,19 +140,6 @@ fn folders_that_are_no_models_say_why() {
 }
 
 #[test]
-fn both_spellings_of_rope_are_read() {
-    let folder = tempfile::tempdir().unwrap();
-    write_llama_folder(folder.path(), VOCAB);
-    let mut config = common::llama_config(VOCAB);
-    config.as_object_mut().unwrap().remove("rope_theta");
-    config["rope_parameters"] = json!({"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0});
-    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    let base = Base::open_path(folder.path()).unwrap();
-    assert_eq!(base.config["rope_theta"], 5e5);
-    assert_eq!(base.config["rope_scaling"], json!({"rope_type": "linear", "factor": 2.0}));
-}
-
-#[test]
 fn a_folder_becomes_a_gguf_file_and_a_folder_again() {
     let folder = tempfile::tempdir().unwrap();
     let base = folder_with_tokenizer(folder.path());

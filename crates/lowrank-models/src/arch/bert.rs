@@ -10,8 +10,9 @@ use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
-use crate::parts::activation::{activation, gelu};
+use crate::parts::activation::activation;
 use crate::parts::encoder::{Block, Names, Shape};
+use crate::parts::fields;
 use crate::tied::Tied;
 use crate::{Error, Result};
 
@@ -20,6 +21,13 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "bert",
         prefix: "bert",
+        defaults: r#"{
+            "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
+            "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0, "is_decoder": false,
+            "add_cross_attention": false, "tie_word_embeddings": true, "initializer_range": 0.02
+        }"#,
+        aliases: &[],
         tied: Tied {
             default: true,
             pairs: &[
@@ -33,6 +41,13 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "roberta",
         prefix: "roberta",
+        defaults: r#"{
+            "vocab_size": 50265, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
+            "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 1, "is_decoder": false,
+            "add_cross_attention": false, "tie_word_embeddings": true, "initializer_range": 0.02
+        }"#,
+        aliases: &[],
         tied: ROBERTA_TIED,
         build: |config, loader| Ok(Box::new(Bert::load(config, loader)?)),
         gguf: None,
@@ -40,6 +55,13 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "xlm-roberta",
         prefix: "roberta",
+        defaults: r#"{
+            "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
+            "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 1, "is_decoder": false,
+            "add_cross_attention": false, "tie_word_embeddings": true, "initializer_range": 0.02
+        }"#,
+        aliases: &[],
         tied: ROBERTA_TIED,
         build: |config, loader| Ok(Box::new(Bert::load(config, loader)?)),
         gguf: None,
@@ -66,12 +88,11 @@ struct Config {
     max_position_embeddings: usize,
     type_vocab_size: usize,
     layer_norm_eps: f32,
-    #[serde(default = "gelu")]
     hidden_act: String,
     pad_token_id: Option<usize>,
     position_embedding_type: Option<String>,
-    #[serde(default)]
     is_decoder: bool,
+    add_cross_attention: bool,
 }
 
 const NAMES: Names = Names {
@@ -103,16 +124,20 @@ impl Bert {
     /// # Errors
     /// Where a field of the configuration or a tensor is missing or wrong.
     pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
-        let c = Config::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
+        let c: Config = fields::read(config)?;
         let wrong = |what: String| Err(Error::Config(format!("config.json: {what}")));
         if let Some(kind) = c.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
             return wrong(format!("position_embedding_type {kind:?} is not known; absolute is"));
         }
-        if c.is_decoder {
-            return wrong("is_decoder is true; only encoders of this kind are supported".into());
+        if c.is_decoder || c.add_cross_attention {
+            return wrong("is_decoder or add_cross_attention is true; only encoders are supported".into());
         }
         let bert = c.model_type == "bert";
-        let first_position = if bert { 0 } else { c.pad_token_id.unwrap_or(1) + 1 };
+        let first_position = match (bert, c.pad_token_id) {
+            (true, _) => 0,
+            (false, Some(padding)) if padding < c.vocab_size => padding + 1,
+            (false, _) => return wrong("pad_token_id: a token is needed, from which positions count".into()),
+        };
         if c.type_vocab_size == 0 || first_position >= c.max_position_embeddings {
             return wrong("type_vocab_size and max_position_embeddings leave no row to look up".into());
         }

@@ -13,7 +13,7 @@ use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
-use crate::parts::activation::{activation, gelu};
+use crate::parts::activation::activation;
 use crate::parts::fields;
 use crate::tied::Tied;
 
@@ -21,6 +21,14 @@ use crate::tied::Tied;
 pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
     model_type: "deberta-v2",
     prefix: "deberta",
+    defaults: r#"{
+        "vocab_size": 128100, "hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24,
+        "intermediate_size": 6144, "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 0,
+        "layer_norm_eps": 1e-7, "relative_attention": false, "max_relative_positions": -1, "pad_token_id": 0,
+        "position_biased_input": true, "pos_att_type": null, "pooler_hidden_act": "gelu", "legacy": true,
+        "tie_word_embeddings": true, "initializer_range": 0.02
+    }"#,
+    aliases: &[],
     tied: Tied {
         default: true,
         pairs: &[
@@ -41,21 +49,15 @@ struct Config {
     num_hidden_layers: usize,
     num_attention_heads: usize,
     max_position_embeddings: usize,
-    #[serde(default)]
     type_vocab_size: usize,
-    #[serde(default = "eps")]
     layer_norm_eps: f32,
-    #[serde(default = "gelu")]
     hidden_act: String,
-    #[serde(default = "gelu")]
     pooler_hidden_act: String,
     /// Width of the embedding tables, where a projection follows them.
     embedding_size: Option<usize>,
     attention_head_size: Option<usize>,
     /// Whether absolute positions are added to the input.
-    #[serde(default = "yes")]
     position_biased_input: bool,
-    #[serde(default)]
     relative_attention: bool,
     /// `c2p` (contents with keys of distances) and `p2c` (with queries of distances): a list, or joined by `|`.
     pos_att_type: Option<Names>,
@@ -64,7 +66,6 @@ struct Config {
     share_att_key: bool,
     #[serde(default = "none")]
     position_buckets: i64,
-    #[serde(default = "none")]
     max_relative_positions: i64,
     norm_rel_ebd: Option<String>,
     #[serde(default)]
@@ -73,7 +74,6 @@ struct Config {
     conv_groups: usize,
     #[serde(default = "tanh")]
     conv_act: String,
-    #[serde(default = "yes")]
     legacy: bool,
 }
 
@@ -82,14 +82,6 @@ struct Config {
 enum Names {
     List(Vec<String>),
     Joined(String),
-}
-
-fn eps() -> f32 {
-    1e-7
-}
-
-fn yes() -> bool {
-    true
 }
 
 fn none() -> i64 {

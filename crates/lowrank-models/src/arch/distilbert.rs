@@ -5,19 +5,26 @@ use lowrank_engine::{Activation, Embedding, LayerNorm, Tape, Var};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::Result;
 use crate::architecture::Architecture;
 use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
-use crate::parts::activation::{activation, gelu};
+use crate::parts::activation::activation;
 use crate::parts::encoder::{Block, Names, Shape};
+use crate::parts::fields;
 use crate::tied::Tied;
-use crate::{Error, Result};
 
 /// What the registry knows.
 pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
     model_type: "distilbert",
     prefix: "distilbert",
+    defaults: r#"{
+        "vocab_size": 30522, "max_position_embeddings": 512, "sinusoidal_pos_embds": false, "n_layers": 6,
+        "n_heads": 12, "dim": 768, "hidden_dim": 3072, "activation": "gelu", "pad_token_id": 0,
+        "tie_word_embeddings": true, "initializer_range": 0.02
+    }"#,
+    aliases: &[("hidden_size", "dim"), ("num_attention_heads", "n_heads"), ("num_hidden_layers", "n_layers")],
     tied: Tied {
         default: true,
         pairs: &[("vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight")],
@@ -35,7 +42,6 @@ struct Config {
     n_layers: usize,
     n_heads: usize,
     max_position_embeddings: usize,
-    #[serde(default = "gelu")]
     activation: String,
 }
 
@@ -68,7 +74,7 @@ impl DistilBert {
     /// # Errors
     /// Where a field of the configuration or a tensor is missing or wrong.
     pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
-        let c = Config::deserialize(config).map_err(|e| Error::Config(format!("config.json: {e}")))?;
+        let c: Config = fields::read(config)?;
         let activation = activation("activation", &c.activation)?;
         let shape = Shape { width: c.dim, heads: c.n_heads, inner: c.hidden_dim, activation, eps: EPS };
         shape.check(["dim", "n_heads"])?;

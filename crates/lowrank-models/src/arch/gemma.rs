@@ -15,7 +15,7 @@ use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
-use crate::parts::rope::{RopeScaling, RopeTable};
+use crate::parts::rope::{self, Beside, RopeParameters, RopeTable};
 use crate::tied::Tied;
 use crate::{Error, Result};
 
@@ -24,6 +24,13 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gemma",
         prefix: "model",
+        defaults: r#"{
+            "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
+            "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
+            "hidden_act": "gelu_pytorch_tanh", "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": true, "attention_bias": false, "pad_token_id": 0, "initializer_range": 0.02
+        }"#,
+        aliases: &[],
         tied: TIED,
         build: |config, loader| Ok(Box::new(Gemma::load(config, loader)?)),
         gguf: Some(GgufModel {
@@ -36,6 +43,15 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gemma2",
         prefix: "model",
+        defaults: r#"{
+            "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": true, "attention_bias": false, "query_pre_attn_scalar": 256,
+            "sliding_window": 4096, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
+            "pad_token_id": 0, "initializer_range": 0.02
+        }"#,
+        aliases: &[],
         tied: TIED,
         build: |config, loader| Ok(Box::new(Gemma::load(config, loader)?)),
         gguf: Some(GgufModel {
@@ -48,11 +64,21 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gemma3_text",
         prefix: "model",
+        defaults: r#"{
+            "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": true, "attention_bias": false, "query_pre_attn_scalar": 256,
+            "sliding_window": 4096, "sliding_window_pattern": 6, "final_logit_softcapping": null,
+            "pad_token_id": 0, "initializer_range": 0.02
+        }"#,
+        aliases: &[],
         tied: TIED,
         build: |config, loader| Ok(Box::new(Gemma::load(config, loader)?)),
         gguf: Some(GgufModel {
             names: GGUF_NAMES,
             rope_theta: 1_000_000.0,
+            rope: |config| gemma3_rope(config, LayerKind::Full),
             read: |gguf, config| read_gguf(gguf, "gemma3", config),
             write: |path, config, out| write_gguf(path, config, "gemma3", out),
             ..GgufModel::usual("gemma3", "Gemma3ForCausalLM")
@@ -73,55 +99,53 @@ struct Config {
     num_attention_heads: usize,
     num_key_value_heads: usize,
     head_dim: usize,
+    /// Gemma 1.
+    hidden_act: Option<String>,
+    /// Gemma 2 and 3.
     hidden_activation: Option<String>,
     max_position_embeddings: usize,
     rms_norm_eps: f32,
     /// Scores are divided by its root (Gemma 2 and 3).
-    query_pre_attn_scalar: Option<f32>,
-    rope_theta: Option<f64>,
-    /// Gemma 3: the base of layers with a window.
-    rope_local_base_freq: Option<f64>,
-    /// Of layers that see everything.
-    rope_scaling: Option<RopeScaling>,
+    query_pre_attn_scalar: Option<Value>,
     sliding_window: Option<usize>,
     /// Gemma 3: every how manyth layer sees everything.
     sliding_window_pattern: Option<usize>,
     layer_types: Option<Vec<String>>,
-    #[serde(default)]
     use_bidirectional_attention: Option<bool>,
-    #[serde(default)]
     attention_bias: bool,
-    #[serde(default = "yes")]
     tie_word_embeddings: bool,
 }
 
-fn yes() -> bool {
-    true
-}
-
-/// Ropes of layers that see everything and of those with a window.
+/// Ropes of layers that see everything and of those with a window, where there are such layers.
 struct Ropes {
-    global: RopeTable,
-    local: RopeTable,
+    global: Option<RopeTable>,
+    local: Option<RopeTable>,
 }
 
 impl Config {
     fn parse(config: &Value) -> Result<Self> {
         let c: Self = fields::read(config)?;
         fields::check_heads(c.num_attention_heads, c.num_key_value_heads, c.head_dim)?;
+        if c.version() > 1 {
+            fields::check_width(c.hidden_size, c.num_attention_heads)?;
+        }
+        if c.version() == 2 {
+            rope::check_flat(fields::object(config))?;
+        }
         if c.use_bidirectional_attention == Some(true) {
             return Err(fields::wrong("use_bidirectional_attention is true; only decoders are supported"));
         }
-        let local = config.pointer("/rope_parameters/sliding_attention/rope_type").and_then(Value::as_str);
-        if let Some(kind) = local.filter(|kind| *kind != "default") {
-            let field = "rope_parameters.sliding_attention.rope_type";
-            return Err(fields::wrong(format!("{field} is {kind:?}; only \"default\" is supported")));
+        if c.version() > 1 && c.scalar().is_none_or(|scalar| scalar == 0) {
+            return Err(fields::wrong("query_pre_attn_scalar: a whole positive number is needed"));
         }
-        if c.query_pre_attn_scalar.is_some_and(|s| s.is_nan() || s <= 0.0) {
-            return Err(fields::wrong("query_pre_attn_scalar must be positive"));
+        if c.version() > 1 && c.sliding_window.is_none_or(|window| window == 0) {
+            return Err(fields::wrong("sliding_window must be at least 1"));
         }
-        if c.sliding_window == Some(0) || c.sliding_window_pattern == Some(0) {
-            return Err(fields::wrong("sliding_window and sliding_window_pattern must be at least 1"));
+        if c.version() == 3
+            && c.layer_types.is_none()
+            && c.sliding_window_pattern.is_none_or(|every| every == 0)
+        {
+            return Err(fields::wrong("sliding_window_pattern must be at least 1"));
         }
         Ok(c)
     }
@@ -134,50 +158,96 @@ impl Config {
         }
     }
 
-    /// Gemma 1's files say `gelu` in `hidden_act` and mean its tanh form, as transformers takes it.
     fn activation(&self) -> Result<Activation> {
-        match &self.hidden_activation {
-            Some(name) => activation("hidden_activation", name),
-            None => Ok(Activation::GeluTanh),
+        let (field, name) = match self.version() {
+            1 => ("hidden_act", &self.hidden_act),
+            _ => ("hidden_activation", &self.hidden_activation),
+        };
+        match (self.version(), name.as_deref()) {
+            (_, None) => Err(fields::wrong(format!("{field} is null; a name is needed"))),
+            // The authors' files say so and mean its tanh form, as transformers takes it.
+            (1, Some("gelu")) => Ok(Activation::GeluTanh),
+            (_, Some(name)) => activation(field, name),
         }
     }
 
+    fn scalar(&self) -> Option<u64> {
+        self.query_pre_attn_scalar.as_ref().filter(|_| self.version() > 1)?.as_u64()
+    }
+
     fn scale(&self) -> f32 {
-        let by = if self.version() == 1 {
-            self.head_dim as f32
-        } else {
-            self.query_pre_attn_scalar.unwrap_or(256.0)
-        };
+        let by = self.scalar().map_or(self.head_dim as f32, |scalar| scalar as f32);
         1.0 / by.sqrt()
     }
 
     /// For each layer whether it sees a window only.
-    fn sliding(&self) -> Result<Vec<bool>> {
-        let version = self.version();
-        let pattern = if version == 2 { 2 } else { self.sliding_window_pattern.unwrap_or(6) };
-        let by_number = |layer: usize| version > 1 && !(layer + 1).is_multiple_of(pattern);
+    fn sliding(&self) -> Vec<bool> {
+        let pattern = match self.version() {
+            1 => return vec![false; self.num_hidden_layers],
+            2 => 2,
+            _ => self.sliding_window_pattern.unwrap_or(6),
+        };
+        let by_number = |layer: usize| !(layer + 1).is_multiple_of(pattern);
         fields::sliding_layers(self.layer_types.as_deref(), self.num_hidden_layers, by_number)
     }
 
-    fn ropes(&self) -> Result<Ropes> {
-        let table = |theta: f64, scaling: Option<&RopeScaling>| {
-            RopeTable::new(self.head_dim, theta, self.max_position_embeddings, scaling)
+    fn ropes(&self, config: &Map<String, Value>, sliding: &[bool]) -> Result<Ropes> {
+        let table = |rope: RopeParameters| {
+            RopeTable::whole(self.head_dim, self.max_position_embeddings, &rope).map(Some)
         };
-        let otherwise = if self.version() < 3 { 10_000.0 } else { 1_000_000.0 };
-        let global = table(self.rope_theta.unwrap_or(otherwise), self.rope_scaling.as_ref())?;
-        let local = match self.version() {
-            3 => table(self.rope_local_base_freq.unwrap_or(10_000.0), None)?,
-            _ => global.clone(),
+        if self.version() < 3 {
+            let rope = table(RopeParameters::read(config)?)?;
+            return Ok(Ropes { global: rope.clone(), local: rope });
+        }
+        let of = |wanted: bool, kind: LayerKind| match sliding.contains(&wanted) {
+            true => table(gemma3_rope(config, kind)?),
+            false => Ok(None),
         };
-        Ok(Ropes { global, local })
+        Ok(Ropes { global: of(false, LayerKind::Full)?, local: of(true, LayerKind::Sliding)? })
     }
 }
 
-/// A soft cap; where the field is absent Gemma 2's own, where it is null none.
-fn softcap(config: &Value, field: &str, otherwise: Option<f32>) -> Result<Option<f32>> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LayerKind {
+    Full,
+    Sliding,
+}
+
+/// The rope of a kind of Gemma 3's layers: what `rope_parameters` says of it, completed by the older fields.
+fn gemma3_rope(config: &Map<String, Value>, kind: LayerKind) -> Result<RopeParameters> {
+    let both = rope::section(config, "rope_parameters")?;
+    let scaling = rope::section(config, "rope_scaling")?;
+    let (name, theta, default_theta) = match kind {
+        LayerKind::Full => ("full_attention", "rope_theta", 1_000_000.0),
+        LayerKind::Sliding => ("sliding_attention", "rope_local_base_freq", LOCAL_BASE),
+    };
+    let at = format!("rope_parameters.{name}");
+    let plain = || Map::from_iter([("rope_type".to_owned(), json!("default"))]);
+    let own = match &both {
+        Some(both) => {
+            rope::section(both, name).map_err(|_| fields::wrong(format!("{at} is not an object")))?
+        }
+        None => Some(plain()),
+    };
+    let changed = scaling.filter(|_| kind == LayerKind::Full);
+    if own.is_none() && changed.is_some() {
+        return Err(fields::wrong(format!("{at} is missing, which rope_scaling changes")));
+    }
+    let mut own = own.unwrap_or_else(plain);
+    own.extend(changed.into_iter().flatten());
+    // YaRN's switch stands beside the kinds of layers.
+    own.remove("truncate");
+    if let Some(truncate) = both.as_ref().and_then(|both| both.get("truncate")) {
+        own.insert("truncate".into(), truncate.clone());
+    }
+    let beside = Beside { theta: config.get(theta), default_theta, original: None, ..Beside::of(config) };
+    RopeParameters::complete(&at, &own, &beside)
+}
+
+/// A soft cap, where there is one.
+fn softcap(config: &Value, field: &str) -> Result<Option<f32>> {
     match config.get(field) {
-        None => Ok(otherwise),
-        Some(Value::Null) => Ok(None),
+        None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64() {
             Some(cap) if cap > 0.0 => Ok(Some(cap as f32)),
             _ => Err(fields::wrong(format!("{field} is {value}; a positive number or null is needed"))),
@@ -225,10 +295,11 @@ impl Gemma {
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (heads, kv_heads, head_dim) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
         let attention_cap = match version {
-            2 => softcap(config, "attn_logit_softcapping", Some(50.0))?,
+            2 => softcap(config, "attn_logit_softcapping")?,
             _ => None,
         };
-        let sliding = c.sliding()?;
+        let sliding = c.sliding();
+        let ropes = c.ropes(fields::object(config), &sliding)?;
         let mut embed = l.embedding("model.embed_tokens", c.vocab_size, d)?;
         embed.scale = (d as f32).sqrt();
         let mut layers = Vec::new();
@@ -279,15 +350,10 @@ impl Gemma {
             });
         }
         let norm = RmsNorm { offset: 1.0, ..l.rms_norm("model.norm", d, c.rms_norm_eps)? };
-        let final_cap = match version {
-            1 => None,
-            2 => softcap(config, "final_logit_softcapping", Some(30.0))?,
-            _ => softcap(config, "final_logit_softcapping", None)?,
-        };
+        let final_cap = if version == 1 { None } else { softcap(config, "final_logit_softcapping")? };
         let tied = c.tie_word_embeddings.then_some(&embed);
         let head = l.language_head("lm_head", tied, d, c.vocab_size)?;
         let head = head.map_or(Head::None, |head| Head::Language(LmHead { softcap: final_cap, ..head }));
-        let ropes = c.ropes()?;
         let info = ModelInfo {
             width: d,
             vocab: c.vocab_size,
@@ -353,11 +419,14 @@ fn add<'m>(
 
 impl Model for Gemma {
     fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: &TokenBatch<'m>) -> Var<'m> {
-        let at = |table: &RopeTable| table.at(tape.scope.device, batch.positions, batch.lengths);
+        let at = |table: &Option<RopeTable>| {
+            table.as_ref().map(|table| table.at(tape.scope.device, batch.positions, batch.lengths))
+        };
         let (global, local) = (at(&self.ropes.global), at(&self.ropes.local));
         let mut x = batch.embed(tape, &self.embed);
         for (i, layer) in self.layers.iter().enumerate() {
-            let rope = if layer.sliding { local.clone() } else { global.clone() };
+            let rope = if layer.sliding { &local } else { &global };
+            let rope = rope.clone().expect("a rope for every kind of layer that there is");
             let block = batch.block(i, self.layers.len());
             x = tape.block(x, move |tape, x| layer.forward(tape, x, &rope, block));
         }
@@ -456,7 +525,11 @@ fn write_gguf(
         return Err(wrong("layer_types"));
     }
     if architecture == "gemma3" {
-        let local = number("rope_local_base_freq").unwrap_or(LOCAL_BASE);
+        let local = gemma3_rope(config, LayerKind::Sliding)?;
+        if local.kind != "default" {
+            return Err(wrong("rope_parameters.sliding_attention"));
+        }
+        let local = local.theta;
         // llama.cpp has this number built in and reads the key only in newer versions.
         out.f32("gemma3.rope.freq_base_swa", local as f32)?;
     }

@@ -20,6 +20,8 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gpt2",
         prefix: "transformer",
+        defaults: DEFAULTS,
+        aliases: ALIASES,
         tied: TIED,
         build: |config, loader| Ok(Box::new(Gpt2::load(config, loader)?)),
         gguf: None,
@@ -27,10 +29,26 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gpt3",
         prefix: "transformer",
+        defaults: DEFAULTS,
+        aliases: ALIASES,
         tied: TIED,
         build: |config, loader| Ok(Box::new(Gpt2::load(config, loader)?)),
         gguf: None,
     },
+];
+
+const DEFAULTS: &str = r#"{
+    "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": null,
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": true,
+    "scale_attn_by_inverse_layer_idx": false, "tie_word_embeddings": true,
+    "pad_token_id": null, "initializer_range": 0.02
+}"#;
+
+const ALIASES: &[(&str, &str)] = &[
+    ("hidden_size", "n_embd"),
+    ("num_attention_heads", "n_head"),
+    ("num_hidden_layers", "n_layer"),
+    ("max_position_embeddings", "n_positions"),
 ];
 
 const TIED: Tied = Tied { default: true, pairs: &[("lm_head.weight", "transformer.wte.weight")] };
@@ -46,34 +64,15 @@ struct Config {
     n_positions: usize,
     /// Width of the MLP, where it is not four times the model's.
     n_inner: Option<usize>,
-    #[serde(default = "gelu_new")]
     activation_function: String,
-    #[serde(default = "eps")]
     layer_norm_epsilon: f32,
     /// Whether scores are divided by the root of the width of a head.
-    #[serde(default = "yes")]
     scale_attn_weights: bool,
     /// Whether scores are also divided by the number of the layer, from 1 (Mistral's GPT-2).
-    #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
-    #[serde(default)]
-    add_cross_attention: bool,
-    #[serde(default = "yes")]
     tie_word_embeddings: bool,
     /// GPT-3: how many tokens, itself among them, a token of a banded layer sees.
     window_size: Option<usize>,
-}
-
-fn gelu_new() -> String {
-    "gelu_new".to_owned()
-}
-
-fn eps() -> f32 {
-    1e-5
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl Config {
@@ -87,9 +86,6 @@ impl Config {
             (true, None) => return wrong("window_size is missing: the band of GPT-3's banded layers".into()),
             (true, Some(0)) => return wrong("window_size must be at least 1".into()),
             _ => {}
-        }
-        if c.add_cross_attention {
-            return wrong("add_cross_attention is true; only decoders without it are supported".into());
         }
         Ok(c)
     }

@@ -1,4 +1,4 @@
-//! The Llama family: Llama 2 and 3, SmolLM, Mistral (sliding window), Qwen2 (bias on q, k, v) and Qwen3
+//! The Llama family: Llama 2 and 3, SmolLM, Mistral (sliding window) and Ministral (in some layers), Qwen2 (bias on q, k, v) and Qwen3
 //! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
@@ -11,8 +11,9 @@ use crate::architecture::{Architecture, GgufModel};
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
+use crate::parts::activation::activation;
 use crate::parts::fields;
-use crate::parts::rope::{RopeScaling, RopeTable};
+use crate::parts::rope::{self, RopeParameters, RopeTable};
 use crate::tied::Tied;
 
 /// What the registry knows.
@@ -20,6 +21,13 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "llama",
         prefix: "model",
+        defaults: r#"{
+            "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": null, "head_dim": null, "hidden_act": "silu",
+            "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+            "attention_bias": false, "mlp_bias": false, "pad_token_id": null, "initializer_range": 0.02
+        }"#,
+        aliases: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(LLAMA_GGUF),
@@ -27,13 +35,32 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "mistral",
         prefix: "model",
+        defaults: MISTRAL_DEFAULTS,
+        aliases: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(GgufModel { windowed: true, class: "MistralForCausalLM", ..LLAMA_GGUF }),
     },
     Architecture {
+        model_type: "ministral",
+        prefix: "model",
+        defaults: MISTRAL_DEFAULTS,
+        aliases: &[],
+        tied: Tied::DECODER,
+        build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
+        gguf: None,
+    },
+    Architecture {
         model_type: "qwen2",
         prefix: "model",
+        defaults: r#"{
+            "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu",
+            "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+            "use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 28,
+            "pad_token_id": null, "initializer_range": 0.02
+        }"#,
+        aliases: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(GgufModel::usual("qwen2", "Qwen2ForCausalLM")),
@@ -41,6 +68,14 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "qwen3",
         prefix: "model",
+        defaults: r#"{
+            "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "hidden_act": "silu",
+            "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+            "attention_bias": false, "use_sliding_window": false, "sliding_window": 4096,
+            "max_window_layers": 28, "pad_token_id": null, "initializer_range": 0.02
+        }"#,
+        aliases: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(GgufModel::usual("qwen3", "Qwen3ForCausalLM")),
@@ -60,6 +95,13 @@ const LLAMA_GGUF: GgufModel = GgufModel {
     ..GgufModel::usual("llama", "LlamaForCausalLM")
 };
 
+const MISTRAL_DEFAULTS: &str = r#"{
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": null, "hidden_act": "silu",
+    "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+    "sliding_window": 4096, "pad_token_id": null, "initializer_range": 0.02
+}"#;
+
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]
 struct Config {
@@ -73,42 +115,33 @@ struct Config {
     head_dim: Option<usize>,
     max_position_embeddings: usize,
     rms_norm_eps: f32,
-    #[serde(default = "silu")]
     hidden_act: String,
-    #[serde(default = "theta")]
-    rope_theta: f64,
-    rope_scaling: Option<RopeScaling>,
-    #[serde(default)]
     tie_word_embeddings: bool,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
     sliding_window: Option<usize>,
-    #[serde(default)]
-    use_sliding_window: bool,
-    #[serde(default)]
-    max_window_layers: usize,
+    /// Qwen2 and Qwen3.
+    use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
-}
-
-fn silu() -> String {
-    "silu".to_owned()
-}
-
-/// Llama's, where the configuration is older than the field.
-fn theta() -> f64 {
-    10000.0
 }
 
 impl Config {
     fn parse(config: &Value) -> Result<Self> {
         let c: Self = fields::read(config)?;
-        fields::check_heads(c.num_attention_heads, c.kv_heads(), c.head_dim())?;
-        if c.hidden_act != "silu" {
-            let (act, kind) = (&c.hidden_act, &c.model_type);
-            return Err(fields::wrong(format!("hidden_act {act:?} is not known for {kind}; silu is")));
+        let kind = c.model_type.as_str();
+        if matches!(kind, "mistral" | "ministral") && c.num_key_value_heads.is_none() {
+            return Err(fields::wrong("num_key_value_heads is null; a number is needed"));
         }
+        // Qwen2 has no such field, but takes it where it is there.
+        if matches!(kind, "qwen2" | "qwen3") && config.get("head_dim").is_some_and(Value::is_null) {
+            return Err(fields::wrong("head_dim is null; a number is needed"));
+        }
+        if matches!(kind, "qwen2" | "qwen3" | "ministral") {
+            rope::check_flat(fields::object(config))?;
+        }
+        if kind == "llama" {
+            fields::check_width(c.hidden_size, c.num_attention_heads)?;
+        }
+        fields::check_heads(c.num_attention_heads, c.kv_heads(), c.head_dim())?;
         Ok(c)
     }
 
@@ -120,24 +153,33 @@ impl Config {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
-    /// How far back layer `layer` sees, where it does not see everything.
-    fn window(&self, layer: usize) -> Option<usize> {
-        let sliding = match (&self.layer_types, self.model_type.as_str()) {
-            (Some(types), _) => types.get(layer).is_some_and(|t| t == "sliding_attention"),
-            (None, "mistral") => true,
-            (None, "qwen2" | "qwen3") => self.use_sliding_window && layer >= self.max_window_layers,
-            _ => false,
+    /// How far back each layer sees, where it does not see everything.
+    fn windows(&self) -> Result<Vec<Option<usize>>> {
+        let layers = self.num_hidden_layers;
+        let (window, sliding) = match self.model_type.as_str() {
+            "llama" => (None, vec![false; layers]),
+            "mistral" | "ministral" => {
+                let by_number = |_| self.sliding_window.is_some();
+                let sliding = fields::sliding_layers(self.layer_types.as_deref(), layers, by_number);
+                (self.sliding_window, sliding)
+            }
+            _ => {
+                let window = self.sliding_window.filter(|_| self.use_sliding_window == Some(true));
+                let first = self.max_window_layers.unwrap_or_default();
+                let by_number = |layer: usize| window.is_some() && layer >= first;
+                (window, fields::sliding_layers(self.layer_types.as_deref(), layers, by_number))
+            }
         };
-        self.sliding_window.filter(|_| sliding)
+        fields::windows(window, &sliding)
     }
 
-    fn rope(&self) -> Result<RopeTable> {
-        RopeTable::new(
-            self.head_dim(),
-            self.rope_theta,
-            self.max_position_embeddings,
-            self.rope_scaling.as_ref(),
-        )
+    /// Whether q, k and v have a bias, and whether o has.
+    fn attention_biases(&self, config: &Value) -> Result<(bool, bool)> {
+        Ok(match self.model_type.as_str() {
+            "llama" | "qwen3" => [fields::flag(config, "attention_bias")?; 2].into(),
+            "qwen2" => (true, false),
+            _ => (false, false),
+        })
     }
 }
 
@@ -163,6 +205,7 @@ struct Layer {
     gate: Linear,
     up: Linear,
     down: Linear,
+    activation: Activation,
     shape: AttentionShape,
 }
 
@@ -175,10 +218,13 @@ impl Llama {
         let c = Config::parse(config)?;
         let (d, f) = (c.hidden_size, c.intermediate_size);
         let (heads, kv_heads, head_dim) = (c.num_attention_heads, c.kv_heads(), c.head_dim());
-        let qkv_bias = c.attention_bias || c.model_type == "qwen2";
+        let (qkv_bias, o_bias) = c.attention_biases(config)?;
+        let mlp_bias = c.model_type == "llama" && fields::flag(config, "mlp_bias")?;
+        let activation = activation("hidden_act", &c.hidden_act)?;
+        let windows = c.windows()?;
         let embed = l.embedding("model.embed_tokens", c.vocab_size, d)?;
         let mut layers = Vec::new();
-        for i in 0..c.num_hidden_layers {
+        for (i, window) in windows.into_iter().enumerate() {
             let at = |name: &str| format!("model.layers.{i}.{name}");
             let qk_norm = match c.model_type.as_str() {
                 "qwen3" => Some((
@@ -192,19 +238,20 @@ impl Llama {
                 q: l.linear(&at("self_attn.q_proj"), d, heads * head_dim, qkv_bias)?,
                 k: l.linear(&at("self_attn.k_proj"), d, kv_heads * head_dim, qkv_bias)?,
                 v: l.linear(&at("self_attn.v_proj"), d, kv_heads * head_dim, qkv_bias)?,
-                o: l.linear(&at("self_attn.o_proj"), heads * head_dim, d, c.attention_bias)?,
+                o: l.linear(&at("self_attn.o_proj"), heads * head_dim, d, o_bias)?,
                 qk_norm,
                 post_norm: l.rms_norm(&at("post_attention_layernorm"), d, c.rms_norm_eps)?,
-                gate: l.linear(&at("mlp.gate_proj"), d, f, c.mlp_bias)?,
-                up: l.linear(&at("mlp.up_proj"), d, f, c.mlp_bias)?,
-                down: l.linear(&at("mlp.down_proj"), f, d, c.mlp_bias)?,
+                gate: l.linear(&at("mlp.gate_proj"), d, f, mlp_bias)?,
+                up: l.linear(&at("mlp.up_proj"), d, f, mlp_bias)?,
+                down: l.linear(&at("mlp.down_proj"), f, d, mlp_bias)?,
+                activation,
                 shape: AttentionShape {
                     heads,
                     kv_heads,
                     head_dim,
                     scale: 1.0 / (head_dim as f32).sqrt(),
                     causal: true,
-                    window: c.window(i),
+                    window,
                     softcap: None,
                     dropout: None,
                 },
@@ -213,7 +260,8 @@ impl Llama {
         let norm = l.rms_norm("model.norm", d, c.rms_norm_eps)?;
         let tied = c.tie_word_embeddings.then_some(&embed);
         let head = l.language_head("lm_head", tied, d, c.vocab_size)?.map_or(Head::None, Head::Language);
-        let mut rope = c.rope()?;
+        let rope = RopeParameters::read(fields::object(config))?;
+        let mut rope = RopeTable::whole(head_dim, c.max_position_embeddings, &rope)?;
         if let Some(factors) = l.optional_vector("rope_freqs")? {
             rope.divide(&factors);
         }
@@ -260,7 +308,7 @@ impl Layer {
         let gate = tape.linear(&self.gate, &h, None);
         let up = tape.linear(&self.up, &h, None);
         drop(h);
-        let h = tape.gated(gate, up, Activation::Silu);
+        let h = tape.gated(gate, up, self.activation);
         tape.linear(&self.down, &h, Some(x))
     }
 }

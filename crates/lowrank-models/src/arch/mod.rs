@@ -10,11 +10,12 @@ mod llama;
 mod phi3;
 
 use lowrank_files::{GgufNames, Tensors};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::architecture::{Architecture, GgufModel};
 use crate::loader::Loader;
 use crate::model::Model;
+use crate::parts::fields;
 use crate::tied::Tied;
 use crate::{Error, Result};
 
@@ -59,6 +60,26 @@ pub(crate) fn load_without_head(config: &Value, tensors: &Tensors) -> Result<Box
     build(config, Loader::without_head(tensors))
 }
 
+/// Completes a configuration as transformers does: fields that it leaves out, and those that have two names.
+pub(crate) fn complete(config: &mut Map<String, Value>) {
+    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let Some(architecture) = find(kind) else { return };
+    for (alias, field) in architecture.aliases {
+        if let Some(value) = config.get(*alias).cloned() {
+            config.insert((*field).into(), value);
+        }
+    }
+    let defaults: Map<String, Value> = serde_json::from_str(architecture.defaults).expect("valid JSON");
+    for (field, value) in defaults {
+        config.entry(field).or_insert(value);
+    }
+    for (alias, field) in architecture.aliases {
+        if let Some(value) = config.get(*field).cloned() {
+            config.insert((*alias).into(), value);
+        }
+    }
+}
+
 fn build(config: &Value, loader: Loader<'_>) -> Result<Box<dyn Model>> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("");
     let architecture = find(kind).ok_or_else(|| {
@@ -66,7 +87,12 @@ fn build(config: &Value, loader: Loader<'_>) -> Result<Box<dyn Model>> {
         known.sort_unstable();
         Error::Config(lowrank_files::unknown("model_type", kind, known))
     })?;
-    (architecture.build)(config, loader)
+    let Value::Object(mut config) = config.clone() else {
+        return Err(Error::Config("config.json: an object is needed".into()));
+    };
+    complete(&mut config);
+    fields::check(&config)?;
+    (architecture.build)(&Value::Object(config), loader)
 }
 
 /// What a model of this `model_type` ties, where it is known.
@@ -101,4 +127,32 @@ pub(crate) fn gguf_architectures() -> Vec<&'static str> {
     names.sort_unstable();
     names.dedup();
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fields that transformers' classes declare: `tools/reference/config_cases.py defaults` wrote them.
+    #[test]
+    fn defaults_are_those_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/config_defaults.json");
+        let known: Map<String, Value> =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        for architecture in all().filter(|architecture| architecture.model_type != "gpt3") {
+            let kind = architecture.model_type;
+            let ours: Map<String, Value> = serde_json::from_str(architecture.defaults).unwrap();
+            assert!(!ours.is_empty());
+            for (field, value) in ours {
+                // Gemma 3's pattern is no field of its class, which reads 6 where there is none.
+                let theirs =
+                    if field == "sliding_window_pattern" { &Value::from(6) } else { &known[kind][&field] };
+                assert_eq!(*theirs, value, "{kind}: {field}");
+            }
+            // A configuration of its type alone is a whole one.
+            let config = serde_json::json!({ "model_type": kind });
+            let tensors = Tensors::planned(lowrank_kernels::Format::BF16);
+            load(&config, &tensors).unwrap_or_else(|e| panic!("{kind}: {e}"));
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::Result;
 use crate::architecture::Architecture;
@@ -12,13 +12,21 @@ use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
 use crate::parts::fields;
-use crate::parts::rope::{RopeScaling, RopeTable};
+use crate::parts::rope::{self, Beside, RopeParameters, RopeTable};
 use crate::tied::Tied;
 
 /// What the registry knows.
 pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
     model_type: "phi3",
     prefix: "model",
+    defaults: r#"{
+            "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": null, "hidden_act": "silu",
+            "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": false, "sliding_window": null, "pad_token_id": 32000,
+            "initializer_range": 0.02
+        }"#,
+    aliases: &[],
     tied: Tied::DECODER,
     build: |config, loader| Ok(Box::new(Phi3::load(config, loader)?)),
     gguf: None,
@@ -33,28 +41,24 @@ struct Config {
     num_hidden_layers: usize,
     num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
+    /// Not a field of Phi-3's, but taken where it is there.
     head_dim: Option<usize>,
-    #[serde(default = "silu")]
     hidden_act: String,
     max_position_embeddings: usize,
-    original_max_position_embeddings: Option<usize>,
     rms_norm_eps: f32,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RopeScaling>,
-    /// The share of a head that is rotated (Phi-4-mini).
-    partial_rotary_factor: Option<f64>,
     sliding_window: Option<usize>,
-    #[serde(default)]
     tie_word_embeddings: bool,
-}
-
-fn silu() -> String {
-    "silu".to_owned()
 }
 
 impl Config {
     fn parse(config: &Value) -> Result<Self> {
         let c: Self = fields::read(config)?;
+        if !config["original_max_position_embeddings"].is_u64() {
+            return Err(fields::wrong("original_max_position_embeddings: a number is needed"));
+        }
+        if config.get("head_dim").is_some_and(Value::is_null) {
+            return Err(fields::wrong("head_dim is null; a number is needed"));
+        }
         fields::check_heads(c.num_attention_heads, c.kv_heads(), c.head_dim())?;
         if c.sliding_window == Some(0) {
             return Err(fields::wrong("sliding_window must be at least 1"));
@@ -70,24 +74,44 @@ impl Config {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
-    fn rope(&self) -> Result<RopeTable> {
-        let share = self.partial_rotary_factor.unwrap_or(1.0);
-        let rotated = (self.head_dim() as f64 * share) as usize;
-        if !(share > 0.0 && share <= 1.0) || rotated == 0 || !rotated.is_multiple_of(2) {
+    /// The rope, which may leave a part of a head alone. Old files say `su` or `yarn` for longrope, and the trained
+    /// length stands beside the rope.
+    fn rope(&self, config: &Map<String, Value>) -> Result<RopeTable> {
+        let (at, mut given) = rope::flat_section(config)?;
+        let kind = given.get("rope_type").or(given.get("type")).and_then(Value::as_str);
+        match kind.unwrap_or("default") {
+            "default" | "longrope" => {}
+            "su" | "yarn" => {
+                given.insert("rope_type".into(), "longrope".into());
+            }
+            other => {
+                let known = "default, longrope";
+                return Err(fields::wrong(format!(
+                    "{at}.rope_type {other:?} is not known; known are {known}"
+                )));
+            }
+        }
+        let share = given.get("partial_rotary_factor").or(config.get("partial_rotary_factor"));
+        if share.is_some_and(Value::is_null) {
+            return Err(fields::wrong("partial_rotary_factor is null; a number is needed"));
+        }
+        let beside = Beside { partial: config.get("partial_rotary_factor"), ..Beside::of(config) };
+        let rope = RopeParameters::complete(at, &given, &beside)?;
+        let (share, rotated) = (rope.partial.unwrap_or(1.0), rope.rotated(self.head_dim()));
+        if !(share > 0.0 && share <= 1.0) || rotated == 0 {
+            let whole = self.head_dim();
             let what =
-                format!("partial_rotary_factor {share} leaves {rotated} of {} numbers", self.head_dim());
-            return Err(fields::wrong(format!("{what} of a head; an even number is needed")));
+                format!("{at}: partial_rotary_factor {share} rotates {rotated} of {whole} numbers of a head");
+            return Err(fields::wrong(what));
         }
-        let mut scaling = self.rope_scaling.clone();
-        if let Some(scaling) = &mut scaling {
-            scaling.complete_longrope(self.original_max_position_embeddings);
+        let lists = [("short_factor", &rope.short_factor), ("long_factor", &rope.long_factor)];
+        for (name, list) in lists.into_iter().filter_map(|(name, list)| Some((name, list.as_ref()?))) {
+            if list.len() != rotated / 2 {
+                let (has, needs) = (list.len(), rotated / 2);
+                return Err(fields::wrong(format!("{at}.{name} has {has} numbers; {needs} are needed")));
+            }
         }
-        RopeTable::new(
-            rotated,
-            self.rope_theta.unwrap_or(10_000.0),
-            self.max_position_embeddings,
-            scaling.as_ref(),
-        )
+        RopeTable::of_part(rotated, self.head_dim(), self.max_position_embeddings, &rope)
     }
 }
 
@@ -150,7 +174,7 @@ impl Phi3 {
         let norm = l.rms_norm("model.norm", d, eps)?;
         let tied = c.tie_word_embeddings.then_some(&embed);
         let head = l.language_head("lm_head", tied, d, c.vocab_size)?.map_or(Head::None, Head::Language);
-        let rope = c.rope()?;
+        let rope = c.rope(fields::object(config))?;
         let info = ModelInfo {
             width: d,
             vocab: c.vocab_size,

@@ -1,7 +1,7 @@
 //! Reads the fields of `config.json`; errors name the field.
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
@@ -41,26 +41,102 @@ pub(crate) fn check_heads(heads: usize, kv_heads: usize, head_dim: usize) -> Res
     Ok(())
 }
 
-/// For each layer whether it sees a window only, from `layer_types` where the configuration has them, else
-/// `otherwise(layer)`.
+/// Checks what transformers checks of every model: special tokens are numbers, and `layer_types`.
 ///
 /// # Errors
-/// Where there are fewer entries than layers, or one is unknown.
+/// Names the field.
+pub(crate) fn check(config: &Map<String, Value>) -> Result<()> {
+    for field in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+        let number = |id: &Value| id.is_i64() || id.is_u64();
+        let fits = match config.get(field) {
+            None | Some(Value::Null) => true,
+            Some(Value::Array(ids)) => field == "eos_token_id" && ids.iter().all(number),
+            Some(id) => number(id),
+        };
+        if !fits {
+            return Err(wrong(format!("{field} is {}; the number of a token is needed", config[field])));
+        }
+    }
+    check_layer_types(config)
+}
+
+/// Checks `layer_types`, where the configuration has them, as transformers does for every model: each is known, and
+/// there is one for each layer.
+///
+/// # Errors
+/// Names the field.
+fn check_layer_types(config: &Map<String, Value>) -> Result<()> {
+    let Some(types) = config.get("layer_types").filter(|types| !types.is_null()) else { return Ok(()) };
+    let Some(types) = types.as_array() else {
+        return Err(wrong(format!("layer_types is {types}; a list is needed")));
+    };
+    for kind in types {
+        if !kind
+            .as_str()
+            .is_some_and(|kind| ["full_attention", "attention", "sliding_attention"].contains(&kind))
+        {
+            return Err(wrong(format!(
+                "layer_types: {kind} is not known; known are full_attention, sliding_attention"
+            )));
+        }
+    }
+    match config.get("num_hidden_layers").and_then(Value::as_u64) {
+        Some(layers) if layers != types.len() as u64 => {
+            Err(wrong(format!("layer_types has {} entries for num_hidden_layers {layers}", types.len())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// For each layer whether it sees a window only, from `layer_types` where the configuration has them, else
+/// `otherwise(layer)`.
 pub(crate) fn sliding_layers(
     types: Option<&[String]>,
     layers: usize,
     otherwise: impl Fn(usize) -> bool,
-) -> Result<Vec<bool>> {
-    let Some(types) = types else { return Ok((0..layers).map(otherwise).collect()) };
-    if types.len() != layers {
-        return Err(wrong(format!("layer_types has {} entries for num_hidden_layers {layers}", types.len())));
+) -> Vec<bool> {
+    match types {
+        Some(types) => types.iter().map(|kind| kind == "sliding_attention").collect(),
+        None => (0..layers).map(otherwise).collect(),
     }
-    let one = |kind: &String| match kind.as_str() {
-        "sliding_attention" => Ok(true),
-        "full_attention" => Ok(false),
-        other => Err(wrong(format!(
-            "layer_types: {other:?} is not known; known are full_attention, sliding_attention"
-        ))),
-    };
-    types.iter().map(one).collect()
+}
+
+/// Checks that the width is a multiple of the heads, which some models ask for though their heads have a width of their
+/// own.
+///
+/// # Errors
+/// Names the fields.
+pub(crate) fn check_width(width: usize, heads: usize) -> Result<()> {
+    match heads > 0 && width.is_multiple_of(heads) {
+        true => Ok(()),
+        false => Err(wrong(format!("hidden_size {width} is not a multiple of num_attention_heads {heads}"))),
+    }
+}
+
+/// The window of each layer that has one.
+///
+/// # Errors
+/// Where layers have one but the configuration says none, or it is 0.
+pub(crate) fn windows(window: Option<usize>, sliding: &[bool]) -> Result<Vec<Option<usize>>> {
+    if sliding.contains(&true) && window.is_none_or(|window| window == 0) {
+        return Err(wrong("sliding_window must be at least 1: there are layers of sliding_attention"));
+    }
+    Ok(sliding.iter().map(|&sliding| window.filter(|_| sliding)).collect())
+}
+
+/// A switch that is off where the configuration lacks it.
+///
+/// # Errors
+/// Where it is neither true nor false.
+pub(crate) fn flag(config: &Value, field: &str) -> Result<bool> {
+    match config.get(field) {
+        None => Ok(false),
+        Some(Value::Bool(on)) => Ok(*on),
+        Some(other) => Err(wrong(format!("{field} is {other}; true or false is needed"))),
+    }
+}
+
+/// A configuration as the object that it is.
+pub(crate) fn object(config: &Value) -> &Map<String, Value> {
+    config.as_object().expect("an architecture is built from an object")
 }

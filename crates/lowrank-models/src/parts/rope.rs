@@ -4,41 +4,213 @@
 use std::f32::consts::PI;
 
 use lowrank_engine::{Device, Rope};
-use serde::Deserialize;
+use serde_json::{Map, Value};
 
+use super::fields;
 use crate::{Error, Result};
 
-/// `rope_scaling` of a configuration.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct RopeScaling {
-    rope_type: Option<String>,
-    /// The old name; some files have both.
-    r#type: Option<String>,
-    factor: Option<f64>,
-    original_max_position_embeddings: Option<usize>,
-    attention_factor: Option<f64>,
-    beta_fast: Option<f64>,
-    beta_slow: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    mscale: Option<f64>,
-    mscale_all_dim: Option<f64>,
-    truncate: Option<bool>,
-    short_factor: Option<Vec<f64>>,
-    long_factor: Option<Vec<f64>>,
+/// The rope of a model's layers, or of one kind of them, as transformers 5 completes `rope_parameters`.
+#[derive(Clone, Debug)]
+pub(crate) struct RopeParameters {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// The kind of scaling: `rope_type`.
+    pub kind: String,
+    /// The share of a head that is rotated, where it is said.
+    pub partial: Option<f64>,
+    /// The length that the model was trained with; 0 for kinds that do not ask for it.
+    pub original: f64,
+    pub factor: Option<f64>,
+    pub attention_factor: Option<f64>,
+    pub beta_fast: Option<f64>,
+    pub beta_slow: Option<f64>,
+    pub low_freq_factor: Option<f64>,
+    pub high_freq_factor: Option<f64>,
+    pub mscale: Option<f64>,
+    pub mscale_all_dim: Option<f64>,
+    pub truncate: bool,
+    pub short_factor: Option<Vec<f64>>,
+    pub long_factor: Option<Vec<f64>>,
+    /// Where it stands in `config.json`.
+    at: String,
 }
 
-impl RopeScaling {
-    /// Phi-3 keeps the trained length beside the scaling, and calls longrope `su` or `yarn` in old files.
-    pub(crate) fn complete_longrope(&mut self, original: Option<usize>) {
-        self.original_max_position_embeddings = self.original_max_position_embeddings.or(original);
-        if matches!(self.kind(), "su" | "yarn") {
-            self.rope_type = Some("longrope".to_owned());
+/// Fields of `config.json` that complete a rope: it has them where its own section does not.
+pub(crate) struct Beside<'a> {
+    pub theta: Option<&'a Value>,
+    pub default_theta: f64,
+    pub partial: Option<&'a Value>,
+    /// Wins over the section's own.
+    pub original: Option<&'a Value>,
+    pub max_positions: usize,
+}
+
+impl<'a> Beside<'a> {
+    /// The fields of most models.
+    pub fn of(config: &'a Map<String, Value>) -> Self {
+        Self {
+            theta: config.get("rope_theta"),
+            default_theta: 10_000.0,
+            partial: config.get("partial_rotary_factor").filter(|share| !share.is_null()),
+            original: config.get("original_max_position_embeddings"),
+            max_positions: max_positions(config),
+        }
+    }
+}
+
+fn max_positions(config: &Map<String, Value>) -> usize {
+    let length = config.get("max_position_embeddings").and_then(Value::as_u64);
+    length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default()
+}
+
+/// An object of `config.json`, where it is there.
+///
+/// # Errors
+/// Where it is something else.
+pub(crate) fn section(config: &Map<String, Value>, name: &str) -> Result<Option<Map<String, Value>>> {
+    match config.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(fields)) => Ok(Some(fields.clone())),
+        Some(other) => Err(fields::wrong(format!("{name} is {other}; an object is needed"))),
+    }
+}
+
+/// Name and fields of the section that counts: `rope_scaling`, unless it is empty, before `rope_parameters`.
+///
+/// # Errors
+/// Where one of them is no object.
+pub(crate) fn flat_section(config: &Map<String, Value>) -> Result<(&'static str, Map<String, Value>)> {
+    let parameters = section(config, "rope_parameters")?;
+    Ok(match section(config, "rope_scaling")?.filter(|fields| !fields.is_empty()) {
+        Some(fields) => ("rope_scaling", fields),
+        None => ("rope_parameters", parameters.unwrap_or_default()),
+    })
+}
+
+/// Refuses ropes by kind of layer, for models that know kinds of layers but have one rope.
+///
+/// # Errors
+/// Names the field.
+pub(crate) fn check_flat(config: &Map<String, Value>) -> Result<()> {
+    let (at, fields) = flat_section(config)?;
+    match ["full_attention", "sliding_attention"].iter().find(|kind| fields.contains_key(**kind)) {
+        Some(kind) => Err(fields::wrong(format!("{at}.{kind}: all layers of this model have the same rope"))),
+        None => Ok(()),
+    }
+}
+
+impl RopeParameters {
+    /// The rope of a model whose layers all have the same.
+    ///
+    /// # Errors
+    /// Where a field is wrong.
+    pub fn read(config: &Map<String, Value>) -> Result<Self> {
+        let (at, fields) = flat_section(config)?;
+        Self::complete(at, &fields, &Beside::of(config))
+    }
+
+    /// The rope that `fields`, which stand at `at`, and those beside them ask for.
+    ///
+    /// # Errors
+    /// Where a field is wrong.
+    pub fn complete(at: &str, fields: &Map<String, Value>, beside: &Beside<'_>) -> Result<Self> {
+        let wrong = |name: &str, value: &Value, what: &str| {
+            fields::wrong(format!("{at}.{name} is {value}; {what} is needed"))
+        };
+        let number = |name: &str| match fields.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_f64().filter(|number| number.is_finite()) {
+                Some(number) => Ok(Some(number)),
+                None => Err(wrong(name, value, "a number")),
+            },
+        };
+        let numbers = |name: &str| match fields.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let list = value.as_array().and_then(|list| list.iter().map(Value::as_f64).collect());
+                let list: Option<Vec<f64>> = list;
+                list.ok_or_else(|| wrong(name, value, "a list of numbers")).map(Some)
+            }
+        };
+        let kind = match fields.get("rope_type").or(fields.get("type")) {
+            None => "default".to_owned(),
+            Some(Value::String(kind)) => kind.clone(),
+            Some(other) => return Err(wrong("rope_type", other, "a name such as \"default\"")),
+        };
+        let theta = match fields.get("rope_theta").or(beside.theta) {
+            None => beside.default_theta,
+            Some(value) => match value.as_f64().filter(|theta| theta.is_finite() && *theta > 0.0) {
+                Some(theta) => theta,
+                None => return Err(wrong("rope_theta", value, "a positive number")),
+            },
+        };
+        let partial = match fields.get("partial_rotary_factor").or(beside.partial) {
+            None => None,
+            Some(Value::Null) if kind == "default" => None,
+            Some(value) => match value.as_f64() {
+                Some(share) => Some(share),
+                None => return Err(wrong("partial_rotary_factor", value, "a number")),
+            },
+        };
+        let original = match kind.as_str() {
+            "llama3" | "yarn" | "longrope" => {
+                let name = "original_max_position_embeddings";
+                let own = beside.original.or(fields.get(name));
+                match own.map(|value| (value, value.as_f64().filter(|length| *length > 0.0))) {
+                    None => beside.max_positions as f64,
+                    Some((_, Some(length))) => length,
+                    Some((value, None)) => return Err(wrong(name, value, "a positive number")),
+                }
+            }
+            _ => 0.0,
+        };
+        // What is there but null is false.
+        let truncate = fields.get("truncate").is_none_or(|truncate| truncate.as_bool().unwrap_or(false));
+        let rope = Self {
+            theta,
+            partial,
+            original,
+            factor: number("factor")?,
+            attention_factor: number("attention_factor")?,
+            beta_fast: number("beta_fast")?,
+            beta_slow: number("beta_slow")?,
+            low_freq_factor: number("low_freq_factor")?,
+            high_freq_factor: number("high_freq_factor")?,
+            mscale: number("mscale")?,
+            mscale_all_dim: number("mscale_all_dim")?,
+            truncate,
+            short_factor: numbers("short_factor")?,
+            long_factor: numbers("long_factor")?,
+            kind,
+            at: at.to_owned(),
+        };
+        // YaRN's factor may be null, but not absent.
+        if rope.kind == "yarn" && !fields.contains_key("factor") {
+            return Err(rope.lacks("factor"));
+        }
+        Ok(rope)
+    }
+
+    fn lacks(&self, field: &str) -> Error {
+        let (at, kind) = (&self.at, &self.kind);
+        fields::wrong(format!("{at}.{field}: a rope of type {kind} needs a positive number"))
+    }
+
+    fn need(&self, value: Option<f64>, field: &str) -> Result<f64> {
+        value.filter(|value| *value > 0.0).ok_or_else(|| self.lacks(field))
+    }
+
+    /// The factor, or the share of the trained length in `max_positions`.
+    fn stretch(&self, max_positions: usize) -> Result<f64> {
+        match self.factor {
+            None => Ok(max_positions as f64 / self.original),
+            factor => self.need(factor, "factor"),
         }
     }
 
-    fn kind(&self) -> &str {
-        self.rope_type.as_deref().or(self.r#type.as_deref()).unwrap_or("default")
+    /// How many of a head's `head_dim` numbers are rotated.
+    pub fn rotated(&self, head_dim: usize) -> usize {
+        (head_dim as f64 * self.partial.unwrap_or(1.0)) as usize
     }
 }
 
@@ -57,7 +229,7 @@ pub struct RopeTable {
 /// Longrope: sequences longer than the trained length have frequencies of their own.
 #[derive(Clone, Debug)]
 struct Long {
-    original: usize,
+    original: f64,
     inverse: Vec<f32>,
 }
 
@@ -69,54 +241,62 @@ struct Dynamic {
 }
 
 impl RopeTable {
-    /// The frequencies of `dim` rotated numbers per head: `theta^(-2i/dim)`, scaled.
+    /// The frequencies of a model that rotates all of a head, `theta^(-2i/head_dim)`, scaled.
+    ///
+    /// # Errors
+    /// Where the scaling is unknown, lacks a field, or leaves a part of the head alone.
+    pub fn whole(head_dim: usize, max_positions: usize, rope: &RopeParameters) -> Result<Self> {
+        let rotated = match rope.kind.as_str() {
+            "default" | "proportional" => head_dim,
+            _ => rope.rotated(head_dim),
+        };
+        if rotated.div_ceil(2) * 2 != head_dim {
+            let (at, share) = (&rope.at, rope.partial.unwrap_or(1.0));
+            return Err(fields::wrong(format!(
+                "{at}: partial_rotary_factor {share} with a rope of type {} rotates {rotated} numbers of a head of \
+                 {head_dim}, of which this model rotates all",
+                rope.kind
+            )));
+        }
+        Self::of_part(rotated, head_dim, max_positions, rope)
+    }
+
+    /// The frequencies of `dim` rotated numbers of a head of `head_dim`.
     ///
     /// # Errors
     /// Where the scaling is unknown or lacks a field.
-    pub fn new(dim: usize, theta: f64, max_positions: usize, scaling: Option<&RopeScaling>) -> Result<Self> {
-        let plain = inverse(dim, theta);
+    pub fn of_part(dim: usize, head_dim: usize, max_positions: usize, rope: &RopeParameters) -> Result<Self> {
+        let plain = inverse(dim, rope.theta);
+        let theta = rope.theta;
         let mut table = Self { dim, theta, inverse: plain, attention_factor: 1.0, dynamic: None, long: None };
-        let Some(s) = scaling else { return Ok(table) };
-        let kind = s.kind();
-        let need = |value: Option<f64>, name: &str| {
-            value
-                .filter(|v| v.is_finite() && *v > 0.0)
-                .ok_or_else(|| Error::Config(format!("rope_scaling of type {kind} needs a positive {name}")))
-        };
-        let original = s.original_max_position_embeddings.unwrap_or(max_positions);
-        match kind {
-            "default" | "mrope" => {}
+        match rope.kind.as_str() {
+            "default" => {}
             "linear" => {
-                let factor = need(s.factor, "factor")? as f32;
+                let factor = rope.need(rope.factor, "factor")? as f32;
+                table.inverse.iter_mut().for_each(|f| *f /= factor);
+            }
+            "proportional" => {
+                let factor = rope.factor.unwrap_or(1.0) as f32;
+                let turning = (head_dim as f64 * rope.partial.unwrap_or(1.0) / 2.0).max(0.0) as usize;
+                table.inverse.iter_mut().skip(turning).for_each(|f| *f = 0.0);
                 table.inverse.iter_mut().for_each(|f| *f /= factor);
             }
             "dynamic" => {
-                table.dynamic = Some(Dynamic { factor: need(s.factor, "factor")?, max_positions });
+                table.dynamic = Some(Dynamic { factor: rope.need(rope.factor, "factor")?, max_positions });
             }
-            "yarn" => {
-                let factor = match s.factor {
-                    None => max_positions as f64 / original as f64,
-                    factor => need(factor, "factor")?,
-                };
-                table.yarn(s, factor, original);
-            }
+            "yarn" => table.yarn(rope, rope.stretch(max_positions)?),
             "llama3" => {
-                let factor = need(s.factor, "factor")? as f32;
-                let low = need(s.low_freq_factor, "low_freq_factor")? as f32;
-                let high = need(s.high_freq_factor, "high_freq_factor")? as f32;
-                table.llama3(factor, low, high, original as f32);
+                let factor = rope.need(rope.factor, "factor")? as f32;
+                let low = rope.need(rope.low_freq_factor, "low_freq_factor")? as f32;
+                let high = rope.need(rope.high_freq_factor, "high_freq_factor")? as f32;
+                table.llama3(factor, low, high, rope.original as f32);
             }
-            "longrope" => {
-                let factor = match s.factor {
-                    None => max_positions as f64 / original as f64,
-                    factor => need(factor, "factor")?,
-                };
-                table.longrope(s, factor, original)?;
-            }
+            "longrope" => table.longrope(rope, rope.stretch(max_positions)?)?,
             other => {
-                let known = "default, linear, dynamic, yarn, llama3, longrope";
-                return Err(Error::Config(format!(
-                    "rope_scaling type {other:?} is not known; known are {known}"
+                let known = "default, linear, dynamic, yarn, llama3, longrope, proportional";
+                let at = &rope.at;
+                return Err(fields::wrong(format!(
+                    "{at}.rope_type {other:?} is not known; known are {known}"
                 )));
             }
         }
@@ -130,10 +310,10 @@ impl RopeTable {
 
     /// Number of rotary pairs.
     pub fn pairs(&self) -> usize {
-        self.dim / 2
+        self.inverse.len()
     }
 
-    fn yarn(&mut self, s: &RopeScaling, factor: f64, original: usize) {
+    fn yarn(&mut self, s: &RopeParameters, factor: f64) {
         let (dim, base) = (self.dim as f64, self.theta);
         let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
         self.attention_factor = match (s.attention_factor, s.mscale, s.mscale_all_dim) {
@@ -143,12 +323,12 @@ impl RopeTable {
         } as f32;
         // The pair that turns `rotations` times within the original length.
         let turning = |rotations: f64| {
-            dim * (original as f64 / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
+            dim * (s.original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
         };
         let fast = s.beta_fast.filter(|b| *b != 0.0).unwrap_or(32.0);
         let slow = s.beta_slow.filter(|b| *b != 0.0).unwrap_or(1.0);
         let (mut low, mut high) = (turning(fast), turning(slow));
-        if s.truncate.unwrap_or(true) {
+        if s.truncate {
             (low, high) = (low.floor(), high.ceil());
         }
         let (low, mut high) = (low.max(0.0) as f32, high.min(dim - 1.0) as f32);
@@ -173,21 +353,22 @@ impl RopeTable {
         }
     }
 
-    fn longrope(&mut self, s: &RopeScaling, factor: f64, original: usize) -> Result<()> {
+    fn longrope(&mut self, s: &RopeParameters, factor: f64) -> Result<()> {
         let plain = self.inverse.clone();
         let divided = |by: &Option<Vec<f64>>, name: &str| {
             let pairs = plain.len();
             let by = by.as_ref().filter(|by| by.len() == pairs).ok_or_else(|| {
-                Error::Config(format!("rope_scaling of type longrope needs a {name} of {pairs} numbers"))
+                let at = &s.at;
+                fields::wrong(format!("{at}.{name}: a rope of type longrope needs a list of {pairs} numbers"))
             })?;
             Ok::<_, Error>(plain.iter().zip(by).map(|(f, by)| f / *by as f32).collect())
         };
         self.inverse = divided(&s.short_factor, "short_factor")?;
-        self.long = Some(Long { original, inverse: divided(&s.long_factor, "long_factor")? });
+        self.long = Some(Long { original: s.original, inverse: divided(&s.long_factor, "long_factor")? });
         self.attention_factor = match s.attention_factor {
             Some(given) => given,
             None if factor <= 1.0 => 1.0,
-            None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+            None => (1.0 + factor.ln() / s.original.ln()).sqrt(),
         } as f32;
         Ok(())
     }
@@ -216,7 +397,7 @@ impl RopeTable {
                         lengths_of.push((length, set));
                         (length, set)
                     }
-                    (_, Some(long)) if length as usize > long.original => {
+                    (_, Some(long)) if f64::from(length) > long.original => {
                         let known = lengths_of.first().map(|(_, set)| *set);
                         let set = known.unwrap_or_else(|| add(&mut frequencies, &long.inverse));
                         lengths_of.push((length, set));
@@ -241,5 +422,5 @@ impl RopeTable {
 
 fn inverse(dim: usize, theta: f64) -> Vec<f32> {
     let exponent = |i: usize| (2 * i) as f32 / dim as f32;
-    (0..dim / 2).map(|i| 1.0 / (theta as f32).powf(exponent(i))).collect()
+    (0..dim.div_ceil(2)).map(|i| 1.0 / (theta as f32).powf(exponent(i))).collect()
 }
