@@ -38,6 +38,12 @@ pub enum Error {
         /// Rows there are.
         capacity: usize,
     },
+    /// A model whose computation gives no numbers.
+    #[error(
+        "the model gives NaN for the next token: its weights or the adapter's hold NaN or infinity, or are too large \
+         (`lowrank inspect` names the tensors)"
+    )]
+    NotFinite,
     /// What makes the numbers of a model that is written.
     #[error(transparent)]
     Source(Box<dyn std::error::Error + Send + Sync>),

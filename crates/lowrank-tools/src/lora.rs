@@ -1,6 +1,7 @@
 //! A LoRA adapter as a file holds it: pairs of matrices by module path, whatever the format.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use lowrank_adapters::linalg::{self, Svd};
 use lowrank_kernels as kernels;
@@ -40,6 +41,24 @@ pub struct Lora {
     pub saved: Named,
     /// `adapter_config.json` where the adapter came with one: fields that are no numbers of the pairs.
     pub config: Map<String, Value>,
+}
+
+impl Lora {
+    /// Whether every value is a number.
+    ///
+    /// # Errors
+    /// Names the file and the modules where one is NaN or infinite.
+    pub(crate) fn check_finite(&self, path: &Path) -> Result<()> {
+        let finite = |tensor: &Tensor| tensor.data.iter().all(|x| x.is_finite());
+        let pairs =
+            self.pairs.iter().filter(|(_, pair)| !(finite(&pair.a) && finite(&pair.b))).map(|(name, _)| name);
+        let saved = self.saved.iter().filter(|(_, tensor)| !finite(tensor)).map(|(name, _)| name);
+        let wrong: Vec<String> = pairs.chain(saved).cloned().collect();
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(Error::names(format!("{}: NaN or infinity in", path.display()), wrong)),
+        }
+    }
 }
 
 impl Pair {

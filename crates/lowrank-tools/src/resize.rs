@@ -111,9 +111,12 @@ pub fn to_dtype(tensors: &mut Named, dtype: Format) -> Result<f32> {
             Format::BF16 => half::bf16::from_f32(x).to_f32(),
             _ => x,
         };
+        if let Some(x) = tensor.data.iter().find(|x| !x.is_finite()) {
+            return Err(Error::names(format!("a tensor holds {x}"), vec![name.clone()]));
+        }
         for x in &mut tensor.data {
             let rounded = round(*x);
-            if rounded.is_infinite() && x.is_finite() {
+            if rounded.is_infinite() {
                 over.push(name.clone());
                 break;
             }

@@ -44,6 +44,16 @@ pub enum Error {
         /// What it saw.
         examples: Vec<String>,
     },
+    /// A model that gives no numbers for examples that were to be scored.
+    #[error(
+        "the model gives NaN or infinity for {}: its weights or the adapter's hold NaN or infinity, or are too large \
+         (`lowrank inspect` names the tensors)",
+        shown(examples)
+    )]
+    NoNumbers {
+        /// The examples of the batch.
+        examples: Vec<String>,
+    },
     /// A run that cannot go on because it has no checkpoint.
     #[error("{}: no checkpoint to resume from; drop `resume` to start a run", run.display())]
     NoCheckpoint {
@@ -66,12 +76,22 @@ pub enum Error {
 impl Error {
     /// Whether the cause is what the user gave, and not what happened on the way.
     pub fn is_input(&self) -> bool {
-        !matches!(self, Self::Io(_) | Self::NotFinite { .. })
+        !matches!(self, Self::Io(_) | Self::NotFinite { .. } | Self::NoNumbers { .. })
     }
 
     /// For `map_err`: an I/O error of `path`.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| lowrank_files::IoError { path, source }.into()
+    }
+}
+
+/// The first few of a list.
+fn shown(examples: &[String]) -> String {
+    match examples {
+        [first, second, third, _, ..] => {
+            format!("{first}, {second}, {third} or one of {} more", examples.len() - 3)
+        }
+        few => few.join(", "),
     }
 }

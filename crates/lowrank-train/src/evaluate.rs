@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::Examples;
 use crate::log::EvalRecord;
 use crate::objective::{self, Metrics, Prediction, Tally};
 use crate::scorer::Scorer;
+use crate::{Error, Examples};
 
 /// What an evaluation came to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -28,12 +28,26 @@ pub struct Evaluation {
     pub examples: usize,
     /// Seconds.
     pub seconds: f64,
+    /// The examples of the first batch for which the model gives no numbers, `FILE:LINE` each; empty where all is well.
+    #[serde(skip)]
+    pub not_finite: Vec<String>,
     /// For classes and values, what the model says of each example.
     #[serde(skip)]
     pub predictions: Vec<Prediction>,
 }
 
 impl Evaluation {
+    /// The same, where every loss and output is a number.
+    ///
+    /// # Errors
+    /// Names the examples of the first batch where one is not.
+    pub fn checked(self) -> Result<Self, Error> {
+        match self.not_finite.is_empty() {
+            true => Ok(self),
+            false => Err(Error::NoNumbers { examples: self.not_finite }),
+        }
+    }
+
     pub(crate) fn record(&self, step: u64, epoch: f64) -> EvalRecord {
         EvalRecord {
             step,
@@ -61,10 +75,15 @@ pub fn evaluate(
     let started = Instant::now();
     let objective = objective::of_task(scorer.task().task);
     let mut tally = Tally::default();
+    let mut not_finite = Vec::new();
     for (i, chunk) in examples.batches(batch_size).enumerate() {
         // Tokens are hidden in the same way in every evaluation.
         let batch = scorer.pack(&chunk.iter().collect::<Vec<_>>(), share_prefix, EVAL_PASS + i as u64);
         let scores = scorer.score(&batch);
+        let finite = |numbers: &[f32]| numbers.iter().all(|x| x.is_finite());
+        if not_finite.is_empty() && !(finite(&scores.losses) && finite(&scores.outputs)) {
+            not_finite = chunk.iter().map(|example| example.id.to_string()).collect();
+        }
         objective.tally(&mut tally, &chunk, &scores);
         tally.losses.extend(scores.losses);
         tally.hits.extend(scores.hits);
@@ -77,6 +96,7 @@ pub fn evaluate(
         labels: tally.losses.len(),
         examples: examples.len(),
         seconds: started.elapsed().as_secs_f64(),
+        not_finite,
         predictions: tally.predictions,
     }
 }

@@ -40,7 +40,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             _ if self.io_error().is_some_and(|e| e.kind() != io::ErrorKind::InvalidData) => 1,
-            Self::Model(lowrank_models::Error::Hub { .. }) => 1,
+            Self::Model(lowrank_models::Error::Hub { .. } | lowrank_models::Error::NotFinite) => 1,
             Self::Train(e) => u8::from(e.is_input()) + 1,
             Self::Study(e) => u8::from(e.is_usage()) + 1,
             Self::Failed(_) => 1,

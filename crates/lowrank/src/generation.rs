@@ -96,7 +96,11 @@ impl<'m> TextGenerator<'m> {
         })?;
         'text: while !self.decoder.is_idle() {
             for (_, event) in self.decoder.step() {
-                let Event::Token { token, .. } = event else { continue };
+                let token = match event {
+                    Event::Token { token, .. } => token,
+                    Event::NotFinite => return Err(lowrank_models::Error::NotFinite.into()),
+                    _ => continue,
+                };
                 first.get_or_insert_with(Instant::now);
                 out.tokens.push(token);
                 if self.ends.contains(&token) {

@@ -87,6 +87,7 @@ impl Texts {
                     texts.resize(texts.len().max(choice + 1), Decoded::default())
                 }
                 Event::Found(text) => *texts = vec![text],
+                Event::NotFinite => panic!("a model of numbers"),
             }
         }
     }

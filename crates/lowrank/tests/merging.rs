@@ -136,3 +136,53 @@ fn a_tied_table_that_is_trained_alone_is_written_apart_from_the_head() {
         assert!(ran.code != 0 && ran.err.contains("merge into a folder"), "{}", ran.err);
     }
 }
+
+/// Every command that computes with an adapter or a base says where there is no number, and never shows one that looks fine.
+#[test]
+fn no_command_shows_numbers_of_a_model_that_gives_none() {
+    for in_adapter in [true, false] {
+        let place = Place::new();
+        let adapter = place.adapter(&[]);
+        let name = match in_adapter {
+            true => format!("base_model.model.{Q}.lora_A.weight"),
+            false => format!("{UP}.weight"),
+        };
+        let file = match in_adapter {
+            true => Path::new(&adapter).join("adapter_model.safetensors"),
+            false => Path::new(&place.model).join("model.safetensors"),
+        };
+        set_first(&file, &name, f32::NAN);
+        let (model, data, out) = (place.model.as_str(), place.path("nan.jsonl"), place.path("out"));
+        fs::write(&data, "{\"prompt\": \"red\", \"completion\": \"blue\"}\n").unwrap();
+        let with = ["--model", model, "--adapter", &adapter];
+        let fails = |args: &[&str], want: &str| {
+            let ran = lowrank(args);
+            assert_ne!(ran.code, 0, "{args:?}: {}", ran.out);
+            assert!(ran.err.contains(want), "{args:?}: {}", ran.err);
+        };
+        let score = ["eval", "--data", &data, "--json"];
+        fails(&[&score[..], &with].concat(), "nan.jsonl:1");
+        fails(
+            &[&["generate", "--prompt", "red", "--max-new-tokens", "3"][..], &with].concat(),
+            "NaN for the next token",
+        );
+        let beams = ["generate", "--prompt", "red", "--max-new-tokens", "3", "--num-beams", "2"];
+        fails(&[&beams[..], &with].concat(), "NaN for the next token");
+        let metrics = ["eval", "--data", &data, "--metrics", "bleu", "--max-new-tokens", "3"];
+        fails(&[&metrics[..], &with].concat(), "NaN for the next token");
+        let shown = lowrank_ok(&["inspect", if in_adapter { &adapter } else { model }]).out;
+        let line =
+            shown.lines().find(|line| line.starts_with("NaN or infinity in")).expect("the summary says it");
+        assert!(line.contains(&name.replace("base_model.model.", "")), "{line}");
+        if in_adapter {
+            fails(&["dtype", &adapter, "--to", "bf16", "--out", &out], Q);
+            fails(&["diff", &adapter, &adapter], Q);
+            fails(&["resize", &adapter, "--rank", "1", "--out", &out], Q);
+            fails(&["prune", &adapter, "--density", "0.5", "--out", &out], Q);
+            fails(&["compose", "--adapter", &adapter, "--adapter", &adapter, "--out", &out], Q);
+            fails(&["convert", &adapter, "--to", "mlx", "--out", &out], Q);
+            fails(&["inspect", &adapter, "--spectrum"], Q);
+            assert!(!Path::new(&out).exists());
+        }
+    }
+}

@@ -163,7 +163,7 @@ impl<'m> Decoder<'m> {
     pub fn end_choice(&mut self, id: RequestId, choice: usize) {
         let same = |event: &Event| match event {
             Event::Token { choice: of, .. } | Event::Finished { choice: of, .. } => *of == choice,
-            Event::Found(_) => false,
+            Event::Found(_) | Event::NotFinite => false,
         };
         self.events.retain(|(of, event)| *of != id || !same(event));
         if let Some(at) = self.jobs.iter().position(|job| job.id == id) {
@@ -282,6 +282,7 @@ impl<'m> Decoder<'m> {
                         texts[0] = text;
                         *left = 0;
                     }
+                    Event::NotFinite => return Err(Error::NotFinite),
                 }
                 if *left == 0 {
                     let (_, number, texts, _) = going.remove(at);

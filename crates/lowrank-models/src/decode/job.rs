@@ -16,6 +16,8 @@ pub(super) struct Job {
     /// Of each text; none where the only one goes on in the prompt's lane.
     lanes: Vec<Option<Lane>>,
     text: Text,
+    /// Whether a logit was NaN.
+    failed: bool,
 }
 
 /// What is chosen.
@@ -66,7 +68,7 @@ impl Job {
             }),
             Strategy::Search(how) => Text::Search(Search::new(how, limit, &stop_tokens)),
         };
-        Self { id, keep: request.keep, tokens, virtual_tokens, prompt, lanes, text }
+        Self { id, keep: request.keep, tokens, virtual_tokens, prompt, lanes, text, failed: false }
     }
 
     /// Tokens of the prompt that are still to be fed.
@@ -76,10 +78,11 @@ impl Job {
 
     /// Whether nothing goes on.
     pub fn is_done(&self) -> bool {
-        match &self.text {
-            Text::Samples(samples) => samples.choices.iter().all(|choice| choice.ended),
-            Text::Search(search) => search.is_done(),
-        }
+        self.failed
+            || match &self.text {
+                Text::Samples(samples) => samples.choices.iter().all(|choice| choice.ended),
+                Text::Search(search) => search.is_done(),
+            }
     }
 
     /// Makes room for what is fed next: `take` tokens of the prompt, or the newest token of each text.
@@ -121,6 +124,10 @@ impl Job {
 
     /// Goes one token further, given the logits `[rows, V]`.
     pub fn advance(&mut self, logits: &[f32], vocab: usize) -> Vec<Event> {
+        if logits.iter().any(|logit| logit.is_nan()) {
+            (self.failed, self.keep) = (true, false);
+            return vec![Event::NotFinite];
+        }
         let prompt = &self.tokens[self.virtual_tokens..];
         match &mut self.text {
             Text::Samples(samples) => samples.advance(prompt, logits, vocab),

@@ -91,4 +91,6 @@ pub enum Event {
     },
     /// A search ended with this text.
     Found(Decoded),
+    /// The model gave a logit that is NaN: the request is over, without a text.
+    NotFinite,
 }

@@ -56,12 +56,13 @@ impl FileFormat {
 /// Reads an adapter.
 ///
 /// # Errors
-/// If the file is damaged, or holds what the format has no meaning for (named).
+/// If the file is damaged, or holds what the format has no meaning for or no numbers (named).
 pub fn read(path: &Path, format: FileFormat, options: &Options) -> Result<Lora> {
     let lora = (format.read)(path, options)?;
     if lora.pairs.is_empty() {
         return Err(Error::file(path, format!("holds no LoRA pairs of the format {}", format.name)));
     }
+    lora.check_finite(path)?;
     Ok(lora)
 }
 

@@ -126,7 +126,10 @@ fn adapter(dir: &Path) -> Result<(Vec<Value>, Value)> {
             row
         })
         .collect();
-    let summary = json!({
+    let wrong = |(_, param): (_, &lowrank::engine::Param)| {
+        param.values().iter().any(|x| !x.is_finite()).then(|| param.name.clone())
+    };
+    let mut summary = json!({
         "kind": config.peft_type,
         "base_model": config.base_model_name_or_path,
         "r": config.r,
@@ -135,12 +138,21 @@ fn adapter(dir: &Path) -> Result<(Vec<Value>, Value)> {
         "sites": set.layers.len(),
         "parameters": set.params.count(),
     });
+    not_finite(&mut summary, set.params.iter().filter_map(wrong).collect());
     Ok((rows, summary))
+}
+
+/// Names the tensors that hold NaN or infinity, where there are any.
+fn not_finite(summary: &mut Value, names: Vec<String>) {
+    if !names.is_empty() {
+        summary["NaN or infinity in"] = json!(names);
+    }
 }
 
 fn model(path: &str) -> Result<(Vec<Value>, Value)> {
     let session = Session::open(path)?;
     let tensors = &session.base.tensors;
+    let mut wrong = Vec::new();
     let rows = tensors
         .names()
         .map(|name| {
@@ -153,6 +165,9 @@ fn model(path: &str) -> Result<(Vec<Value>, Value)> {
                 tensors.read_rows(name, i..i + 1, &mut row)?;
                 square += norm(&row).powi(2);
             }
+            if !square.is_finite() {
+                wrong.push(name.to_owned());
+            }
             Ok(json!({
                 "tensor": name,
                 "shape": shape.join(" x "),
@@ -164,7 +179,7 @@ fn model(path: &str) -> Result<(Vec<Value>, Value)> {
     let config = &session.base.config;
     let numbers = |name| tensors.shape(name).map_or(0, |s| s.iter().product::<usize>());
     let file: PathBuf = session.base.source.clone();
-    let summary = json!({
+    let mut summary = json!({
         "kind": config["model_type"],
         "source": file,
         "layers": config["num_hidden_layers"],
@@ -178,5 +193,6 @@ fn model(path: &str) -> Result<(Vec<Value>, Value)> {
         "bytes": tensors.byte_len(),
         "sites": session.sites().len(),
     });
+    not_finite(&mut summary, wrong);
     Ok((rows, summary))
 }

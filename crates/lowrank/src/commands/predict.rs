@@ -43,7 +43,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let data = args.input.read(&session, true)?;
     let (adapters, device) = (args.input.adapter(&session)?, session.device());
     let scorer = session.scorer(&adapters, &device)?;
-    let result = evaluate(&scorer, &data.examples, options.batch_size, true);
+    let result = evaluate(&scorer, &data.examples, options.batch_size, true).checked()?;
     let lines = data.examples.iter().zip(&result.predictions).map(|(example, prediction)| {
         let mut line = json!({ "line": example.id.line });
         match task {
@@ -59,7 +59,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         }
         line
     });
-    write(args.out.as_deref(), lines, out)?;
+    write(args.out.as_deref(), lines.map(Ok), out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,7 +70,12 @@ fn embed(args: &Args, session: &Session, batch_size: usize, out: &mut Stdout) ->
     let scorer = session.scorer(&adapters, &device)?;
     let lines = data.examples.batches(batch_size).flat_map(|chunk| {
         let batch = scorer.pack(&chunk.iter().collect::<Vec<_>>(), false, 0);
-        let mut vectors = scorer.embed(&batch).into_iter();
+        let vectors = scorer.embed(&batch);
+        if vectors.iter().flatten().any(|x| !x.is_finite()) {
+            let examples = chunk.iter().map(|example| example.id.to_string()).collect();
+            return vec![Err(lowrank::train::Error::NoNumbers { examples }.into())];
+        }
+        let mut vectors = vectors.into_iter();
         let line = |example: &Example| {
             let first = vectors.next().expect("every text has a vector");
             let mut line = json!({ "line": example.id.line });
@@ -82,7 +87,7 @@ fn embed(args: &Args, session: &Session, batch_size: usize, out: &mut Stdout) ->
             line["embedding"] = json!(first);
             line
         };
-        chunk.iter().map(line).collect::<Vec<_>>()
+        chunk.iter().map(line).map(Ok).collect::<Vec<_>>()
     });
     write(args.out.as_deref(), lines, out)?;
     Ok(ExitCode::SUCCESS)
@@ -101,16 +106,16 @@ fn scores(session: &Session, logits: &[f32]) -> Value {
 }
 
 /// Writes the lines to the file at `path`, or to standard output.
-fn write(path: Option<&Path>, lines: impl Iterator<Item = Value>, out: &mut Stdout) -> Result<()> {
+fn write(path: Option<&Path>, lines: impl Iterator<Item = Result<Value>>, out: &mut Stdout) -> Result<()> {
     let Some(path) = path else {
         for line in lines {
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", line?)?;
         }
         return Ok(());
     };
     let mut file = AtomicFile::create(path)?;
     for line in lines {
-        writeln!(file, "{line}").map_err(IoError::at(path))?;
+        writeln!(file, "{}", line?).map_err(IoError::at(path))?;
     }
     Ok(file.commit()?)
 }
