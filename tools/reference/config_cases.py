@@ -299,6 +299,23 @@ def activations():
     cases.write("activations")
 
 
+def classifiers():
+    """Scores of texts with padding tokens at their end and inside."""
+    cases = Cases()
+    labels = {"id2label": {"0": "a", "1": "b", "2": "c"}}
+    texts = {"plain": [3, 17, 5, 11, 8], "ending": [3, 17, 5, 11, 0, 0], "inside": [3, 0, 17, 0, 5], "all": [0, 0, 0],
+             "first": [0, 3, 5], "eos": [3, 17, 5, 2], "ones": [3, 1, 17, 1, 5, 1]}
+    for family in FAMILIES:
+        for text, ids in texts.items():
+            for pad in (..., None, 0, 2) if family not in ("roberta", "xlm-roberta") else (..., 0):
+                field, drop = ({}, ["pad_token_id"]) if pad is ... else ({"pad_token_id": pad}, [])
+                if family == "phi3" and pad is ...:
+                    continue
+                name = f"{family}: {text}, {'no' if pad is ... else pad}"
+                cases.add(family, name, drop=drop, files=labels, ids=ids, task="sequence", **labels, **field)
+    cases.write("classifiers")
+
+
 def defaults():
     """The defaults of every family's fields."""
     folder = os.path.join(os.path.dirname(__file__), "../../crates/lowrank-models/tests/fixtures")
@@ -313,7 +330,7 @@ def plain(config):
     return {name: value for name, value in declared.items() if isinstance(value, (int, float, str, type(None)))}
 
 
-ALL = {"tied": tied, "rope": rope, "fields": fields, "activations": activations, "defaults": defaults}
+ALL = {"tied": tied, "rope": rope, "fields": fields, "activations": activations, "classifiers": classifiers, "defaults": defaults}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ALL:

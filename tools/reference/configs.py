@@ -17,7 +17,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    logging,
+)
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
@@ -78,14 +84,16 @@ def values(name, shape):
     return out.reshape(shape)
 
 
-def auto(config):
+def auto(config, task="language"):
+    if task == "sequence":
+        return AutoModelForSequenceClassification
     return AutoModelForMaskedLM if config.get("model_type") in ENCODERS else AutoModelForCausalLM
 
 
-def shapes_of(config):
+def shapes_of(config, task="language"):
     """Name and shape of each tensor of the model that a configuration describes."""
     with torch.device("meta"):
-        model = auto(config).from_config(AutoConfig.for_model(**config))
+        model = auto(config, task).from_config(AutoConfig.for_model(**config))
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -112,16 +120,24 @@ def losses(model, ids, encoder):
     return [-picked[t, token].item() for t, token in pairs]
 
 
-def verdict(config, tensors, ids=IDS):
-    """`{"losses": [..]}`, or `{"refuses": why}`."""
+def scores(model, ids):
+    """The scores of a text."""
+    with torch.no_grad():
+        return [float(f"{x:.6g}") for x in model(torch.tensor([ids])).logits[0]]
+
+
+def verdict(config, tensors, ids=IDS, task="language"):
+    """`{"losses": [..]}` or, of a classifier, `{"scores": [..]}`; `{"refuses": why}` where it does not load."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         write(folder, config, tensors)
         try:
-            model, info = auto(config).from_pretrained(
+            model, info = auto(config, task).from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
             )
             if info["missing_keys"]:
                 return {"refuses": f"missing {sorted(info['missing_keys'])}"}
+            if task == "sequence":
+                return {"scores": scores(model.eval(), ids)}
             found = losses(model.eval(), ids, config["model_type"] in ENCODERS)
             return {"losses": found} if np.isfinite(found).all() else {"refuses": "the loss is not finite"}
         except Exception as error:  # whatever it raises, it does not load
@@ -138,21 +154,23 @@ class Cases:
     def __init__(self):
         self.shapes, self.cases = {}, []
 
-    def add(self, family, name, drop=(), without=(), same=None, files=None, **changes):
+    def add(self, family, name, drop=(), without=(), same=None, files=None, ids=IDS, task="language", **changes):
         """A case: the family's small configuration with `changes`, less the fields `drop`. Its file has the tensors of
         the configuration `files` (that of the family, if not given), less `without`; `same` gives tensors the values of
         others."""
         config = {"model_type": family, **FAMILIES[family], **changes}
         config = {field: value for field, value in config.items() if field not in drop}
         files = {field: x for field, x in {**FAMILIES[family], **(files or {})}.items() if x is not ...}
-        shapes = shapes_of({"model_type": family, **files})
+        shapes = shapes_of({"model_type": family, **files}, task)
         key = json.dumps(shapes)
         if key not in self.shapes:
             self.shapes[key] = (len(self.shapes), shapes)
         tensors = {tensor: values((same or {}).get(tensor, tensor), shape)
                    for tensor, shape in shapes.items() if tensor not in without}
         out = {"name": name, "config": config, "tensors": self.shapes[key][0], "without": list(without),
-               "same": same or {}, **verdict(config, tensors)}
+               "same": same or {}, **verdict(config, tensors, ids, task)}
+        if ids is not IDS:
+            out["ids"] = ids
         if "losses" in out:
             out["losses"] = [float(f"{x:.6g}") for x in out["losses"]][KEPT]
         self.cases.append(out)
@@ -167,5 +185,5 @@ class Cases:
         cases = ",\n".join(line(case) for case in self.cases)
         with open(os.path.join(folder, f"{name}.json"), "w") as file:
             file.write(f'{{"ids":{line(IDS)},\n"tensors":[\n{shapes}],\n"cases":[\n{cases}]}}\n')
-        loaded = sum("losses" in case for case in self.cases)
+        loaded = sum("refuses" not in case for case in self.cases)
         print(f"{name}: {len(self.cases)} cases, {loaded} load")

@@ -8,7 +8,6 @@ use lowrank_adapters::{
 use lowrank_engine::{AdamWForm, Device, SavedDtype, SiteKind};
 use lowrank_files::{LoadOptions, Precision, Quantize};
 use lowrank_models::Model;
-use lowrank_models::heads::Reads;
 use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -555,7 +554,7 @@ impl TrainOptions {
         let limit = model.info().position_limit.unwrap_or(usize::MAX).saturating_sub(self.virtual_tokens()?);
         Ok(DataOptions {
             max_seq_len: Some(self.max_seq_len.min(limit)),
-            reads_last: model.info().head_layout.reads == Reads::Last,
+            reads: model.info().head_layout.reads,
             ..self.read_options()?
         })
     }

@@ -37,6 +37,10 @@ struct Case {
     same: BTreeMap<String, String>,
     /// What the loss is at every third token, from the third; absent where transformers refuses.
     losses: Option<Vec<f32>>,
+    /// Of a classifier, the scores of its text.
+    scores: Option<Vec<f32>>,
+    /// The text, if another.
+    ids: Option<Vec<u32>>,
     refuses: Option<String>,
 }
 
@@ -79,14 +83,20 @@ impl Case {
 
 fn open(model: &Path) -> lowrank::Result<Session> {
     let config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
+    if config.get("id2label").is_some() {
+        return open_for(model, Task::Classification);
+    }
     let encoder = ["bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2"];
     let masked = encoder.iter().any(|kind| config["model_type"] == *kind);
-    let task = Some(if masked { Task::Mlm } else { Task::Lm });
-    Session::for_adapter(model.to_str().unwrap(), LoadOptions::default(), None, task, None)
+    open_for(model, if masked { Task::Mlm } else { Task::Lm })
 }
 
-/// `-log p` of each token: of the next one, or in an encoder of the one that stands there.
-fn losses(session: &Session, ids: &[u32]) -> Vec<f32> {
+fn open_for(model: &Path, task: Task) -> lowrank::Result<Session> {
+    Session::for_adapter(model.to_str().unwrap(), LoadOptions::default(), None, Some(task), None)
+}
+
+/// `-log p` of each token: of the next one, or in an encoder of the one that stands there. Of a classifier, its scores.
+fn outputs(session: &Session, ids: &[u32]) -> Vec<f32> {
     let n = ids.len();
     let (positions, lengths): (Vec<u32>, _) = ((0..n as u32).collect(), vec![n as u32; n]);
     let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..n }];
@@ -107,6 +117,9 @@ fn losses(session: &Session, ids: &[u32]) -> Vec<f32> {
     let labels =
         |ids: &[u32]| -> Vec<Label> { (0..).zip(ids).map(|(row, &target)| Label { row, target }).collect() };
     let (head, h, labels) = match session.model.head() {
+        Head::Classes(head) => {
+            return head.scores(&mut tape, &h, &[head.reads.row(ids)]).tensor.to_vec();
+        }
         Head::Language(head) => (head, h, labels(&ids[1..])),
         Head::Masked(head) => {
             let rows: Vec<usize> = (0..n).collect();
@@ -135,9 +148,12 @@ fn check(name: &str, differs: &[Differs]) {
         let folder = folder.path().join(number.to_string());
         case.write(&folder, &tensors[case.tensors]);
         let name = &case.name;
-        match (open(&folder), &case.losses) {
+        match (open(&folder), case.losses.as_ref().or(case.scores.as_ref())) {
             (Ok(session), Some(want)) => {
-                let got: Vec<f32> = losses(&session, &ids).into_iter().skip(2).step_by(3).collect();
+                let mut got = outputs(&session, case.ids.as_ref().unwrap_or(&ids));
+                if case.losses.is_some() {
+                    got = got.into_iter().skip(2).step_by(3).collect();
+                }
                 let near = |(got, want): (&f32, &f32)| (got - want).abs() < 1e-4;
                 if got.len() != want.len() || !got.iter().zip(want).all(near) {
                     wrong.push(format!("{name}: {got:?}, not {want:?}"));
@@ -198,4 +214,11 @@ fn fields() {
 fn activations() {
     // It has no place in a model's layers.
     check("activations", &[|_, name| name.ends_with("sqrtsoftplus")]);
+}
+
+/// Scores of texts with padding tokens at their end and inside: decoders read the last that is none, and RoBERTa's
+/// positions pass over them.
+#[test]
+fn classifiers() {
+    check("classifiers", &[]);
 }

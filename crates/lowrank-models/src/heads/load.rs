@@ -42,7 +42,10 @@ pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box
     };
     let name = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let none = |what: &str| Err(Error::Config(format!("a model of type {name} has no {what}")));
-    let layout = model.info().head_layout;
+    let mut layout = model.info().head_layout;
+    if let Reads::Last(padding) = &mut layout.reads {
+        *padding = config.get("pad_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+    }
     let mut new =
         NewLayers { loader: Loader::continued(tensors, model.sites().to_vec()), config, fresh: vec![] };
     let d = model.info().width;
@@ -80,7 +83,7 @@ pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box
             site.path = site.path.strip_prefix(&prefix).unwrap_or(&site.path).to_owned();
         }
     }
-    let info = ModelInfo { sites, new_layers, ..model.info().clone() };
+    let info = ModelInfo { sites, new_layers, head_layout: layout, ..model.info().clone() };
     Ok(Box::new(WithHead { model, head, info }))
 }
 

@@ -49,14 +49,26 @@ impl Head {
 }
 
 /// Which rows a classification head reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reads {
     /// The first of a text (`[CLS]`, `<s>`).
+    #[default]
     First,
-    /// The last of a text: the only one that has seen all of it in a decoder.
-    Last,
+    /// The last of a text, the only one that has seen all of it in a decoder, that is not the padding token
+    /// (`pad_token_id` of `config.json`), where there is one.
+    Last(Option<u32>),
     /// Every labelled row: token classification.
     Each,
+}
+
+impl Reads {
+    /// The row of a text that speaks for it; the first where all are padding tokens, as in transformers.
+    pub fn row(self, tokens: &[u32]) -> usize {
+        match self {
+            Self::First | Self::Each => 0,
+            Self::Last(padding) => tokens.iter().rposition(|token| Some(*token) != padding).unwrap_or(0),
+        }
+    }
 }
 
 /// Scores of classes from hidden states: linear layers with activations between.
@@ -141,7 +153,7 @@ pub struct MaskedLayout {
 impl HeadLayout {
     /// Of decoders: `score`, without bias, on the last token.
     pub const DECODER: Self = Self {
-        reads: Reads::Last,
+        reads: Reads::Last(None),
         dense: None,
         output: "score",
         token_output: "score",

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowrank_engine::Label;
+use lowrank_models::heads::Reads;
 use lowrank_models::{Conversation, Texts};
 use serde::{Deserialize, Serialize};
 
@@ -233,8 +234,8 @@ pub struct DataOptions {
     pub pair_column: Option<String>,
     /// The column (or JSON key) of the label.
     pub label_column: Option<String>,
-    /// Whether a text's last token speaks for it, not the first.
-    pub reads_last: bool,
+    /// Which row speaks for a text.
+    pub reads: Reads,
     /// Labels may be missing: the examples are for prediction.
     pub unlabelled: bool,
 }

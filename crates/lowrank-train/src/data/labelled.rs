@@ -122,7 +122,7 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
         return Ok(Encoded::Kept { example, truncated, empty: false });
     }
     let texts = texts(first, second)?;
-    let row = if options.reads_last { texts.ids.len() as u32 - 1 } else { 0 };
+    let row = options.reads.row(&texts.ids) as u32;
     let label = columns.label.as_deref().map(|name| fields.label(name)).transpose()?;
     let target = match (options.task, label) {
         (Task::Mlm, _) => Target::Masked,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use lowrank_models::heads::Reads;
+
 use super::*;
 
 struct Bytes;
@@ -379,4 +381,25 @@ fn order_survives_chunks_and_long_lines() {
     }
     assert_eq!(data.report.longest, CHUNK_BYTES + 4);
     assert_eq!(data.examples.get(lines + 1).tokens.len(), 4);
+}
+
+#[test]
+fn a_text_is_read_at_its_last_token_that_is_no_padding() {
+    let read = |text: &str, reads: Reads| -> Vec<(u32, u32)> {
+        let row = serde_json::json!({"text": text, "label": "y"});
+        let file = case("a.jsonl", row.to_string()).with(|o| {
+            (o.task, o.reads) = (Task::Classification, reads);
+            o.labels = vec!["x".into(), "y".into()];
+        });
+        match file.load().unwrap().examples.get(0).target {
+            Target::Classes(labels) => labels.iter().map(|label| (label.row, label.target)).collect(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let last = Reads::Last(Some(u32::from(b'.')));
+    for (text, row) in [("abc", 2), ("ab..", 1), (".a.b.", 3), ("...", 0), (".", 0)] {
+        assert_eq!(read(text, last), [(row, 1)], "{text}");
+        assert_eq!(read(text, Reads::Last(None)), [(text.len() as u32 - 1, 1)], "{text}");
+        assert_eq!(read(text, Reads::First), [(0, 1)], "{text}");
+    }
 }
