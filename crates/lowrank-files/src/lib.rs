@@ -4,7 +4,8 @@
 //!   held in memory (as stored, quantised, as BF16, streamed).
 //! * [`Gguf`] is an open GGUF file (metadata and tensors), [`GgufWriter`] writes one.
 //! * [`write_pytorch`] writes what `torch.load` reads.
-//! * [`AtomicFile`] and [`write_atomic`] write a file that appears only when it is whole.
+//! * [`AtomicFile`] and [`write_atomic`] write a file that appears only when it is whole, [`Staged`] a folder;
+//!   [`check_output`] refuses to write over an input, and [`FolderLock`] is held by who writes to a folder.
 //! * [`folder`] knows how a Hugging Face folder lays out its weights.
 //!
 //! Nothing in a file is believed before it is checked: sizes, offsets and overlaps are compared with the file, and every
@@ -30,7 +31,9 @@ mod error;
 mod gguf;
 mod json;
 mod load_options;
+mod lock;
 mod nearest;
+mod outputs;
 mod planned;
 mod pytorch;
 mod safetensors;
@@ -43,6 +46,8 @@ pub use error::{Error, IoError, Result, shown};
 pub use gguf::{Gguf, GgufNames, GgufWriter, ROPE_FACTORS, Strings, TensorPlan, is_gguf, round_f32};
 pub use json::{read_json, read_limited, read_object, read_optional_object};
 pub use load_options::{LoadOptions, Precision, Quantize, Role};
+pub use lock::FolderLock;
 pub use nearest::{nearest, unknown};
+pub use outputs::{Staged, check_output, is_inside, is_same_file};
 pub use pytorch::{PytorchTensor, write_pytorch};
 pub use tensors::Tensors;

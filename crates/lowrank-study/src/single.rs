@@ -237,7 +237,7 @@ mod tests {
             samples: vec![Sample { prompt: "<b>".into(), completion: "it & that".into() }],
         };
         let dir = tempfile::tempdir().unwrap();
-        let written = single_report(&[run("a"), run("b")]).write(dir.path()).unwrap();
+        let written = single_report(&[run("a"), run("b")]).write(dir.path(), false).unwrap();
         let html = std::fs::read_to_string(&written.html).unwrap();
         assert!(html.contains("&lt;b&gt;") && html.contains("it &amp; that"));
         assert_eq!(html.matches("<figure").count(), 6 + 2);

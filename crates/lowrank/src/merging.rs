@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lowrank_adapters::{AdaptedSite, AdapterSet, BaseWeights};
 use lowrank_engine::{
     ActiveAdapters, Format, Params, Record, RowOrder, Scope, Segment, Site, SiteId, SiteKind, Tape,
     WeightRef, kernels,
 };
+use lowrank_files::Staged;
 use lowrank_models::{Changes, save_folder_with, save_gguf};
 use lowrank_models::{Head, Sequence, TokenBatch};
 use lowrank_train::Task;
@@ -471,11 +472,11 @@ pub fn merge_checked(
     check: Option<&MergeCheck>,
 ) -> Result<Merged> {
     let (MergeTarget::Folder(format) | MergeTarget::Gguf(format)) = target;
-    let staging = Staging::beside(out)?;
-    let losses = merge(session, adapters, &staging.path, target)?;
+    let staged = Staged::beside(out)?;
+    let losses = merge(session, adapters, staged.path(), target)?;
     let verified = check
         .map(|check| {
-            let merged = session.merged(&staging.path)?;
+            let merged = session.merged(staged.path())?;
             let verified = verify_merge(session, adapters, &merged, &session.prompt(&check.probe)?)?;
             match verified.fault(format, check.tolerance) {
                 Some(fault) => Err(Error::Failed(format!("{fault}; nothing was written"))),
@@ -483,34 +484,9 @@ pub fn merge_checked(
             }
         })
         .transpose()?;
-    staging.keep(out)?;
+    staged.keep()?;
     let warning = verified.as_ref().and_then(|verified| verified.warning(format));
     Ok(Merged { losses, verified, warning })
-}
-
-/// A place beside an output where it is made, and which goes with everything in it unless it is kept.
-struct Staging {
-    folder: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Staging {
-    fn beside(out: &Path) -> Result<Self> {
-        let name = out.file_name().ok_or_else(|| Error::Usage(format!("{} names no file", out.display())))?;
-        let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        let folder =
-            tempfile::Builder::new().prefix(".lowrank-").tempdir_in(parent).map_err(Error::io(parent))?;
-        Ok(Self { path: folder.path().join(name), folder })
-    }
-
-    /// Moves what was made to `out`; what is there goes.
-    fn keep(self, out: &Path) -> Result<()> {
-        if out.exists() {
-            std::fs::rename(out, self.folder.path().join("replaced")).map_err(Error::io(out))?;
-        }
-        std::fs::rename(&self.path, out).map_err(Error::io(out))
-    }
 }
 
 /// The larger of two, or NaN where one is.

@@ -178,6 +178,14 @@ fn runs_are_reported_with_curves_spectra_and_samples() {
     assert!(
         html.contains("Training loss.") && html.contains("effective rank") && html.contains("Samples of run")
     );
+    // Written again over itself, and over other files only where that was asked for.
+    lowrank_ok(&["report", &out, "--out", &report]);
+    fs::write(place.path("report/report.html"), "mine").unwrap();
+    let ran = lowrank(&["report", &out, "--out", &report]);
+    assert!(ran.code == 2 && ran.err.contains("is there already"), "{}", ran.err);
+    assert_eq!(fs::read(place.path("report/report.html")).unwrap(), b"mine");
+    lowrank_ok(&["report", &out, "--out", &report, "--force"]);
+
     fs::create_dir(place.path("empty")).unwrap();
     let ran = lowrank(&["report", &text(place.path("empty"))]);
     assert_eq!(ran.code, 2);

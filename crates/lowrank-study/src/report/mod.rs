@@ -19,6 +19,9 @@ pub use table::{Cell, Table};
 
 use crate::error::{Error, Result};
 
+/// What every page says, by which it is known again.
+const MADE_BY: &str = "Made by lowrank";
+
 /// What [`Report::write`] wrote.
 #[derive(Clone, Debug)]
 pub struct Written {
@@ -35,9 +38,19 @@ impl Report {
     /// PNG and each figure's and table's numbers as CSV.
     ///
     /// # Errors
-    /// Where a file cannot be written or a figure cannot be drawn.
-    pub fn write(&self, dir: &Path) -> Result<Written> {
+    /// Where a file cannot be written or a figure cannot be drawn, or where such files are there that are of no report and not
+    /// to be replaced (`force`).
+    pub fn write(&self, dir: &Path, force: bool) -> Result<Written> {
         let (figures, data) = (dir.join("figures"), dir.join("data"));
+        let page = dir.join("report.html");
+        let ours = fs::read_to_string(&page).is_ok_and(|text| text.contains(MADE_BY));
+        if !ours && !force {
+            let there = [page, dir.join("report.md"), figures.clone(), data.clone()];
+            if let Some(path) = there.into_iter().find(|path| path.exists()) {
+                let what = "is there already and of no report: choose another `out`";
+                return Err(Error::file(&path, what));
+            }
+        }
         for folder in [&figures, &data] {
             fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }

@@ -46,7 +46,6 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 }
 
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    args.output.check()?;
     let by_frequency = match args.majority_sign_method.as_str() {
         "total" => false,
         "frequency" => true,
@@ -63,16 +62,18 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         by_frequency,
         seed: args.seed,
     };
+    let weighted = |text: &String| match text.rsplit_once('=') {
+        Some((path, weight)) => {
+            let wrong = || Error::Usage(format!("`adapter` {text:?}: {weight:?} is not a number"));
+            Ok((PathBuf::from(path), weight.parse().map_err(|_| wrong())?))
+        }
+        None => Ok((PathBuf::from(text), 1.0)),
+    };
+    let paths = args.adapter.iter().map(weighted).collect::<Result<Vec<(PathBuf, f64)>>>()?;
+    args.output.check(&paths.iter().map(|(path, _)| path.as_path()).collect::<Vec<_>>())?;
     let mut adapters: Vec<(Lora, f64)> = Vec::new();
-    for text in &args.adapter {
-        let (path, weight) = match text.rsplit_once('=') {
-            Some((path, weight)) => {
-                let wrong = || Error::Usage(format!("`adapter` {text:?}: {weight:?} is not a number"));
-                (PathBuf::from(path), weight.parse().map_err(|_| wrong())?)
-            }
-            None => (PathBuf::from(text), 1.0),
-        };
-        adapters.push((read(&path, None, &args.hints)?.0, weight));
+    for (path, weight) in &paths {
+        adapters.push((read(path, None, &args.hints)?.0, *weight));
     }
     let list: Vec<(&Lora, f64)> = adapters.iter().map(|(lora, weight)| (lora, *weight)).collect();
     let result = compose(&list, &how)?;

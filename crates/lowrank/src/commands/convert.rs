@@ -30,13 +30,16 @@ pub struct Args {
 
 /// Converts.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    args.output.check()?;
+    args.output.check(&[&args.adapter])?;
     let to = FileFormat::parse(&args.to)?;
     let (mut lora, from) = read(&args.adapter, args.from.as_deref(), &args.hints)?;
     if let Some(name) = &args.dtype {
         resize::lora_to_dtype(&mut lora, dtype(name)?)?;
     }
-    formats::write(&lora, &args.output.out, to, &args.hints.options())?;
+    args.output.write(|out| {
+        formats::write(&lora, out, to, &args.hints.options())?;
+        Ok(())
+    })?;
     writeln!(
         out,
         "converted {} layers ({} parameters) from {} to {}: {}",

@@ -24,11 +24,11 @@ pub struct Args {
 
 /// Writes it in another number type.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    args.output.check()?;
+    args.output.check(&[&args.adapter])?;
     let to = dtype(&args.to)?;
     let (config, mut tensors) = peft::read_raw(&args.adapter)?;
     let change = to_dtype(&mut tensors, to)?;
-    peft::write_raw(&args.output.out, &config, &tensors)?;
+    args.output.write(|out| Ok(peft::write_raw(out, &config, &tensors)?))?;
     writeln!(out, "{} tensors in {}; values changed by at most {change:.1e}", tensors.len(), to.name())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -29,7 +29,9 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let options = args.input.options()?;
     if args.texts.wanted() {
-        return args.texts.generate_and_score(&options, args.json, out, || args.input.open());
+        return args
+            .texts
+            .generate_and_score(&options, args.json, out, &args.input.inputs()?, || args.input.open());
     }
     let session = args.input.session()?;
     let data = args.input.read(&session, false)?;

@@ -1,5 +1,6 @@
 //! `lowrank extract`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use lowrank::adapters::Targets;
@@ -46,7 +47,7 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 }
 
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    args.output.check()?;
+    args.output.check(&[Path::new(&args.model), Path::new(&args.tuned)])?;
     let how =
         Extract { rule: args.rule.rule()?, max_rank: args.max_rank, exact: args.exact, seed: args.seed };
     let target_modules = Targets::parse(&args.target_modules);

@@ -10,7 +10,7 @@ use lowrank::{Result, Session};
 use serde_json::{Value, json};
 
 use super::Stdout;
-use super::flags::adapter_files::{Hints, read, table};
+use super::flags::adapter_files::{Hints, Replace, read, table};
 
 /// Show the contents of a model or an adapter.
 #[derive(clap::Args)]
@@ -27,12 +27,15 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     #[command(flatten)]
+    replace: Replace,
+    #[command(flatten)]
     hints: Hints,
 }
 
 /// Inspects.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let path = Path::new(&args.path);
+    args.replace.check(args.html.as_deref(), &[path])?;
     let known = |format| format != formats::peft::FORMAT;
     if args.spectrum || args.html.is_some() || (path.exists() && FileFormat::detect(path).is_ok_and(known)) {
         return spectrum(args, out);

@@ -1,9 +1,10 @@
 //! `lowrank merge`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lowrank::{Error, Loss, MergeCheck, MergeTarget, Merged, Result, Session, merge_checked, unmerge};
+use lowrank::files::{Staged, check_output};
+use lowrank::{Loss, MergeCheck, MergeTarget, Merged, Result, Session, merge_checked, unmerge};
 
 use super::Stdout;
 
@@ -51,14 +52,16 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 }
 
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    if args.out.exists() && !args.force {
-        return Err(Error::Usage(format!("{} exists; use `force` to replace it", args.out.display())));
-    }
+    let mut inputs = vec![Path::new(&args.model)];
+    inputs.extend(args.adapter.iter().map(|(dir, _)| dir.as_path()));
+    check_output(&args.out, &inputs, args.force)?;
     let session = Session::for_adapters(&args.model, &args.adapter, args.chat_template.as_deref())?;
     let adapters = session.adapters(&args.adapter)?;
     let target = MergeTarget::choose(&session, &args.out, args.dtype.as_deref())?;
     if args.unmerge {
-        unmerge(&session, &adapters, &args.out, target)?;
+        let staged = Staged::beside(&args.out)?;
+        unmerge(&session, &adapters, staged.path(), target)?;
+        staged.keep()?;
         writeln!(
             out,
             "took the adapter out of {} layers into {}",

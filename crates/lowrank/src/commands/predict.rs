@@ -10,6 +10,7 @@ use lowrank::{Error, Result, Session};
 use serde_json::{Value, json};
 
 use super::Stdout;
+use super::flags::adapter_files::Replace;
 use super::flags::scoring::ScoringFlags;
 
 /// Predict labels or values, or compute embeddings, one JSON line each.
@@ -20,6 +21,8 @@ pub struct Args {
     /// File to write, one JSON object a line [default: standard output]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    replace: Replace,
 }
 
 /// Predicts the labels of a file, which need not have any, or gives the vectors of its texts.
@@ -29,6 +32,8 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let options = args.input.options()?;
+    let inputs = args.input.inputs()?;
+    args.replace.check(args.out.as_deref(), &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let session = args.input.session()?;
     let task = session.task.task;
     if task == Task::Embedding {

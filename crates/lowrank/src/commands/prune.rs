@@ -31,7 +31,7 @@ pub struct Args {
 
 /// Prunes.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    args.output.check()?;
+    args.output.check(&[&args.adapter])?;
     let drop = args.drop.as_deref().map(regex).transpose()?;
     if args.density.is_none() && args.min_norm.is_none() && drop.is_none() {
         return Err(Error::Usage("nothing to prune: give `density`, `min_norm` or `drop`".into()));

@@ -27,11 +27,11 @@ pub struct Args {
 
 /// Renames.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    args.output.check()?;
+    args.output.check(&[&args.adapter])?;
     let from = regex(&args.replace)?;
     let (mut config, mut tensors) = peft::read_raw(&args.adapter)?;
     let changed = rename(&mut config, &mut tensors, &from, &args.with)?;
-    peft::write_raw(&args.output.out, &config, &tensors)?;
+    args.output.write(|out| Ok(peft::write_raw(out, &config, &tensors)?))?;
     writeln!(out, "renamed {changed} of {} tensors", tensors.len())?;
     Ok(ExitCode::SUCCESS)
 }

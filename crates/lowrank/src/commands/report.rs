@@ -30,6 +30,9 @@ pub struct Args {
     /// Folder for the report
     #[arg(long, value_name = "DIR", default_value = "report")]
     out: PathBuf,
+    /// Replace files in --out that are of no report
+    #[arg(long)]
+    force: bool,
 }
 
 /// Writes one report of all runs.
@@ -41,7 +44,7 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
             run.samples = super::on_threads(None, || samples(&session, dir, args))?;
         }
     }
-    let written = single_report(&runs).write(&args.out)?;
+    let written = single_report(&runs).write(&args.out, args.force)?;
     say_written(&written);
     Ok(ExitCode::SUCCESS)
 }

@@ -35,7 +35,7 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 }
 
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    args.output.check()?;
+    args.output.check(&[&args.adapter])?;
     let rule = args.rule.rule()?;
     let (lora, _) = read(&args.adapter, None, &args.hints)?;
     let (smaller, report) = resize(&lora, rule, args.max_rank)?;

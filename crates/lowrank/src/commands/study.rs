@@ -40,7 +40,7 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let written = super::on_threads(args.threads, || {
         let report =
             lowrank_study::study_report(&spec, &runs, &session.base, &*session.model, &session.device())?;
-        Ok(report.write(&spec.out)?)
+        Ok(report.write(&spec.out, false)?)
     })?;
     super::report::say_written(&written);
     Ok(match outcome {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank::files::unknown;
+use lowrank::files::{Staged, check_output, unknown};
 use lowrank::tools::{self, FileFormat, Lora, Options, formats};
 use lowrank::{Error, Result};
 use serde_json::Value;
@@ -50,12 +50,31 @@ pub struct Output {
 }
 
 impl Output {
-    /// Refuses to overwrite.
-    pub fn check(&self) -> Result<()> {
-        if self.out.exists() && !self.force {
-            return Err(Error::Usage(format!("{} exists; use `force` to replace it", self.out.display())));
-        }
-        Ok(())
+    /// Refuses to write over one of the inputs, or over what is there where that was not asked for.
+    pub fn check(&self, inputs: &[&Path]) -> Result<()> {
+        Ok(check_output(&self.out, inputs, self.force)?)
+    }
+
+    /// What `write` makes, whole or not at all.
+    pub fn write(&self, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let staged = Staged::beside(&self.out)?;
+        write(staged.path())?;
+        Ok(staged.keep()?)
+    }
+}
+
+/// Where a file goes.
+#[derive(clap::Args)]
+pub struct Replace {
+    /// Replace the file that is written, if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+impl Replace {
+    /// The same check for `output`, where there is one.
+    pub fn check(&self, output: Option<&Path>, inputs: &[&Path]) -> Result<()> {
+        output.map_or(Ok(()), |output| Ok(check_output(output, inputs, self.force)?))
     }
 }
 
@@ -70,8 +89,10 @@ pub fn read(path: &Path, from: Option<&str>, hints: &Hints) -> Result<(Lora, Fil
 
 /// Writes PEFT's folder.
 pub fn write_peft(lora: &Lora, output: &Output, options: &Options) -> Result<()> {
-    formats::write(lora, &output.out, formats::peft::FORMAT, options)?;
-    Ok(())
+    output.write(|out| {
+        formats::write(lora, out, formats::peft::FORMAT, options)?;
+        Ok(())
+    })
 }
 
 /// A number type of a plain tensor.

@@ -19,6 +19,13 @@ pub struct ScoringFlags {
 }
 
 impl ScoringFlags {
+    /// The files and folders that they name.
+    pub fn inputs(&self) -> Result<Vec<PathBuf>> {
+        let options = self.options()?;
+        let named = [options.chat_template.map(PathBuf::from), self.adapter.clone()];
+        Ok([options.data, options.model.into()].into_iter().chain(named.into_iter().flatten()).collect())
+    }
+
     /// The options that the flags give.
     pub fn options(&self) -> Result<TrainOptions> {
         Ok(TrainOptions { init_adapter: self.adapter.clone(), ..self.options.options()? })

@@ -12,6 +12,7 @@ use lowrank::{
 };
 use serde_json::{Map, Value, json};
 
+use super::adapter_files::Replace;
 use super::search::SearchFlags;
 use crate::commands::Stdout;
 
@@ -24,6 +25,8 @@ pub struct TextFlags {
     /// Write the generated texts to this file: one a line, or .jsonl
     #[arg(long, value_name = "FILE", help_heading = "Generated texts", hide_short_help = true)]
     predictions: Option<PathBuf>,
+    #[command(flatten)]
+    replace: Replace,
     /// Score the texts in this file (one a line, or .jsonl) and generate none
     #[arg(long, value_name = "FILE", requires = "metrics", conflicts_with = "predictions")]
     #[arg(help_heading = "Generated texts", hide_short_help = true)]
@@ -53,8 +56,11 @@ impl TextFlags {
         options: &TrainOptions,
         json: bool,
         out: &mut Stdout,
+        inputs: &[PathBuf],
         open: impl FnOnce() -> Result<(Session, AdapterSet)>,
     ) -> Result<ExitCode> {
+        self.replace
+            .check(self.predictions.as_deref(), &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
         let mut groups = read_groups(&options.data, &options.read_options()?)?;
         groups.truncate(self.max_prompts.unwrap_or(usize::MAX));
         if groups.is_empty() {
