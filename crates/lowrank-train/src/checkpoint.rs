@@ -2,7 +2,8 @@
 //!
 //! `DIR/checkpoints/last` and `DIR/checkpoints/best` are adapter folders that PEFT can load, with the
 //! optimiser's moments (`optimizer.safetensors`) and the run's place (`trainer_state.json`) beside.
-//! A checkpoint is written under another name and moved into place, so one of them is always whole.
+//! A checkpoint is written as `last.new` and takes the place of `last`, which becomes `last.old`; what is removed is
+//! renamed first. So one of the three is whole at every moment, and the newest of them counts.
 
 use std::collections::HashMap;
 use std::fs;
@@ -75,12 +76,61 @@ impl RunState {
     }
 }
 
+/// The folder of a run's checkpoints.
+pub const FOLDER: &str = "checkpoints";
+
 /// The folder of checkpoint `name` (`last` or `best`) of a run.
 pub fn checkpoint_dir(run: &Path, name: &str) -> PathBuf {
-    run.join("checkpoints").join(name)
+    run.join(FOLDER).join(name)
 }
 
-/// Writes checkpoint `name` of the run in `run`.
+/// The state of the checkpoint in `dir`, which is there if the checkpoint is whole: it is written last.
+fn state_of(dir: &Path) -> Option<RunState> {
+    serde_json::from_slice(&fs::read(dir.join(STATE_FILE)).ok()?).ok()
+}
+
+/// The newest whole checkpoint `name` of a run, under whichever name it is: a process may have been killed while it
+/// exchanged them.
+fn newest(run: &Path, name: &str) -> Option<(PathBuf, RunState)> {
+    let target = checkpoint_dir(run, name);
+    let places = [target.with_extension("old"), target.with_extension("new"), target];
+    let whole = places.into_iter().filter_map(|dir| state_of(&dir).map(|state| (dir, state)));
+    whole.max_by_key(|(_, state)| state.step)
+}
+
+/// Whether there is a checkpoint to resume from.
+pub fn exists(run: &Path) -> bool {
+    newest(run, "last").is_some()
+}
+
+/// Gives the newest checkpoints of a run their names, and removes what was never finished. Only for the process that has the
+/// run's lock.
+///
+/// # Errors
+/// Where a folder cannot be moved.
+pub fn settle(run: &Path) -> Result<(), Error> {
+    for name in ["last", "best"] {
+        let target = checkpoint_dir(run, name);
+        let (fresh, former) = (target.with_extension("new"), target.with_extension("old"));
+        let Some((best, _)) = newest(run, name) else { continue };
+        if best != target {
+            // What stands there is older, or was never whole.
+            match state_of(&target) {
+                Some(_) if best == fresh => {
+                    remove(&former)?;
+                    rename(&target, &former)?;
+                }
+                _ => remove(&target)?,
+            }
+            rename(&best, &target)?;
+        }
+        remove(&fresh)?;
+    }
+    Ok(())
+}
+
+/// Writes checkpoint `name` of the run in `run`. At every moment one is whole: the former one keeps its name until the new one
+/// is, and then stays beside it until [`confirm`].
 ///
 /// # Errors
 /// Where the folder cannot be written; the former checkpoint is still there then.
@@ -92,26 +142,55 @@ pub fn save(
     state: &RunState,
 ) -> Result<(), Error> {
     let target = checkpoint_dir(run, name);
-    let fresh = target.with_extension("new");
-    let former = target.with_extension("old");
+    let (fresh, former) = (target.with_extension("new"), target.with_extension("old"));
     remove(&fresh)?;
     adapters.save(&fresh)?;
     write_optimizer(&fresh.join(OPTIMIZER_FILE), adapters, optimizer)?;
     let state = serde_json::to_vec_pretty(state).expect("plain data");
     write_atomic(&fresh.join(STATE_FILE), &state).map_err(lowrank_adapters::Error::from)?;
-    remove(&former)?;
     if target.exists() {
-        fs::rename(&target, &former).map_err(Error::io(&target))?;
+        remove(&former)?;
+        rename(&target, &former)?;
     }
-    fs::rename(&fresh, &target).map_err(Error::io(&target))?;
-    remove(&former)
+    rename(&fresh, &target)
 }
 
+/// Removes the checkpoint before the last one: the last one is good.
+///
+/// # Errors
+/// Where it cannot be removed.
+pub fn confirm(run: &Path, name: &str) -> Result<(), Error> {
+    remove(&checkpoint_dir(run, name).with_extension("old"))
+}
+
+/// Goes back to the checkpoint before the last one, if there is one: the last one is not good. Gives its step.
+///
+/// # Errors
+/// Where a folder cannot be moved.
+pub fn roll_back(run: &Path, name: &str) -> Result<Option<u64>, Error> {
+    let target = checkpoint_dir(run, name);
+    let former = target.with_extension("old");
+    let Some(state) = state_of(&former) else { return Ok(None) };
+    remove(&target)?;
+    rename(&former, &target)?;
+    Ok(Some(state.step))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(Error::io(from))
+}
+
+/// Removes a folder, under another name first: half of one is never taken for a checkpoint.
 fn remove(dir: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(dir) {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let gone = dir.with_file_name(format!("{name}.gone"));
+    let absent = |result: std::io::Result<()>| match result {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(e)),
         _ => Ok(()),
-    }
+    };
+    absent(fs::remove_dir_all(&gone))?;
+    absent(fs::rename(dir, &gone))?;
+    absent(fs::remove_dir_all(&gone))
 }
 
 /// What the names of an adapter's own values begin with in the optimiser's file, and those of its training hook.
@@ -168,20 +247,13 @@ pub fn load(
     weight_decay: f64,
     prepare: impl FnOnce(&mut AdapterSet) -> Result<(), lowrank_adapters::Error>,
 ) -> Result<(AdapterSet, AdamW, RunState), Error> {
-    let last = checkpoint_dir(run, "last");
-    let found =
-        [&last, &last.with_extension("old")].into_iter().find(|d| d.join(STATE_FILE).exists()).cloned();
-    let dir = found.ok_or_else(|| Error::NoCheckpoint { run: run.to_owned() })?;
+    let (dir, state) = newest(run, "last").ok_or_else(|| Error::NoCheckpoint { run: run.to_owned() })?;
     let optimizer_path = dir.join(OPTIMIZER_FILE);
     let bytes = fs::read(&optimizer_path).map_err(Error::io(&optimizer_path))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::Checkpoint { path: optimizer_path.clone(), what: e.to_string() })?;
     let mut adapters = AdapterSet::resume(&dir, sites, training_state(&optimizer_path, &bytes, &file)?)?;
     prepare(&mut adapters)?;
-    let path = dir.join(STATE_FILE);
-    let text = fs::read(&path).map_err(Error::io(&path))?;
-    let state: RunState = serde_json::from_slice(&text)
-        .map_err(|e| Error::Checkpoint { path: path.clone(), what: e.to_string() })?;
     let mut optimizer = AdamW::new(&adapters.params, weight_decay);
     optimizer.step = state.step;
     read_moments(&optimizer_path, &file, &adapters, &mut optimizer)?;

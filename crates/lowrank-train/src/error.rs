@@ -1,3 +1,4 @@
+use std::fmt;
 use std::path::PathBuf;
 
 /// What can go wrong between a data file and a trained adapter.
@@ -29,20 +30,18 @@ pub enum Error {
     #[error("{0}")]
     Options(String),
     /// A loss or gradient that is no number any more.
+    #[error(transparent)]
+    NotFinite(Box<NotFinite>),
+    /// A value of the adapter that is no number any more.
     #[error(
-        "step {step}: the loss is {loss} and the gradient norm {grad_norm}; the last checkpoint is as it was. \
-         The examples of this step: {}. Lower `learning_rate` or set `max_grad_norm`",
-        examples.join(", ")
+        "step {step}: {name} is not finite any more, so it is not saved; the last checkpoint is as it was. Lower \
+         `learning_rate` or set `max_grad_norm`"
     )]
-    NotFinite {
-        /// Optimiser step, from 1.
+    NotFiniteParameter {
+        /// Optimiser steps done.
         step: u64,
-        /// Mean loss of the step.
-        loss: f64,
-        /// L2 norm of its gradient.
-        grad_norm: f64,
-        /// What it saw.
-        examples: Vec<String>,
+        /// The parameter's name.
+        name: String,
     },
     /// A model that gives no numbers for examples that were to be scored.
     #[error(
@@ -73,10 +72,71 @@ pub enum Error {
     Adapter(#[from] lowrank_adapters::Error),
 }
 
+/// A loss or gradient that is no number any more, and what became of the run.
+#[derive(Debug, thiserror::Error)]
+pub struct NotFinite {
+    /// Optimiser step, from 1.
+    pub step: u64,
+    /// Mean loss of the step.
+    pub loss: f64,
+    /// L2 norm of its gradient.
+    pub grad_norm: f64,
+    /// What it saw.
+    pub examples: Vec<String>,
+    /// What is left to go on from.
+    pub checkpoint: Kept,
+    /// The tensor that made it so, where it is not the training.
+    pub cause: Option<String>,
+}
+
+/// What is left to go on from after a step that gave no finite loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// No checkpoint was written.
+    NoCheckpoint,
+    /// The last checkpoint, with which finite losses were computed.
+    Last,
+    /// The last checkpoint gave no finite loss; that of this step took its place.
+    Former(u64),
+    /// The last checkpoint gave no finite loss, and there is none before it.
+    None,
+}
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step, loss, grad_norm, examples, checkpoint, cause } = self;
+        write!(f, "step {step}: the loss is {loss} and the gradient norm {grad_norm}")?;
+        match checkpoint {
+            Kept::NoCheckpoint => {}
+            Kept::Last => f.write_str("; the last checkpoint is as it was")?,
+            Kept::Former(step) => {
+                write!(f, "; the last checkpoint leads here, so that of step {step} is the last one now")?;
+            }
+            Kept::None => f.write_str("; the only checkpoint leads here: use `force` to start again")?,
+        }
+        write!(f, ". The examples of this step: {}. ", examples.join(", "))?;
+        match cause {
+            Some(cause) => f.write_str(cause),
+            None => {
+                f.write_str("Lower `learning_rate` or set `max_grad_norm`")?;
+                match checkpoint {
+                    Kept::Last | Kept::Former(_) => {
+                        f.write_str(", in a run that starts from the checkpoint (`init_adapter`)")
+                    }
+                    Kept::None | Kept::NoCheckpoint => Ok(()),
+                }
+            }
+        }
+    }
+}
+
 impl Error {
     /// Whether the cause is what the user gave, and not what happened on the way.
     pub fn is_input(&self) -> bool {
-        !matches!(self, Self::Io(_) | Self::NotFinite { .. } | Self::NoNumbers { .. })
+        !matches!(
+            self,
+            Self::Io(_) | Self::NotFinite(_) | Self::NotFiniteParameter { .. } | Self::NoNumbers { .. }
+        )
     }
 
     /// For `map_err`: an I/O error of `path`.

@@ -30,7 +30,7 @@ pub use data::{
     Conversation, DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Examples,
     Message, PromptGroup, Target, Template, Texts,
 };
-pub use error::Error;
+pub use error::{Error, Kept, NotFinite};
 pub use evaluate::{Evaluation, evaluate};
 pub use masking::Masking;
 pub use objective::{Metrics, Prediction, Scores};

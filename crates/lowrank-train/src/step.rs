@@ -4,6 +4,7 @@ use lowrank_adapters::AdapterSet;
 use lowrank_engine::{AdamW, Device, DropoutKey, Grads, Record, Scope, Tape};
 use lowrank_models::Model;
 
+use crate::error::{Kept, NotFinite};
 use crate::objective::{self, Scores, positive};
 use crate::scorer::Scorer;
 use crate::{Error, Example, Masking, PackedBatch, TaskSpec};
@@ -106,12 +107,14 @@ impl<'m> Stepper<'m> {
         let outcome = Outcome { loss: penalty + loss / total, grad_norm: self.grads.norm(&self.device) };
         if !outcome.loss.is_finite() || !outcome.grad_norm.is_finite() {
             let examples = micro_batches.iter().flat_map(|b| &b.ids).map(ToString::to_string).collect();
-            return Err(Error::NotFinite {
+            return Err(Error::NotFinite(Box::new(NotFinite {
                 step: self.optimizer.step + 1,
                 loss: outcome.loss,
                 grad_norm: outcome.grad_norm,
                 examples,
-            });
+                checkpoint: Kept::NoCheckpoint,
+                cause: None,
+            })));
         }
         Ok(outcome)
     }

@@ -4,7 +4,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use lowrank_engine::Param;
+
 use crate::checkpoint::{self, RunState};
+use crate::error::Kept;
 use crate::evaluate::evaluate;
 use crate::log::{RunLog, StepRecord};
 use crate::step::Stepper;
@@ -48,6 +51,8 @@ pub struct Summary {
     pub first_loss: Option<f64>,
     /// Mean loss of the last ten steps.
     pub last_loss: Option<f64>,
+    /// Whether there were enough steps to say that the loss rose, and it did.
+    pub loss_rose: bool,
     /// The last held-out loss.
     pub eval_loss: Option<f64>,
     /// The last held-out metrics of the task.
@@ -65,7 +70,8 @@ pub struct Summary {
 /// Trains until the last step, or until `stop` is set: then the step at hand is finished and saved.
 ///
 /// # Errors
-/// Where a loss is not finite (the last checkpoint stays as it is), or a file cannot be written.
+/// Where a loss is not finite, or a file cannot be written. The last checkpoint stays as it is, unless it is what made the loss
+/// so: then the one before it takes its place.
 pub fn run(
     stepper: &mut Stepper<'_>,
     data: &RunData<'_>,
@@ -78,6 +84,8 @@ pub fn run(
     let mut summary = Summary { best: state.best, ..Summary::default() };
     let mut recent = Vec::new();
     let mut evaluated_at = None;
+    // The next step says whether the last checkpoint is good.
+    let mut unproven = state.step > 0;
     for step in data.batches.starting_at(state.step) {
         if state.step >= options.total_steps {
             break;
@@ -101,7 +109,20 @@ pub fn run(
             })
             .collect();
         let learning_rate = options.schedule.at(step.step);
-        let outcome = stepper.step(&micro, learning_rate)?;
+        let outcome = match stepper.step(&micro, learning_rate) {
+            Err(Error::NotFinite(mut what)) => {
+                what.checkpoint = match unproven {
+                    true => checkpoint::roll_back(run_dir, "last")?.map_or(Kept::None, Kept::Former),
+                    false if checkpoint::exists(run_dir) => Kept::Last,
+                    false => Kept::NoCheckpoint,
+                };
+                return Err(Error::NotFinite(what));
+            }
+            outcome => outcome?,
+        };
+        if std::mem::take(&mut unproven) {
+            checkpoint::confirm(run_dir, "last")?;
+        }
         let step_s = started.elapsed().as_secs_f64();
 
         state.step += 1;
@@ -133,16 +154,23 @@ pub fn run(
             evaluated_at = Some(state.step);
         }
         if every(options.save_steps) && state.step < options.total_steps {
-            checkpoint::save(run_dir, "last", &stepper.adapters, &stepper.optimizer, state)?;
+            save(stepper, run_dir, "last", state)?;
+            unproven = true;
         }
     }
     if evaluated_at != Some(state.step) && !summary.interrupted {
         run_evaluation(stepper, data, options, run_dir, state, log, &mut summary)?;
     }
-    checkpoint::save(run_dir, "last", &stepper.adapters, &stepper.optimizer, state)?;
+    save(stepper, run_dir, "last", state)?;
     stepper.adapters.save(run_dir)?;
+    if !summary.interrupted {
+        checkpoint::confirm(run_dir, "last")?;
+    }
     let tail = &recent[recent.len().saturating_sub(10)..];
     summary.last_loss = (!tail.is_empty()).then(|| tail.iter().sum::<f64>() / tail.len() as f64);
+    let rose = |first: f64, last: f64| recent.len() >= 10 && last > 1.1 * first;
+    summary.loss_rose =
+        summary.first_loss.zip(summary.last_loss).is_some_and(|(first, last)| rose(first, last));
     summary.steps = state.step;
     Ok(summary)
 }
@@ -161,10 +189,21 @@ fn run_evaluation(
     log.eval(&result.record(state.step, state.epoch))?;
     summary.eval_loss = Some(result.loss);
     summary.eval_metrics = result.metrics.into_iter().collect();
-    if state.best.is_none_or(|(_, best)| result.loss < best) {
+    if result.loss.is_finite() && state.best.is_none_or(|(_, best)| result.loss < best) {
         state.best = Some((state.step, result.loss));
         summary.best = state.best;
-        checkpoint::save(run_dir, "best", &stepper.adapters, &stepper.optimizer, state)?;
+        save(stepper, run_dir, "best", state)?;
+        // Its loss is computed already.
+        checkpoint::confirm(run_dir, "best")?;
     }
     Ok(())
+}
+
+/// Saves a checkpoint, unless something in it is no number any more.
+fn save(stepper: &Stepper<'_>, run_dir: &Path, name: &str, state: &RunState) -> Result<(), Error> {
+    let broken = |p: &Param| !p.values().iter().all(|x| x.is_finite());
+    if let Some((_, param)) = stepper.adapters.params.iter().find(|(_, p)| broken(p)) {
+        return Err(Error::NotFiniteParameter { step: state.step, name: param.name.clone() });
+    }
+    checkpoint::save(run_dir, name, &stepper.adapters, &stepper.optimizer, state)
 }

@@ -1,6 +1,7 @@
 //! The model card of an adapter folder.
 
 use std::fmt::Write;
+use std::fs;
 use std::path::Path;
 
 use lowrank_adapters::AdapterSet;
@@ -10,18 +11,27 @@ use lowrank_train::{DataReport, Summary};
 use crate::Result;
 use crate::options::TrainOptions;
 
+/// Its file.
+pub(crate) const FILE: &str = "README.md";
+/// What is in every card, and tells it from another file.
+const MADE_BY: &str = "Trained with Lowrank";
+
 /// Who reads the folder.
 const PEFTS: &str = "PEFT loads it with `PeftModel.from_pretrained`.";
 const OURS: &str = "PEFT has no such method: `lowrank eval` and `generate` read it.";
 
-/// Writes `README.md` with the run's settings and results.
+/// Writes `README.md` with the run's settings and results. One that is not the run's stays; says whether it was written.
 pub(crate) fn write(
     out: &Path,
     options: &TrainOptions,
     adapters: &AdapterSet,
     data: &DataReport,
     summary: &Summary,
-) -> Result<()> {
+) -> Result<bool> {
+    let path = out.join(FILE);
+    if fs::read_to_string(&path).is_ok_and(|text| !text.contains(MADE_BY)) {
+        return Ok(false);
+    }
     let base = serde_json::to_string(&options.model).expect("a string is JSON");
     let config = &adapters.config;
     let kind = config.peft_type.as_str();
@@ -30,7 +40,7 @@ pub(crate) fn write(
     let library = if method.in_peft() { "library_name: peft\n" } else { "" };
     let mut card = format!(
         "---\nbase_model: {base}\n{library}tags:\n- {}\n- lowrank\n---\n\n# {title}\n\n\
-         Trained with Lowrank {}. {loads}\n\n## Adapter\n\n| | |\n|---|---|\n",
+         {MADE_BY} {}. {loads}\n\n## Adapter\n\n| | |\n|---|---|\n",
         kind.to_lowercase(),
         env!("CARGO_PKG_VERSION")
     );
@@ -82,6 +92,6 @@ pub(crate) fn write(
     if summary.train_s > 0.0 {
         row("speed", Some(format!("{:.0} tokens/s", summary.tokens as f64 / summary.train_s)));
     }
-    write_atomic(&out.join("README.md"), card.as_bytes())?;
-    Ok(())
+    write_atomic(&path, card.as_bytes())?;
+    Ok(true)
 }

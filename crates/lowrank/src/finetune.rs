@@ -1,13 +1,11 @@
 //! Fine-tuning: from options to an adapter folder.
 
-use std::fs;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::calibrate::Inputs;
-use lowrank_engine::Device;
+use lowrank_engine::{Device, Param};
 use lowrank_files::LoadOptions;
 use lowrank_train::log::{JsonLog, Progress, RunLog, TensorBoard};
 use lowrank_train::{
@@ -15,12 +13,10 @@ use lowrank_train::{
     TrainingInputs, checkpoint,
 };
 
-use crate::options::{TrainOptions, holds_a_run};
+use crate::options::TrainOptions;
+use crate::run_folder::{LOG_FILE, RunFolder};
 use crate::session::Session;
 use crate::{Error, Result, card};
-
-/// The log of a run in its folder.
-pub const LOG_FILE: &str = "log.jsonl";
 
 /// What is trained: the adapter on its model and the examples.
 pub struct Prepared<'m> {
@@ -175,15 +171,7 @@ pub fn finetune_with(
 ) -> Result<Summary> {
     options.check()?;
     let out = &options.out;
-    if !options.resume && holds_a_run(out) {
-        if !options.force {
-            let dir = out.display();
-            return Err(Error::Usage(format!(
-                "{dir} holds another run: use `resume` to continue it or `force` to replace it"
-            )));
-        }
-        remove_run(out)?;
-    }
+    let folder = RunFolder::open(options)?;
     let mut prepared = prepare(session, options, session.device())?;
     let mut progress = progress(prepared.loop_options.total_steps, prepared.state.step);
     report_data(&prepared, &mut progress);
@@ -191,7 +179,7 @@ pub fn finetune_with(
     for warning in warnings.into_iter().chain(prepared.loop_options.schedule.warning()) {
         progress.message(&format!("warning: {warning}"));
     }
-    fs::create_dir_all(out).map_err(Error::io(out))?;
+    let replaced = if options.resume { None } else { Some(folder.set_aside()?) };
     let done = prepared.state.step;
     let path = options.log_json.clone().unwrap_or_else(|| out.join(LOG_FILE));
     let json = match done {
@@ -206,6 +194,10 @@ pub fn finetune_with(
         batches: &prepared.batches,
         eval: prepared.eval.as_ref().map(|e| &e.examples),
     };
+    // Nothing is left that could be refused.
+    if let Some(replaced) = replaced {
+        replaced.discard()?;
+    }
     session.forget_tokenizer();
     let summary = lowrank_train::run(
         &mut prepared.stepper,
@@ -217,8 +209,10 @@ pub fn finetune_with(
         stop,
     );
     log.progress.finish();
-    let summary = summary?;
-    card::write(out, options, &prepared.stepper.adapters, &prepared.train.report, &summary)?;
+    let summary = summary.map_err(|error| explained(error, session, &prepared.stepper.adapters, done))?;
+    if !card::write(out, options, &prepared.stepper.adapters, &prepared.train.report, &summary)? {
+        log.progress.message(&format!("{} is not this run's and stays", out.join(card::FILE).display()));
+    }
     Ok(summary)
 }
 
@@ -232,23 +226,39 @@ fn report_data(prepared: &Prepared<'_>, progress: &mut Progress) {
     }
 }
 
-/// Removes what a run writes and nothing else.
-fn remove_run(out: &Path) -> Result<()> {
-    let checkpoints = out.join("checkpoints");
-    if checkpoints.exists() {
-        fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
-    }
-    for name in [
-        lowrank_adapters::CONFIG_FILE,
-        lowrank_adapters::TENSORS_FILE,
-        lowrank_adapters::TASK_FILE,
-        lowrank_adapters::CHAT_TEMPLATE_FILE,
-        LOG_FILE,
-    ] {
-        let path = out.join(name);
-        if path.exists() {
-            fs::remove_file(&path).map_err(Error::io(&path))?;
+/// The error with the tensor that caused it: a loss is not finite either where the base or the adapter is broken, and then no
+/// option of training helps.
+fn explained(error: lowrank_train::Error, session: &Session, adapters: &AdapterSet, done: u64) -> Error {
+    let lowrank_train::Error::NotFinite(mut what) = error else { return error.into() };
+    let first = what.step == done + 1;
+    let of_adapter = || {
+        let found = |p: &Param| p.values().iter().find(|x| !x.is_finite()).copied();
+        let (param, x) = adapters.params.iter().find_map(|(_, p)| Some((p, found(p)?)))?;
+        Some(format!("The adapter is broken: {} holds {x} before the first step", param.name))
+    };
+    what.cause = broken_tensor(session).or_else(|| of_adapter().filter(|_| first));
+    lowrank_train::Error::NotFinite(what).into()
+}
+
+/// The first tensor of the base that holds something else than finite numbers.
+fn broken_tensor(session: &Session) -> Option<String> {
+    const VALUES: usize = 4 << 20;
+    let tensors = &session.base.tensors;
+    for name in tensors.names() {
+        let Some((rows, cols)) = tensors.matrix_shape(name) else { continue };
+        let step = (VALUES / cols.max(1)).max(1);
+        for start in (0..rows).step_by(step) {
+            let range = start..rows.min(start + step);
+            let mut values = vec![0.0; range.len() * cols];
+            if tensors.read_rows(name, range, &mut values).is_err() {
+                break;
+            }
+            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                let (file, x) = (session.base.source.display(), values[at]);
+                let place = format!("row {}, column {}", start + at / cols, at % cols);
+                return Some(format!("The base is broken: {name} of {file} holds {x} at {place}"));
+            }
         }
     }
-    Ok(())
+    None
 }

@@ -32,6 +32,7 @@ mod forecast;
 mod generation;
 mod merging;
 mod options;
+mod run_folder;
 mod session;
 mod shape_plan;
 mod task;
@@ -40,7 +41,7 @@ mod texts;
 pub use error::{Error, Result};
 pub use extraction::extract_adapter;
 pub use fields::{Field, FieldKind};
-pub use finetune::{LOG_FILE, Prepared, finetune, finetune_with, prepare};
+pub use finetune::{Prepared, finetune, finetune_with, prepare};
 pub use forecast::{Forecast, forecast};
 pub use generation::{Generated, Limits, TextGenerator};
 pub use lowrank_adapters as adapters;
@@ -53,6 +54,7 @@ pub use merging::{
     Loss, MergeCheck, MergeTarget, Merged, Verified, merge, merge_checked, unmerge, verify_merge,
 };
 pub use options::{SavedActivations, TrainOptions};
+pub use run_folder::LOG_FILE;
 pub use session::{Encoder, Session};
 pub use shape_plan::{Need, ShapePlan, plan_shapes};
 pub use texts::{TextOptions, continue_texts, read_texts, segments, write_texts};

@@ -605,13 +605,6 @@ impl TrainOptions {
     }
 }
 
-/// Whether `dir` holds another run's results.
-pub(crate) fn holds_a_run(dir: &Path) -> bool {
-    [lowrank_adapters::CONFIG_FILE, lowrank_adapters::TENSORS_FILE, "checkpoints"]
-        .iter()
-        .any(|name| dir.join(name).exists())
-}
-
 /// Refuses a regular expression with some layers only, as PEFT does. `all-linear` is written as the names of its layers.
 fn check_targets(config: &LoraConfig) -> Result<()> {
     match (&config.target_modules, &config.layers_to_transform) {

@@ -146,7 +146,8 @@ fn a_run_that_goes_on_is_still_the_same() {
         words.iter().for_each(|word| assert!(ran.err.contains(word), "{word}: {}", ran.err));
     };
     refuses(&["--warmup-steps", "2"], &["--warmup-steps was 0 and is 2"]);
-    refuses(&["--init-adapter", &place.path("a")], &["--init-adapter was null"]);
+    assert_eq!(place.train("start", &[]).code, 0);
+    refuses(&["--init-adapter", &place.path("start")], &["--init-adapter was null"]);
     let moved = place.path("moved.jsonl");
     fs::copy(place.path("train.jsonl"), &moved).unwrap();
     assert_eq!(place.train("a", &[&more[..], &["--data", &moved, "--resume"]].concat()).code, 0);
@@ -425,6 +426,7 @@ fn a_loss_that_is_no_number_stops_the_run() {
     let ran = place.train("x", &["--init-adapter", &place.path("start")]);
     assert_eq!(ran.code, 1, "{}", ran.err);
     assert!(ran.err.contains("step 1") && ran.err.contains("train.jsonl:"), "{}", ran.err);
+    assert!(ran.err.contains("The adapter is broken") && ran.err.contains("lora_"), "{}", ran.err);
     assert!(!Path::new(&place.path("x/adapter_model.safetensors")).exists(), "nothing broken is written");
 }
 

@@ -38,6 +38,12 @@ impl JsonLog {
         Ok(Self { path: path.into(), file })
     }
 
+    /// Whether the file at `path` is a log with a record in it.
+    pub fn is_log(path: &Path) -> bool {
+        let Ok(file) = File::open(path) else { return false };
+        kept_len(path, &file, u64::MAX).is_ok_and(|kept| kept > 0)
+    }
+
     /// Writes one record.
     ///
     /// # Errors

@@ -58,6 +58,13 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     for (name, value) in &summary.eval_metrics {
         note!("held-out {} {value:.4}", name.replace('_', " "));
     }
+    if let (true, Some(first), Some(last)) = (summary.loss_rose, summary.first_loss, summary.last_loss) {
+        let rate = options.learning_rate;
+        note!(
+            "warning: the loss rose from {first:.4} to {last:.4}: try a lower --learning-rate, such as {:e}",
+            rate / 10.0
+        );
+    }
     let loss = summary.last_loss.map(|l| format!(", loss {l:.4}")).unwrap_or_default();
     let eval = summary.eval_loss.map(|l| format!(", held-out loss {l:.4}")).unwrap_or_default();
     note!("{} steps{loss}{eval}; adapter written to {out}", summary.steps);
