@@ -51,7 +51,14 @@ impl LoraConfig {
     /// # Errors
     /// If it is absent, no JSON, or describes an adapter that is not supported.
     pub fn load(dir: &Path) -> Result<Self, Error> {
-        let path = adapter_folder(dir).join(CONFIG_FILE);
+        let folder = adapter_folder(dir);
+        let path = folder.join(CONFIG_FILE);
+        if folder.is_file() {
+            let what = format!(
+                "has no {CONFIG_FILE} beside it, which says its rank and alpha: give the folder with both"
+            );
+            return Err(Error::file(dir, what));
+        }
         let text = fs::read(&path).map_err(Error::io(&path))?;
         let config: Self = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
         config.check().map_err(|e| Error::file(&path, e.to_string()))?;
@@ -456,15 +463,25 @@ fn resized(name: &str) -> &'static str {
     if table { ": its vocabulary was resized, so resize the base's in the same way first" } else { "" }
 }
 
-/// The folder of an adapter, of which `path` may name a file.
+/// The folder of an adapter, of which `path` may name a file: it is the one with the configuration.
 pub fn adapter_folder(path: &Path) -> &Path {
-    let own = [CONFIG_FILE, TENSORS_FILE, OLDER_TENSORS_FILE];
-    match (path.file_name().and_then(|name| name.to_str()), path.parent()) {
-        (Some(name), Some(parent)) if own.contains(&name) && path.is_file() => {
+    match path.parent() {
+        Some(parent) if path.is_file() && parent.join(CONFIG_FILE).is_file() => {
             if parent.as_os_str().is_empty() { Path::new(".") } else { parent }
         }
         _ => path,
     }
+}
+
+/// The tensors' file of an adapter: the one that `path` names, else the folder's safetensors file, or PyTorch's of older
+/// PEFT.
+pub fn tensors_file(path: &Path) -> PathBuf {
+    if path.is_file() && path.file_name().is_some_and(|name| name != CONFIG_FILE) {
+        return path.to_owned();
+    }
+    let dir = adapter_folder(path);
+    let (file, older) = (dir.join(TENSORS_FILE), dir.join(OLDER_TENSORS_FILE));
+    if older.is_file() && !file.exists() { older } else { file }
 }
 
 /// `task.json` of an adapter folder, where there is one.
@@ -472,7 +489,11 @@ pub fn adapter_folder(path: &Path) -> &Path {
 /// # Errors
 /// If it cannot be read or is not JSON.
 pub fn read_task(dir: &Path) -> Result<Option<Value>, Error> {
-    let path = adapter_folder(dir).join(TASK_FILE);
+    let folder = adapter_folder(dir);
+    if folder.is_file() {
+        return Ok(None);
+    }
+    let path = folder.join(TASK_FILE);
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(&path, e.to_string())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -510,23 +531,13 @@ fn add_beside(tensors: &Tensors, config: &LoraConfig, sites: &mut Vec<Site>) {
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// The tensors' file of an adapter folder: safetensors, or PyTorch's of older PEFT.
-fn tensors_file(dir: &Path) -> PathBuf {
-    let dir = adapter_folder(dir);
-    let older = dir.join(OLDER_TENSORS_FILE);
-    let path = dir.join(TENSORS_FILE);
-    if older.is_file() && !path.exists() { older } else { path }
-}
-
 /// All tensors of a file as f32 under PEFT's names, and what was passed over.
 fn read_tensors(path: &Path, method: &dyn Method) -> Result<(Tensors, Vec<String>), Error> {
     let file = lowrank_files::Tensors::open(path)?;
     let names = peft_names(file.names(), method.suffixes()).map_err(|what| Error::file(path, what))?;
     let read = |(name, stored): (&String, &String)| {
-        let (rows, cols) = file.matrix_shape(stored).unwrap_or_default();
-        let mut value = vec![0.0; rows * cols];
-        file.read_rows(stored, 0..rows, &mut value)?;
-        Ok((name.to_owned(), (file.shape(stored).unwrap_or_default().to_vec(), value)))
+        let shape = file.shape(stored).unwrap_or_default().to_vec();
+        Ok((name.to_owned(), (shape, file.values(stored)?)))
     };
     let tensors = names.of.iter().map(read).collect::<Result<_, Error>>()?;
     Ok((tensors, names.notes.into_iter().map(|note| format!("{}: {note}", path.display())).collect()))

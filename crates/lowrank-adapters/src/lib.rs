@@ -34,7 +34,7 @@ pub use contract::{AdaptedSite, BaseInfo, InitContext, Method, Target, Variant, 
 pub use error::Error;
 pub use file::{
     CHAT_TEMPLATE_FILE, CONFIG_FILE, TASK_FILE, TENSORS_FILE, TensorView, TrainingState, adapter_folder,
-    read_task, write_tensors,
+    read_task, tensors_file, write_tensors,
 };
 pub use init::InitLoraWeights;
 pub use methods::lora::Lora;

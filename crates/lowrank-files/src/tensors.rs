@@ -341,6 +341,22 @@ impl Tensors {
         Ok(())
     }
 
+    /// All values of a tensor, also of one whose number type is only read as a whole: F64, integers and BOOL.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or its number type is another.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        if let Some((dtype, bytes)) = self.unread(name)
+            && let Some(values) = plain_values(dtype, bytes)
+        {
+            return Ok(values);
+        }
+        let (rows, cols) = self.matrix_shape(name).ok_or_else(|| self.missing(name))?;
+        let mut values = vec![0.0; rows * cols];
+        self.read_rows(name, 0..rows, &mut values)?;
+        Ok(values)
+    }
+
     /// Rows and columns of a tensor as [`Tensors::read_rows`] sees it.
     pub fn matrix_shape(&self, name: &str) -> Option<(usize, usize)> {
         self.entry(name).map(Entry::as_matrix)
@@ -387,4 +403,27 @@ impl std::fmt::Debug for Tensors {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tensors({} in {} files)", self.len(), self.files.len())
     }
+}
+/// Values of the number types that no weight has.
+fn plain_values(dtype: &str, bytes: &[u8]) -> Option<Vec<f32>> {
+    macro_rules! read {
+        ($T:ty) => {
+            bytes
+                .chunks_exact(size_of::<$T>())
+                .map(|b| <$T>::from_le_bytes(b.try_into().expect("the size of the type")) as f32)
+                .collect()
+        };
+    }
+    Some(match dtype {
+        "F64" => read!(f64),
+        "I64" => read!(i64),
+        "U64" => read!(u64),
+        "I32" => read!(i32),
+        "U32" => read!(u32),
+        "I16" => read!(i16),
+        "U16" => read!(u16),
+        "I8" => read!(i8),
+        "U8" | "BOOL" => read!(u8),
+        _ => return None,
+    })
 }

@@ -18,7 +18,7 @@ use lowrank_kernels as kernels;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::lora::{Lora, Pair};
+use crate::lora::{Lora, Origin, Pair};
 use crate::tensor::Named;
 
 /// How adapters are combined: PEFT's `combination_type`.
@@ -163,7 +163,8 @@ pub fn compose_with(
     let mut modules: Vec<&String> = adapters.iter().flat_map(|(lora, _)| lora.pairs.keys()).collect();
     modules.sort();
     modules.dedup();
-    let mut result = Lora { saved: saved(adapters)?, config: config(adapters), ..Lora::default() };
+    let (saved, config, origin) = (saved(adapters)?, config(adapters), origin(adapters));
+    let mut result = Lora { saved, config, origin, ..Lora::default() };
     for module in modules {
         let present: Vec<(usize, &Pair, f64)> = adapters
             .iter()
@@ -299,6 +300,16 @@ fn saved(adapters: &[(&Lora, f64)]) -> Result<Named> {
     }
 }
 
+/// The first adapter's, with the names of the others' modules.
+fn origin(adapters: &[(&Lora, f64)]) -> Option<Origin> {
+    let mut all = adapters[0].0.origin.clone()?;
+    let others = adapters.iter().filter_map(|(lora, _)| lora.origin.as_ref());
+    for (module, names) in others.filter(|other| other.format == all.format).flat_map(|other| &other.names) {
+        all.names.entry(module.clone()).or_insert_with(|| names.clone());
+    }
+    Some(all)
+}
+
 /// The first adapter's, for the modules of all.
 fn config(adapters: &[(&Lora, f64)]) -> serde_json::Map<String, Value> {
     let mut config = adapters[0].0.config.clone();
@@ -310,7 +321,13 @@ fn config(adapters: &[(&Lora, f64)]) -> serde_json::Map<String, Value> {
         adapters.iter().map(|(lora, _)| lora.config.get("target_modules")).collect();
     let lists: Vec<&Vec<Value>> = targets.iter().filter_map(|t| t.and_then(Value::as_array)).collect();
     let texts: Vec<&str> = targets.iter().filter_map(|t| t.and_then(Value::as_str)).collect();
-    let merged = if lists.len() == targets.len() {
+    // One choice of layers for all, or it is made from the modules.
+    let narrowed = ["layers_to_transform", "layers_pattern", "exclude_modules"];
+    let of = |lora: &Lora| narrowed.map(|field| lora.config.get(field).filter(|v| !v.is_null()).cloned());
+    let same = adapters.iter().all(|(lora, _)| of(lora) == of(adapters[0].0));
+    let merged = if !same {
+        Value::Null
+    } else if lists.len() == targets.len() {
         let mut names: Vec<&str> = lists.iter().flat_map(|l| l.iter()).filter_map(Value::as_str).collect();
         names.sort_unstable();
         names.dedup();

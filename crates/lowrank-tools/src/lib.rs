@@ -28,13 +28,14 @@ pub mod extract;
 pub mod formats;
 mod lora;
 mod rank;
+pub mod raw;
 pub mod report;
 pub mod resize;
 pub mod tensor;
 
 pub use error::{Error, Result};
 pub use formats::{FileFormat, Options};
-pub use lora::{Kind, Lora, Pair};
+pub use lora::{Kind, Lora, Origin, Pair, PairNames};
 pub use rank::Rule;
 pub use regex::Regex;
 pub use tensor::Tensor;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lowrank_adapters::linalg::{self, Svd};
-use lowrank_kernels as kernels;
+use lowrank_kernels::{self as kernels, Format};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -41,6 +41,31 @@ pub struct Lora {
     pub saved: Named,
     /// `adapter_config.json` where the adapter came with one: fields that are no numbers of the pairs.
     pub config: Map<String, Value>,
+    /// Where it came from a file that may hold LoRAs for several models of a pipeline: what the file calls things, so
+    /// that it can be written in the same form.
+    pub origin: Option<Origin>,
+}
+
+/// A file of LoRAs for the models of a pipeline.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Origin {
+    /// The name of its format.
+    pub format: &'static str,
+    /// Its names of the tensors, by module path.
+    pub names: BTreeMap<String, PairNames>,
+    /// Its metadata.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Names of the tensors of a pair in a file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PairNames {
+    /// That of A.
+    pub a: String,
+    /// That of B.
+    pub b: String,
+    /// That of alpha, where the file has it as a tensor.
+    pub alpha: Option<String>,
 }
 
 impl Lora {
@@ -130,6 +155,52 @@ impl Pair {
         Ok(svd)
     }
 
+    /// The same change with another alpha: what they differ by goes into B. Powers of two leave every bit of its values;
+    /// others need F32.
+    ///
+    /// # Errors
+    /// If a value of B becomes too large.
+    pub fn with_alpha(&self, path: &str, alpha: f64) -> Result<Self> {
+        if alpha == self.alpha {
+            return Ok(self.clone());
+        }
+        let factor = (self.alpha / alpha) as f32;
+        let mut pair = self.clone();
+        pair.alpha = alpha;
+        pair.b.data.iter_mut().for_each(|x| *x *= factor);
+        if pair.b.data.iter().zip(&self.b.data).any(|(new, old)| !new.is_finite() && old.is_finite()) {
+            let why = format!("B is too large for alpha {alpha} in place of {}", self.alpha);
+            return Err(Error::names(why, vec![path.to_owned()]));
+        }
+        if !is_exact(&pair.b) {
+            pair.b.dtype = Format::F32;
+        }
+        Ok(pair)
+    }
+
+    /// The same change with a larger rank: zeros behind the rows of A and the columns of B.
+    pub(crate) fn padded(&self, rank: usize) -> Self {
+        let (r, k) = (self.rank(), self.inputs());
+        let mut a = self.a.data.clone();
+        a.resize(rank * k, 0.0);
+        let zeros = std::iter::repeat_n(0.0, rank - r);
+        let rows = self.b.data.chunks_exact(r);
+        let b = rows.flat_map(|row| row.iter().copied().chain(zeros.clone())).collect();
+        self.replaced(rank, a, b, self.scaling() * rank as f64)
+    }
+
+    /// Without the zeros of [`Pair::padded`].
+    pub(crate) fn trimmed(&self) -> Self {
+        let (r, k) = (self.rank(), self.inputs());
+        let empty = |i: usize| {
+            let row = self.a.data[i * k..][..k].iter().all(|x| *x == 0.0);
+            row && self.b.data.chunks_exact(r).all(|row| row[i] == 0.0)
+        };
+        let rank = (1..r).rev().find(|i| !empty(*i)).map_or(1, |last| last + 1);
+        let b = self.b.data.chunks_exact(r).flat_map(|row| &row[..rank]).copied().collect();
+        self.replaced(rank, self.a.data[..rank * k].to_vec(), b, self.scaling() * rank as f64)
+    }
+
     /// Another pair for the same layer with `B A = U diag(s) V^T`, scaling 1 (alpha is the rank): `B = U diag(s)`
     /// and `A = V^T`, as PEFT's `svd` composition has it.
     pub fn from_svd(&self, svd: &Svd) -> Self {
@@ -173,6 +244,21 @@ impl Lora {
             false => Err(Error::names("adapters for different base models: layers of another shape", names)),
         }
     }
+}
+
+/// Whether a tensor's number type holds its values as they are.
+fn is_exact(tensor: &Tensor) -> bool {
+    let exact = |x: &f32| match tensor.dtype {
+        Format::F16 => half::f16::from_f32(*x).to_f32() == *x,
+        Format::BF16 => half::bf16::from_f32(*x).to_f32() == *x,
+        _ => true,
+    };
+    tensor.data.iter().all(|x| exact(x) || x.is_nan())
+}
+
+/// A number that went through f32, as the decimal that was meant: 0.1 and not 0.10000000149.
+pub(crate) fn from_f32(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(value.into())
 }
 
 /// The element that occurs most often, the first of several.

@@ -105,7 +105,8 @@ pub fn prune(lora: &Lora, how: &Prune) -> Result<(Lora, Vec<String>)> {
 pub fn to_dtype(tensors: &mut Named, dtype: Format) -> Result<f32> {
     let mut largest = 0.0f32;
     let mut over = Vec::new();
-    for (name, tensor) in tensors.iter_mut() {
+    // An alpha is a setting and no weight.
+    for (name, tensor) in tensors.iter_mut().filter(|(name, _)| !name.ends_with(".alpha")) {
         let round = |x: f32| match dtype {
             Format::F16 => half::f16::from_f32(x).to_f32(),
             Format::BF16 => half::bf16::from_f32(x).to_f32(),

@@ -75,7 +75,7 @@ impl Tensor {
 /// All tensors of a safetensors or PyTorch file.
 ///
 /// # Errors
-/// Where the file is damaged or holds another number type than F32, F16 and BF16.
+/// Where the file is damaged or holds a number type that is not read (8 bits and less of float).
 pub fn read(path: &Path) -> Result<Named> {
     let file = Tensors::open(path)?;
     file.names().map(|name| Ok((name.to_owned(), read_one(&file, name)?))).collect()
@@ -83,10 +83,7 @@ pub fn read(path: &Path) -> Result<Named> {
 
 /// One tensor of an opened file.
 pub(crate) fn read_one(file: &Tensors, name: &str) -> Result<Tensor> {
-    let shape = file.shape(name).unwrap_or_default().to_vec();
-    let (rows, cols) = file.matrix_shape(name).unwrap_or_default();
-    let mut data = vec![0.0; rows * cols];
-    file.read_rows(name, 0..rows, &mut data)?;
+    let (shape, data) = (file.shape(name).unwrap_or_default().to_vec(), file.values(name)?);
     let dtype = match file.format(name) {
         Some(format @ (Format::F16 | Format::BF16)) => format,
         _ => Format::F32,
@@ -94,11 +91,11 @@ pub(crate) fn read_one(file: &Tensors, name: &str) -> Result<Tensor> {
     Ok(Tensor { shape, data, dtype })
 }
 
-/// The `__metadata__` of a safetensors file; of any other file none.
-pub(crate) fn metadata(path: &Path) -> Result<HashMap<String, String>> {
+/// The `__metadata__` of a safetensors file; `None` for a PyTorch file.
+pub(crate) fn metadata(path: &Path) -> Result<Option<HashMap<String, String>>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let found = SafeTensors::read_metadata(&bytes).ok();
-    Ok(found.and_then(|(_, metadata)| metadata.metadata().clone()).unwrap_or_default())
+    Ok(found.map(|(_, metadata)| metadata.metadata().clone().unwrap_or_default()))
 }
 
 /// Writes a safetensors file, whole or not at all.

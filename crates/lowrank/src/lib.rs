@@ -23,7 +23,9 @@
 //! The parts are crates of their own: [`adapters`] (LoRA and its files), [`models`] (model files,
 //! architectures, generation), [`train`] (data and the trainer), [`engine`] (tensors and the tape).
 
+mod adapter_source;
 mod card;
+mod describe;
 mod error;
 mod extraction;
 mod fields;
@@ -38,6 +40,7 @@ mod shape_plan;
 mod task;
 mod texts;
 
+pub use describe::describe;
 pub use error::{Error, Result};
 pub use extraction::extract_adapter;
 pub use fields::{Field, FieldKind};

@@ -12,6 +12,7 @@ use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::adapter_source::other_format;
 use crate::fields::{Field, FieldKind, named, options};
 use crate::{Error, Result};
 
@@ -524,7 +525,10 @@ impl TrainOptions {
     /// Positions that virtual tokens take from every text.
     fn virtual_tokens(&self) -> Result<usize> {
         if let Some(dir) = &self.init_adapter {
-            return Ok(LoraConfig::load(dir)?.virtual_tokens()?);
+            return match other_format(dir) {
+                Some(_) => Ok(0),
+                None => Ok(LoraConfig::load(dir)?.virtual_tokens()?),
+            };
         }
         let default = self.method()?.method.default_virtual_tokens();
         let set = self.peft_options.get("num_virtual_tokens").and_then(Value::as_u64);

@@ -10,6 +10,7 @@ use lowrank_files::LoadOptions;
 use lowrank_models::{Base, ChatTemplate, Head, Model, Texts, Tokenizer, templates};
 use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Scorer, Task, TaskSpec};
 
+use crate::adapter_source::PeftFolder;
 use crate::options::TrainOptions;
 use crate::{Error, Result, task};
 
@@ -275,12 +276,13 @@ impl Session {
         })
     }
 
-    /// Reads an adapter for this model, and says what PEFT would warn of.
+    /// Reads an adapter for this model, in PEFT's format or another, and says what PEFT would warn of.
     ///
     /// # Errors
     /// As [`AdapterSet::load`].
     pub fn load_adapter(&self, dir: &Path) -> Result<AdapterSet> {
-        let set = AdapterSet::load_on(dir, self.sites(), self)?;
+        let folder = PeftFolder::of(dir, &self.base.source)?;
+        let set = AdapterSet::load_on(&folder.path, self.sites(), self)?;
         set.notes.iter().for_each(|note| eprintln!("warning: {note}"));
         Ok(set)
     }

@@ -8,6 +8,7 @@ use lowrank_models::Base;
 use lowrank_train::{Task, TaskSpec, data};
 use serde_json::Value;
 
+use crate::adapter_source::other_format;
 use crate::options::TrainOptions;
 use crate::{Error, Result};
 
@@ -58,6 +59,9 @@ pub(crate) fn of_adapter(
         }
         return Ok(TaskSpec { task, labels });
     };
+    if other_format(dir).is_some() {
+        return Ok(TaskSpec { task: task.unwrap_or_default(), labels: labels.unwrap_or_default() });
+    }
     let spec = match read_task(dir)? {
         Some(value) => {
             let path = dir.join(lowrank_adapters::TASK_FILE);

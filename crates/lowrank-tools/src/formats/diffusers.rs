@@ -1,6 +1,6 @@
-//! Files of diffusers: `MODEL.PATH.lora_A.weight` and `lora_B.weight` with MODEL `unet`, `text_encoder` or
-//! `text_encoder_2`; ranks and alphas as PEFT's words in the file's metadata. Older files have `lora.down.weight`
-//! and `lora.up.weight` instead, some with the names of attention processors.
+//! Files of diffusers: `MODEL.PATH.lora_A.weight` and `lora_B.weight` with MODEL `unet`, `transformer`, `text_encoder` and
+//! others, or without; ranks and alphas as PEFT's words in the file's metadata, or alphas as tensors. Older files have
+//! `lora.down.weight` and `lora.up.weight` instead, some with the names of attention processors.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,20 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::formats::format::{FileFormat, Halves, Options, only_linear, pairs};
-use crate::formats::peft::number;
-use crate::formats::sd_names::{component_of, with_component};
+use crate::formats::peft::{ALONE, PREFIX, first_match, number, patterns};
+use crate::formats::pipeline::{self, Part, component_of, metadata, with_component};
 use crate::lora::most_common;
-use crate::lora::{Lora, Pair};
-use crate::tensor::{self, Named};
+use crate::lora::{Lora, Pair, PairNames};
+use crate::tensor::{self, Tensor};
 
 /// The file of diffusers: `pytorch_lora_weights.safetensors`.
 pub const FORMAT: FileFormat = FileFormat {
     name: "diffusers",
-    matches: |at| at.has_file(TENSORS_FILE) || at.has_tensor(".lora_A.weight"),
+    matches: |at| {
+        let ends = [".lora_A.weight", "lora.down.weight", ".lora_linear_layer.down.weight"];
+        at.has_file(TENSORS_FILE) || ends.iter().any(|end| at.has_tensor(end))
+    },
+    pipeline: true,
     read,
     write,
 };
@@ -48,50 +52,50 @@ fn file_at(path: &Path) -> PathBuf {
 /// Names the tensors that are no part of a plain LoRA.
 pub fn read(path: &Path, _: &Options) -> Result<Lora> {
     let path = &file_at(path);
-    let mut halves: BTreeMap<String, Halves> = BTreeMap::new();
-    let mut others = Vec::new();
-    for (name, tensor) in tensor::read(path)? {
-        let new = modern(&name);
-        let ends = ENDS.iter().find_map(|(a, b)| {
-            let side = new.strip_suffix(a).map(|m| (m, true));
-            side.or_else(|| new.strip_suffix(b).map(|m| (m, false)))
+    let found = pipeline::read(path, FORMAT.name, |name| {
+        let new = modern(name);
+        let part = ENDS.iter().find_map(|(a, b)| {
+            let side = new.strip_suffix(a).map(|module| (module, Part::A));
+            side.or_else(|| new.strip_suffix(b).map(|module| (module, Part::B)))
         });
-        match (ends, new.strip_suffix(".alpha")) {
-            (Some((module, is_a)), _) if component_of(module).is_some() => {
-                let half = halves.entry(module.to_owned()).or_default();
-                *(if is_a { &mut half.a } else { &mut half.b }) = Some(tensor);
-            }
-            (_, Some(module)) if tensor.data.len() == 1 => {
-                halves.entry(module.to_owned()).or_default().alpha = Some(tensor.data[0].into());
-            }
-            _ => others.push(name),
-        }
+        let (module, part) = part.or_else(|| Some((new.strip_suffix(".alpha")?, Part::Alpha)))?;
+        (!module.is_empty()).then(|| (module.to_owned(), part))
+    })?;
+    if found.halves.keys().any(|name| name.starts_with(PREFIX)) {
+        return Err(Error::file(path, ALONE));
     }
-    if !others.is_empty() {
-        return Err(Error::names(
-            format!("{}: no part of a plain LoRA of diffusers", path.display()),
-            others,
-        ));
-    }
-    let config = match tensor::metadata(path)?.get(METADATA) {
+    let mut lora = Lora { origin: Some(found.origin), ..Lora::default() };
+    let config = match lora.origin.as_ref().and_then(|origin| origin.metadata.get(METADATA)) {
         Some(text) => {
             serde_json::from_str(text).map_err(|e| Error::file(path, format!("{METADATA}: {e}")))?
         }
         None => Value::Null,
     };
-    let alpha = |module: &str, rank: usize| {
-        let Some((model, rest)) = module.split_once('.') else { return rank as f64 };
-        let own =
-            config.get(format!("{model}.alpha_pattern")).and_then(|p| p.get(rest)).and_then(Value::as_f64);
-        let all = || config.get(format!("{model}.lora_alpha")).and_then(Value::as_f64);
-        // Without metadata diffusers takes the rank.
-        let alpha = own.or_else(all).unwrap_or(rank as f64);
-        match config.get(format!("{model}.use_rslora")).and_then(Value::as_bool) {
-            Some(true) => alpha * (rank as f64).sqrt(),
-            _ => alpha,
-        }
-    };
-    Ok(Lora { pairs: pairs(path, halves, alpha)?, ..Lora::default() })
+    let mut alphas = BTreeMap::new();
+    for (module, half) in &found.halves {
+        let Some(rank) = half.a.as_ref().map(Tensor::rows) else { continue };
+        let (model, rest) = split(&lora, module);
+        let field = |name: &str| config.get(format!("{model}{name}"));
+        let wrong = |what| Error::file(path, format!("{METADATA}: {model}alpha_pattern: {what}"));
+        let own = first_match(&patterns(field("alpha_pattern")).map_err(wrong)?, rest)?;
+        let all = || field("lora_alpha").and_then(Value::as_f64);
+        // Without either diffusers takes the rank of the model's first layer for all of them.
+        let first = || {
+            let same = |(other, _): &(&String, &Halves)| split(&lora, other).0 == model;
+            found.halves.iter().find(same).and_then(|(_, half)| half.a.as_ref()).map(|a| a.rows() as f64)
+        };
+        let alpha = own.or_else(all).or_else(first).unwrap_or(rank as f64);
+        let rslora = field("use_rslora").and_then(Value::as_bool) == Some(true);
+        alphas.insert(module.clone(), if rslora { alpha * (rank as f64).sqrt() } else { alpha });
+    }
+    lora.pairs =
+        pairs(path, found.halves, |module, rank| alphas.get(module).copied().unwrap_or(rank as f64))?;
+    Ok(lora)
+}
+
+/// The model's name with its dot, or nothing, and the path in the model.
+fn split<'a>(lora: &Lora, module: &'a str) -> (&'a str, &'a str) {
+    module.split_at(component_of(lora, module).map_or(0, |model| model.len() + 1))
 }
 
 /// Names of attention layers as they were, in the UNet and in text encoders.
@@ -120,22 +124,27 @@ fn modern(name: &str) -> String {
 /// Names the modules that belong to none of a pipeline's models.
 pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
     only_linear(lora, &FORMAT)?;
-    let lora = with_component(lora, options)?;
-    let mut tensors = Named::new();
+    let lora = &with_component(lora, options)?;
+    let fresh = |module: &str| {
+        let (a, b) = (format!("{module}{}", ENDS[0].0), format!("{module}{}", ENDS[0].1));
+        Some(PairNames { a, b, alpha: None })
+    };
+    // diffusers takes alphas as tensors or as metadata, not both.
+    let origin = lora.origin.as_ref().filter(|origin| origin.format == FORMAT.name);
+    let as_tensors = origin.is_some_and(|origin| origin.names.values().any(|names| names.alpha.is_some()));
+    let tensors = pipeline::tensors(lora, FORMAT.name, fresh, |_| as_tensors)?;
     let mut models: BTreeMap<&str, Vec<(&str, &Pair)>> = BTreeMap::new();
     for (module, pair) in &lora.pairs {
-        tensors.insert(format!("{module}.lora_A.weight"), pair.a.clone());
-        tensors.insert(format!("{module}.lora_B.weight"), pair.b.clone());
-        let (model, rest) = module.split_once('.').unwrap_or((module, ""));
+        let (model, rest) = split(lora, module);
         models.entry(model).or_default().push((rest, pair));
     }
     let mut config = Map::new();
     for (model, pairs) in models {
         let r = most_common(pairs.iter().map(|(_, p)| p.rank())).unwrap_or(1);
         let alpha = most_common(pairs.iter().map(|(_, p)| p.alpha)).unwrap_or(1.0);
-        let ranks = pairs.iter().filter(|(_, p)| p.rank() != r).map(|(m, p)| ((*m).into(), json!(p.rank())));
-        let alphas =
-            pairs.iter().filter(|(_, p)| p.alpha != alpha).map(|(m, p)| ((*m).into(), number(p.alpha)));
+        let key = |module: &str| regex::escape(module);
+        let ranks = pairs.iter().filter(|(_, p)| p.rank() != r).map(|(m, p)| (key(m), json!(p.rank())));
+        let alphas = pairs.iter().filter(|(_, p)| p.alpha != alpha).map(|(m, p)| (key(m), number(p.alpha)));
         let (ranks, alphas) = (ranks.collect::<Map<_, _>>(), alphas.collect::<Map<_, _>>());
         let names: Vec<&str> = pairs.iter().map(|(m, _)| *m).collect();
         for (field, value) in [
@@ -147,7 +156,7 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
             ("peft_type", json!("LORA")),
             ("use_rslora", json!(false)),
         ] {
-            config.insert(format!("{model}.{field}"), value);
+            config.insert(format!("{model}{field}"), value);
         }
     }
     let path = file_at(path);
@@ -155,5 +164,8 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     }
     let text = serde_json::to_string_pretty(&config).expect("plain data");
-    tensor::write(&path, &tensors, &[("format", "pt"), (METADATA, &text)])
+    let own = [("format", "pt"), (METADATA, &text)];
+    let mut metadata = metadata(lora, FORMAT.name, &own);
+    metadata.retain(|(key, _)| *key != METADATA || !as_tensors);
+    tensor::write(&path, &tensors, &metadata)
 }

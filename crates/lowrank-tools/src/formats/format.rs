@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lowrank_files::Gguf;
+use lowrank_adapters::{CONFIG_FILE, adapter_folder};
 use lowrank_files::Tensors;
+use lowrank_files::{Gguf, is_gguf};
 
 use crate::error::{Error, Result};
 use crate::lora::{Kind, Lora, Pair};
@@ -17,6 +18,8 @@ pub struct FileFormat {
     pub name: &'static str,
     /// Whether it is the format of what lies at a path.
     pub matches: fn(&Candidate<'_>) -> bool,
+    /// Whether its files may hold adapters for several models of a diffusion pipeline.
+    pub pipeline: bool,
     /// Reads an adapter.
     pub read: fn(&Path, &Options) -> Result<Lora>,
     /// Writes an adapter.
@@ -52,8 +55,8 @@ impl<'a> Candidate<'a> {
     pub fn open(path: &'a Path) -> Result<Self> {
         let mut candidate = Self { path, tensors: None, gguf: None };
         let found = std::fs::metadata(path).map_err(lowrank_files::Error::io(path))?;
-        if found.is_file() {
-            match path.extension().is_some_and(|e| e == "gguf") {
+        if found.is_file() && !path.ends_with(CONFIG_FILE) {
+            match is_gguf(path) {
                 true => candidate.gguf = Some(Gguf::open(path)?),
                 false => candidate.tensors = Some(Tensors::open(path)?),
             }
@@ -66,9 +69,29 @@ impl<'a> Candidate<'a> {
         self.path.join(name).is_file()
     }
 
+    /// Whether it is the file of that name, or a folder with it, with a configuration beside it.
+    pub fn is_configured(&self, name: &str) -> bool {
+        let folder = adapter_folder(self.path);
+        let named = self.path == folder || self.path.ends_with(CONFIG_FILE) || self.path.ends_with(name);
+        named && folder.join(CONFIG_FILE).is_file() && folder.join(name).is_file()
+    }
+
+    /// Whether it is PEFT's folder, or a file of tensors beside PEFT's configuration.
+    pub fn is_peft(&self) -> bool {
+        let of_others = [".lora_down.weight", ".exp_avg", ".exp_avg_sq"];
+        let other = self.gguf.is_some() || of_others.iter().any(|end| self.has_tensor(end));
+        !other && adapter_folder(self.path).join(CONFIG_FILE).is_file()
+    }
+
     /// Whether it is a file of tensors, one of which has a name that ends so.
     pub fn has_tensor(&self, end: &str) -> bool {
         self.tensors.as_ref().is_some_and(|tensors| tensors.names().any(|name| name.ends_with(end)))
+    }
+
+    /// Whether it is a file of tensors with PEFT's names, and without the configuration that says their alpha.
+    pub fn is_peft_alone(&self) -> bool {
+        let peft = |tensors: &Tensors| tensors.names().any(|name| name.starts_with("base_model."));
+        self.tensors.as_ref().is_some_and(peft) && !self.is_peft()
     }
 
     /// Whether it is a GGUF file of that `general.type`.
@@ -86,8 +109,8 @@ pub struct Options {
     pub enable_lora: Vec<bool>,
     /// The base model: its architecture decides the row order of q and k in GGUF.
     pub base: Option<String>,
-    /// Which of the models of a diffusion pipeline is meant where only one is: `unet`, `text_encoder`,
-    /// `text_encoder_2`.
+    /// Which of the models of a diffusion pipeline is meant where only one is: `unet`, `transformer`, `text_encoder` and
+    /// others. It is the one that is read of a file with several, and what stands before the paths of a file with none.
     pub component: Option<String>,
 }
 

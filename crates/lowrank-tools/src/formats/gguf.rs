@@ -12,12 +12,12 @@ use lowrank_models::{Base, gguf_names};
 
 use crate::error::{Error, Result};
 use crate::formats::format::{FileFormat, Halves, Options, pairs};
-use crate::lora::Kind;
-use crate::lora::{Lora, Pair};
+use crate::lora::{Kind, Lora, Pair, from_f32, most_common};
 use crate::tensor::Tensor;
 
 /// An adapter of llama.cpp. A model has the same ending.
-pub const FORMAT: FileFormat = FileFormat { name: "gguf", matches: |at| at.is_gguf("adapter"), read, write };
+pub const FORMAT: FileFormat =
+    FileFormat { name: "gguf", matches: |at| at.is_gguf("adapter"), pipeline: false, read, write };
 
 /// The table of embeddings, whose A llama.cpp wants transposed.
 const EMBEDDING: &str = "token_embd.weight";
@@ -42,7 +42,7 @@ fn stored_row(rows: usize, head_dim: usize, i: usize) -> usize {
 /// Writes a GGUF adapter. The base model (its GGUF file or folder) must be named: it says the architecture.
 ///
 /// # Errors
-/// Names the modules GGUF has no name for, and those whose alpha differs from the others'.
+/// Names the modules GGUF has no name for.
 pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
     let (architecture, head_dim) = layout(options)?.ok_or_else(|| {
         Error::Usage("a GGUF adapter names its base's architecture: give the base model with `base`".into())
@@ -56,23 +56,19 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
     if !unplaced.is_empty() {
         return Err(Error::names("the format gguf has no place for", unplaced));
     }
-    let alpha = lora.pairs.values().next().map_or(0.0, |pair| pair.alpha) as f32;
-    let differ = lora.pairs.iter().filter(|(_, pair)| pair.alpha as f32 != alpha);
-    let differ: Vec<String> = differ.map(|(module, _)| module.clone()).collect();
-    if !differ.is_empty() {
-        let why = format!("the format {} has one alpha, here {alpha}; another one have", FORMAT.name);
-        return Err(Error::names(why, differ));
-    }
-    // llama.cpp takes alpha 0 for "scaling 1".
-    if alpha == 0.0 {
+    // One alpha for all; what another one has of it goes into B. llama.cpp takes 0 for "scaling 1".
+    let alphas = lora.pairs.values().map(|pair| pair.alpha as f32).filter(|alpha| *alpha != 0.0);
+    let Some(alpha) = most_common(alphas) else {
         return Err(Error::Usage(
             "an adapter of alpha 0 does nothing, but llama.cpp would scale it by 1".into(),
         ));
-    }
+    };
 
     let mut tensors: Vec<(TensorPlan, Tensor)> = Vec::new();
     for (module, pair) in &lora.pairs {
         let name = place(module).unwrap_or_default();
+        let same = pair.alpha as f32 == alpha;
+        let pair = &if same { pair.clone() } else { pair.with_alpha(module, alpha.into())? };
         let a = if pair.kind == Kind::Embedding && name == EMBEDDING {
             pair.a.transposed()
         } else {
@@ -123,7 +119,7 @@ pub fn read(path: &Path, options: &Options) -> Result<Lora> {
     }
     let architecture = text("general.architecture")?;
     let names = gguf_names(&architecture);
-    let alpha = file.float("adapter.lora.alpha")?.unwrap_or(0.0);
+    let alpha = from_f32(file.float("adapter.lora.alpha")?.unwrap_or(0.0) as f32);
     let layout = layout(options)?;
     if let Some((base, _)) = &layout
         && *base != architecture

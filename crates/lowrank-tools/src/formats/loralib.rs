@@ -12,12 +12,12 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::formats::format::{FileFormat, Halves, Options};
-use crate::lora::{Kind, Lora, Pair};
+use crate::lora::{Kind, Lora, Pair, most_common};
 use crate::tensor::{self, Named, Tensor};
 
 /// A checkpoint of loralib: PyTorch's `.bin` or `.pt` with `PATH.lora_A` and `PATH.lora_B`.
 pub const FORMAT: FileFormat =
-    FileFormat { name: "loralib", matches: |at| at.has_tensor(".lora_A"), read, write };
+    FileFormat { name: "loralib", matches: |at| at.has_tensor(".lora_A"), pipeline: false, read, write };
 
 /// Parts of `c_attn` that the paper adapts: q and v.
 const QV: [bool; 3] = [true, false, true];
@@ -116,8 +116,7 @@ fn is_fused(name: &str) -> bool {
 /// Writes a checkpoint: plain pairs as they are, pairs of fused layers in grouped form.
 ///
 /// # Errors
-/// Names the fused layers whose B is not zero outside one block a part, and pairs whose scaling differs from
-/// the others' (the checkpoint has one alpha for all).
+/// Names the fused layers whose B is not zero outside one block a part.
 pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
     let enable = if options.enable_lora.is_empty() { &QV[..] } else { &options.enable_lora };
     let mut tensors = lora.saved.clone();
@@ -137,9 +136,8 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
             },
             false => pair.b.clone(),
         };
-        scalings.push((module, pair.alpha * (b.shape[1] as f64 / pair.rank() as f64), pair.scaling()));
-        tensors.insert(format!("{module}.lora_A"), pair.a.clone());
-        tensors.insert(format!("{module}.lora_B"), b);
+        let alpha = pair.alpha * (b.shape[1] as f64 / pair.rank() as f64);
+        scalings.push((module.clone(), alpha, Pair { b, ..pair.clone() }));
     }
     let name = FORMAT.name;
     if !convolutions.is_empty() {
@@ -150,11 +148,17 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
             format!("B is not zero outside the blocks of `enable_lora` {enable:?}, so {name} cannot express");
         return Err(Error::names(why, dense));
     }
-    let alpha = scalings.first().map(|(_, alpha, _)| *alpha).unwrap_or_default();
-    let differ = |(_, a, _): &&(&String, f64, f64)| (a - alpha).abs() > 1e-9 * alpha.abs();
-    let names: Vec<String> = scalings.iter().filter(differ).map(|(module, ..)| (*module).clone()).collect();
-    if !names.is_empty() {
-        return Err(Error::names(format!("{name} has one alpha, here {alpha}; another one have"), names));
+    let same = |one: f64, other: f64| (one - other).abs() <= 1e-9 * other.abs();
+    let alphas = scalings.iter().map(|(_, alpha, _)| *alpha).filter(|alpha| *alpha != 0.0);
+    let alpha = most_common(alphas).unwrap_or_default();
+    for (module, own, mut pair) in scalings {
+        if !same(own, alpha) {
+            // What its alpha differs by goes into B.
+            pair.alpha = own;
+            pair = pair.with_alpha(&module, alpha)?;
+        }
+        tensors.insert(format!("{module}.lora_A"), pair.a);
+        tensors.insert(format!("{module}.lora_B"), pair.b);
     }
     save(path, &tensors)
 }
@@ -182,7 +186,8 @@ fn grouped(pair: &Pair, enable: &[bool]) -> Option<Tensor> {
     Some(Tensor { dtype: pair.b.dtype, ..Tensor::new(vec![part * groups, r], out) })
 }
 
-fn save(path: &Path, tensors: &Named) -> Result<()> {
+/// Writes a PyTorch file.
+pub(crate) fn save(path: &Path, tensors: &Named) -> Result<()> {
     let bytes: Vec<Vec<u8>> = tensors.values().map(Tensor::bytes).collect();
     let list: Vec<PytorchTensor<'_>> = tensors
         .iter()

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lowrank_files::write_atomic;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::formats::format::{FileFormat, Halves, Options, pairs};
@@ -15,7 +15,7 @@ use crate::tensor::{self, Named};
 
 /// MLX's folder: `adapter_config.json` and `adapters.safetensors`.
 pub const FORMAT: FileFormat =
-    FileFormat { name: "mlx", matches: |at| at.has_file(TENSORS_FILE), read, write };
+    FileFormat { name: "mlx", matches: |at| at.is_configured(TENSORS_FILE), pipeline: false, read, write };
 
 /// The tensors' file.
 pub const TENSORS_FILE: &str = "adapters.safetensors";
@@ -30,9 +30,9 @@ const EMBEDDINGS: [&str; 6] =
 /// # Errors
 /// Where a file is missing or damaged, or it is no LoRA (DoRA, full fine-tune).
 pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
+    let dir = lowrank_adapters::adapter_folder(dir);
     let path = dir.join(CONFIG_FILE);
-    let text = std::fs::read(&path).map_err(Error::io(&path))?;
-    let config: Value = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+    let config = Value::Object(read_config(dir)?);
     let kind = config["fine_tune_type"].as_str().unwrap_or("lora");
     if kind != "lora" {
         return Err(Error::file(&path, format!("fine_tune_type is {kind:?}; this needs a LoRA adapter")));
@@ -62,6 +62,8 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
     let mut lora =
         Lora { pairs: pairs(&file, halves, |_, rank| tidy(scale * rank as f64))?, ..Lora::default() };
     for (module, pair) in &mut lora.pairs {
+        *pair = pair.trimmed();
+        pair.alpha = tidy(scale * pair.rank() as f64);
         if EMBEDDINGS.contains(&module.rsplit('.').next().unwrap_or(module)) {
             pair.kind = Kind::Embedding;
         }
@@ -75,10 +77,15 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
     Ok(lora)
 }
 
+/// The configuration of an MLX adapter folder.
+pub(crate) fn read_config(dir: &Path) -> Result<Map<String, Value>> {
+    Ok(lowrank_files::read_object(&dir.join(CONFIG_FILE))?)
+}
+
 /// Writes an MLX adapter folder.
 ///
 /// # Errors
-/// Names the modules of another rank or scale than the others', and what MLX has no place for.
+/// Names what MLX has no place for.
 pub fn write(lora: &Lora, dir: &Path, _: &Options) -> Result<()> {
     if !lora.saved.is_empty() {
         return Err(Error::names("the format mlx has no place for", lora.saved.keys().cloned().collect()));
@@ -88,19 +95,17 @@ pub fn write(lora: &Lora, dir: &Path, _: &Options) -> Result<()> {
     if !convolutions.is_empty() {
         return Err(Error::names("the format mlx has no place for", convolutions));
     }
-    let common = most_common(lora.pairs.values().map(|pair| (pair.rank(), pair.scaling())));
-    let (rank, scale) = common.unwrap_or((1, 1.0));
-    let differ = |pair: &Pair| pair.rank() != rank || (pair.scaling() - scale).abs() > 1e-12 * scale.abs();
-    let names: Vec<String> = lora.pairs.iter().filter(|(_, p)| differ(p)).map(|(m, _)| m.clone()).collect();
-    if !names.is_empty() {
-        let why = format!(
-            "the format mlx has one rank and scale, here {rank} and {scale} (lowrank resize makes ranks equal); others have"
-        );
-        return Err(Error::names(why, names));
-    }
+    // One rank and one scale for all: smaller ranks get zeros, and what a scale differs by goes into B.
+    let rank = lora.pairs.values().map(Pair::rank).max().unwrap_or(1);
+    let scales = lora.pairs.values().map(|pair| tidy(pair.scaling())).filter(|scale| *scale != 0.0);
+    let scale = most_common(scales).unwrap_or(1.0);
     let mut tensors = Named::new();
     let mut keys = BTreeSet::new();
     for (module, pair) in &lora.pairs {
+        let mut pair = pair.padded(rank);
+        if tidy(pair.scaling()) != scale {
+            pair = pair.with_alpha(module, scale * rank as f64)?;
+        }
         tensors.insert(format!("{module}.lora_a"), pair.a.transposed());
         tensors.insert(format!("{module}.lora_b"), pair.b.transposed());
         keys.insert(key(module));

@@ -8,6 +8,7 @@ pub mod kohya;
 pub mod loralib;
 pub mod mlx;
 pub mod peft;
+mod pipeline;
 mod sd_names;
 
 use std::path::{Path, PathBuf};
@@ -43,6 +44,9 @@ impl FileFormat {
     /// If it is not known by them.
     pub fn detect(path: &Path) -> Result<Self> {
         let candidate = Candidate::open(path)?;
+        if candidate.is_peft_alone() {
+            return Err(Error::file(path, peft::ALONE));
+        }
         Self::ALL.into_iter().find(|format| (format.matches)(&candidate)).ok_or_else(|| {
             let names = Self::names(", ");
             Error::file(
@@ -58,7 +62,7 @@ impl FileFormat {
 /// # Errors
 /// If the file is damaged, or holds what the format has no meaning for or no numbers (named).
 pub fn read(path: &Path, format: FileFormat, options: &Options) -> Result<Lora> {
-    let lora = (format.read)(path, options)?;
+    let lora = pipeline::selected((format.read)(path, options)?, path, options)?;
     if lora.pairs.is_empty() {
         return Err(Error::file(path, format!("holds no LoRA pairs of the format {}", format.name)));
     }
@@ -71,6 +75,9 @@ pub fn read(path: &Path, format: FileFormat, options: &Options) -> Result<Lora> 
 /// # Errors
 /// Names what the format has no place for; nothing is written then.
 pub fn write(lora: &Lora, path: &Path, format: FileFormat, options: &Options) -> Result<PathBuf> {
+    if format != kohya::FORMAT {
+        pipeline::only_paths(lora, format.name)?;
+    }
     (format.write)(lora, path, options)?;
     Ok(path.to_owned())
 }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lowrank_adapters::{Pattern, peft_names};
+pub use lowrank_adapters::CONFIG_FILE;
+use lowrank_adapters::{LoraConfig, Pattern, TENSORS_FILE, peft_names, targets};
+use lowrank_engine::{Site, SiteKind};
 use lowrank_files::write_atomic;
 use serde_json::{Map, Value, json};
 
@@ -15,15 +17,14 @@ use crate::tensor::{self, Named};
 
 /// PEFT's folder: `adapter_config.json` and `adapter_model.safetensors` (or `.bin`).
 pub const FORMAT: FileFormat =
-    FileFormat { name: "peft", matches: |at| at.has_file(CONFIG_FILE), read, write };
+    FileFormat { name: "peft", matches: |at| at.is_peft(), pipeline: false, read, write };
 
 /// PEFT puts this before the module path.
-const PREFIX: &str = "base_model.model.";
-/// The configuration's file.
-pub const CONFIG_FILE: &str = "adapter_config.json";
-/// The tensors' file, and its older form.
-const TENSORS_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+pub(crate) const PREFIX: &str = "base_model.model.";
 
+/// The error for a file of tensors without the configuration.
+pub(crate) const ALONE: &str =
+    "holds tensors of a PEFT adapter, whose alpha is in its adapter_config.json: give the folder with both";
 /// PEFT's, where `lora_alpha` is null or missing.
 const DEFAULT_ALPHA: f64 = 8.0;
 /// Endings of the tensors of a pair.
@@ -47,15 +48,13 @@ const VARIANTS: [&str; 9] = [
 /// # Errors
 /// Where a file is missing or damaged.
 pub fn read_raw(dir: &Path) -> Result<(Map<String, Value>, Named)> {
-    let dir = lowrank_adapters::adapter_folder(dir);
-    let path = dir.join(CONFIG_FILE);
+    let file = lowrank_adapters::tensors_file(dir);
+    let path = lowrank_adapters::adapter_folder(dir).join(CONFIG_FILE);
     let text = std::fs::read(&path).map_err(Error::io(&path))?;
     let config = match serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))? {
         Value::Object(config) => config,
         _ => return Err(Error::file(&path, "is not a JSON object")),
     };
-    let file = TENSORS_FILES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
-    let file = file.ok_or_else(|| Error::file(dir, format!("has no {}", TENSORS_FILES.join(" or "))))?;
     Ok((config, tensor::read(&file)?))
 }
 
@@ -65,7 +64,7 @@ pub fn read_raw(dir: &Path) -> Result<(Map<String, Value>, Named)> {
 /// Where it cannot be written.
 pub fn write_raw(dir: &Path, config: &Map<String, Value>, tensors: &Named) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    tensor::write(&dir.join(TENSORS_FILES[0]), tensors, &[("format", "pt")])?;
+    tensor::write(&dir.join(TENSORS_FILE), tensors, &[("format", "pt")])?;
     let text = serde_json::to_string_pretty(config).expect("plain data") + "\n";
     Ok(write_atomic(&dir.join(CONFIG_FILE), text.as_bytes())?)
 }
@@ -76,7 +75,7 @@ pub fn write_raw(dir: &Path, config: &Map<String, Value>, tensors: &Named) -> Re
 /// Where it is none (DoRA, IA3 and others have no pairs alone), or a tensor has no meaning.
 pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
     let (config, mut tensors) = read_raw(dir)?;
-    let path = dir.join(CONFIG_FILE);
+    let path = lowrank_adapters::adapter_folder(dir).join(CONFIG_FILE);
     let wrong = |field: &str, what: String| Error::file(&path, format!("{field}: {what}"));
     let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or_default();
     if kind != "LORA" {
@@ -137,7 +136,7 @@ pub fn read(dir: &Path, _: &Options) -> Result<Lora> {
             pair.kind = Kind::Embedding;
         }
     }
-    Ok(Lora { pairs, saved, config })
+    Ok(Lora { pairs, saved, config, origin: None })
 }
 
 /// The numbers of a pattern's map.
@@ -166,7 +165,7 @@ pub(crate) fn first_match(patterns: &[(Pattern, f64)], module: &str) -> Result<O
 /// # Errors
 /// Where it cannot be written, or belongs to several models of a pipeline.
 pub fn write(lora: &Lora, dir: &Path, options: &Options) -> Result<()> {
-    let lora = &super::sd_names::one_component(lora, options)?;
+    let lora = &super::pipeline::one_component(lora, options)?;
     let mut config = lora.config.clone();
     let rslora = config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
     let alpha = |pair: &Pair| match rslora {
@@ -202,8 +201,12 @@ pub fn write(lora: &Lora, dir: &Path, options: &Options) -> Result<()> {
     config.insert("lora_alpha".into(), number(lora_alpha));
     config.insert("rank_pattern".into(), Value::Object(ranks));
     config.insert("alpha_pattern".into(), Value::Object(alphas));
-    if config.get("target_modules").is_none_or(Value::is_null) {
-        config.insert("target_modules".into(), json!(target_modules(lora)));
+    if !names_its_pairs(&config, lora) {
+        let (names, layers) = target_modules(lora);
+        config.insert("target_modules".into(), json!(names));
+        config.insert("layers_to_transform".into(), json!(layers));
+        config.insert("layers_pattern".into(), Value::Null);
+        config.insert("exclude_modules".into(), Value::Null);
     }
     if config.get("modules_to_save").is_none_or(Value::is_null) {
         config.insert("modules_to_save".into(), modules_to_save(lora));
@@ -237,30 +240,48 @@ pub(crate) fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }
 
-/// Names that match the adapted modules and, as far as the adapter can tell, no others: the part of the path
-/// behind the layer's number where all layers have it, else the whole path.
-pub(crate) fn target_modules(lora: &Lora) -> Vec<String> {
+/// Whether the modules that a configuration names are all that have pairs.
+fn names_its_pairs(config: &Map<String, Value>, lora: &Lora) -> bool {
+    if config.get("target_modules").is_none_or(Value::is_null) {
+        return false;
+    }
+    let site = |(path, pair): (&String, &Pair)| Site {
+        path: path.clone(),
+        kind: if pair.kind == Kind::Embedding { SiteKind::Embedding } else { SiteKind::Linear },
+        in_features: pair.inputs(),
+        out_features: pair.outputs(),
+        bias: false,
+    };
+    let sites: Vec<Site> = lora.pairs.iter().map(site).collect();
+    let config = serde_json::from_value::<LoraConfig>(Value::Object(config.clone()));
+    let found = config.ok().and_then(|config| targets(&config, &sites).ok());
+    found.is_some_and(|found| found.len() == sites.len())
+}
+
+/// Names that match the adapted modules and no others, whatever the base: the part of the path behind the layer's number
+/// for modules of all the layers returned, else the whole path.
+pub(crate) fn target_modules(lora: &Lora) -> (Vec<String>, Option<Vec<usize>>) {
+    // PEFT finds a layer's number behind two other parts.
     let split = |path: &str| {
         let parts: Vec<&str> = path.split('.').collect();
         let at = parts.iter().position(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))?;
-        let layer: usize = parts[at].parse().ok()?;
-        let rest = parts[at + 1..].join(".");
-        (!rest.is_empty()).then(|| (parts[..at].join("."), layer, rest))
+        let (layer, rest): (usize, _) = (parts[at].parse().ok()?, parts[at + 1..].join("."));
+        (at >= 2 && !rest.is_empty()).then(|| (parts[..at].join("."), layer, rest))
     };
     let mut layers: BTreeMap<(String, String), BTreeSet<usize>> = BTreeMap::new();
     for (before, layer, rest) in lora.pairs.keys().filter_map(|path| split(path)) {
         layers.entry((before, rest)).or_default().insert(layer);
     }
-    let last = layers.values().filter_map(|l| l.last()).max().copied().unwrap_or(0);
+    let all: BTreeSet<usize> = layers.values().flatten().copied().collect();
     let stacks: BTreeSet<&String> = layers.keys().map(|(before, _)| before).collect();
-    let mut names = BTreeSet::new();
+    let (mut names, mut some) = (BTreeSet::new(), false);
     for path in lora.pairs.keys() {
-        let short = split(path).filter(|(before, _, rest)| {
-            stacks.len() == 1 && layers[&(before.clone(), rest.clone())].len() == last + 1
-        });
+        let short = split(path)
+            .filter(|(before, _, rest)| stacks.len() == 1 && layers[&(before.clone(), rest.clone())] == all);
+        some |= short.is_some();
         names.insert(short.map_or_else(|| path.clone(), |(_, _, rest)| rest));
     }
-    names.into_iter().collect()
+    (names.into_iter().collect(), some.then(|| all.into_iter().collect()))
 }
 
 /// The modules whose tensors are kept whole: the first part of the path, or the path of a lone parameter.

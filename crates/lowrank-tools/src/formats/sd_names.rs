@@ -1,10 +1,6 @@
 //! Module names of Stable Diffusion: with dots as in diffusers, with underscores as in kohya's files (those of SDXL in
 //! the words of Stability's own code; they are read, and written as diffusers calls them, which readers know too).
 
-use crate::error::{Error, Result};
-use crate::formats::format::Options;
-use crate::lora::Lora;
-
 /// The models of a pipeline, as diffusers calls them, and kohya's prefix for each. The first that fits is taken
 /// for writing; a pipeline with two text encoders numbers them.
 const MODELS: [(&str, &str); 4] = [
@@ -80,12 +76,6 @@ const PLAIN: [&str; 19] = [
     "op",
     "out",
 ];
-
-/// Which model of a pipeline a path belongs to.
-pub fn component_of(module: &str) -> Option<&'static str> {
-    let (model, _) = module.split_once('.')?;
-    MODELS.iter().map(|(name, _)| *name).find(|name| *name == model)
-}
 
 /// kohya's name of a module, `None` where it belongs to no model of a pipeline. `two`: the pipeline has two text
 /// encoders.
@@ -185,56 +175,4 @@ fn next_part(name: &str) -> Option<&str> {
     }
     let digits = name.bytes().take_while(u8::is_ascii_digit).count();
     (digits > 0 && ends(&name[..digits])).then(|| &name[..digits])
-}
-
-/// Paths with the model's name in front, by `--component` where they have none.
-///
-/// # Errors
-/// Names the modules that belong to no model of a pipeline.
-pub fn with_component(lora: &Lora, options: &Options) -> Result<Lora> {
-    let none: Vec<String> = lora.pairs.keys().filter(|m| component_of(m).is_none()).cloned().collect();
-    let model = match (&options.component, none.is_empty()) {
-        (_, true) => return Ok(lora.clone()),
-        (Some(model), _) => checked(model)?,
-        (None, _) => {
-            let why =
-                "these belong to no model of a diffusion pipeline; if it is one, name it with `component`";
-            return Err(Error::names(why, none));
-        }
-    };
-    let pairs = lora.pairs.iter().map(|(module, pair)| {
-        let name = if component_of(module).is_some() { module.clone() } else { format!("{model}.{module}") };
-        (name, pair.clone())
-    });
-    Ok(Lora { pairs: pairs.collect(), ..lora.clone() })
-}
-
-/// Paths without the model's name, for formats of one model: the adapter of the only one, or of `--component`.
-///
-/// # Errors
-/// Where it holds adapters for several and none is named.
-pub fn one_component(lora: &Lora, options: &Options) -> Result<Lora> {
-    let mut models: Vec<&str> = lora.pairs.keys().filter_map(|m| component_of(m)).collect();
-    models.dedup();
-    let model = match (&options.component, &models[..]) {
-        (Some(model), _) => checked(model)?,
-        (None, []) => return Ok(lora.clone()),
-        (None, [one]) => *one,
-        (None, many) => {
-            let many = many.iter().map(|m| (*m).to_owned()).collect();
-            return Err(Error::names("holds adapters for several models; choose one with `component`", many));
-        }
-    };
-    if models.is_empty() {
-        return Ok(lora.clone());
-    }
-    let strip = |module: &String| module.strip_prefix(model)?.strip_prefix('.').map(str::to_owned);
-    let pairs = lora.pairs.iter().filter_map(|(module, pair)| Some((strip(module)?, pair.clone())));
-    Ok(Lora { pairs: pairs.collect(), ..lora.clone() })
-}
-
-fn checked(model: &str) -> Result<&'static str> {
-    MODELS.iter().map(|(name, _)| *name).find(|name| *name == model).ok_or_else(|| {
-        Error::Usage(format!("`component` {model:?}: one of unet, text_encoder, text_encoder_2"))
-    })
 }

@@ -8,14 +8,14 @@ use lowrank::tools::compose::{Combination, Compose, compose};
 use lowrank::{Error, Result};
 
 use super::Stdout;
-use super::flags::adapter_files::{Hints, Output, read, write_peft};
+use super::flags::adapter_files::{Hints, Output, read, write_back};
 
 /// Combine several weighted adapters into one.
 #[derive(clap::Args)]
 pub struct Args {
     /// Adapter and its weight (1 by default, may be negative); repeat for each adapter
-    #[arg(long, value_name = "DIR[=WEIGHT]", required = true)]
-    adapter: Vec<String>,
+    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted, required = true)]
+    adapter: Vec<(PathBuf, f64)>,
     /// Method: linear, cat, svd, ties, dare_linear, dare_ties, magnitude_prune; the last four also with _svd
     #[arg(long, default_value = "svd", value_name = "COMBINATION")]
     how: String,
@@ -62,22 +62,17 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         by_frequency,
         seed: args.seed,
     };
-    let weighted = |text: &String| match text.rsplit_once('=') {
-        Some((path, weight)) => {
-            let wrong = || Error::Usage(format!("`adapter` {text:?}: {weight:?} is not a number"));
-            Ok((PathBuf::from(path), weight.parse().map_err(|_| wrong())?))
-        }
-        None => Ok((PathBuf::from(text), 1.0)),
-    };
-    let paths = args.adapter.iter().map(weighted).collect::<Result<Vec<(PathBuf, f64)>>>()?;
-    args.output.check(&paths.iter().map(|(path, _)| path.as_path()).collect::<Vec<_>>())?;
+    args.output.check(&args.adapter.iter().map(|(path, _)| path.as_path()).collect::<Vec<_>>())?;
     let mut adapters: Vec<(Lora, f64)> = Vec::new();
-    for (path, weight) in &paths {
-        adapters.push((read(path, None, &args.hints)?.0, *weight));
+    let mut formats = Vec::new();
+    for (path, weight) in &args.adapter {
+        let (lora, format) = read(path, None, &args.hints)?;
+        adapters.push((lora, *weight));
+        formats.push(format);
     }
     let list: Vec<(&Lora, f64)> = adapters.iter().map(|(lora, weight)| (lora, *weight)).collect();
     let result = compose(&list, &how)?;
-    write_peft(&result, &args.output, &args.hints.options())?;
+    write_back(&result, formats[0], &args.output, &args.hints)?;
     let rank = result.pairs.values().map(|pair| pair.rank()).max().unwrap_or(0);
     writeln!(
         out,

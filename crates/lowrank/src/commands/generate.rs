@@ -19,8 +19,8 @@ use super::flags::search::SearchFlags;
 pub struct Args {
     #[command(flatten)]
     base: OptionFlags<Base>,
-    /// Adapter folder and its weight (1 by default); may be repeated
-    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted)]
+    /// Adapter (folder, or file in any format) and its weight (1 by default); may be repeated
+    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted_f32)]
     adapter: Vec<(PathBuf, f32)>,
     /// Text to continue [default: standard input]
     #[arg(long)]

@@ -4,18 +4,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lowrank::adapters::{self, AdapterSet, LoraConfig};
-use lowrank::files::write_atomic;
+use lowrank::files::folder::has_weights;
+use lowrank::files::{Gguf, is_gguf, write_atomic};
 use lowrank::tools::{FileFormat, compare, formats, report};
-use lowrank::{Result, Session};
+use lowrank::{Result, Session, describe};
 use serde_json::{Value, json};
 
 use super::Stdout;
 use super::flags::adapter_files::{Hints, Replace, read, table};
 
-/// Show the contents of a model or an adapter.
+/// Show what a file or folder is, and the contents of a model or an adapter.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Base model (folder, GGUF file, hub id) or adapter in any format
+    /// Base model (folder, GGUF file, hub id), adapter in any format, or any other file or folder
     path: String,
     /// Print one JSON object
     #[arg(long)]
@@ -36,24 +37,39 @@ pub struct Args {
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let path = Path::new(&args.path);
     args.replace.check(args.html.as_deref(), &[path])?;
-    let known = |format| format != formats::peft::FORMAT;
-    if args.spectrum || args.html.is_some() || (path.exists() && FileFormat::detect(path).is_ok_and(known)) {
-        return spectrum(args, out);
-    }
-    let (rows, summary) = match path.join(adapters::CONFIG_FILE).exists() {
-        true => adapter(path)?,
-        false => model(&args.path)?,
+    let charted = args.spectrum || args.html.is_some();
+    let (rows, summary) = match path.exists().then(|| FileFormat::detect(path)) {
+        _ if charted => return spectrum(args, out),
+        Some(Ok(format)) if format == formats::peft::FORMAT => adapter(path)?,
+        Some(Ok(_)) => return spectrum(args, out),
+        Some(Err(_)) if !is_model(path) => (Vec::new(), Value::Object(describe(path)?)),
+        Some(Err(_)) | None => model(&args.path)?,
     };
     if args.json {
         writeln!(out, "{}", json!({ "summary": summary, "rows": rows }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    table(out, &rows)?;
-    writeln!(out)?;
+    if !rows.is_empty() {
+        table(out, &rows)?;
+        writeln!(out)?;
+    }
     for (name, value) in summary.as_object().into_iter().flatten() {
         writeln!(out, "{name:<24} {}", text(value))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether it is a GGUF model, or a folder with weights and their configuration.
+fn is_model(path: &Path) -> bool {
+    match path.is_dir() {
+        true => path.join("config.json").is_file() && has_weights(path).unwrap_or(true),
+        false => {
+            let kind = |file: Gguf| {
+                file.string("general.type").is_ok_and(|kind| kind.is_none_or(|kind| kind == "model"))
+            };
+            is_gguf(path) && Gguf::open(path).map_or(true, kind)
+        }
+    }
 }
 
 /// Norms, effective ranks and singular values of an adapter in any format.
@@ -87,12 +103,12 @@ fn spectrum(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
                 })
             })
             .collect();
-        let summary = json!({ "format": format.name, "sites": rows.len(), "parameters": lora.parameters() });
+        let summary = json!({ "what": "adapter", "format": format.name, "sites": rows.len(), "parameters": lora.parameters() });
         writeln!(out, "{}", json!({ "summary": summary, "rows": rows }))?;
         return Ok(ExitCode::SUCCESS);
     }
     write!(out, "{}", report::text(&spectra))?;
-    writeln!(out, "\n{} layers, {} parameters, {}", spectra.len(), lora.parameters(), format.name)?;
+    writeln!(out, "\nadapter: {} layers, {} parameters, {}", spectra.len(), lora.parameters(), format.name)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -132,7 +148,10 @@ fn adapter(dir: &Path) -> Result<(Vec<Value>, Value)> {
     let wrong = |(_, param): (_, &lowrank::engine::Param)| {
         param.values().iter().any(|x| !x.is_finite()).then(|| param.name.clone())
     };
+    let state = adapters::adapter_folder(dir).join("trainer_state.json").is_file();
     let mut summary = json!({
+        "what": if state { "adapter, in a checkpoint with the state of its run" } else { "adapter" },
+        "format": formats::peft::FORMAT.name,
         "kind": config.peft_type,
         "base_model": config.base_model_name_or_path,
         "r": config.r,
@@ -183,6 +202,7 @@ fn model(path: &str) -> Result<(Vec<Value>, Value)> {
     let numbers = |name| tensors.shape(name).map_or(0, |s| s.iter().product::<usize>());
     let file: PathBuf = session.base.source.clone();
     let mut summary = json!({
+        "what": "base model",
         "kind": config["model_type"],
         "source": file,
         "layers": config["num_hidden_layers"],

@@ -14,8 +14,8 @@ pub struct Args {
     /// Base model: Hugging Face folder, GGUF file or hub id
     #[arg(long)]
     model: String,
-    /// Adapter folder and its weight (1 by default); may be repeated
-    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted, required = true)]
+    /// Adapter (folder, or file in any format) and its weight (1 by default); may be repeated
+    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted_f32, required = true)]
     adapter: Vec<(PathBuf, f32)>,
     /// Subtract the adapter from --model, into which it was merged
     #[arg(long)]

@@ -7,7 +7,7 @@ use lowrank::tools::resize::{Prune, prune};
 use lowrank::{Error, Result};
 
 use super::Stdout;
-use super::flags::adapter_files::{Hints, Output, read, regex, write_peft};
+use super::flags::adapter_files::{Hints, Output, read, regex, write_back};
 
 /// Remove small entries or whole layers from an adapter.
 #[derive(clap::Args)]
@@ -36,10 +36,10 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     if args.density.is_none() && args.min_norm.is_none() && drop.is_none() {
         return Err(Error::Usage("nothing to prune: give `density`, `min_norm` or `drop`".into()));
     }
-    let (lora, _) = read(&args.adapter, None, &args.hints)?;
+    let (lora, format) = read(&args.adapter, None, &args.hints)?;
     let how = Prune { density: args.density, min_norm: args.min_norm, drop };
     let (left, gone) = prune(&lora, &how)?;
-    write_peft(&left, &args.output, &args.hints.options())?;
+    write_back(&left, format, &args.output, &args.hints)?;
     for path in &gone {
         writeln!(out, "dropped {path}")?;
     }

@@ -8,7 +8,7 @@ use lowrank::tools::resize::resize;
 use serde_json::json;
 
 use super::Stdout;
-use super::flags::adapter_files::{Hints, Output, RankRule, read, table, write_peft};
+use super::flags::adapter_files::{Hints, Output, RankRule, read, table, write_back};
 
 /// Change the ranks of an adapter.
 #[derive(clap::Args)]
@@ -37,9 +37,9 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     args.output.check(&[&args.adapter])?;
     let rule = args.rule.rule()?;
-    let (lora, _) = read(&args.adapter, None, &args.hints)?;
+    let (lora, format) = read(&args.adapter, None, &args.hints)?;
     let (smaller, report) = resize(&lora, rule, args.max_rank)?;
-    write_peft(&smaller, &args.output, &args.hints.options())?;
+    write_back(&smaller, format, &args.output, &args.hints)?;
     let row = |r: &lowrank::tools::resize::Resized| json!({ "layer": r.path, "rank before": r.ranks.0, "rank": r.ranks.1, "energy kept": format!("{:.4}", r.energy) });
     table(out, &report.iter().map(row).collect::<Vec<_>>())?;
     writeln!(out, "\n{} parameters, {} before", smaller.parameters(), lora.parameters())?;

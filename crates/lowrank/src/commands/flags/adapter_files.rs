@@ -21,7 +21,7 @@ pub struct Hints {
     /// Base model of a GGUF adapter, which decides the order of rows
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
-    /// Model of a diffusion pipeline: unet, text_encoder or text_encoder_2
+    /// Model of a diffusion pipeline to take of a file with several: unet, transformer, text_encoder, text_encoder_2, ...
     #[arg(long)]
     component: Option<String>,
 }
@@ -85,6 +85,15 @@ pub fn read(path: &Path, from: Option<&str>, hints: &Hints) -> Result<(Lora, Fil
         None => FileFormat::detect(path)?,
     };
     Ok((formats::read(path, format, &hints.options())?, format))
+}
+
+/// Writes what was made of an adapter in `from`: a file for the models of a pipeline in its own form, others as PEFT's folder.
+pub fn write_back(lora: &Lora, from: FileFormat, output: &Output, hints: &Hints) -> Result<()> {
+    let to = if from.pipeline { from } else { formats::peft::FORMAT };
+    output.write(|out| {
+        formats::write(lora, out, to, &hints.options())?;
+        Ok(())
+    })
 }
 
 /// Writes PEFT's folder.

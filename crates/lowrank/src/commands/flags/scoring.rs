@@ -13,7 +13,7 @@ use super::options::{OptionFlags, Scoring};
 pub struct ScoringFlags {
     #[command(flatten)]
     options: OptionFlags<Scoring>,
-    /// Adapter folder
+    /// Adapter folder, or file in any format
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
 }
