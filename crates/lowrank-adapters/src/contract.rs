@@ -204,6 +204,11 @@ pub trait Method: Sync {
         Ok(None)
     }
 
+    /// Whether the form that is written may be another than the form that is trained, so that both exist while saving.
+    fn exports(&self) -> bool {
+        false
+    }
+
     /// Endings of the names of a site's tensors in a file, after the module path and a dot.
     fn suffixes(&self) -> &'static [&'static str];
 
@@ -220,6 +225,12 @@ pub trait Method: Sync {
 
 /// The adapter at one site: [`Adapter`] computes it; the rest is about its parameters.
 pub trait Variant: Adapter {
+    /// Bytes that it keeps beside its parameters, at a site of `out_features`.
+    fn cached_bytes(&self, out_features: usize) -> usize {
+        let _ = out_features;
+        0
+    }
+
     /// Its rank, where it has one.
     fn rank(&self) -> Option<usize> {
         None

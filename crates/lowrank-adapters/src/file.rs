@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank_engine::{Param, Site, SiteKind};
-use lowrank_files::{AtomicFile, write_atomic};
+use lowrank_files::{AtomicFile, MAX_CONFIG, read_limited, write_atomic};
+use lowrank_kernels::WeightRef;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
@@ -59,7 +60,7 @@ impl LoraConfig {
             );
             return Err(Error::file(dir, what));
         }
-        let text = fs::read(&path).map_err(Error::io(&path))?;
+        let text = read_limited(&path, MAX_CONFIG)?;
         let config: Self = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
         config.check().map_err(|e| Error::file(&path, e.to_string()))?;
         Ok(config)
@@ -490,15 +491,12 @@ pub fn tensors_file(path: &Path) -> PathBuf {
 /// If it cannot be read or is not JSON.
 pub fn read_task(dir: &Path) -> Result<Option<Value>, Error> {
     let folder = adapter_folder(dir);
-    if folder.is_file() {
+    let path = folder.join(TASK_FILE);
+    if folder.is_file() || !path.exists() {
         return Ok(None);
     }
-    let path = folder.join(TASK_FILE);
-    match fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(&path, e.to_string())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(&path)(e)),
-    }
+    let text = read_limited(&path, MAX_CONFIG)?;
+    serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(&path, e.to_string()))
 }
 
 /// What is trained beside the adapter at `sites`, as far as the tensors of the file go: biases and rows of tables.
@@ -543,8 +541,8 @@ fn read_tensors(path: &Path, method: &dyn Method) -> Result<(Tensors, Vec<String
     Ok((tensors, names.notes.into_iter().map(|note| format!("{}: {note}", path.display())).collect()))
 }
 
-/// A tensor to be written. Its bytes are made when its turn comes, so that a file of any size takes the memory of its
-/// largest tensor.
+/// A tensor to be written. Its bytes are the values themselves (or a copy of them, made when its turn comes, on a big-endian
+/// machine), so writing takes no memory.
 pub struct TensorView<'a> {
     /// Its shape.
     pub shape: Vec<usize>,
@@ -562,6 +560,9 @@ impl View for TensorView<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
+        if cfg!(target_endian = "little") {
+            return WeightRef::from_f32(1, self.value.len(), self.value).bytes.into();
+        }
         let mut bytes = vec![0; self.data_len()];
         let (to, _) = bytes.as_chunks_mut::<4>();
         to.iter_mut().zip(self.value).for_each(|(to, x)| *to = x.to_le_bytes());

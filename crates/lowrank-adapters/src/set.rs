@@ -13,7 +13,7 @@ use crate::beside::tokens::{self, TrainedTokens};
 use crate::config::LoraConfig;
 use crate::contract::{AdaptedSite, Exported, InitContext, Target, Variant, WeightRows};
 use crate::error::Error;
-use crate::init;
+use crate::init::{self, InitLoraWeights};
 use crate::methods::embedding::TiedHeadLora;
 use crate::registry::{method, targets};
 use crate::target::check_names;
@@ -249,6 +249,45 @@ impl AdapterSet {
             }
         }
         warnings
+    }
+
+    /// Bytes that it keeps while it is trained, beside its parameters with their gradients and moments.
+    pub fn cached_bytes(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| layer.variant.cached_bytes(layer.site.out_features));
+        layers.sum::<usize>() + self.training_hook.as_ref().map_or(0, |hook| hook.bytes(&self.params))
+    }
+
+    /// Bytes that saving it for a checkpoint takes: the state of its hook, and its values in the other form that its folder
+    /// holds.
+    ///
+    /// # Errors
+    /// If the configuration is of no method.
+    pub fn saving_bytes(&self) -> Result<usize, Error> {
+        let hook = self.training_hook.as_ref().map_or(0, |hook| hook.bytes(&self.params));
+        let values: usize = self.params.iter().map(|(_, p)| size_of::<f32>() * p.rows * p.cols).sum();
+        Ok(hook + if method(&self.config)?.exports() { values } else { 0 })
+    }
+
+    /// Whether its initial values come from the training data.
+    ///
+    /// # Errors
+    /// If `init_lora_weights` is not a known value.
+    pub fn starts_from_data(&self) -> Result<bool, Error> {
+        Ok(InitLoraWeights::parse(&self.config)?.needs_data())
+    }
+
+    /// Bytes that finding its initial values takes, with batches of `rows` tokens of the training data.
+    ///
+    /// # Errors
+    /// If `init_lora_weights` is not a known value.
+    pub fn start_bytes(&self, rows: usize) -> Result<usize, Error> {
+        let init = InitLoraWeights::parse(&self.config)?;
+        let dora = self.config.is_set("use_dora");
+        let sizes = self.layers.iter().map(|layer| {
+            let rank = layer.variant.rank().unwrap_or(0);
+            (layer.site.out_features, layer.site.in_features, rank)
+        });
+        Ok(init.working_bytes(sizes, rows, dora))
     }
 
     /// The adapter as its folder holds it, if that differs from how it is trained.

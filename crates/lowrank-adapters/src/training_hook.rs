@@ -19,6 +19,9 @@ pub trait TrainingHook: Send + Sync {
     /// After optimiser step number `step` (from 1), with the gradients it followed.
     fn after_step(&mut self, device: &Device, step: u64, params: &mut Params, grads: &Grads);
 
+    /// Bytes of its own values once it has seen a step.
+    fn bytes(&self, params: &Params) -> usize;
+
     /// Its own values, by name, for checkpoints.
     fn state(&self) -> Vec<(String, Vec<f32>)>;
 

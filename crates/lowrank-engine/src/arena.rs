@@ -7,7 +7,7 @@
 //! construction.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use memmap2::{MmapMut, MmapOptions};
 
@@ -18,6 +18,9 @@ const ALIGN: usize = 16;
 
 /// Smaller blocks (256 KiB) lie with those that are saved: left among large ones they would break up what these leave free.
 const SMALL_FLOATS: usize = 1 << 16;
+
+/// Bytes in which Linux gives memory where it is advised to use huge pages. The two ends of the range start at multiples.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// A shared handle to the arena.
 #[derive(Clone)]
@@ -30,10 +33,10 @@ struct Inner {
 }
 
 struct Reserved {
+    /// The first huge page of the mapping.
     base: *mut f32,
     floats: usize,
-    /// Keeps the mapping alive.
-    _map: MmapMut,
+    map: MmapMut,
 }
 
 // SAFETY: the range is plain memory; blocks handed out never overlap, and each is reached through
@@ -78,6 +81,8 @@ struct End {
     /// Everything at or above is untouched.
     top: usize,
     peak: usize,
+    /// Everything at or above is not in the process's memory.
+    touched: usize,
 }
 
 impl End {
@@ -100,6 +105,7 @@ impl End {
         self.free.remove(&at);
         self.top = at + len;
         self.peak = self.peak.max(self.top);
+        self.touched = self.touched.max(self.top);
         Some(at)
     }
 
@@ -130,7 +136,7 @@ impl Arena {
     fn reserve_at_most(mut bytes: usize) -> Self {
         // Address space costs nothing; where a limit forbids the large range, ask for less.
         let map = loop {
-            match MmapOptions::new().len(bytes).no_reserve_swap().map_anon() {
+            match MmapOptions::new().len(bytes + HUGE_PAGE).no_reserve_swap().map_anon() {
                 Ok(map) => break map,
                 Err(_) if bytes > 1 << 24 => bytes /= 2,
                 Err(error) => {
@@ -141,7 +147,9 @@ impl Arena {
         let mut map = map;
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        let reserved = Reserved { base: map.as_mut_ptr().cast(), floats: map.len() / 4, _map: map };
+        let start = map.as_mut_ptr();
+        let base = start.wrapping_add(start.align_offset(HUGE_PAGE)).cast();
+        let reserved = Reserved { base, floats: bytes / size_of::<f32>(), map };
         Self(Arc::new(Inner { memory: Some(reserved), state: Mutex::default() }))
     }
 
@@ -175,6 +183,28 @@ impl Arena {
         (state.temporary.peak + state.saved.peak) * 4
     }
 
+    /// The pages behind that mark: what it takes of the process's memory, where the system gives huge pages.
+    pub fn peak_page_bytes(&self) -> usize {
+        let state = self.0.state.lock().expect("no panic holds the lock");
+        let page = page_bytes();
+        [&state.temporary, &state.saved].map(|end| (end.peak * 4).next_multiple_of(page)).iter().sum()
+    }
+
+    /// Gives the pages of free memory at the inner ends back to the system.
+    pub fn trim(&self) {
+        let mut state = self.0.state.lock().expect("no panic holds the lock");
+        let Some(memory) = &self.0.memory else { return };
+        let page = page_bytes() / size_of::<f32>();
+        for saved in [false, true] {
+            let end = state.end(saved);
+            let (from, to) = (end.top.next_multiple_of(page), end.touched.next_multiple_of(page));
+            if from < to {
+                memory.give_back(if saved { memory.floats - to } else { from }, to - from);
+            }
+            end.touched = end.top;
+        }
+    }
+
     pub fn reset_peak(&self) {
         let mut state = self.0.state.lock().expect("no panic holds the lock");
         for end in [false, true] {
@@ -182,6 +212,31 @@ impl Arena {
             end.peak = end.top;
         }
     }
+}
+
+impl Reserved {
+    /// Gives back the pages of `len` values from `at` on, which no block holds.
+    fn give_back(&self, at: usize, len: usize) {
+        #[cfg(unix)]
+        {
+            let skip = self.base as usize - self.map.as_ptr() as usize;
+            let (offset, len) = (skip + at * size_of::<f32>(), len * size_of::<f32>());
+            // SAFETY: no block lies there, and the next one there has undefined values: zeros are as good as any.
+            let _ =
+                unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
+        }
+        #[cfg(not(unix))]
+        let _ = (at, len);
+    }
+}
+
+/// Bytes of the pages in which the range gets its memory.
+fn page_bytes() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        if setting.is_ok_and(|text| !text.contains("[never]")) { HUGE_PAGE } else { 4 << 10 }
+    })
 }
 
 /// Ends the step with [`Error::Memory`] as the payload, which no panic hook prints.
@@ -267,6 +322,34 @@ mod tests {
         let error = payload.downcast::<Error>().expect("an error of the engine");
         assert!(error.to_string().contains("the step needs 4 MB"), "{error}");
         drop(small);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn trimming_gives_free_memory_back_and_keeps_blocks() {
+        // Of this mapping alone: other tests allocate meanwhile.
+        let resident = |arena: &Arena| {
+            let start = format!("{:x}-", arena.0.memory.as_ref().unwrap().map.as_ptr() as usize);
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let own = maps.lines().skip_while(|line| !line.starts_with(&start));
+            let rss = own.into_iter().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            rss.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+        };
+        let arena = Arena::reserve_at_most(1 << 30);
+        let mut kept = [false, true].map(|saved| arena.take(SMALL_FLOATS, saved));
+        kept.iter_mut().for_each(|block| block.data_mut().fill(3.0));
+        for saved in [false, true] {
+            let mut block = arena.take(10 << 20, saved);
+            block.data_mut().fill(1.0);
+        }
+        assert!(resident(&arena) >= 80 << 20, "{}", resident(&arena));
+        arena.trim();
+        let left = resident(&arena);
+        assert!(left <= 2 * HUGE_PAGE, "{left}");
+        assert!(kept.iter().all(|block| block.data().iter().all(|x| *x == 3.0)));
+        let mut again = arena.take(10 << 20, false);
+        again.data_mut().fill(2.0);
+        assert!(again.data().iter().all(|x| *x == 2.0) && kept[0].data()[0] == 3.0);
     }
 
     #[test]

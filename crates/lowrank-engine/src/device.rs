@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use lowrank_kernels::{self as kernels, Activation, AttentionShape, DisentangledShape, Segment};
 
@@ -33,6 +33,8 @@ pub enum SavedDtype {
 pub struct Device {
     backend: Arc<dyn Backend>,
     flops: Arc<AtomicU64>,
+    /// Most working memory that the kernels of one operation take.
+    scratch: Arc<AtomicUsize>,
     stream: Option<Arc<BaseStream>>,
     saved_dtype: SavedDtype,
 }
@@ -50,7 +52,13 @@ impl Device {
 
     /// A device of any backend.
     pub fn with_backend(backend: Arc<dyn Backend>) -> Self {
-        Self { backend, flops: Arc::default(), stream: None, saved_dtype: SavedDtype::F32 }
+        Self {
+            backend,
+            flops: Arc::default(),
+            scratch: Arc::default(),
+            stream: None,
+            saved_dtype: SavedDtype::F32,
+        }
     }
 
     /// The same device, on which a model's weights are in memory one block at a time.
@@ -157,9 +165,30 @@ impl Device {
         self.backend.peak_bytes()
     }
 
+    /// The same in whole pages: what tensors take of the process's memory.
+    pub fn peak_page_bytes(&self) -> usize {
+        self.backend.peak_page_bytes()
+    }
+
     /// Starts counting the peak anew from what is in use now.
     pub fn reset_peak(&self) {
         self.backend.reset_peak();
+    }
+
+    /// Gives memory that no tensor holds back to the system.
+    pub fn trim(&self) {
+        self.backend.trim();
+    }
+
+    /// Notes the working memory of attention.
+    pub(crate) fn note_scratch(&self, bytes: usize) {
+        self.scratch.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of working memory that the kernels keep for the operations so far, on this pool's threads, where no side of a
+    /// matrix is longer than `longest`.
+    pub fn scratch_bytes(&self, longest: usize) -> usize {
+        kernels::scratch_bytes(rayon::current_num_threads(), longest) + self.scratch.load(Ordering::Relaxed)
     }
 }
 

@@ -60,6 +60,12 @@ impl Tensors {
         self.bytes(false)
     }
 
+    /// Bytes of the matrices that were converted, and the most that one conversion took beside its result.
+    pub fn conversion_bytes(&self) -> (usize, usize) {
+        let converted = self.converted.lock().expect("nobody panics with it");
+        (converted.bytes.values().sum(), converted.temporary)
+    }
+
     fn bytes(&self, lookups: bool) -> u64 {
         let converted = self.converted.lock().expect("nobody panics with it");
         let bytes = |name: &str, stored: usize| match lookups || !converted.lookups.contains(name) {
@@ -145,6 +151,7 @@ impl Tensors {
             return Ok((self.precise(stored), true));
         };
         let (rows, cols) = (stored.cols(), stored.rows());
+        self.note_conversion(stored.byte_len() + rows * cols * size_of::<f32>());
         if self.options.shapes_only {
             let fail = |e: lowrank_engine::Error| self.fail(name, e.to_string());
             let shape = FrozenWeight::shape_only(format, rows, cols).map_err(fail)?;
@@ -172,6 +179,7 @@ impl Tensors {
 
     fn convert(&self, name: &str, stored: &FrozenWeight, format: Format) -> Result<FrozenWeight> {
         let (rows, cols) = (stored.rows(), stored.cols());
+        self.note_conversion(stored.byte_len());
         if self.options.shapes_only {
             let fail = |e: lowrank_engine::Error| self.fail(name, e.to_string());
             let shape = FrozenWeight::shape_only(format, rows, cols).map_err(fail)?;
@@ -198,6 +206,11 @@ impl Tensors {
         self.release(name);
         self.note(name, &weight);
         Ok(weight)
+    }
+
+    fn note_conversion(&self, temporary: usize) {
+        let mut converted = self.converted.lock().expect("nobody panics with it");
+        converted.temporary = converted.temporary.max(temporary);
     }
 
     fn note(&self, name: &str, weight: &FrozenWeight) {

@@ -9,6 +9,7 @@ use lowrank_engine::Mapped;
 use lowrank_kernels::{Format, RowOrder};
 
 use crate::error::{Error, Result};
+use crate::json::regular;
 
 /// A memory-mapped file and its path.
 #[derive(Clone)]
@@ -19,10 +20,8 @@ pub(crate) struct MappedFile {
 
 impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        regular(path)?;
         let file = File::open(path).map_err(Error::io(path))?;
-        if !file.metadata().map_err(Error::io(path))?.is_file() {
-            return Err(Error::file(path, "is not a regular file"));
-        }
         let map = Mapped::new(file).map_err(Error::io(path))?;
         Ok(Self { path: path.to_owned(), map: Arc::new(map) })
     }

@@ -95,8 +95,25 @@ impl Error {
 
 /// A name from a file, fit for one line of a message: control characters escaped, at most 120 characters.
 pub fn shown(name: &str) -> String {
-    let mut short: String = name.chars().take(120).flat_map(char::escape_debug).collect();
-    if name.chars().nth(120).is_some() {
+    cut(name, 120, |_| true)
+}
+
+/// A text from a file or a command line, fit for one line of a message: control characters escaped, at most `most`
+/// characters.
+pub fn shown_at_most(text: &str, most: usize) -> String {
+    // Line and paragraph separators break lines as well.
+    cut(text, most, |c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
+}
+
+fn cut(text: &str, most: usize, escaped: impl Fn(char) -> bool) -> String {
+    let mut short = String::new();
+    for c in text.chars().take(most) {
+        match escaped(c) {
+            true => short.extend(c.escape_debug()),
+            false => short.push(c),
+        }
+    }
+    if text.chars().nth(most).is_some() {
         short.push('…');
     }
     short

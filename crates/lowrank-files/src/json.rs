@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 
 /// Largest configuration file that is parsed, in bytes: real ones are far smaller.
-const MAX_CONFIG: u64 = 8 << 20;
+pub const MAX_CONFIG: u64 = 8 << 20;
 
 /// Reads a JSON file of at most `limit` bytes.
 ///
@@ -24,11 +24,36 @@ pub fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
 /// Reads a whole file of at most `limit` bytes.
 ///
 /// # Errors
-/// Where the file is missing or larger.
+/// Where the file is missing or larger, or is no regular file: a pipe may never end, or never begin.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    // Before it is opened: opening a pipe waits for whoever writes to it.
+    regular(path)?;
+    read_input(path, limit)
+}
+
+/// Checks that there is a regular file at `path`.
+///
+/// # Errors
+/// Where there is none.
+pub fn regular(path: &Path) -> Result<()> {
+    let kind = std::fs::metadata(path).map_err(Error::io(path))?.file_type();
+    if kind.is_dir() {
+        return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
+    }
+    if !kind.is_file() {
+        return Err(Error::io(path)(std::io::Error::other("is not a regular file")));
+    }
+    Ok(())
+}
+
+/// Reads at most `limit` bytes of what a user named: a file, or a pipe such as `/dev/stdin`.
+///
+/// # Errors
+/// Where it cannot be read or is larger.
+pub fn read_input(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     let file = File::open(path).map_err(Error::io(path))?;
-    file.take(limit + 1).read_to_end(&mut text).map_err(Error::io(path))?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut text).map_err(Error::io(path))?;
     if text.len() as u64 > limit {
         return Err(Error::file(path, format!("is larger than the {limit} bytes such a file may have")));
     }

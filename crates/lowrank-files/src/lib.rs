@@ -42,9 +42,9 @@ mod tensors;
 pub mod folder;
 
 pub use atomic::{AtomicFile, write_atomic};
-pub use error::{Error, IoError, Result, shown};
+pub use error::{Error, IoError, Result, shown, shown_at_most};
 pub use gguf::{Gguf, GgufNames, GgufWriter, ROPE_FACTORS, Strings, TensorPlan, is_gguf, round_f32};
-pub use json::{read_json, read_limited, read_object, read_optional_object};
+pub use json::{MAX_CONFIG, read_input, read_json, read_limited, read_object, read_optional_object, regular};
 pub use load_options::{LoadOptions, Precision, Quantize, Role};
 pub use lock::FolderLock;
 pub use nearest::{nearest, unknown};

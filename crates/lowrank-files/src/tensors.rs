@@ -26,6 +26,8 @@ const PARALLEL: usize = 1 << 16;
 pub(crate) struct Converted {
     pub bytes: HashMap<String, usize>,
     pub left: Vec<String>,
+    /// Most bytes that one conversion takes beside its result.
+    pub temporary: usize,
     /// Tables of which only single rows are read.
     pub lookups: HashSet<String>,
 }

@@ -49,7 +49,8 @@ pub use adalora::{adalora_importance, adalora_sensitivity};
 pub use adamw::{AdamW, adamw};
 pub use attention::{
     AttentionDropout, AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment,
-    attention, attention_backward, disentangled_attention, disentangled_attention_backward,
+    attention, attention_backward, attention_scratch_bytes, disentangled_attention,
+    disentangled_attention_backward, disentangled_scratch_bytes,
 };
 pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};
 pub use dora::{dora_magnitude_backward, dora_norms, row_norms, weight_squares};

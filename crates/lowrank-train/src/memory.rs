@@ -1,5 +1,8 @@
 //! How much memory this process holds.
 
+#[cfg(target_os = "linux")]
+use std::collections::HashSet;
+
 /// The most bytes that were resident at any time so far, or `None` where the system does not say.
 ///
 /// Linux: `VmHWM` of `/proc/self/status`; macOS: `getrusage`. Both count the pages of mapped files
@@ -25,6 +28,35 @@ pub fn current_rss_bytes() -> Option<u64> {
     None
 }
 
+/// Of [`current_rss_bytes`], the pages of the program's files and its libraries'; 0 where the system does not say.
+pub fn program_rss_bytes() -> u64 {
+    #[cfg(target_os = "linux")]
+    {
+        let text = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        // A line such as `7f..-7f.. r-xp 00000000 08:01 123  /usr/lib/libc.so.6` begins each mapping.
+        let header = |line: &'_ str| {
+            let mut words = line.split_ascii_whitespace();
+            let (range, rights) = (words.next()?, words.next()?);
+            let path = words.nth(3).unwrap_or_default().to_owned();
+            (range.contains('-') && rights.len() == 4).then(|| (path, rights.contains('x')))
+        };
+        let mappings = text.lines().filter_map(header);
+        let files: HashSet<String> =
+            mappings.filter(|(path, code)| *code && path.starts_with('/')).map(|(path, _)| path).collect();
+        let (mut inside, mut kib) = (false, 0);
+        for line in text.lines() {
+            if let Some((path, _)) = header(line) {
+                inside = files.contains(&path);
+            } else if let (true, Some(value)) = (inside, line.strip_prefix("Rss:")) {
+                kib += value.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+            }
+        }
+        kib << 10
+    }
+    #[cfg(not(target_os = "linux"))]
+    0
+}
+
 /// A line such as `VmHWM:     1234 kB`.
 #[cfg(target_os = "linux")]
 fn status(key: &str) -> Option<u64> {
@@ -37,6 +69,13 @@ fn status(key: &str) -> Option<u64> {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_program_is_a_part_of_the_process() {
+        let (program, all) = (program_rss_bytes(), current_rss_bytes().unwrap());
+        // Any program that runs has its code and the C library's there.
+        assert!((100_000..all).contains(&program), "{program} of {all}");
+    }
 
     #[test]
     fn sees_an_allocation() {

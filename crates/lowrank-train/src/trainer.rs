@@ -199,11 +199,15 @@ fn run_evaluation(
     Ok(())
 }
 
-/// Saves a checkpoint, unless something in it is no number any more.
+/// Saves a checkpoint, unless something in it is no number any more: in the memory that the activations had, and leaving
+/// none of its own behind.
 fn save(stepper: &Stepper<'_>, run_dir: &Path, name: &str, state: &RunState) -> Result<(), Error> {
     let broken = |p: &Param| !p.values().iter().all(|x| x.is_finite());
     if let Some((_, param)) = stepper.adapters.params.iter().find(|(_, p)| broken(p)) {
         return Err(Error::NotFiniteParameter { step: state.step, name: param.name.clone() });
     }
-    checkpoint::save(run_dir, name, &stepper.adapters, &stepper.optimizer, state)
+    stepper.device().trim();
+    let saved = checkpoint::save(run_dir, name, &stepper.adapters, &stepper.optimizer, state);
+    lowrank_kernels::trim_heap();
+    saved
 }

@@ -101,6 +101,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         let mut inputs = TrainingInputs::new(&*session.model, &device, &train.examples, &batches, masking);
         let mut adapters = start(session, options, total_steps, &mut inputs, device.is_plan())?;
         device.reset_peak();
+        device.trim();
         options.apply(&mut adapters)?;
         (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint, eval_data })
     };

@@ -47,6 +47,12 @@ pub struct ShapePlan {
     pub flops_per_step: u64,
 }
 
+/// The longest side of a matrix in a step over `rows` tokens.
+pub(crate) fn longest_side(session: &Session, rows: usize) -> usize {
+    let sides = session.sites().iter().map(|site| site.in_features.max(site.out_features));
+    sides.chain([rows, session.model.info().vocab]).max().unwrap_or(0)
+}
+
 /// Plans a step over `batch_size` sequences of `max_seq_len` tokens, or as many as the model's positions allow.
 ///
 /// # Errors
@@ -85,6 +91,7 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
     let batch = stepper.pack(&vec![&example; options.batch_size], false, 0);
     stepper.gradients(&[batch])?;
 
+    let longest = longest_side(session, options.batch_size * tokens);
     let tensors = &session.base.tensors;
     let (parameters, base_bytes) = (tensors.parameters(), tensors.weight_bytes() as usize);
     // What is trained whole is not quantised.
@@ -111,8 +118,8 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
         full,
         lora,
         batch: (options.batch_size, tokens),
-        activation_bytes: stepper.device().peak_bytes(),
-        scratch_bytes: lowrank_engine::kernels::scratch_bytes(rayon::current_num_threads()),
+        activation_bytes: stepper.device().peak_page_bytes(),
+        scratch_bytes: stepper.device().scratch_bytes(longest),
         flops_per_step: stepper.device().flops(),
     })
 }

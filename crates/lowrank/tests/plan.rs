@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{example, fixture};
+use common::{example, fixture, lowrank_ok, tiny_data, tiny_model};
 use lowrank::adapters::NamedMethod;
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
 use lowrank::engine::{Device, Label, SavedDtype};
@@ -166,6 +166,66 @@ fn methods_on_encoders() {
     for (case, task) in ENCODERS {
         let done = check_all(case, &open(case, Some(task)));
         assert!(done.len() > 10, "{case}: only {done:?}");
+    }
+}
+
+/// Evaluation runs on the plan as well: its batches are in the peak.
+#[test]
+fn evaluation_on_every_head() {
+    let heads = DECODERS.map(|case| (case, None)).into_iter();
+    let heads = heads.chain(ENCODERS.map(|(case, task)| (case, Some(task))));
+    for (case, task) in heads {
+        let session = open(case, task);
+        let peak = |device: Device| {
+            let set = AdapterSet::none();
+            let scorer = session.scorer(&set, &device);
+            let texts = examples(session.task.task);
+            let batch = match &scorer {
+                Ok(scorer) => scorer.pack(&texts.iter().collect::<Vec<_>>(), true, 0),
+                Err(_) => return None,
+            };
+            scorer.unwrap().score(&batch);
+            Some(device.peak_bytes())
+        };
+        assert_eq!(peak(Device::plan()), peak(Device::cpu()), "{case}");
+    }
+}
+
+/// The planned peak of a whole process holds, and a tiny model's is at most 5 MB too high.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_peak_of_a_run_is_what_was_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (model, data, out, log) =
+        (tiny_model(dir.path()), path("data.jsonl"), path("out"), path("log.jsonl"));
+    tiny_data(data.as_ref(), 30);
+    for more in [
+        &[][..],
+        &["--checkpoint-activations", "--threads", "3"],
+        &["--use-dora"],
+        &["--init-lora-weights", "eva", "--r", "4"],
+        &["--init-lora-weights", "pissa"],
+        &["--method", "adalora", "--eval-data", &data],
+        &["--method", "full"],
+        &["--precision", "bf16"],
+        &["--quantize", "q8_0", "--batch-size", "30"],
+    ] {
+        let run =
+            ["--model", &model, "--data", &data, "--out", &out, "--max-steps", "4", "--save-steps", "1"];
+        let args = [&run[..], &["--threads", "2"], more].concat();
+        let plan: Value =
+            serde_json::from_str(&lowrank_ok(&[&["plan", "--json"], &args[..]].concat()).out).unwrap();
+        lowrank_ok(&[&["train", "--force", "--log-json", &log], &args[..]].concat());
+        let lines = std::fs::read_to_string(&log).unwrap();
+        let steps = lines
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["peak_rss_bytes"].as_u64());
+        let (peak, planned) = (steps.max().unwrap(), plan["peak_bytes"].as_u64().unwrap());
+        assert!(
+            (peak..peak + 5_000_000).contains(&planned),
+            "{more:?}: {peak} bytes, planned {planned}: {plan}"
+        );
     }
 }
 

@@ -121,7 +121,8 @@ fn logits_gradients_and_fifty_steps_are_the_references() {
     assert!(losses[49] < losses[0], "the reference itself learned");
 }
 
-/// r 8 on q and v, 8 x 128 tokens with loss on all: the peak stays in bounds and is forecast within 5 %.
+/// 8 x 128 tokens with loss on all: the peak of LoRA (r 8 on q and v) stays in bounds, and every planned peak holds and is at
+/// most 3 % too high.
 #[test]
 fn memory_stays_in_bounds_and_is_forecast() {
     let Some(model) = real_model() else { return };
@@ -130,12 +131,21 @@ fn memory_stays_in_bounds_and_is_forecast() {
     // Digits are one token each, so a text of 127 and eos is 128 tokens.
     let text: String = (0..24).map(|i| format!("{{\"text\": \"{}\"}}\n", digits(i))).collect();
     std::fs::write(path("data.jsonl"), text).unwrap();
-    let whole = Some("--saved-activations=f32");
-    for (more, bound) in [(whole, 900e6), (None, 560e6), (Some("--checkpoint-activations"), 350e6)] {
+    let none = f64::INFINITY;
+    for (more, bound) in [
+        (&["--saved-activations=f32"][..], 900e6),
+        (&[], 560e6),
+        (&["--checkpoint-activations"], 350e6),
+        (&["--use-dora", "--batch-size", "2"], none),
+        (&["--init-lora-weights", "pissa", "--batch-size", "2"], none),
+        (&["--method", "adalora", "--batch-size", "2"], none),
+        (&["--method", "prefix", "--batch-size", "2", "--stream-base"], none),
+    ] {
         let (data, out, log) = (path("data.jsonl"), path("out"), path("log.jsonl"));
         let mut args =
-            vec!["--model", &model, "--data", &data, "--out", &out, "--batch-size", "8", "--epochs", "1"];
-        args.extend(["--no-share-prefix", "--threads", "2"]);
+            vec!["--model", &model, "--data", &data, "--out", &out, "--batch-size", "8", "--max-steps", "3"];
+        // Saving before the last step is in its peak.
+        args.extend(["--save-steps", "1", "--no-share-prefix", "--threads", "2"]);
         args.extend(more);
         let plan: Value =
             serde_json::from_str(&lowrank_ok(&[&["plan", "--json"], &args[..]].concat()).out).unwrap();
@@ -145,9 +155,9 @@ fn memory_stays_in_bounds_and_is_forecast() {
         let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
         let (peak, forecast) =
             (last["peak_rss_bytes"].as_f64().unwrap(), plan["peak_bytes"].as_f64().unwrap());
-        assert_eq!(last["tokens"], 1024);
         assert!(peak < bound, "{more:?}: {peak} bytes");
-        assert!((peak - forecast).abs() < 0.05 * peak, "{more:?}: {peak} bytes, forecast {forecast}: {plan}");
+        let ratio = forecast / peak;
+        assert!((1.0..1.03).contains(&ratio), "{more:?}: {peak} bytes, forecast {forecast}: {plan}");
     }
 }
 

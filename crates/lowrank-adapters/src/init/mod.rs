@@ -17,6 +17,10 @@ pub const STREAM: u64 = 1 << 62;
 /// Random streams of one site.
 pub const STREAMS_PER_SITE: u64 = 16;
 
+/// Matrices of a weight's size that exist while it is decomposed: itself, its factors as faer has them and row by row, and
+/// faer's working memory.
+const DECOMPOSITION: usize = 8;
+
 /// How `A` and `B` are initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitLoraWeights {
@@ -97,6 +101,29 @@ impl InitLoraWeights {
     /// Whether it reads the training data.
     pub fn needs_data(self) -> bool {
         matches!(self, Self::Eva | Self::Corda(_))
+    }
+
+    /// Bytes that finding the initial values of layers of `(O, K, R)` takes: the largest layer at a time, and what is observed of
+    /// all of them in batches of `rows` tokens. `dora`: the norms of the base's rows are wanted too.
+    pub fn working_bytes(
+        self,
+        layers: impl Iterator<Item = (usize, usize, usize)> + Clone,
+        rows: usize,
+        dora: bool,
+    ) -> usize {
+        let most = |of: &dyn Fn((usize, usize, usize)) -> usize| layers.clone().map(of).max().unwrap_or(0);
+        let all = |of: &dyn Fn((usize, usize, usize)) -> usize| layers.clone().map(of).sum::<usize>();
+        let values = match self {
+            Self::Kaiming | Self::Gaussian | Self::Random => usize::from(dora) * most(&|(o, k, _)| o * k),
+            Self::Orthogonal => most(&|(o, k, r)| 3 * r * (o + k)),
+            Self::Pissa(None) | Self::Loftq | Self::Olora => most(&|(o, k, _)| DECOMPOSITION * o * k),
+            Self::Pissa(Some(_)) => most(&|(o, k, r)| o * k + 4 * (r + 16) * (o + k)),
+            Self::Eva => all(&|(_, k, r)| (2 * r + 2) * k) + most(&|(_, k, r)| 3 * (rows + 2 * r) * k),
+            Self::Corda(_) => {
+                all(&|(_, k, _)| k * k) + most(&|(o, k, _)| DECOMPOSITION * (o * k + k * k) + rows * k)
+            }
+        };
+        size_of::<f32>() * values
     }
 
     /// `A: [R,K]` and `B: [O,R]` for a layer `W: [O,K]`, which `weight` reads where it is needed (for LoftQ, what

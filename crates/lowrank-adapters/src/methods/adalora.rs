@@ -340,6 +340,11 @@ impl TrainingHook for Budget {
         }
     }
 
+    /// Mean and deviation of every value's sensitivity.
+    fn bytes(&self, params: &Params) -> usize {
+        self.ids().map(|id| 2 * size_of::<f32>() * params.tensor(id).len()).sum()
+    }
+
     fn state(&self) -> Vec<(String, Vec<f32>)> {
         let mut state = Vec::new();
         for (i, [mean, deviation]) in &self.sensitivity {
@@ -491,6 +496,10 @@ impl Method for AdaloraMethod {
         };
         let sites = layers.iter().map(triplet).collect();
         Ok(Some(Box::new(Budget::new(config.parse_extra()?, sites))))
+    }
+
+    fn exports(&self) -> bool {
+        true
     }
 
     /// Without the ranks that the budget left out, which `rank_pattern` then names, as PEFT saves it.

@@ -182,6 +182,11 @@ impl Adapter for Dora {
 }
 
 impl Variant for Dora {
+    /// The squared norms of the base's rows, and the norms.
+    fn cached_bytes(&self, out_features: usize) -> usize {
+        out_features * (size_of::<f64>() + size_of::<f32>())
+    }
+
     fn rank(&self) -> Option<usize> {
         Some(self.lora.r)
     }

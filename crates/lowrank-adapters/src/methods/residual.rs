@@ -183,6 +183,10 @@ impl Method for ResidualMethod {
         targets.iter().map(plan).collect()
     }
 
+    fn exports(&self) -> bool {
+        true
+    }
+
     /// A plain LoRA: `B' = [B, B0]`, `A' = [A; -A0]`, twice the rank and so twice alpha (`sqrt(2)` times with rsLoRA).
     fn export(
         &self,

@@ -94,8 +94,16 @@ impl Backend for Cpu {
         self.arena.peak_bytes()
     }
 
+    fn peak_page_bytes(&self) -> usize {
+        self.arena.peak_page_bytes()
+    }
+
     fn reset_peak(&self) {
         self.arena.reset_peak();
+    }
+
+    fn trim(&self) {
+        self.arena.trim();
     }
 
     fn fill(&self, x: &mut Tensor, value: f32) {

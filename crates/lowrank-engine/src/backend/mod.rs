@@ -376,8 +376,16 @@ macro_rules! backend {
             /// Most bytes of [`Backend::alloc`] in use at once since the last [`Backend::reset_peak`].
             fn peak_bytes(&self) -> usize;
 
+            /// The same in whole pages: what it takes of the process's memory.
+            fn peak_page_bytes(&self) -> usize {
+                self.peak_bytes()
+            }
+
             /// Starts counting the peak anew from what is in use now.
             fn reset_peak(&self);
+
+            /// Gives memory that no tensor holds back to the system.
+            fn trim(&self) {}
 
             $($(#[$doc])* fn $name(&self, $($arg: $ty),*) -> $ret;)*
         }

@@ -61,6 +61,10 @@ macro_rules! plan {
                 self.arena.peak_bytes()
             }
 
+            fn peak_page_bytes(&self) -> usize {
+                self.arena.peak_page_bytes()
+            }
+
             fn reset_peak(&self) {
                 self.arena.reset_peak();
             }

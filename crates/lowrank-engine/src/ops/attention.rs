@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::rc::Rc;
 
-use lowrank_kernels::{AttentionShape, Segment};
+use lowrank_kernels::{AttentionShape, Segment, attention_scratch_bytes};
 
 use super::prefix::Part;
 use crate::Device;
@@ -92,6 +92,7 @@ impl<'m> Tape<'m> {
 /// Computes `o: [N, H*d]` and the logarithms of its softmaxes' sums, `[N, H]`.
 fn attend(device: &Device, a: &Attention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
     let AttentionShape { heads, head_dim, .. } = a.shape;
+    device.note_scratch(attention_scratch_bytes(&a.shape, &a.segments, rayon::current_num_threads()));
     let (mut o, mut lse) = (device.alloc(q.rows(), heads * head_dim), device.alloc(q.rows(), heads));
     device.attention(&mut o, &mut lse, AttentionInputs { q, k, v }, &a.shape, &a.segments);
     (o, lse)

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use lowrank_kernels::{DisentangledShape, Segment};
+use lowrank_kernels::{DisentangledShape, Segment, disentangled_scratch_bytes};
 
 use crate::backend::{AttentionGradients, AttentionInputs, DistanceGradients, Distances};
 use crate::tape::{Backward, Node, Tape, Var, VarId};
@@ -52,6 +52,10 @@ impl<'m> Tape<'m> {
         let mut lse = device.alloc(n, attention.heads);
         let (contents, distances) = (inputs.contents(), inputs.distances());
         let segments = attention.segments;
+        let tables = inputs.tables.iter().flatten();
+        let (count, rows) = (tables.clone().count(), tables.map(Tensor::rows).max().unwrap_or(0));
+        let threads = rayon::current_num_threads();
+        device.note_scratch(disentangled_scratch_bytes(&attention.shape(), segments, count, rows, threads));
         device.disentangled_attention(&mut o, &mut lse, contents, distances, &attention.shape(), segments);
         let out = self.id(ids.iter().any(Option::is_some));
         if self.keeps(out) {

@@ -149,11 +149,16 @@ impl Gguf {
     /// A number, whatever type holds it.
     ///
     /// # Errors
-    /// Where the value is of another type.
+    /// Where the value is of another type, or not finite.
     pub fn float(&self, key: &str) -> Result<Option<f64>> {
         let Some(meta) = self.meta(key) else { return Ok(None) };
-        let value = meta.kind.float(&self.file.map[meta.value.clone()]);
-        value.map(Some).ok_or_else(|| self.wrong_kind(meta, "a number"))
+        match meta.kind.float(&self.file.map[meta.value.clone()]) {
+            None => Err(self.wrong_kind(meta, "a number")),
+            Some(value) if value.is_finite() => Ok(Some(value)),
+            Some(value) => {
+                Err(Error::field(self.path(), key, format!("is {value}; expected a finite number")))
+            }
+        }
     }
 
     /// A truth value.
@@ -318,7 +323,9 @@ pub fn is_gguf(path: &Path) -> bool {
 fn begins_with_magic(path: &Path) -> bool {
     use std::io::Read;
     let mut magic = [0; 4];
-    std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
+    path.is_file()
+        && std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok()
+        && &magic == b"GGUF"
 }
 
 #[cfg(test)]

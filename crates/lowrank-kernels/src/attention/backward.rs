@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use super::dropout::weigh;
 use super::forward::{clear, edges, mask};
 use super::geometry::{KeyRows, Spans, View, blocks, components};
-use super::scratch::{Scratch, carve, pitch, with_scratch};
+use super::scratch::{SCRATCH_PADDING, Scratch, carve, pitch, with_scratch};
 use super::shape::{AttentionShape, Segment};
 use super::tile::{Bound, MAX_PANEL, PAD, Product, pack_columns, pack_queries, pack_rows, panel, product};
 use crate::math::exp;
@@ -31,6 +31,34 @@ const MAX_TILE_ROWS: usize = 128;
 const MAX_TILE_KEYS: usize = 128;
 /// Multiplications and additions below which a unit is not cut for several threads.
 const MIN_SPLIT_FMAS: usize = 20_000_000;
+
+/// Queries of a block, at most.
+fn tile_queries(shape: &AttentionShape) -> usize {
+    let rows = (MAX_TILE_ROWS * 64 / shape.head_dim.max(64)).max(48);
+    (rows / (shape.heads / shape.kv_heads)).max(1)
+}
+
+/// Values of one thread's scratch, at most.
+pub(super) fn scratch_values(shape: &AttentionShape) -> usize {
+    let (d, rows) = (shape.head_dim, tile_queries(shape) * (shape.heads / shape.kv_heads));
+    let row = pitch(d);
+    let keys = MAX_TILE_KEYS + PAD;
+    let tiles = 2 + usize::from(shape.dropout.is_some());
+    2 * keys.next_multiple_of(MAX_PANEL) * d
+        + 3 * keys * row
+        + 3 * rows * row
+        + tiles * rows * pitch(keys)
+        + 2 * rows
+        + SCRATCH_PADDING
+}
+
+/// Values of the parts in which threads gather the gradients of prefixes, at most.
+pub(super) fn prefix_values(shape: &AttentionShape, segments: &[Segment], threads: usize) -> usize {
+    let prefixes = || segments.iter().map(|s| &s.prefix).filter(|p| !p.is_empty());
+    let start = prefixes().map(|p| p.start).min().unwrap_or(0);
+    let end = prefixes().map(|p| p.end).max().unwrap_or(0);
+    threads.min(segments.len()) * 2 * (end - start) * shape.head_dim
+}
 
 struct Inputs<'a> {
     dout: &'a [f32],
@@ -70,8 +98,8 @@ pub(super) fn backward(
     segments: &[Segment],
 ) {
     let group = shape.heads / shape.kv_heads;
-    let rows = (MAX_TILE_ROWS * 64 / shape.head_dim.max(64)).max(48);
-    let inputs = Inputs { dout, q, k, v, out, lse, shape, segments, group, queries: (rows / group).max(1) };
+    let queries = tile_queries(shape);
+    let inputs = Inputs { dout, q, k, v, out, lse, shape, segments, group, queries };
     clear_gaps(dq, segments.iter().map(|s| s.q.clone()), shape.heads * shape.head_dim);
     for gradient in [&mut *dk, dv] {
         let read = segments.iter().flat_map(|s| [s.prefix.clone(), s.own.clone()]);

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::scratch::{carve, with_scratch};
+use super::scratch::{SCRATCH_PADDING, carve, with_scratch};
 use super::shape::Segment;
 use crate::math::exp;
 use crate::parallel::SharedMut;
@@ -161,6 +161,24 @@ pub fn disentangled_attention_backward(
             }
         }
     });
+}
+
+/// Bytes of working memory that [`disentangled_attention`] and its backward take on `threads` threads, at most: one head of
+/// the longest text, and one head's gradients of `tables` tables of `rows` rows.
+pub fn disentangled_scratch_bytes(
+    shape: &DisentangledShape<'_>,
+    segments: &[Segment],
+    tables: usize,
+    rows: usize,
+    threads: usize,
+) -> usize {
+    let d = shape.head_dim;
+    let of = |t: usize| {
+        let wide = shape.span(t).len();
+        8 * t * d + wide * d + 2 * t * t + t * wide + 2 * t + SCRATCH_PADDING
+    };
+    let longest = segments.iter().map(|s| s.q.len()).max().filter(|t| *t > 0);
+    threads.min(shape.heads * segments.len()) * size_of::<f32>() * (longest.map_or(0, of) + tables * rows * d)
 }
 
 /// One head of one text.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::dropout::weigh;
 use super::geometry::{KeyRows, View, blocks};
-use super::scratch::{Scratch, carve, pitch, with_scratch};
+use super::scratch::{SCRATCH_PADDING, Scratch, carve, pitch, with_scratch};
 use super::shape::{AttentionShape, Segment};
 use super::tile::{Bound, MAX_PANEL, PAD, Product, pack_columns, pack_queries, pack_rows, panel, product};
 use crate::math::{exp, tanh};
@@ -27,6 +27,22 @@ const MAX_UNPACKED_ROWS: usize = 8;
 const KEYS_PER_TASK: usize = 512;
 /// Multiplications and additions below which one thread is faster.
 const MIN_PARALLEL_FMAS: usize = 1_000_000;
+
+/// Values of one thread's scratch, at most.
+pub(super) fn scratch_values(shape: &AttentionShape) -> usize {
+    let AttentionShape { heads, kv_heads, head_dim: d, .. } = *shape;
+    let (group, row) = (heads / kv_heads, pitch(d));
+    let rows = tile_rows(d) / group * group;
+    let rows = rows.max(group);
+    let keys = MAX_TILE_KEYS + PAD;
+    let scores = rows.min(SCORE_ROWS) * pitch(keys);
+    2 * rows * (row + 1) + keys.next_multiple_of(MAX_PANEL) * d + keys * row + 2 * scores + SCRATCH_PADDING
+}
+
+/// Rows (queries times heads of a group) of a tile, at most, for heads of `d` values.
+fn tile_rows(d: usize) -> usize {
+    (MAX_TILE_ROWS * 64 / d.max(64)).max(48)
+}
 
 struct Task {
     segment: usize,
@@ -58,7 +74,7 @@ pub(super) fn forward(
 ) {
     let d = shape.head_dim;
     let group = shape.heads / shape.kv_heads;
-    let rows = (MAX_TILE_ROWS * 64 / d.max(64)).max(48);
+    let rows = tile_rows(d);
     let (mut tasks, mut work, mut parts) = (Vec::new(), 0, 0);
     for (segment, s) in segments.iter().enumerate() {
         let view = View::new(shape, s);

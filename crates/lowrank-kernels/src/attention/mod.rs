@@ -16,7 +16,7 @@ mod tile;
 
 pub use disentangled::{
     DisentangledGradients, DisentangledInputs, DisentangledShape, disentangled_attention,
-    disentangled_attention_backward,
+    disentangled_attention_backward, disentangled_scratch_bytes,
 };
 pub use dropout::AttentionDropout;
 pub use shape::{AttentionShape, Segment};
@@ -41,6 +41,13 @@ pub fn attention(
 ) {
     check("attention", q, k, v, out, lse, shape, segments);
     forward::forward(out, lse, q, k, v, shape, segments);
+}
+
+/// Bytes of working memory that [`attention`] and [`attention_backward`] take on `threads` threads, at most: tiles that each
+/// thread keeps, and parts of the gradients of prefixes.
+pub fn attention_scratch_bytes(shape: &AttentionShape, segments: &[Segment], threads: usize) -> usize {
+    let own = forward::scratch_values(shape).max(backward::scratch_values(shape));
+    size_of::<f32>() * (threads * own + backward::prefix_values(shape, segments, threads))
 }
 
 /// Backward of [`attention`]: `dq`, `dk`, `dv`, shaped as `q`, `k`, `v` and overwritten, from `dout` and

@@ -25,6 +25,9 @@ pub(super) fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
     result
 }
 
+/// Values that rounding each piece to whole cache lines adds, at most.
+pub(super) const SCRATCH_PADDING: usize = 16 * PAD;
+
 /// Cuts `memory`, grown as needed, into pieces of the given lengths, each starting at a cache line. Their
 /// content is unspecified.
 pub(super) fn carve<const N: usize>(memory: &mut Vec<f32>, lengths: [usize; N]) -> [&mut [f32]; N] {

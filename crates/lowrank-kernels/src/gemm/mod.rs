@@ -32,9 +32,10 @@ use scratch::LINE_VALUES;
 use crate::simd::{Level, at_level, level};
 use crate::{Format, WeightRef};
 
-/// Bytes of working memory the products keep on `threads` threads, at most: packed blocks of the
-/// operands. Each thread's share is allocated by its first product and used again by all others.
-pub fn scratch_bytes(threads: usize) -> usize {
+/// Bytes of working memory the products keep on `threads` threads, at most, where no side of a matrix is longer than
+/// `longest`: packed blocks of the operands. Each thread's share is allocated by its first product and used again by all
+/// others.
+pub fn scratch_bytes(threads: usize, longest: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     let (right, left) = match level() {
         Level::Amx => (amx::MAX_RIGHT_VALUES + 2 * LINE_VALUES, amx::left(threads) + LINE_VALUES),
@@ -42,9 +43,11 @@ pub fn scratch_bytes(threads: usize) -> usize {
     };
     #[cfg(not(target_arch = "x86_64"))]
     let (right, left) = (0, 0);
-    size_of::<f32>()
-        * (threads * (blocked::MAX_PANEL_VALUES + MAX_EXPANDED_VALUES + 2 * LINE_VALUES + right)
-            + blocked::MAX_LEFT_VALUES.max(left))
+    // No block is larger than its matrix, in whole blocks of columns.
+    let side = longest.next_multiple_of(256) + 2 * LINE_VALUES;
+    let most = |values: usize| values.min(side.saturating_mul(side)) + LINE_VALUES;
+    let own = most(blocked::MAX_PANEL_VALUES) + most(MAX_EXPANDED_VALUES) + most(right);
+    size_of::<f32>() * (threads * own + most(blocked::MAX_LEFT_VALUES.max(left)))
 }
 
 /// A read-only dense matrix: element `(i, j)` is `data[i * rs + j * cs]`.

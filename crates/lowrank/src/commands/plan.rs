@@ -39,6 +39,7 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     writeln!(out, "activations     {}", mb(plan.activation_bytes))?;
     writeln!(out, "scratch         {}", mb(plan.scratch_bytes))?;
     writeln!(out, "process, data   {}", mb(plan.process_bytes))?;
+    writeln!(out, "at start, saving{}", mb(plan.preparation_bytes))?;
     writeln!(out, "peak memory     {}", mb(plan.peak_bytes))?;
     writeln!(out)?;
     writeln!(out, "steps           {:>12}  ({} an epoch)", plan.steps, plan.steps_per_epoch)?;
