@@ -125,6 +125,10 @@ impl TrainingHook for Projected {
 
     fn after_step(&mut self, _: &Device, _: u64, _: &mut Params, _: &Grads) {}
 
+    fn bytes(&self, _: &Params) -> usize {
+        self.projections.iter().map(|(_, p)| 4 * p.rows() * p.cols()).sum()
+    }
+
     /// It follows from the values of `A`.
     fn state(&self) -> Vec<(String, Vec<f32>)> {
         Vec::new()

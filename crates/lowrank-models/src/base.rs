@@ -241,6 +241,15 @@ impl Base {
         self.chat_template.as_ref().filter(|_| self.template_replaced)?.as_ref().ok()
     }
 
+    /// An error of the configuration, with the file that it is in.
+    pub fn explain(&self, error: Error) -> Error {
+        let Error::Config(what) = &error else { return error };
+        let Some(what) = what.strip_prefix("config.json: ") else { return error };
+        let folder = self.source.is_dir();
+        let path = if folder { self.source.join("config.json") } else { self.source.clone() };
+        Error::Config(format!("{}: {what}", path.display()))
+    }
+
     /// `config` as an object.
     pub(crate) fn config_map(&self) -> &Map<String, Value> {
         self.config.as_object().expect("made from an object")
@@ -259,7 +268,7 @@ fn folder_template(folder: &Path, words: &Map<String, Value>) -> Result<MaybeTem
     let Some(source) = templates::source(folder, words)? else { return Ok(None) };
     let special = |name: &str| words.get(name).and_then(special_text).unwrap_or_default();
     let template = ChatTemplate::new(&source, special("bos_token"), special("eos_token"));
-    Ok(Some(template.map_err(|e| e.to_string())))
+    Ok(Some(template.map(|t| t.of_file(folder)).map_err(|e| e.to_string())))
 }
 
 fn gguf_template(gguf: &Gguf, generation: &GenerationConfig) -> Result<MaybeTemplate> {
@@ -270,5 +279,5 @@ fn gguf_template(gguf: &Gguf, generation: &GenerationConfig) -> Result<MaybeTemp
         Ok(found.transpose()?.unwrap_or_default())
     };
     let template = ChatTemplate::new(source, token(generation.bos)?, token(generation.eos.first().copied())?);
-    Ok(Some(template.map_err(|e| e.to_string())))
+    Ok(Some(template.map(|t| t.of_file(gguf.path())).map_err(|e| e.to_string())))
 }

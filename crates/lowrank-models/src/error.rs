@@ -22,7 +22,7 @@ pub enum Error {
         what: String,
     },
     /// A chat template that does not parse or refuses the messages.
-    #[error("chat template: {0}")]
+    #[error("{0}")]
     Template(String),
     /// A request that no decoder can serve: names the field and what it may be.
     #[error("{0}")]

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use lowrank_files::folder::{INDEX, SINGLE};
-use lowrank_files::{AtomicFile, GgufWriter, TensorPlan, read_object, write_atomic};
+use lowrank_files::{AtomicFile, GgufWriter, TensorPlan, read_limited, read_object, write_atomic};
 use lowrank_kernels::{Format, RowOrder, WeightRef, quantize};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -203,7 +203,7 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
     for name in NAMES {
         let (source, target) = (from.join(name), to.join(name));
         if source.is_file() && source != target {
-            write_atomic(&target, &std::fs::read(&source).map_err(Error::io(&source))?)?;
+            write_atomic(&target, &read_limited(&source, u64::MAX)?)?;
         }
     }
     Ok(())

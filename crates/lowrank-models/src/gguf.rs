@@ -61,7 +61,15 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     };
     let epsilon_key = key("attention.layer_norm_rms_epsilon");
     let epsilon = gguf.float(&epsilon_key)?.ok_or_else(|| gguf.lacks(&epsilon_key))?;
-    let theta = gguf.float(&key("rope.freq_base"))?.unwrap_or(model.rope_theta);
+    if !(0.0..1.0).contains(&epsilon) {
+        let what = format!("is {epsilon}; expected a number from 0, below 1");
+        return Err(Error::field(gguf.path(), &epsilon_key, what));
+    }
+    let theta_key = key("rope.freq_base");
+    let theta = gguf.float(&theta_key)?.unwrap_or(model.rope_theta);
+    if !((theta as f32) > 0.0 && (theta as f32).is_finite()) {
+        return Err(Error::field(gguf.path(), &theta_key, format!("is {theta}; expected a number above 0")));
+    }
 
     let mut config = Map::new();
     let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
@@ -133,7 +141,15 @@ fn rope_scaling(gguf: &Gguf, model: &GgufModel, theta: f64, head_dim: u64) -> Re
         return Ok(None);
     }
     let kind = gguf.string(&key("type"))?.unwrap_or("none");
-    let factor = gguf.float(&key("factor"))?.filter(|factor| *factor > 0.0).map(round_f32);
+    let factor = gguf.float(&key("factor"))?;
+    if let Some(factor) = factor.filter(|factor| !(*factor >= 0.0 && (*factor as f32).is_finite())) {
+        return Err(Error::field(
+            gguf.path(),
+            &key("factor"),
+            format!("is {factor}; expected a number above 0"),
+        ));
+    }
+    let factor = factor.filter(|factor| *factor > 0.0).map(round_f32);
     match (kind, factor) {
         ("none", _) | (_, None) => Ok(None),
         ("linear", Some(factor)) => Ok(Some(json!({ "rope_type": "linear", "factor": factor }))),

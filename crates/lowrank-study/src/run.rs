@@ -1,8 +1,10 @@
 //! One run: its options, its folder, what it left there.
 
-use std::fs;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use lowrank_files::{MAX_CONFIG, read_limited, regular};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use toml::Table;
@@ -69,7 +71,7 @@ impl Run {
         if !path.exists() {
             return Ok(None);
         }
-        let text = fs::read(&path).map_err(Error::io(&path))?;
+        let text = read_limited(&path, MAX_CONFIG)?;
         serde_json::from_slice(&text)
             .map(Some)
             .map_err(|e| Error::file(&path, format!("{e}; remove the file to have the run done again")))
@@ -141,17 +143,29 @@ pub struct RunLog {
     pub evaluations: Vec<(u64, f64)>,
 }
 
+/// Bytes of one line of a log.
+const MAX_LINE: u64 = 1 << 20;
+
 impl RunLog {
     /// Reads the JSON lines that `lowrank train --log-json` wrote.
     ///
     /// # Errors
     /// Names the line that is no record of a run.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        regular(path)?;
+        let mut input = BufReader::new(File::open(path).map_err(Error::io(path))?);
         let mut log = Self::default();
-        for (i, line) in text.lines().enumerate() {
-            let wrong = |what: String| Error::file(path, format!("line {}: {what}", i + 1));
-            let record: Value = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+        for number in 1.. {
+            let wrong = |what: String| Error::file(path, format!("line {number}: {what}"));
+            let mut line = Vec::new();
+            input.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).map_err(Error::io(path))?;
+            if line.is_empty() {
+                break;
+            }
+            if line.len() as u64 == MAX_LINE {
+                return Err(wrong(format!("is longer than the {MAX_LINE} bytes that a record may have")));
+            }
+            let record: Value = serde_json::from_slice(&line).map_err(|e| wrong(e.to_string()))?;
             let number = |key: &str| record.get(key).and_then(Value::as_f64);
             if let (Some(step), Some(loss)) = (number("step"), number("eval_loss")) {
                 log.evaluations.push((step as u64, loss));
@@ -165,6 +179,8 @@ impl RunLog {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn run(text: &str) -> Run {

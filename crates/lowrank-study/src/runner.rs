@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use lowrank_files::{Tensors, read_limited};
 use serde_json::{Map, Value};
 use toml::Table;
 
@@ -238,7 +239,7 @@ impl Job<'_> {
             Some(0) => Ok(Ended::Well(String::from_utf8_lossy(&out.stdout).into_owned())),
             Some(130) => Ok(Ended::Interrupted),
             code => {
-                let said = fs::read(&path).map_err(Error::io(&path))?;
+                let said = read_limited(&path, MAX_SAID)?;
                 let said = String::from_utf8_lossy(&said);
                 let last = said.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("it said nothing").trim();
                 let code = code.map_or("killed".to_owned(), |c| format!("exit code {c}"));
@@ -247,6 +248,9 @@ impl Job<'_> {
         }
     }
 }
+
+/// Bytes that a run may have said on standard error.
+const MAX_SAID: u64 = 1 << 30;
 
 /// Asks a process to end.
 #[cfg(unix)]
@@ -269,9 +273,6 @@ fn evaluation(out: &str) -> Option<Map<String, Value>> {
 /// Trainable numbers and bytes of the saved tensors.
 fn size_of_saved(dir: &Path) -> Result<(u64, u64)> {
     let path = dir.join(lowrank_adapters::TENSORS_FILE);
-    let bytes = fs::read(&path).map_err(Error::io(&path))?;
-    let file =
-        safetensors::SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&path, e.to_string()))?;
-    let numbers = file.tensors().iter().map(|(_, t)| t.shape().iter().product::<usize>() as u64).sum();
-    Ok((numbers, bytes.len() as u64))
+    let tensors = Tensors::open(&path)?;
+    Ok((tensors.parameters() as u64, fs::metadata(&path).map_err(Error::io(&path))?.len()))
 }

@@ -1,10 +1,11 @@
 //! Named tensors in memory, and the files they come from and go to.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-use lowrank_files::Tensors;
-use lowrank_files::write_atomic;
+use lowrank_files::{Tensors, regular, write_atomic};
 use lowrank_kernels::{Format, quantize};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
@@ -91,9 +92,18 @@ pub(crate) fn read_one(file: &Tensors, name: &str) -> Result<Tensor> {
     Ok(Tensor { shape, data, dtype })
 }
 
-/// The `__metadata__` of a safetensors file; `None` for a PyTorch file.
+/// The format's own limit on the header.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// The `__metadata__` of a safetensors file; `None` for any other file.
 pub(crate) fn metadata(path: &Path) -> Result<Option<HashMap<String, String>>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    // The header alone: eight bytes of length, and as many bytes of JSON.
+    regular(path)?;
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let mut bytes = vec![0; 8];
+    file.read_exact(&mut bytes).map_err(Error::io(path))?;
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")).min(MAX_HEADER);
+    file.take(length).read_to_end(&mut bytes).map_err(Error::io(path))?;
     let found = SafeTensors::read_metadata(&bytes).ok();
     Ok(found.map(|(_, metadata)| metadata.metadata().clone().unwrap_or_default()))
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_adapters::{AdapterSet, TensorView, TrainingState, write_tensors};
 use lowrank_engine::{AdamW, Site, Tensor};
-use lowrank_files::{Tensors, write_atomic};
+use lowrank_files::{Tensors, read_limited, write_atomic};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -249,7 +249,7 @@ pub fn load(
 ) -> Result<(AdapterSet, AdamW, RunState), Error> {
     let (dir, state) = newest(run, "last").ok_or_else(|| Error::NoCheckpoint { run: run.to_owned() })?;
     let optimizer_path = dir.join(OPTIMIZER_FILE);
-    let bytes = fs::read(&optimizer_path).map_err(Error::io(&optimizer_path))?;
+    let bytes = read_limited(&optimizer_path, u64::MAX).map_err(lowrank_adapters::Error::from)?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::Checkpoint { path: optimizer_path.clone(), what: e.to_string() })?;
     let mut adapters = AdapterSet::resume(&dir, sites, training_state(&optimizer_path, &bytes, &file)?)?;

@@ -26,6 +26,16 @@ pub enum Error {
         /// What is wrong, and how to put it right.
         reason: String,
     },
+    /// A row of a data file that is longer than rows may be. It is not skipped: where it ends is not known.
+    #[error("{}:{line}: {what}", path.display())]
+    RowTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The line that it begins with, from 1.
+        line: u64,
+        /// How long it may be.
+        what: String,
+    },
     /// Options that contradict each other or say nothing sensible.
     #[error("{0}")]
     Options(String),

@@ -60,4 +60,4 @@ pub use options::{SavedActivations, TrainOptions};
 pub use run_folder::LOG_FILE;
 pub use session::{Encoder, Session};
 pub use shape_plan::{Need, ShapePlan, plan_shapes};
-pub use texts::{TextOptions, continue_texts, read_texts, segments, write_texts};
+pub use texts::{MAX_TEXT, TextOptions, continue_texts, read_texts, segments, write_texts};

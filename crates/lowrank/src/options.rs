@@ -169,6 +169,8 @@ options! {
         chat_template: Option<String> = None;
         /// Skip lines that are not valid examples, and count them.
         skip_bad_lines: bool = false;
+        /// Maximum number of bytes in a row of the data; a longer one is an error.
+        max_row_bytes: usize = 16 << 20;
     }
     "Run" {
         /// Evaluate every N steps; 0 evaluates at the end only.
@@ -545,6 +547,7 @@ impl TrainOptions {
             pair_column: self.pair_column.clone(),
             label_column: self.label_column.clone(),
             skip_bad_lines: self.skip_bad_lines,
+            max_row_bytes: Some(self.max_row_bytes),
             task: self.task,
             ..DataOptions::default()
         }
@@ -590,6 +593,7 @@ impl TrainOptions {
             "resume",
             "force",
             "threads",
+            "max_row_bytes",
             "log_json",
             "tensorboard",
             "eval_steps",

@@ -422,10 +422,11 @@ impl Session {
 
 /// The model over the files of `base`, with the head of the task.
 fn build(base: &Base, task: &TaskSpec) -> Result<Box<dyn Model>> {
-    Ok(match task.task {
-        Task::Lm => lowrank_models::load(&base.config, &base.tensors)?,
-        _ => lowrank_models::load_for(&base.config, &base.tensors, task.head())?,
-    })
+    let model = match task.task {
+        Task::Lm => lowrank_models::load(&base.config, &base.tensors),
+        _ => lowrank_models::load_for(&base.config, &base.tensors, task.head()),
+    };
+    Ok(model.map_err(|error| base.explain(error))?)
 }
 
 impl BaseWeights for Session {

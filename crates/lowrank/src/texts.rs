@@ -1,10 +1,9 @@
 //! Many texts at a time: continuing prompts by greedy or beam search, and scoring what came out.
 
-use std::fs;
 use std::path::Path;
 
 use lowrank_adapters::AdapterSet;
-use lowrank_files::write_atomic;
+use lowrank_files::{read_input, write_atomic};
 use lowrank_models::{Decoder, DecoderOptions, Request, SearchOptions, Strategy};
 use lowrank_train::PromptGroup;
 use lowrank_train::nlg::Segment;
@@ -111,13 +110,17 @@ pub fn write_texts(path: &Path, groups: &[PromptGroup], texts: &[String]) -> Res
     Ok(write_atomic(path, out.as_bytes())?)
 }
 
+/// Bytes of a prompt, or of a file of texts.
+pub const MAX_TEXT: u64 = 256 << 20;
+
 /// Reads what [`write_texts`] writes; of an object only `prediction`.
 ///
 /// # Errors
 /// Where the file cannot be read or a line holds no text.
 pub fn read_texts(path: &Path) -> Result<Vec<String>> {
     let bad = |what: String| Error::Usage(format!("{}: {what}", path.display()));
-    let content = fs::read_to_string(path).map_err(Error::io(path))?;
+    let content = read_input(path, MAX_TEXT)?;
+    let content = String::from_utf8(content).map_err(|e| bad(format!("is not UTF-8: {e}")))?;
     if !is_jsonl(path) {
         return Ok(content.lines().map(|line| line.trim().to_owned()).collect());
     }

@@ -263,7 +263,7 @@ impl Llama {
         let rope = RopeParameters::read(fields::object(config))?;
         let mut rope = RopeTable::whole(head_dim, c.max_position_embeddings, &rope)?;
         if let Some(factors) = l.optional_vector("rope_freqs")? {
-            rope.divide(&factors);
+            rope.divide(&factors)?;
         }
         let info = ModelInfo {
             width: d,

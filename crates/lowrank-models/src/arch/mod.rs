@@ -92,7 +92,9 @@ fn build(config: &Value, loader: Loader<'_>) -> Result<Box<dyn Model>> {
     };
     complete(&mut config);
     fields::check(&config)?;
-    (architecture.build)(&Value::Object(config), loader)
+    let config = Value::Object(config);
+    fields::check_numbers(&config)?;
+    (architecture.build)(&config, loader)
 }
 
 /// What a model of this `model_type` ties, where it is known.

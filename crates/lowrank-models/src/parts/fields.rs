@@ -24,6 +24,67 @@ pub(crate) fn wrong(what: impl std::fmt::Display) -> Error {
     Error::Config(format!("config.json: {what}"))
 }
 
+/// Sizes of any architecture, with the least and most that makes a model. None of their products overflows.
+const SIZES: &[(&str, u64, u64)] = &[
+    ("vocab_size", 1, 1 << 31),
+    ("hidden_size", 1, 1 << 24),
+    ("intermediate_size", 1, 1 << 24),
+    ("dim", 1, 1 << 24),
+    ("hidden_dim", 1, 1 << 24),
+    ("n_embd", 1, 1 << 24),
+    ("n_inner", 1, 1 << 24),
+    ("embedding_size", 1, 1 << 24),
+    ("num_hidden_layers", 1, 1 << 16),
+    ("n_layer", 1, 1 << 16),
+    ("n_layers", 1, 1 << 16),
+    ("num_attention_heads", 1, 1 << 20),
+    ("num_key_value_heads", 1, 1 << 20),
+    ("n_head", 1, 1 << 20),
+    ("n_heads", 1, 1 << 20),
+    ("head_dim", 1, 1 << 16),
+    ("attention_head_size", 1, 1 << 16),
+    ("max_position_embeddings", 1, 1 << 31),
+    ("original_max_position_embeddings", 1, 1 << 31),
+    ("n_positions", 1, 1 << 31),
+    ("type_vocab_size", 0, 1 << 24),
+    ("sliding_window", 0, 1 << 40),
+    ("sliding_window_pattern", 1, 1 << 16),
+    ("window_size", 1, 1 << 40),
+    ("max_window_layers", 0, 1 << 20),
+    ("conv_kernel_size", 0, 1 << 16),
+    ("conv_groups", 1, 1 << 24),
+];
+
+/// Numbers of any architecture that must be positive, and that may be 0.
+const POSITIVE: &[&str] = &["rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"];
+const FROM_ZERO: &[&str] = &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"];
+
+/// Checks the numbers of a configuration that every architecture takes for granted.
+///
+/// # Errors
+/// Names the field and what it may be.
+pub(crate) fn check_numbers(config: &Value) -> Result<()> {
+    // What is no number at all, reading the field will say.
+    let number = |name: &str| config.get(name).filter(|value| value.is_number());
+    for &(name, least, most) in SIZES {
+        if let Some(value) = number(name)
+            && !value.as_u64().is_some_and(|size| (least..=most).contains(&size))
+        {
+            return Err(wrong(format!("{name}: is {value}; expected a whole number from {least} to {most}")));
+        }
+    }
+    for (names, least, range) in [(POSITIVE, f32::MIN_POSITIVE, "above 0"), (FROM_ZERO, 0.0, "from 0")] {
+        for name in names {
+            let float =
+                |value: &Value| value.as_f64().is_some_and(|x| x as f32 >= least && (x as f32).is_finite());
+            if let Some(value) = number(name).filter(|value| !float(value)) {
+                return Err(wrong(format!("{name}: is {value}; expected a number {range}")));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Checks the sizes of an attention with rotary positions: query heads a multiple of the key heads, heads of an
 /// even number of numbers.
 ///

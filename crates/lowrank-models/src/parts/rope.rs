@@ -4,6 +4,7 @@
 use std::f32::consts::PI;
 
 use lowrank_engine::{Device, Rope};
+use lowrank_files::shown;
 use serde_json::{Map, Value};
 
 use super::fields;
@@ -266,6 +267,13 @@ impl RopeTable {
     /// # Errors
     /// Where the scaling is unknown or lacks a field.
     pub fn of_part(dim: usize, head_dim: usize, max_positions: usize, rope: &RopeParameters) -> Result<Self> {
+        let at = &rope.at;
+        // The growing base of the dynamic kind has an exponent of `dim / (dim - 2)`.
+        if dim == 0 || rope.kind == "dynamic" && dim <= 2 {
+            return Err(fields::wrong(format!(
+                "{at}: {dim} numbers of each head are rotated, which is too few"
+            )));
+        }
         let plain = inverse(dim, rope.theta);
         let theta = rope.theta;
         let mut table = Self { dim, theta, inverse: plain, attention_factor: 1.0, dynamic: None, long: None };
@@ -294,18 +302,35 @@ impl RopeTable {
             "longrope" => table.longrope(rope, rope.stretch(max_positions)?)?,
             other => {
                 let known = "default, linear, dynamic, yarn, llama3, longrope, proportional";
-                let at = &rope.at;
+                let other = shown(other);
                 return Err(fields::wrong(format!(
-                    "{at}.rope_type {other:?} is not known; known are {known}"
+                    "{at}.rope_type \"{other}\" is not known; known are {known}"
                 )));
             }
+        }
+        let long = table.long.iter().flat_map(|long| &long.inverse);
+        let finite = table.inverse.iter().chain(long).all(|f| f.is_finite() && *f >= 0.0);
+        if !finite || !is_positive(f64::from(table.attention_factor)) {
+            return Err(fields::wrong(format!(
+                "{at}: the numbers of this rope of type {} make frequencies or an attention factor that are not finite \
+                 and positive",
+                rope.kind
+            )));
         }
         Ok(table)
     }
 
     /// Divides each frequency by its own factor, as llama.cpp's `rope_freqs` asks for.
-    pub fn divide(&mut self, factors: &[f32]) {
+    ///
+    /// # Errors
+    /// Where there is not one positive factor for each.
+    pub fn divide(&mut self, factors: &[f32]) -> Result<()> {
+        if factors.len() != self.inverse.len() || !factors.iter().all(|by| is_positive(f64::from(*by))) {
+            let pairs = self.inverse.len();
+            return Err(Error::Config(format!("rope_freqs: {pairs} positive factors are needed")));
+        }
         self.inverse.iter_mut().zip(factors).for_each(|(f, by)| *f /= by);
+        Ok(())
     }
 
     /// Number of rotary pairs.
@@ -418,6 +443,11 @@ impl RopeTable {
         let power = self.dim as f64 / (self.dim as f64 - 2.0);
         inverse(self.dim, self.theta * (d.factor * ratio - (d.factor - 1.0)).powf(power))
     }
+}
+
+/// Whether it is above 0 and below infinity in f32.
+fn is_positive(x: f64) -> bool {
+    x as f32 > 0.0 && (x as f32).is_finite()
 }
 
 fn inverse(dim: usize, theta: f64) -> Vec<f32> {

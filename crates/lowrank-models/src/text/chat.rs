@@ -2,13 +2,20 @@
 
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lowrank_files::shown_at_most;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{Environment, ErrorKind, State, Value, context};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use super::limits::{Stopped, bounded};
 use crate::{Error, Result};
 
 /// One turn of a conversation: `role`, `content`, and whatever else the chat template reads (`tool_calls`, `name`,
@@ -66,36 +73,73 @@ pub struct Rendered {
     pub assistant: Vec<Range<usize>>,
 }
 
-/// A template may loop; a turn takes some hundred instructions, so this serves thousands of turns.
-const FUEL: u64 = 5_000_000;
+/// Steps that a template may take for any conversation: a turn takes some hundred, so this serves thousands of turns.
+const FUEL: u64 = 500_000;
+
+/// Bytes of a conversation that need no further steps. Beyond, each byte is good for one step, which pays for 64 bytes of
+/// what filters and operators make.
+const FREE_BYTES: usize = 64 << 10;
+
+/// Bytes of stack for each step that may be taken: a template that nests one list in another at every step ends with as
+/// many levels, which are printed, compared and freed one inside the other.
+const STACK_PER_STEP: usize = 512;
+
+/// Bytes of stack to parse with: enough for [`MAX_OPERATORS`] and [`MAX_BRANCHES`], one inside the other.
+const PARSING_STACK: usize = 64 << 20;
+
+/// How long a template may take, whatever it does.
+const TIME: Duration = Duration::from_secs(20);
 
 /// Bytes of a rendered conversation: far more than any model's context.
 const LONGEST: usize = 32 << 20;
+
+/// Bytes of a template: the longest known have 30 thousand.
+const LONGEST_SOURCE: usize = 256 << 10;
+
+/// Operators in one tag: each may nest in the one before.
+const MAX_OPERATORS: usize = 4000;
+
+/// `elif` tags in a template: each is parsed inside the one before.
+const MAX_BRANCHES: usize = 1000;
+
+/// Digits of a width in `'{:10}'.format(..)`.
+const MAX_WIDTH_DIGITS: usize = 4;
 
 /// Marks around `{% generation %}` blocks: noncharacters, which no text contains.
 const BEGIN: char = '\u{FDD0}';
 const END: char = '\u{FDD1}';
 
 /// A model's chat template (Jinja) with the special tokens it may name.
+///
+/// Templates come with model files, so what they do is bounded: steps, time, nesting and the length of what they write.
 pub struct ChatTemplate {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     environment: Environment<'static>,
     source: String,
     bos: String,
     eos: String,
     marks_generation: bool,
+    /// The file it came from, for messages.
+    path: Option<PathBuf>,
+    /// A rendering took too long and may still go on: no other is started.
+    stuck: AtomicBool,
 }
 
 impl ChatTemplate {
     /// Parses a template; `bos` and `eos` are the texts of those tokens, empty where there are none.
     ///
     /// # Errors
-    /// Where the template does not parse; the message gives the line.
+    /// Where the template does not parse; the message gives the line. Where it is too long or nests too deep.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
+        check_size(source).map_err(|what| Error::Template(format!("chat template: {what}")))?;
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(failed)?);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python_method);
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
@@ -104,19 +148,35 @@ impl ChatTemplate {
         let text = rename_generation(source);
         environment.add_filter("__generation", |body: String| format!("{BEGIN}{body}{END}"));
         let marks_generation = text != source;
-        environment.add_template_owned("chat", text).map_err(failed)?;
+        let environment = bounded(PARSING_STACK, TIME, move || {
+            environment.add_template_owned("chat", text).map_err(failed)?;
+            Ok::<_, Error>(environment)
+        });
+        let environment = environment.map_err(|what| Error::Template(format!("chat template: {what}")))??;
         Ok(Self {
-            environment,
-            source: source.to_owned(),
-            bos: bos.into(),
-            eos: eos.into(),
-            marks_generation,
+            shared: Arc::new(Shared {
+                environment,
+                source: source.to_owned(),
+                bos: bos.into(),
+                eos: eos.into(),
+                marks_generation,
+                path: None,
+                stuck: AtomicBool::new(false),
+            }),
         })
+    }
+
+    /// The same, with the file that it came from named in messages.
+    pub fn of_file(mut self, path: &Path) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.path = Some(path.to_owned());
+        }
+        self
     }
 
     /// The template's text as the model's files have it.
     pub fn source(&self) -> &str {
-        &self.source
+        &self.shared.source
     }
 
     /// What ends a turn of the assistant, if that is not the end token: `<|im_end|>` and the like.
@@ -125,8 +185,8 @@ impl ChatTemplate {
         let talk = ["user", "assistant"].map(|role| Message::new(role, ANSWER));
         let text = self.render(&talk, false).ok()?;
         let mut after = &text[text.rfind(ANSWER)? + ANSWER.len()..];
-        if !self.eos.is_empty() {
-            after = after.split(self.eos.as_str()).next()?;
+        if !self.shared.eos.is_empty() {
+            after = after.split(self.shared.eos.as_str()).next()?;
         }
         after.trim().lines().next().map(str::to_owned).filter(|end| !end.is_empty())
     }
@@ -144,7 +204,9 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`].
     pub fn render_conversation(&self, talk: &Conversation, add_generation_prompt: bool) -> Result<String> {
-        Ok(unmark(&self.run(talk, &talk.messages, add_generation_prompt)?).text)
+        self.bounded(talk, move |shared, talk| {
+            Ok(unmark(&shared.run(talk, &talk.messages, add_generation_prompt)?).text)
+        })
     }
 
     /// The conversation as text, and where in it the assistant speaks.
@@ -156,6 +218,57 @@ impl ChatTemplate {
     /// As [`ChatTemplate::render`], and where the template rewrites earlier turns so that the
     /// assistant's cannot be found.
     pub fn render_with_spans(&self, talk: &Conversation) -> Result<Rendered> {
+        self.bounded(talk, |shared, talk| shared.render_with_spans(talk))
+    }
+
+    /// Runs `work` within the limits.
+    fn bounded<T: Send + 'static>(
+        &self,
+        talk: &Conversation,
+        work: impl FnOnce(&Shared, &Conversation) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let named = |what: String| match &self.shared.path {
+            Some(path) => Error::Template(format!("{}: {what}", path.display())),
+            None => Error::Template(what),
+        };
+        if self.shared.stuck.load(Ordering::Relaxed) {
+            return Err(named("chat template: an earlier rendering took too long".into()));
+        }
+        let (shared, talk) = (self.shared.clone(), talk.clone());
+        let stack = (talk.fuel() as usize).saturating_mul(STACK_PER_STEP);
+        match bounded(stack, TIME, move || work(&shared, &talk)) {
+            Ok(Err(Error::Template(what))) => Err(named(what)),
+            Ok(result) => result,
+            Err(stopped) => {
+                self.shared.stuck.fetch_or(matches!(stopped, Stopped::TimedOut(_)), Ordering::Relaxed);
+                Err(named(format!("chat template: {stopped}")))
+            }
+        }
+    }
+}
+
+impl Conversation {
+    /// Steps that a template may take for it.
+    fn fuel(&self) -> u64 {
+        fn bytes(value: &Json) -> usize {
+            match value {
+                Json::String(text) => text.len(),
+                Json::Array(items) => items.iter().map(|item| 8 + bytes(item)).sum(),
+                Json::Object(map) => fields(map),
+                _ => 8,
+            }
+        }
+        fn fields(map: &Map<String, Json>) -> usize {
+            map.iter().map(|(key, value)| 8 + key.len() + bytes(value)).sum()
+        }
+        let messages = self.messages.iter().map(|message| fields(&message.fields)).sum::<usize>();
+        let all = messages + self.tools.as_ref().map_or(0, bytes) + fields(&self.arguments);
+        FUEL + all.saturating_sub(FREE_BYTES) as u64
+    }
+}
+
+impl Shared {
+    fn render_with_spans(&self, talk: &Conversation) -> Result<Rendered> {
         let messages = &talk.messages;
         let render = |messages, prompt| Ok::<_, Error>(unmark(&self.run(talk, messages, prompt)?).text);
         let rendered = unmark(&self.run(talk, messages, false)?);
@@ -167,7 +280,7 @@ impl ChatTemplate {
         for (at, message) in messages.iter().enumerate().filter(|(_, m)| m.role() == "assistant") {
             let lost = || {
                 Error::Template(format!(
-                    "cannot tell which part of the text is message {at} (assistant): the template changes \
+                    "chat template: cannot tell which part of the text is message {at} (assistant): the template changes \
                  earlier turns when later ones follow; add {{% generation %}} blocks to it, or train on \
                  one assistant turn per example"
                 ))
@@ -200,7 +313,18 @@ impl ChatTemplate {
     }
 
     fn run(&self, talk: &Conversation, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let template = self.environment.get_template("chat").map_err(failed)?;
+        let (fuel, larger);
+        fuel = talk.fuel();
+        let environment = match fuel {
+            FUEL => &self.environment,
+            _ => {
+                let mut own = self.environment.clone();
+                own.set_fuel(Some(fuel));
+                larger = own;
+                &larger
+            }
+        };
+        let template = environment.get_template("chat").map_err(failed)?;
         let values = context! {
             messages => Value::from(Serde(messages)),
             tools => Value::from(Serde(&talk.tools)),
@@ -210,14 +334,19 @@ impl ChatTemplate {
             ..Value::from(Serde(&talk.arguments))
         };
         let mut text = Limited(Vec::new());
-        template.render_captured_to(values, &mut text).map_err(failed)?;
-        String::from_utf8(text.0).map_err(|e| Error::Template(e.to_string()))
+        template.render_captured_to(values, &mut text).map_err(|error| match error.kind() {
+            ErrorKind::OutOfFuel => Error::Template(format!(
+                "chat template: takes more than {fuel} steps for this conversation: it loops, or makes texts too long"
+            )),
+            _ => failed(error),
+        })?;
+        String::from_utf8(text.0).map_err(|e| Error::Template(format!("chat template: {e}")))
     }
 }
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ChatTemplate({} bytes)", self.source.len())
+        write!(f, "ChatTemplate({} bytes)", self.shared.source.len())
     }
 }
 
@@ -246,7 +375,97 @@ fn failed(error: minijinja::Error) -> Error {
         let _ = write!(text, ": {inner}");
         cause = inner.source();
     }
-    Error::Template(text)
+    Error::Template(format!("chat template: {}", shown_at_most(&text, LONGEST_MESSAGE)))
+}
+
+/// Characters of a template's own message, such as that of `raise_exception`.
+const LONGEST_MESSAGE: usize = 500;
+
+/// Checks what the parser does not: it and the templates' other readers recurse for each operator.
+fn check_size(source: &str) -> std::result::Result<(), String> {
+    if source.len() > LONGEST_SOURCE {
+        return Err(format!("has {} bytes; a template may have {LONGEST_SOURCE}", source.len()));
+    }
+    let mut branches = 0;
+    let mut rest = source;
+    while let Some(open) = rest.find("{{").into_iter().chain(rest.find("{%")).min() {
+        let close = if rest[open..].starts_with("{{") { "}}" } else { "%}" };
+        let line = 1 + source[..source.len() - rest.len() + open].matches('\n').count();
+        let (operators, first, length) = operators(&rest[open + 2..], close);
+        if operators > MAX_OPERATORS {
+            return Err(format!("line {line}: a tag has more than {MAX_OPERATORS} operators"));
+        }
+        branches += usize::from(first == "elif");
+        if branches > MAX_BRANCHES {
+            return Err(format!("line {line}: there are more than {MAX_BRANCHES} elif tags"));
+        }
+        rest = &rest[open + 2 + length..];
+    }
+    Ok(())
+}
+
+/// Of the tag that begins here and ends with `close`: how many operators it has, its first word, and its length.
+fn operators<'a>(tag: &'a str, close: &str) -> (usize, &'a str, usize) {
+    let (mut count, mut first, mut at) = (0, "", 0);
+    let mut quote = None;
+    while let Some(c) = tag[at..].chars().next() {
+        if let Some(open) = quote {
+            at += if c == '\\' {
+                1 + tag[at + 1..].chars().next().map_or(0, char::len_utf8)
+            } else {
+                c.len_utf8()
+            };
+            if c == open {
+                quote = None;
+            }
+            continue;
+        }
+        if tag[at..].starts_with(close) {
+            return (count, first, at + close.len());
+        }
+        let word = tag[at..].find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(tag.len() - at);
+        match &tag[at..at + word] {
+            "" => {
+                match c {
+                    '"' | '\'' => quote = Some(c),
+                    '-' | '+' | '*' | '/' | '%' | '~' | '<' | '>' | '=' | '!' | '|' | '.' | '[' | '('
+                    | '{' => count += 1,
+                    _ => {}
+                }
+                at += c.len_utf8();
+            }
+            word => {
+                count +=
+                    usize::from(matches!(word, "not" | "and" | "or" | "if" | "else" | "elif" | "is" | "in"));
+                if first.is_empty() {
+                    first = word;
+                }
+                at += word.len();
+            }
+        }
+    }
+    (count, first, at)
+}
+
+/// A method of Python's strings, lists and dictionaries. Widths, which would be padded before anything is counted, are
+/// checked first.
+fn python_method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, minijinja::Error> {
+    if let ("format", Some(format)) = (method, value.as_str()) {
+        for field in format.split('{').skip(1) {
+            let width =
+                field.split('}').next().unwrap_or_default().split_once(':').map_or("", |(_, width)| width);
+            if width.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > MAX_WIDTH_DIGITS) {
+                let what = format!("format: a width may have {MAX_WIDTH_DIGITS} digits");
+                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
+            }
+        }
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
 fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
@@ -441,9 +660,9 @@ mod tests {
     fn a_template_that_never_ends_is_stopped() {
         let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         let error = ChatTemplate::new(nested, "", "").unwrap().render(&[], false).unwrap_err();
-        assert!(error.to_string().contains("fuel"), "{error}");
+        assert!(error.to_string().contains("takes more than 500000 steps"), "{error}");
         let endless = "{{ 'a' * 90000000 }}";
         let error = ChatTemplate::new(endless, "", "").unwrap().render(&[], false).unwrap_err();
-        assert!(error.to_string().contains("longer than 32 MB"), "{error}");
+        assert!(error.to_string().contains("takes more than 500000 steps"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! Between text and tokens: tokenizers and chat templates.
 
 pub mod chat;
+mod limits;
 pub mod templates;
 pub mod tokenizer;

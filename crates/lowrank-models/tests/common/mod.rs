@@ -94,7 +94,13 @@ pub fn write_llama_folder(folder: &Path, vocab: usize) {
 
 /// A small valid GGUF file with one of everything the reader looks at.
 pub fn small_gguf(path: &Path) {
+    small_gguf_with(path, |_| ());
+}
+
+/// The same with further metadata.
+pub fn small_gguf_with(path: &Path, more: impl FnOnce(&mut GgufWriter)) {
     let mut writer = GgufWriter::new();
+    more(&mut writer);
     writer.string("general.architecture", "llama").unwrap();
     writer.u32("llama.block_count", 1).unwrap();
     writer.u32("llama.context_length", 16).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 pub use lowrank_adapters::CONFIG_FILE;
 use lowrank_adapters::{LoraConfig, Pattern, TENSORS_FILE, peft_names, targets};
 use lowrank_engine::{Site, SiteKind};
-use lowrank_files::write_atomic;
+use lowrank_files::{MAX_CONFIG, read_limited, write_atomic};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -50,7 +50,7 @@ const VARIANTS: [&str; 9] = [
 pub fn read_raw(dir: &Path) -> Result<(Map<String, Value>, Named)> {
     let file = lowrank_adapters::tensors_file(dir);
     let path = lowrank_adapters::adapter_folder(dir).join(CONFIG_FILE);
-    let text = std::fs::read(&path).map_err(Error::io(&path))?;
+    let text = read_limited(&path, MAX_CONFIG)?;
     let config = match serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))? {
         Value::Object(config) => config,
         _ => return Err(Error::file(&path, "is not a JSON object")),

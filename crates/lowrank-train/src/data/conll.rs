@@ -2,23 +2,24 @@
 //! sentence. `-DOCSTART-` lines are passed over.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::fields::{Raw, Row, not_utf8};
+use super::fields::{Raw, Row, not_utf8, read_line, row_error};
 use crate::Error;
 
 pub(super) struct Sentences {
     path: PathBuf,
     input: BufReader<File>,
     line: u64,
+    max_row_bytes: usize,
 }
 
 impl Sentences {
-    pub fn new(path: &Path, input: BufReader<File>) -> Self {
-        Self { path: path.into(), input, line: 0 }
+    pub fn new(path: &Path, input: BufReader<File>, max_row_bytes: usize) -> Self {
+        Self { path: path.into(), input, line: 0, max_row_bytes }
     }
 }
 
@@ -26,13 +27,17 @@ impl Iterator for Sentences {
     type Item = Result<Row, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (mut words, mut tags, mut start) = (Vec::new(), Vec::new(), 0);
+        let (mut words, mut tags, mut start, mut left) = (Vec::new(), Vec::new(), 0, self.max_row_bytes);
         loop {
             let mut bytes = Vec::new();
-            match self.input.read_until(b'\n', &mut bytes) {
-                Err(source) => return Some(Err(Error::io(&self.path)(source))),
+            match read_line(&mut self.input, left, &mut bytes) {
+                Err(source) => return Some(Err(row_error(&self.path, self.line + 1, source))),
                 Ok(0) if words.is_empty() => return None,
-                Ok(n) => self.line += u64::from(n > 0),
+                Ok(n) => {
+                    self.line += u64::from(n > 0);
+                    // A sentence is a row; between two there is none.
+                    left = if words.is_empty() { self.max_row_bytes } else { left - n };
+                }
             }
             let line = self.line;
             let bad = |reason: String| Some(Ok(Row { line, raw: Raw::Bad(reason) }));

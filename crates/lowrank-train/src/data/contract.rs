@@ -225,6 +225,8 @@ pub struct DataOptions {
     pub max_seq_len: Option<usize>,
     /// Count and report bad lines instead of stopping at the first.
     pub skip_bad_lines: bool,
+    /// Longest row of the file, in bytes; 16 MB where unset.
+    pub max_row_bytes: Option<usize>,
     /// What the examples are for. The fields above that speak of prompts are for language models, those below for
     /// the other tasks.
     pub task: Task,
@@ -241,6 +243,11 @@ pub struct DataOptions {
 }
 
 impl DataOptions {
+    /// Longest row in bytes.
+    pub(super) fn row_limit(&self) -> usize {
+        self.max_row_bytes.unwrap_or(16 << 20)
+    }
+
     /// The task of GLUE that the file is of.
     pub(crate) fn glue(&self) -> Option<Glue> {
         match self.format {

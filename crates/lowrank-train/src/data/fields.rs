@@ -1,5 +1,7 @@
 //! A row of a data file, whatever its format, and what its fields are for.
 
+use std::io::{BufRead, Read};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -287,6 +289,34 @@ pub(super) fn label_text(value: &Value) -> Option<String> {
         Value::Number(number) => Some(number.to_string()),
         Value::Bool(yes) => Some(yes.to_string()),
         _ => None,
+    }
+}
+
+/// Reads a line with its end, of at most `most` bytes: its length, 0 at the end of the file.
+///
+/// # Errors
+/// [`std::io::ErrorKind::FileTooLarge`] for a longer line.
+pub(super) fn read_line(input: &mut impl BufRead, most: usize, line: &mut Vec<u8>) -> std::io::Result<usize> {
+    let read = input.by_ref().take(most as u64 + 1).read_until(b'\n', line)?;
+    if read > most {
+        return Err(too_long(most));
+    }
+    Ok(read)
+}
+
+/// The error of a row that is longer than `most` bytes.
+pub(super) fn too_long(most: usize) -> std::io::Error {
+    let what = format!("longer than {most} bytes: raise `max_row_bytes`");
+    std::io::Error::new(std::io::ErrorKind::FileTooLarge, what)
+}
+
+/// An error of reading the row that begins at `line`.
+pub(super) fn row_error(path: &Path, line: u64, error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::FileTooLarge => {
+            Error::RowTooLong { path: path.into(), line, what: error.to_string() }
+        }
+        _ => Error::io(path)(error),
     }
 }
 

@@ -209,8 +209,8 @@ fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
         Some(format @ (DataFormat::E2e | DataFormat::Webnlg | DataFormat::Dart)) => {
             nlg::rows(path, input, format)?
         }
-        Some(DataFormat::Conll) => Box::new(conll::Sentences::new(path, input)),
-        Some(DataFormat::Jsonl) | None => Box::new(jsonl::Lines::new(path, input)?),
+        Some(DataFormat::Conll) => Box::new(conll::Sentences::new(path, input, options.row_limit())),
+        Some(DataFormat::Jsonl) | None => Box::new(jsonl::Lines::new(path, input, options.row_limit())?),
     })
 }
 
@@ -305,7 +305,9 @@ impl DataOptions {
         if let DataFormat::E2e | DataFormat::Webnlg | DataFormat::Dart = format {
             return nlg::options(&options);
         }
-        if format == DataFormat::Tsv && self.task != Task::Lm && self.text_column.is_none() {
+        // A pipe is read once.
+        if format == DataFormat::Tsv && self.task != Task::Lm && self.text_column.is_none() && path.is_file()
+        {
             let mut line = Vec::new();
             open(path)?.take(1 << 16).read_until(b'\n', &mut line).map_err(Error::io(path))?;
             let line = String::from_utf8_lossy(&line);
@@ -320,6 +322,7 @@ impl DataOptions {
         let named = [&self.prompt_column, &self.completion_column, &self.text_column];
         if self.task == Task::Lm
             && named.iter().all(|name| name.is_none())
+            && path.is_file()
             && let Some(format) = nlg::detect(&mut open(path)?, path)?
         {
             return Ok(format);
@@ -328,9 +331,13 @@ impl DataOptions {
     }
 }
 
-/// Opens a file past its byte order mark.
+/// Opens a file past its byte order mark. `-` is standard input.
 fn open(path: &Path) -> Result<BufReader<File>, Error> {
-    let file = File::open(path).map_err(Error::io(path))?;
+    let file = File::open(if path == Path::new("-") { Path::new("/dev/stdin") } else { path });
+    let file = file.map_err(Error::io(path))?;
+    if file.metadata().is_ok_and(|kind| kind.is_dir()) {
+        return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
+    }
     let mut input = BufReader::with_capacity(1 << 16, file);
     let start = input.fill_buf().map_err(Error::io(path))?;
     if start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]) {

@@ -56,6 +56,9 @@ pub(super) fn options(options: &DataOptions) -> Result<DataOptions, Error> {
     Ok(DataOptions { prompt_template: Some(template), ..options.clone() })
 }
 
+/// Bytes of a file that is one document, and read as one. DART's has 30 million.
+const MAX_DOCUMENT: u64 = 1 << 30;
+
 /// The rows of a file of `format`.
 pub(super) fn rows(path: &Path, mut input: BufReader<File>, format: DataFormat) -> Result<Rows, Error> {
     if format == DataFormat::E2e {
@@ -73,7 +76,8 @@ pub(super) fn rows(path: &Path, mut input: BufReader<File>, format: DataFormat) 
     if format == DataFormat::Webnlg && first_is(&mut input, b'<').map_err(Error::io(path))? {
         return Ok(of_entries(webnlg_xml(input).map_err(bad)?, &names));
     }
-    let json: Value = serde_json::from_reader(input).map_err(|e| bad(format!("not JSON: {e}")))?;
+    let json: Value =
+        serde_json::from_reader(input.take(MAX_DOCUMENT)).map_err(|e| bad(format!("not JSON: {e}")))?;
     let (list, what, read): (_, _, fn(&Value) -> Entry) = match format {
         DataFormat::Webnlg => (json.get("entries"), "an object with a list \"entries\"", webnlg_entry),
         _ => (Some(&json), "a list", dart_entry),
@@ -172,7 +176,7 @@ fn webnlg_entry(entry: &Value) -> Entry {
 /// The entries of the challenge's XML, with their lines.
 fn webnlg_xml(mut input: BufReader<File>) -> Result<Vec<(Option<u64>, Entry)>, String> {
     let mut text = String::new();
-    input.read_to_string(&mut text).map_err(|e| format!("not UTF-8: {e}"))?;
+    input.by_ref().take(MAX_DOCUMENT).read_to_string(&mut text).map_err(|e| format!("not UTF-8: {e}"))?;
     let xml = roxmltree::Document::parse(&text).map_err(|e| format!("not XML: {e}"))?;
     let (mut line, mut at, mut entries) = (1, 0, Vec::new());
     for entry in xml.descendants().filter(|node| node.has_tag_name("entry")) {

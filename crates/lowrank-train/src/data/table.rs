@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::contract::DataOptions;
-use super::fields::{Raw, Roles, Row, missing_column, not_utf8};
+use super::fields::{Raw, Roles, Row, missing_column, not_utf8, row_error, too_long};
 use super::labelled::Columns;
 use crate::Error;
 use crate::task::Task;
@@ -32,7 +32,9 @@ impl Rows {
         options: &DataOptions,
     ) -> Result<Self, Error> {
         let quoting = delimiter != b'\t';
-        let behind = Rc::new(RefCell::new(Behind { bytes: VecDeque::new(), at: 0, line: 1, ended: false }));
+        let max_row_bytes = options.row_limit();
+        let behind = Behind { bytes: VecDeque::new(), at: 0, line: 1, ended: false, max_row_bytes };
+        let behind = Rc::new(RefCell::new(behind));
         // The header is read as a row like any other.
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(delimiter)
@@ -41,7 +43,7 @@ impl Rows {
             .flexible(true)
             .from_reader(Tee { input, behind: behind.clone() });
         let mut header = csv::ByteRecord::new();
-        reader.read_byte_record(&mut header).map_err(|e| csv_error(path, e))?;
+        reader.read_byte_record(&mut header).map_err(|e| csv_error(path, 1, e))?;
         let names: Result<Vec<String>, _> =
             header.iter().map(|name| std::str::from_utf8(name).map(|n| n.trim().to_string())).collect();
         let bad = |reason: String| Error::DataFile { path: path.into(), reason };
@@ -78,6 +80,9 @@ impl Rows {
     }
 }
 
+/// Bytes that the parser reads at a time, and one row more.
+const READ_AHEAD: usize = 1 << 16;
+
 /// Passes the file on to the CSV parser and keeps what it has not accounted for.
 struct Tee {
     input: BufReader<File>,
@@ -86,8 +91,12 @@ struct Tee {
 
 impl Read for Tee {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.input.read(buffer)?;
         let mut behind = self.behind.borrow_mut();
+        // What was read ahead may be of rows to come, but not much.
+        if behind.bytes.len() > behind.max_row_bytes.saturating_add(READ_AHEAD) {
+            return Err(too_long(behind.max_row_bytes));
+        }
+        let n = self.input.read(buffer)?;
         behind.bytes.extend(&buffer[..n]);
         behind.ended = n == 0 && !buffer.is_empty();
         Ok(n)
@@ -103,6 +112,7 @@ struct Behind {
     line: u64,
     /// The parser has seen the end of the file.
     ended: bool,
+    max_row_bytes: usize,
 }
 
 impl Behind {
@@ -117,6 +127,11 @@ impl Behind {
             self.line += u64::from(byte == b'\n');
         }
         self.line
+    }
+
+    /// Moves on to the line of a record that could not be read: the bytes begin with the record before, if there is one.
+    fn skip_record(&mut self) {
+        self.line += u64::from(self.bytes.contains(&b'\n'));
     }
 
     /// Whether the record it stands at was ended by the end of the file within quotes: it then holds
@@ -140,7 +155,11 @@ impl Iterator for Rows {
         match self.reader.read_byte_record(&mut record) {
             Ok(true) => Some(Ok(self.row(record))),
             Ok(false) => None,
-            Err(error) => Some(Err(csv_error(&self.path, error))),
+            Err(error) => {
+                let mut behind = self.behind.borrow_mut();
+                behind.skip_record();
+                Some(Err(csv_error(&self.path, behind.line, error)))
+            }
         }
     }
 }
@@ -178,11 +197,12 @@ fn check_header(names: &[String], options: &DataOptions) -> Result<(), String> {
     wanted.into_iter().try_for_each(unique)
 }
 
-fn csv_error(path: &Path, error: csv::Error) -> Error {
-    let line = error.position().map_or(1, csv::Position::line);
+/// An error of the record that begins at `line`.
+fn csv_error(path: &Path, line: u64, error: csv::Error) -> Error {
+    let line = error.position().map_or(line, csv::Position::line);
     let reason = error.to_string();
     match error.into_kind() {
-        csv::ErrorKind::Io(source) => Error::io(path)(source),
+        csv::ErrorKind::Io(source) => row_error(path, line, source),
         _ => Error::Line { path: path.into(), line, reason },
     }
 }

@@ -1,12 +1,11 @@
 //! `lowrank generate`.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use lowrank::files::IoError;
 use lowrank::models::{Message, Sampling};
 use lowrank::{Error, Limits, Result, Session, TextGenerator, TextOptions, continue_texts};
 
@@ -119,7 +118,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     }
     let prompt = match args.prompt()? {
         Some(text) => text,
-        None => io::read_to_string(io::stdin()).map_err(IoError::at("standard input"))?,
+        None => super::read_standard_input(false)?.unwrap_or_default(),
     };
     if args.search.is_search() {
         let how = TextOptions {
@@ -157,7 +156,6 @@ fn chat(
     let (sampling, mut limits) = (args.sampling()?, args.limits());
     limits.stop.extend(session.stops()?);
     let mut messages: Vec<Message> = args.system.iter().map(|s| Message::new("system", s)).collect();
-    let mut lines = io::stdin().lock().lines();
     let mut next = args.prompt()?;
     loop {
         let said = match next.take() {
@@ -166,9 +164,9 @@ fn chat(
                 if io::stdin().is_terminal() {
                     note_part!("> ");
                 }
-                match lines.next() {
+                match super::read_standard_input(true)? {
                     None => return Ok(ExitCode::SUCCESS),
-                    Some(line) => line.map_err(IoError::at("standard input"))?,
+                    Some(line) => line,
                 }
             }
         };

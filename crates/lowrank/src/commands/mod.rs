@@ -24,12 +24,13 @@ mod signals;
 mod study;
 mod train;
 
+use std::io::{self, BufRead, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use lowrank::files::IoError;
-use lowrank::{Error, Result};
+use lowrank::files::{IoError, read_input};
+use lowrank::{Error, MAX_TEXT, Result};
 
 pub use output::{Stdout, say_error};
 
@@ -73,9 +74,26 @@ commands! {
     Diff: diff,
 }
 
-/// The text of a file.
+/// The text of a file, or of a pipe.
 fn read_text(path: &Path) -> Result<String> {
-    Ok(std::fs::read_to_string(path).map_err(IoError::at(path))?)
+    let text = read_input(path, MAX_TEXT)?;
+    String::from_utf8(text).map_err(|e| Error::Usage(format!("{}: is not UTF-8: {e}", path.display())))
+}
+
+/// All of standard input, or its next line; nothing at its end.
+fn read_standard_input(line: bool) -> Result<Option<String>> {
+    const NAME: &str = "standard input";
+    let (mut text, mut input) = (Vec::new(), io::stdin().lock().take(MAX_TEXT + 1));
+    let read = if line { input.read_until(b'\n', &mut text) } else { input.read_to_end(&mut text) };
+    match read.map_err(IoError::at(NAME))? as u64 {
+        0 => Ok(None),
+        n if n > MAX_TEXT => Err(Error::Usage(format!("{NAME}: is longer than {MAX_TEXT} bytes"))),
+        _ => match String::from_utf8(text) {
+            Ok(text) if line => Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned())),
+            Ok(text) => Ok(Some(text)),
+            Err(e) => Err(Error::Usage(format!("{NAME}: is not UTF-8: {e}"))),
+        },
+    }
 }
 
 /// Runs `work` on a pool of `threads` threads, or of as many as there are processors. `work` itself is on

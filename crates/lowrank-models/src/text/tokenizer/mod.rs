@@ -1,5 +1,6 @@
 //! Text to tokens and back, as the model's own tokenizer does it.
 
+mod bounds;
 mod from_gguf;
 mod stream;
 mod texts;
@@ -9,20 +10,31 @@ pub use stream::StreamDecoder;
 pub use texts::Texts;
 
 use std::ops::Range;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use lowrank_files::{read_limited, read_optional_object};
-use serde::Deserialize;
+use bounds::Bounds;
+use lowrank_files::{read_limited, read_optional_object, shown_at_most};
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer as Inner;
-use tokenizers::normalizers::Precompiled;
+use tokenizers::{Encoding, Tokenizer as Inner};
 
+use super::limits::{Stopped, bounded, catch};
 use crate::config::GenerationConfig;
 use crate::{Error, Result};
 
 /// The largest tokenizers (a quarter million tokens) take about 35 MB of JSON.
 const MAX_TOKENIZER: u64 = 256 << 20;
+
+/// Bytes of one text: a book has one million.
+const LONGEST_TEXT: usize = 256 << 20;
+
+/// How long one text may take where a tokenizer may take for ever.
+const TIME: Duration = Duration::from_secs(20);
+
+/// Bytes of stack of the thread that does it: as a main thread's.
+const STACK: usize = 8 << 20;
 
 /// The special tokens that have a role.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,9 +50,13 @@ pub(crate) struct Roles {
 /// The text of a special token inside the input becomes that token, as in Hugging Face's
 /// `tokenizer(text)`; rendered chat templates rely on it.
 pub struct Tokenizer {
-    inner: Inner,
+    inner: Arc<Inner>,
     roles: Roles,
     path: PathBuf,
+    /// Whether a text may take for ever: it is then encoded on a thread that is waited for only so long.
+    watched: bool,
+    /// A text took too long and may still be worked on: no other is begun.
+    stuck: AtomicBool,
     /// How many tokens it adds before and behind a text.
     added: [usize; 2],
     /// Rows of the model's embedding: ids from there on have no vector.
@@ -82,11 +98,11 @@ impl Tokenizer {
     pub fn from_json(path: &Path, json: &[u8]) -> Result<Self> {
         let text =
             std::str::from_utf8(json).map_err(|e| Error::tokenizer(path, format!("is not UTF-8: {e}")))?;
-        Parts::check(text).map_err(Error::json(path))?;
-        let inner = catch_unwind(|| Inner::from_bytes(text))
-            .map_err(|_| Error::tokenizer(path, "the tokenizers library cannot make sense of a part of it"))?
-            .map_err(|e| Error::tokenizer(path, e))?;
-        Ok(Self::new(inner, Roles::default(), path))
+        let bounds: Bounds = serde_json::from_str(text).map_err(Error::json(path))?;
+        bounds.check().map_err(|what| Error::tokenizer(path, what))?;
+        let inner = catch(|| Inner::from_bytes(text)).map_err(|e| Error::tokenizer(path, e))?;
+        let inner = inner.map_err(|e| Error::tokenizer(path, shown_at_most(&e.to_string(), 500)))?;
+        Ok(Self { watched: bounds.may_take_for_ever(), ..Self::new(inner, Roles::default(), path) })
     }
 
     pub(super) fn new(mut inner: Inner, roles: Roles, path: &Path) -> Self {
@@ -94,7 +110,8 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).expect("no truncation cannot be too long");
         let added = added_around(&inner);
-        Self { inner, roles, path: path.to_owned(), added, embedding_rows: None }
+        let (inner, stuck) = (Arc::new(inner), AtomicBool::new(false));
+        Self { inner, roles, path: path.to_owned(), watched: false, stuck, added, embedding_rows: None }
     }
 
     /// The same tokenizer for a model whose embedding has `rows` rows: a text with a token beyond them is an error.
@@ -126,7 +143,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, true).map_err(|e| Error::tokenizer(&self.path, e))?;
+        let encoding = self.encoding(text, true, false)?;
         let (ids, [begin, end]) = (encoding.get_ids(), self.added);
         let (begin, body) = ids.split_at(begin.min(ids.len()));
         let body = &body[..body.len().saturating_sub(end)];
@@ -140,7 +157,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_spans(&self, text: &str, spans: &[Range<usize>]) -> Result<(Vec<u32>, Vec<bool>)> {
-        let encoding = self.inner.encode(text, false).map_err(|e| Error::tokenizer(&self.path, e))?;
+        let encoding = self.encoding(text, false, true)?;
         let mut before = 0;
         let inside = |&(start, end): &(usize, usize)| {
             // Byte-level tokenizers leave white space out of a token's offsets.
@@ -153,8 +170,48 @@ impl Tokenizer {
         Ok((self.known(encoding.get_ids().to_vec())?, mask))
     }
 
+    /// What the library makes of `text`; with offsets only where they are asked for, since they take time.
+    fn encoding(&self, text: &str, add: bool, offsets: bool) -> Result<Encoding> {
+        if text.len() > LONGEST_TEXT {
+            let what = format!("a text of {} bytes; at most {LONGEST_TEXT} are encoded at once", text.len());
+            return Err(Error::tokenizer(&self.path, what));
+        }
+        let text = text.to_owned();
+        self.call(move |inner| match offsets {
+            true => inner.encode(text, add),
+            false => inner.encode_fast(text, add),
+        })
+    }
+
+    /// Lets the library work: a panic of it is an error, and so is more than [`TIME`] where that may be.
+    fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> tokenizers::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let fail = |what: &dyn std::fmt::Display| {
+            Error::tokenizer(&self.path, shown_at_most(&what.to_string(), 500))
+        };
+        if self.stuck.load(Ordering::Relaxed) {
+            return Err(fail(&"an earlier text took too long"));
+        }
+        let result = match self.watched {
+            false => catch(|| work(&self.inner)),
+            true => {
+                let inner = self.inner.clone();
+                bounded(STACK, TIME, move || work(&inner))
+            }
+        };
+        match result {
+            Ok(result) => result.map_err(|e| fail(&e)),
+            Err(stopped) => {
+                self.stuck.fetch_or(matches!(stopped, Stopped::TimedOut(_)), Ordering::Relaxed);
+                Err(fail(&stopped))
+            }
+        }
+    }
+
     fn run(&self, text: &str, add: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add).map_err(|e| Error::tokenizer(&self.path, e))?;
+        let encoding = self.encoding(text, add, false)?;
         self.known(encoding.get_ids().to_vec())
     }
 
@@ -182,7 +239,8 @@ impl Tokenizer {
     /// # Errors
     /// Where the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|e| Error::tokenizer(&self.path, e))
+        let ids = ids.to_vec();
+        self.call(move |inner| inner.decode(&ids, skip_special))
     }
 
     /// The id of a token given by its exact text in the vocabulary.
@@ -254,35 +312,10 @@ impl Tokenizer {
 
 /// How many tokens the tokenizer adds before and behind a text.
 fn added_around(inner: &Inner) -> [usize; 2] {
-    let Ok(encoding) = catch_unwind(|| inner.encode_fast("a", true)) else { return [0; 2] };
+    let Ok(encoding) = catch(|| inner.encode_fast("a", true)) else { return [0; 2] };
     let added = encoding.as_ref().map_or(&[][..], |encoding| encoding.get_special_tokens_mask());
     let count = |added: &mut dyn Iterator<Item = &u32>| added.take_while(|&&added| added == 1).count();
     [count(&mut added.iter()), count(&mut added.iter().rev())]
-}
-
-/// The parts of a `tokenizer.json` in whose readers the library panics rather than fails: they are
-/// read here first. (The library is still watched for panics: its state does not survive one.)
-#[derive(Deserialize)]
-struct Parts {
-    #[serde(default)]
-    normalizer: Value,
-    #[serde(default, rename = "decoder")]
-    _decoder: Value,
-}
-
-impl Parts {
-    fn check(text: &str) -> serde_json::Result<()> {
-        let parts: Self = serde_json::from_str(text)?;
-        let mut steps = vec![parts.normalizer];
-        while let Some(mut step) = steps.pop() {
-            if step["type"] == "Precompiled" {
-                serde_json::from_value::<Precompiled>(step)?;
-            } else if let Some(Value::Array(inner)) = step.get_mut("normalizers").map(Value::take) {
-                steps.extend(inner);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl std::fmt::Debug for Tokenizer {

@@ -33,8 +33,8 @@ impl Tokenizer {
     /// # Errors
     /// Where the tokenizer refuses, or `max` leaves room for special tokens only.
     pub fn encode_texts(&self, first: &str, second: Option<&str>, max: Option<usize>) -> Result<Texts> {
-        let first = self.piece(first.into())?;
-        let second = second.map(|text| self.piece(text.into())).transpose()?;
+        let first = self.encoding(first, false, false)?;
+        let second = second.map(|text| self.encoding(text, false, false)).transpose()?;
         self.assemble(first, second, max)
     }
 
@@ -44,24 +44,13 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode_texts`].
     pub fn encode_words(&self, words: &[&str], max: Option<usize>) -> Result<Texts> {
-        let spaced: Vec<String>;
-        let words = match self.joins_words() {
-            // transformers wants `add_prefix_space` then: every word begins as after a space.
-            true => {
-                spaced = words.iter().map(|word| format!(" {word}")).collect();
-                InputSequence::from(&spaced[..])
-            }
-            false => InputSequence::from(words),
-        };
+        // transformers wants `add_prefix_space` then: every word begins as after a space.
+        let space = if self.joins_words() { " " } else { "" };
+        let words: Vec<String> = words.iter().map(|word| format!("{space}{word}")).collect();
         // The fast way of encoding does not say which word a token is of.
-        let input = EncodeInput::Single(words);
-        let piece = self.inner.encode(input, false).map_err(|e| Error::tokenizer(&self.path, e))?;
+        let piece = self
+            .call(move |inner| inner.encode(EncodeInput::Single(InputSequence::from(&words[..])), false))?;
         self.assemble(piece, None, max)
-    }
-
-    fn piece(&self, text: InputSequence<'_>) -> Result<Encoding> {
-        let input = EncodeInput::Single(text);
-        self.inner.encode_fast(input, false).map_err(|e| Error::tokenizer(&self.path, e))
     }
 
     fn assemble(&self, first: Encoding, second: Option<Encoding>, max: Option<usize>) -> Result<Texts> {
@@ -83,7 +72,7 @@ impl Tokenizer {
             (a, b) = truncate_encodings(a, b, &params).map_err(|e| Error::tokenizer(&self.path, e))?;
         }
         let truncated = len(&a, &b) < full;
-        let all = self.inner.post_process(a, b, true).map_err(|e| Error::tokenizer(&self.path, e))?;
+        let all = self.call(move |inner| inner.post_process(a, b, true))?;
         Ok(Texts {
             ids: self.known(all.get_ids().to_vec())?,
             types: all.get_type_ids().to_vec(),

@@ -78,6 +78,7 @@ impl Known for Scoring {
         "prompt_template",
         "chat_template",
         "skip_bad_lines",
+        "max_row_bytes",
         "threads",
     ];
     const REQUIRED: &'static [&'static str] = &["model", "data"];
