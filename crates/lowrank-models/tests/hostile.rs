@@ -339,9 +339,6 @@ fn tokenizers_that_hurt() {
             assert!(error.contains("dir/tokenizer.json"), "{part}: {error}");
         }
     }
-    let empty = r#""normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "b"},"#;
-    let error = tokenizer_with(empty).unwrap().encode("aab").unwrap_err().to_string();
-    assert!(error.contains("dir/tokenizer.json: tokenizer: a part of it makes no sense"), "{error}");
     let chain: Vec<&str> = vec![r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}"#; 40];
     let chain = format!(r#""normalizer": {{"type": "Sequence", "normalizers": [{}]}},"#, chain.join(","));
     let error = tokenizer_with(&chain).unwrap_err();
@@ -362,11 +359,12 @@ fn config_error(field: &str, value: serde_json::Value) -> String {
         "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 32,
         "rms_norm_eps": 1e-5, "rope_theta": 1e4, "rope_scaling": null,
     });
+    let what = format!("{field}: {value}");
     config[field] = value;
     let folder = Folder::new();
     fs::write(folder.path("config.json"), config.to_string()).unwrap();
     let base = Base::open_to_plan(folder.0.path().to_str().unwrap()).unwrap();
-    let error = lowrank_models::load(&base.config, &base.tensors).map(|_| ()).unwrap_err();
+    let error = lowrank_models::load(&base.config, &base.tensors).map(|_| ()).expect_err(&what);
     base.explain(error).to_string()
 }
 
@@ -407,7 +405,6 @@ fn configurations_that_overflow() {
             "original_max_position_embeddings",
         ),
         (r#"{"rope_type": "yarn", "factor": 4, "attention_factor": -1}"#, "rope of type yarn"),
-        (r#"{"rope_type": "yarn", "factor": 4, "beta_fast": -1}"#, "rope of type yarn"),
         (
             r#"{"rope_type": "longrope", "factor": 4, "short_factor": [1, 0], "long_factor": [1, 1]}"#,
             "rope of type longrope",

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use lowrank_files::{Tensors, regular, write_atomic};
 use lowrank_kernels::{Format, quantize};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, TensorView};
 
 use crate::error::{Error, Result};
 
@@ -104,8 +104,8 @@ pub(crate) fn metadata(path: &Path) -> Result<Option<HashMap<String, String>>> {
     file.read_exact(&mut bytes).map_err(Error::io(path))?;
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")).min(MAX_HEADER);
     file.take(length).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    let found = SafeTensors::read_metadata(&bytes).ok();
-    Ok(found.map(|(_, metadata)| metadata.metadata().clone().unwrap_or_default()))
+    let found = serde_json::from_slice::<Metadata>(&bytes[8..]).ok();
+    Ok(found.map(|metadata| metadata.metadata().clone().unwrap_or_default()))
 }
 
 /// Writes a safetensors file, whole or not at all.

@@ -39,7 +39,8 @@ fn names(path: &Path) -> Vec<String> {
 /// Files of pipelines, with the names that training tools give.
 fn files(dir: &Path) -> Vec<(std::path::PathBuf, FileFormat)> {
     let down = ["lora_down.weight", "lora_up.weight"];
-    let cases: [(&str, FileFormat, &[&str], [&str; 2], bool); 7] = [
+    type Case<'a> = (&'a str, FileFormat, &'a [&'a str], [&'a str; 2], bool);
+    let cases: [Case<'_>; 7] = [
         // kohya's for Flux, of which no names are known here, with text encoders.
         (
             "flux",

@@ -524,7 +524,7 @@ fn a_configuration_alone_is_planned() {
     };
     refused("gpt3:1t", "125m, 350m");
     for (change, says) in [
-        (json!({"n_layer": 1_000_000_000u64}), "more than any model has"),
+        (json!({"n_layer": 1_000_000_000u64}), "num_hidden_layers: is 1000000000; expected a whole number"),
         (json!({"n_embd": "wide"}), "n_embd"),
         (json!({"window_size": null}), "window_size"),
         (json!({"model_type": "gpt5"}), "choose one of bert"),

@@ -202,7 +202,7 @@ fn the_peak_of_a_run_is_what_was_planned() {
     tiny_data(data.as_ref(), 30);
     for more in [
         &[][..],
-        &["--checkpoint-activations", "--threads", "3"],
+        &["--checkpoint-activations"],
         &["--use-dora"],
         &["--init-lora-weights", "eva", "--r", "4"],
         &["--init-lora-weights", "pissa"],

@@ -48,7 +48,7 @@ const SIZES: &[(&str, u64, u64)] = &[
     ("n_positions", 1, 1 << 31),
     ("type_vocab_size", 0, 1 << 24),
     ("sliding_window", 0, 1 << 40),
-    ("sliding_window_pattern", 1, 1 << 16),
+    ("sliding_window_pattern", 0, 1 << 16),
     ("window_size", 1, 1 << 40),
     ("max_window_layers", 0, 1 << 20),
     ("conv_kernel_size", 0, 1 << 16),

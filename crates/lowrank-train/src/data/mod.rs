@@ -327,6 +327,9 @@ impl DataOptions {
         {
             return Ok(format);
         }
+        if path != Path::new("-") {
+            std::fs::metadata(path).map_err(Error::io(path))?;
+        }
         DataFormat::of(path)
     }
 }
