@@ -332,7 +332,7 @@ fn tokenizers_that_hurt() {
     ] {
         let used = tokenizer_with(part).and_then(|tokenizer| {
             let ids = tokenizer.encode("aab").map_err(|e| e.to_string())?;
-            tokenizer.encode_with_spans("aab", &[0..1]).map_err(|e| e.to_string())?;
+            tokenizer.encode_with_spans("aab", std::slice::from_ref(&(0..1))).map_err(|e| e.to_string())?;
             tokenizer.decode(&ids, false).map_err(|e| e.to_string())
         });
         if let Err(error) = used {
