@@ -55,7 +55,7 @@ impl<T> OneOrMany<T> {
     }
 }
 
-/// The fields of [`LoraConfig`], without `other`.
+/// The fields of [`LoraConfig`], without `other`: three that every method has, then those of LoRA.
 pub(crate) const FIELDS: [&str; 17] = [
     "peft_type",
     "task_type",

@@ -65,6 +65,18 @@ impl<'m> Scope<'m> {
         self.device.dropout_backward(dx, dy, key.mask(p, stream), accumulate);
     }
 
+    /// Adds the product of `a: [N,R]` and `b: [R,K]` to `dx: [N,K]`, through the dropout that made the input of the forward
+    /// pass.
+    pub fn gemm_through_dropout(&self, a: Mat<'_>, b: Mat<'_>, dx: &mut Tensor, p: f32, stream: u64) {
+        if self.drops(p) {
+            let mut dropped = self.alloc(dx.rows(), dx.cols());
+            self.gemm(1.0, a, b, 0.0, dropped.mat_mut());
+            self.dropout_backward(dx, &dropped, p, stream, true);
+        } else {
+            self.gemm(1.0, a, b, 1.0, dx.mat_mut());
+        }
+    }
+
     /// Whether dropout with probability `p` does anything here.
     pub fn drops(&self, p: f32) -> bool {
         self.dropout.is_some() && p > 0.0

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -77,6 +78,12 @@ impl Staged {
             target.file_name().ok_or_else(|| Error::file(target, "names no file or folder to write"))?;
         let parent =
             target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if fs::metadata(target).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+            return Err(Error::file(
+                target,
+                "is a device or a pipe, and the result needs a file or a folder",
+            ));
+        }
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
         let folder =
             tempfile::Builder::new().prefix(".lowrank-").tempdir_in(parent).map_err(Error::io(parent))?;
@@ -94,33 +101,49 @@ impl Staged {
     /// Where it cannot be moved; what was there is there still.
     pub fn keep(self) -> Result<()> {
         let Self { folder, path, target } = self;
-        let replaced = folder.path().join("replaced");
         // A link to the place stays one.
         let target = target.canonicalize().unwrap_or(target);
         if target.is_dir() && !path.is_dir() {
             return Err(Error::file(&target, "is a folder, and the result is a file"));
         }
-        let was_there = target.exists();
-        if was_there {
-            fs::rename(&target, &replaced).map_err(Error::io(&target))?;
+        if !target.exists() || target.is_file() && path.is_file() {
+            return fs::rename(&path, &target).map_err(Error::io(&target));
         }
-        if let Err(error) = fs::rename(&path, &target) {
-            if was_there {
-                let _ = fs::rename(&replaced, &target);
-            }
-            return Err(Error::io(&target)(error));
-        }
-        if replaced.is_dir() {
-            for entry in fs::read_dir(&replaced).map_err(Error::io(&replaced))? {
-                let name = entry.map_err(Error::io(&replaced))?.file_name();
-                let (from, to) = (replaced.join(&name), target.join(&name));
+        exchange(&path, &target).map_err(Error::io(&target))?;
+        let former = path;
+        if former.is_dir() {
+            for entry in fs::read_dir(&former).map_err(Error::io(&former))? {
+                let name = entry.map_err(Error::io(&former))?.file_name();
+                let (from, to) = (former.join(&name), target.join(&name));
                 if (from.is_dir() || !is_of_a_model(&name)) && !to.exists() {
                     fs::rename(&from, &to).map_err(Error::io(&to))?;
                 }
             }
         }
+        drop(folder);
         Ok(())
     }
+}
+
+/// Exchanges what stands at two paths: in one step where the file system can, so that a killed process leaves the one or the
+/// other.
+fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+        match renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            done => return Ok(done?),
+        }
+    }
+    let between = a.with_file_name(".between");
+    fs::rename(b, &between)?;
+    if let Err(error) = fs::rename(a, b) {
+        let _ = fs::rename(&between, b);
+        return Err(error);
+    }
+    fs::rename(between, a)
 }
 
 #[cfg(test)]
@@ -201,5 +224,12 @@ mod tests {
         staged.keep().unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"new");
         assert!(Staged::beside(Path::new("..")).is_err());
+        // A folder takes the place of a file, and no device is replaced.
+        let staged = Staged::beside(&file).unwrap();
+        fs::create_dir(staged.path()).unwrap();
+        staged.keep().unwrap();
+        assert!(file.is_dir());
+        #[cfg(unix)]
+        assert!(Staged::beside(Path::new("/dev/null")).is_err());
     }
 }

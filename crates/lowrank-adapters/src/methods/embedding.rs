@@ -172,13 +172,13 @@ impl Adapter for TiedHeadLora {
         scope.gemm(1.0, x.mat().t(), du.mat(), 1.0, grads.mat_mut(self.b));
         let Some(dx) = dx else { return };
         base.backward(scope, dy, dx);
-        if scope.drops(self.dropout) {
-            let mut dropped = scope.alloc(x.rows(), x.cols());
-            scope.gemm(1.0, du.mat(), scope.param(self.b).t(), 0.0, dropped.mat_mut());
-            scope.dropout_backward(&mut dx.tensor, &dropped, self.dropout, self.stream, true);
-        } else {
-            scope.gemm(1.0, du.mat(), scope.param(self.b).t(), 1.0, dx.tensor.mat_mut());
-        }
+        scope.gemm_through_dropout(
+            du.mat(),
+            scope.param(self.b).t(),
+            &mut dx.tensor,
+            self.dropout,
+            self.stream,
+        );
     }
 }
 

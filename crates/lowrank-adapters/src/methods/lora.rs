@@ -72,13 +72,7 @@ impl Adapter for Lora {
         }
         let Some(dx) = dx else { return };
         base.backward(scope, dy, dx);
-        if scope.drops(self.dropout) {
-            let mut dropped = scope.alloc(x.rows(), x.cols());
-            scope.gemm(1.0, du.mat(), scope.param(self.a), 0.0, dropped.mat_mut());
-            scope.dropout_backward(&mut dx.tensor, &dropped, self.dropout, self.stream, true);
-        } else {
-            scope.gemm(1.0, du.mat(), scope.param(self.a), 1.0, dx.tensor.mat_mut());
-        }
+        scope.gemm_through_dropout(du.mat(), scope.param(self.a), &mut dx.tensor, self.dropout, self.stream);
     }
 
     fn add(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {

@@ -59,7 +59,7 @@ impl Method for PrefixMethod {
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {
-        &NO_MODULES
+        NO_MODULES
     }
 
     fn fields(&self) -> &'static [&'static str] {

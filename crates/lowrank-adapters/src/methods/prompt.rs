@@ -108,7 +108,7 @@ impl Method for PromptMethod {
     }
 
     fn foreign_fields(&self) -> &'static [&'static str] {
-        &NO_MODULES
+        NO_MODULES
     }
 
     fn fields(&self) -> &'static [&'static str] {

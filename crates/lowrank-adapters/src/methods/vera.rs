@@ -104,13 +104,7 @@ impl Adapter for Vera {
         let mut dt = scope.alloc(n, r);
         scope.device.scale_columns(&mut dt, &ds, scope.params.tensor(self.lambda_d), 0.0);
         let a = scope.param(self.a).corner(r, k);
-        if scope.drops(self.dropout) {
-            let mut dropped = scope.alloc(n, k);
-            scope.gemm(1.0, dt.mat(), a, 0.0, dropped.mat_mut());
-            scope.dropout_backward(&mut dx.tensor, &dropped, self.dropout, self.stream, true);
-        } else {
-            scope.gemm(1.0, dt.mat(), a, 1.0, dx.tensor.mat_mut());
-        }
+        scope.gemm_through_dropout(dt.mat(), a, &mut dx.tensor, self.dropout, self.stream);
     }
 
     fn add(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::config::LoraConfig;
+use crate::config::{FIELDS, LoraConfig};
 use crate::contract::BaseInfo;
 use crate::error::Error;
 
@@ -13,22 +13,7 @@ pub const TENSOR: &str = "prompt_embeddings";
 pub const TOKENS: usize = 20;
 
 /// Fields of LoRA that methods with virtual tokens do not have.
-pub const NO_MODULES: [&str; 14] = [
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "layers_pattern",
-    "bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "init_lora_weights",
-];
+pub const NO_MODULES: &[&str] = FIELDS.split_at(3).1;
 
 #[derive(Deserialize)]
 pub struct Extra {
