@@ -61,7 +61,16 @@ impl Activation {
     ];
 }
 
-/// `(act(x), act'(x))`.
+#[inline(always)]
+fn gelu<V: Vector>(x: V) -> (V, V) {
+    let half = V::splat(0.5);
+    let phi = erf(x.mul(V::splat(std::f32::consts::FRAC_1_SQRT_2))).mul_add(half, half);
+    let density = crate::math::exp(x.mul(x).mul(V::splat(-0.5))).mul(V::splat(0.398_942_3));
+    (x.mul(phi), x.mul_add(density, phi))
+}
+
+/// `(act(x), act'(x))`. It must not call itself: then it would not be inlined into the loops, and no more would its
+/// instructions be.
 #[inline(always)]
 fn value_and_slope<V: Vector>(act: Activation, x: V) -> (V, V) {
     let (one, half) = (V::splat(1.0), V::splat(0.5));
@@ -72,11 +81,7 @@ fn value_and_slope<V: Vector>(act: Activation, x: V) -> (V, V) {
             // s + x s (1 - s)
             (y, y.mul(one.sub(s)).add(s))
         }
-        Activation::Gelu => {
-            let phi = erf(x.mul(V::splat(std::f32::consts::FRAC_1_SQRT_2))).mul_add(half, half);
-            let density = crate::math::exp(x.mul(x).mul(V::splat(-0.5))).mul(V::splat(0.398_942_3));
-            (x.mul(phi), x.mul_add(density, phi))
-        }
+        Activation::Gelu => gelu(x),
         Activation::GeluTanh => {
             const C: f32 = 0.797_884_6;
             let xx = x.mul(x);
@@ -98,7 +103,7 @@ fn value_and_slope<V: Vector>(act: Activation, x: V) -> (V, V) {
             (t, one.sub(t.mul(t)))
         }
         Activation::ClippedGelu => {
-            let (y, slope) = value_and_slope(Activation::Gelu, x);
+            let (y, slope) = gelu(x);
             // It never comes near -10.
             let top = V::splat(10.0);
             (top.if_less(y, top, y), top.if_less(y, V::zero(), slope))
