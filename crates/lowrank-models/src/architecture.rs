@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use lowrank_files::{Gguf, GgufNames, GgufWriter};
+use lowrank_files::{Gguf, GgufNames, GgufWriter, ROPE_FACTORS};
 use serde_json::{Map, Value};
 
-use crate::Result;
 use crate::loader::Loader;
 use crate::model::Model;
 use crate::parts::rope::RopeParameters;
 use crate::tied::Tied;
+use crate::{Error, Result};
 
 /// One `model_type`.
 pub(crate) struct Architecture {
@@ -41,6 +41,12 @@ pub(crate) struct GgufModel {
     pub names: GgufNames,
     /// `rope.freq_base` of a file that does not say it.
     pub rope_theta: f64,
+    /// Modules of a block (Hugging Face names) that may have a bias there.
+    pub biases: &'static [&'static str],
+    /// Whether heads have norms for queries and keys.
+    pub qk_norms: bool,
+    /// Whether it takes factors for the rotary frequencies (`rope_freqs.weight`).
+    pub rope_factors: bool,
     /// The rope of its layers, or of those without a window.
     pub rope: fn(&Map<String, Value>) -> Result<RopeParameters>,
     /// Adds the fields of `config.json` that are its own, from the metadata.
@@ -58,12 +64,50 @@ impl GgufModel {
             class,
             names: GgufNames::USUAL,
             rope_theta: 10_000.0,
+            biases: &[],
+            qk_norms: false,
+            rope_factors: false,
             rope: RopeParameters::read,
             read: |_, config| {
                 config.insert("hidden_act".into(), "silu".into());
                 Ok(())
             },
-            write: |_, _, _| Ok(()),
+            write: |path, config, _| expect_activation(path, config, "hidden_act", &["silu", "swish"]),
+        }
+    }
+
+    /// Whether a file of this architecture has a place for the tensor (Hugging Face name): llama.cpp refuses a file with
+    /// others.
+    pub fn holds(&self, name: &str) -> bool {
+        let Some((module, ending)) = name.rsplit_once('.') else {
+            return name == ROPE_FACTORS.1 && self.rope_factors;
+        };
+        let is = |part: &str| module.strip_suffix(part).is_some_and(|before| before.ends_with('.'));
+        match ending {
+            "bias" => self.biases.iter().any(|part| is(part)),
+            _ => self.names.from_hf(name).is_some() && (self.qk_norms || !is("q_norm") && !is("k_norm")),
         }
     }
 }
+
+/// Checks that the activation is the one of `names` that llama.cpp computes.
+///
+/// # Errors
+/// Where it is another.
+pub(crate) fn expect_activation(
+    path: &Path,
+    config: &Map<String, Value>,
+    field: &str,
+    names: &[&str],
+) -> Result<()> {
+    match config.get(field).and_then(Value::as_str) {
+        Some(name) if !names.contains(&name) => {
+            let what = format!("is {name}, but a GGUF file of this model means {}; {INSTEAD}", names[0]);
+            Err(Error::field(path, field, what))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What to do where GGUF cannot hold a model.
+pub(crate) const INSTEAD: &str = "write a Hugging Face folder instead";

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::arch::{gguf_names, gguf_of, tied_of};
+use crate::architecture::INSTEAD;
 use crate::base::{Base, Kind};
 use crate::gguf::{factors_of, metadata_of};
 use crate::text::templates::CHAT_TEMPLATE_FILE;
@@ -317,7 +318,8 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
     writer.u32("general.quantization_version", 2)?;
 
     let head_dim = head_dim(base)?;
-    let factors = match gguf_of(base.config["model_type"].as_str().unwrap_or_default()) {
+    let model = gguf_of(base.config["model_type"].as_str().unwrap_or_default());
+    let factors = match model {
         Some(model) if !base.tensors.contains("rope_freqs") => {
             factors_of(&(model.rope)(base.config_map())?, head_dim)
         }
@@ -331,8 +333,10 @@ pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) 
         if name.ends_with(".rotary_emb.inv_freq") {
             continue;
         }
-        let gguf = names.from_hf(name).ok_or_else(|| {
-            Error::tensor(&base.source, name, "has no name in GGUF; write a Hugging Face folder")
+        let gguf = names.from_hf(name).filter(|_| model.is_none_or(|model| model.holds(name)));
+        let gguf = gguf.ok_or_else(|| {
+            let what = format!("has no place in a GGUF file of {architecture}; {INSTEAD}");
+            Error::tensor(&base.source, name, what)
         })?;
         let mut dims = base.tensors.shape(name).unwrap_or_default().to_vec();
         dims.reverse();

@@ -7,7 +7,7 @@ use lowrank_files::{Gguf, GgufWriter, ROPE_FACTORS, Tensors, round_f32, shown};
 use serde_json::{Map, Value, json};
 
 use crate::arch::{by_gguf, gguf_architectures, gguf_of};
-use crate::architecture::GgufModel;
+use crate::architecture::{GgufModel, INSTEAD};
 use crate::config::GenerationConfig;
 use crate::parts::rope::RopeParameters;
 use crate::{Error, Result};
@@ -30,6 +30,15 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     }
     let window = gguf.integer(&key("attention.sliding_window"))?.filter(|window| *window > 0);
     let (model_type, model) = by_gguf(architecture, window.is_some()).ok_or_else(unknown)?;
+
+    for (name, ..) in gguf.tensor_infos() {
+        // Old files carry constants that every implementation computes for itself.
+        if !model.holds(&model.names.to_hf(name)) && !name.ends_with(".attn_rot_embd.weight") {
+            let what =
+                format!("has no place in a model of architecture {architecture}: it would be left out");
+            return Err(Error::tensor(gguf.path(), name, what));
+        }
+    }
 
     let hidden = gguf.size(&key("embedding_length"))?;
     let heads = gguf.size(&key("attention.head_count"))?;
@@ -116,6 +125,14 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
 fn rope_scaling(gguf: &Gguf, model: &GgufModel, theta: f64, head_dim: u64) -> Result<Option<Value>> {
     let key = |name: &str| format!("{}.rope.scaling.{name}", model.architecture);
     if let Some((_, dims, _)) = gguf.tensor_infos().find(|(name, ..)| *name == ROPE_FACTORS.0) {
+        if let Some(kind) = gguf.string(&key("type"))?.filter(|kind| *kind != "none") {
+            let what = format!(
+                "is {} beside the tensor {}: one of them only is supported",
+                shown(kind),
+                ROPE_FACTORS.0
+            );
+            return Err(Error::field(gguf.path(), &key("type"), what));
+        }
         // Llama 3's rule is only stored as its outcome. Where one of the usual settings gives these
         // factors we can name it; otherwise the tensor itself remains.
         let mut tensors = Tensors::default();
@@ -273,10 +290,9 @@ pub(crate) fn metadata_of(
     out.f32(&key("attention.layer_norm_rms_epsilon"), epsilon)?;
     out.u32(&key("vocab_size"), number("vocab_size")?)?;
     (model.write)(path, config, out)?;
-    let use_window = config.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true);
-    if let (Some(window), true) = (config.get("sliding_window").and_then(Value::as_u64), use_window) {
-        let window = u32::try_from(window).map_err(|_| wrong("sliding_window", "is too large"))?;
-        out.u32(&key("attention.sliding_window"), window)?;
+    if rope.kind == "llama3" && !model.rope_factors {
+        let what = format!("a GGUF file of {model_type} has no place for a rope of type llama3; {INSTEAD}");
+        return Err(wrong("rope_scaling", &what));
     }
     write_rope(path, &rope, config, architecture, out)?;
     Ok(architecture)
@@ -331,7 +347,7 @@ fn write_rope(
             }
         }
         other => {
-            let what = format!("GGUF has no {other} scaling; write a Hugging Face folder instead");
+            let what = format!("GGUF has no {other} scaling; {INSTEAD}");
             return Err(wrong("rope_scaling", &what));
         }
     }

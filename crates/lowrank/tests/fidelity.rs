@@ -3,12 +3,16 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::{Expected, close, example, fixture, logits};
 use lowrank::Session;
 use lowrank::adapters::AdapterSet;
-use lowrank::engine::Device;
+use lowrank::engine::{Device, Format};
+use lowrank::files::{Gguf, GgufWriter, TensorPlan};
 use lowrank::train::{Example, StepOptions, Stepper, pack};
-use serde_json::json;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
 
 const PLAIN: StepOptions =
     StepOptions { checkpoint_activations: false, weight_decay: 0.01, max_grad_norm: 0.0, seed: 0 };
@@ -132,6 +136,165 @@ fn gemma_from_gguf() {
     }
 }
 
+/// A copy of a fixture's model with a tokenizer and these changes of its configuration, and its session.
+fn changed(case: &str, change: Value, folder: &Path) -> lowrank::Result<Session> {
+    let dir = fixture(case);
+    for entry in std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = entry.file_name().unwrap().to_str().unwrap();
+        if name.starts_with("model") && !name.ends_with(".gguf") {
+            std::fs::copy(&entry, folder.join(name)).unwrap();
+        }
+    }
+    let mut config: Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+    config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    common::character_tokenizer(folder);
+    let path = folder.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let rows = config["vocab_size"].as_u64().unwrap();
+    tokenizer["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() < rows);
+    (tokenizer["pre_tokenizer"], tokenizer["decoder"]) = (level.clone(), level);
+    std::fs::write(path, tokenizer.to_string()).unwrap();
+    Session::open(folder.to_str().unwrap())
+}
+
+fn to_gguf(session: &Session, out: &Path) -> lowrank::Result<Vec<lowrank::Loss>> {
+    lowrank::merge(session, &AdapterSet::none(), out, lowrank::MergeTarget::Gguf(Format::F32))
+}
+
+fn head_dim(case: &str) -> Value {
+    let config = std::fs::read_to_string(fixture(case).join("config.json")).unwrap();
+    serde_json::from_str::<Value>(&config).unwrap()["head_dim"].clone()
+}
+
+/// Every model that a GGUF file can hold computes the same from there.
+#[test]
+fn models_from_gguf_compute_the_same() {
+    // llama.cpp knows these by the size of a model, and those of the fixtures have none.
+    let gemma2 = json!({"query_pre_attn_scalar": head_dim("gemma2_caps")});
+    let gemma3 = json!({"query_pre_attn_scalar": head_dim("gemma3_hub"), "sliding_window_pattern": 6});
+    // A usual setting is known again by its factors, any other stays as they are.
+    let llama3 = json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 2048}, "rope_theta": 500000.0});
+    let same = json!({});
+    for (case, change) in [
+        ("llama_mha", &same),
+        ("llama_gqa_tied", &same),
+        ("llama_bias", &same),
+        ("mistral_window", &same),
+        ("qwen2_bias", &same),
+        ("qwen3_qk_norm", &same),
+        ("rope_linear", &same),
+        ("rope_yarn", &same),
+        ("rope_llama3", &same),
+        ("rope_llama3", &llama3),
+        ("gemma_mqa", &same),
+        ("gemma2_caps", &gemma2),
+        ("gemma3_hub", &gemma3),
+    ] {
+        let (folder, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let session = changed(case, change.clone(), folder.path()).unwrap();
+        let file = out.path().join("model.gguf");
+        to_gguf(&session, &file).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let again = Session::open(file.to_str().unwrap()).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let tokens: Vec<u32> = (0..90).map(|i| 3 + (i * i + 5 * i) % 37).collect();
+        let want = logits(&session, &AdapterSet::none(), &tokens);
+        let got = logits(&again, &AdapterSet::none(), &tokens);
+        close(&format!("{case}: logits from GGUF"), &got, &want, 2e-5);
+    }
+}
+
+/// What a GGUF file has no word for is refused by the name of the field or tensor.
+#[test]
+fn what_gguf_cannot_hold_is_refused() {
+    for (case, change, names) in [
+        ("llama_mha", json!({"hidden_act": "gelu"}), "hidden_act"),
+        ("qwen3_qk_norm", json!({"hidden_act": "relu"}), "hidden_act"),
+        ("gemma_mqa", json!({"hidden_act": "silu"}), "hidden_act"),
+        ("gemma2_caps", json!({"hidden_activation": "gelu"}), "hidden_activation"),
+        ("gemma3_hub", json!({"hidden_activation": "relu"}), "hidden_activation"),
+        (
+            "gemma2_caps",
+            json!({"query_pre_attn_scalar": head_dim("gemma2_caps"),
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+            "layer_types",
+        ),
+        ("gemma3_hub", json!({"query_pre_attn_scalar": 7}), "query_pre_attn_scalar"),
+        ("mistral_window", json!({"layer_types": ["full_attention", "sliding_attention"]}), "layer_types"),
+        (
+            "qwen2_bias",
+            json!({"use_sliding_window": true, "sliding_window": 4, "max_window_layers": 0}),
+            "use_sliding_window",
+        ),
+        (
+            "qwen3_qk_norm",
+            json!({"use_sliding_window": true, "sliding_window": 4, "max_window_layers": 1}),
+            "use_sliding_window",
+        ),
+        ("rope_dynamic", json!({}), "dynamic"),
+        (
+            "qwen2_bias",
+            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
+            "llama3",
+        ),
+        (
+            "llama_mha",
+            json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": false}}),
+            "truncate",
+        ),
+        ("phi3_partial", json!({}), "phi3"),
+        ("gpt2_all", json!({}), "gpt2"),
+    ] {
+        let (folder, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let session = changed(case, change.clone(), folder.path()).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let file = out.path().join("model.gguf");
+        let Err(error) = to_gguf(&session, &file) else { panic!("{case} with {change} was written") };
+        assert!(error.to_string().contains(names), "{case} with {change}: {error}");
+        assert!(!file.exists(), "{case}");
+    }
+}
+
+/// A bias that transformers adds and llama.cpp has no place for.
+#[test]
+fn biases_without_a_place_in_gguf_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (folder.path().join("model"), folder.path().join("model.gguf"));
+    std::fs::create_dir(&model).unwrap();
+    let qwen3 = changed("qwen3_qk_norm", json!({}), &model).unwrap();
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for name in qwen3.base.tensors.names() {
+        let shape = qwen3.base.tensors.shape(name).unwrap().to_vec();
+        let mut numbers = vec![0.0; shape.iter().product()];
+        qwen3.base.tensors.read_rows(name, 0..shape[0], &mut numbers).unwrap();
+        let bytes = |numbers: &[f32]| numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        if name.contains("self_attn") && name.ends_with("_proj.weight") {
+            let bias = name.replace(".weight", ".bias");
+            tensors.push((bias, vec![shape[0]], bytes(&vec![0.5; shape[0]])));
+        }
+        tensors.push((name.to_owned(), shape, bytes(&numbers)));
+    }
+    drop(qwen3);
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    let data = safetensors::serialize(views, None).unwrap();
+    for attention_bias in [true, false] {
+        // Without its biases the model is one with none, or is refused.
+        let without = changed("qwen3_qk_norm", json!({"attention_bias": attention_bias}), &model);
+        assert_eq!(without.is_err(), attention_bias);
+        drop(without);
+        std::fs::write(model.join("model.safetensors"), &data).unwrap();
+        let session = Session::open(model.to_str().unwrap()).unwrap();
+        let error = to_gguf(&session, &out).unwrap_err().to_string();
+        assert!(error.contains("self_attn.") && error.contains(".bias"), "{error}");
+        assert!(!out.exists());
+    }
+}
+
 /// Merged weights give the logits that PEFT's merge_and_unload gives, after a round trip through files.
 #[test]
 fn merged_models_equal_pefts() {
@@ -168,5 +331,44 @@ fn merged_models_equal_pefts() {
         close(&format!("{case}: merged in memory"), &got, &expected.floats("merged_logits_1"), 1e-4);
         session.unmerge_weights().unwrap();
         assert_eq!(logits(&session, &AdapterSet::none(), &tokens), base, "{case}");
+    }
+}
+
+/// A GGUF file with tensors that its architecture has no place for is another model than it says.
+#[test]
+fn tensors_without_a_place_in_a_gguf_model_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let session = changed("qwen3_qk_norm", json!({}), folder.path()).unwrap();
+    let file = folder.path().join("model.gguf");
+    to_gguf(&session, &file).unwrap();
+    let gguf = Gguf::open(&file).unwrap();
+    let changed = folder.path().join("changed.gguf");
+    for (extra, refused) in [
+        ("blk.0.attn_rot_embd.weight", false),
+        ("blk.0.attn_q.bias", true),
+        ("blk.0.ffn_up.bias", true),
+        ("blk.0.ffn_gate_inp.weight", true),
+        ("rope_freqs.weight", true),
+    ] {
+        let mut writer = GgufWriter::new();
+        writer.copy_metadata(&gguf, |key| key != "general.alignment").unwrap();
+        let plan = |name: &str, dims: &[usize]| TensorPlan {
+            name: name.to_owned(),
+            dims: dims.to_vec(),
+            format: Format::F32,
+        };
+        let mut plans: Vec<TensorPlan> = gguf.tensor_infos().map(|(name, dims, _)| plan(name, dims)).collect();
+        plans.push(plan(extra, &[32]));
+        writer
+            .write(&changed, &plans, |plan, out| {
+                let bytes = vec![0; 4 * plan.dims.iter().product::<usize>()];
+                out.write_all(&bytes).map_err(lowrank::files::Error::io(&changed))
+            })
+            .unwrap();
+        let opened = Session::open(changed.to_str().unwrap());
+        assert_eq!(opened.is_err(), refused, "{extra}");
+        if let Err(error) = opened {
+            assert!(error.to_string().contains(extra), "{error}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use lowrank_files::{Gguf, GgufNames, GgufWriter, round_f32};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::architecture::{Architecture, GgufModel};
+use crate::architecture::{Architecture, GgufModel, INSTEAD, expect_activation};
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
@@ -78,6 +78,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         gguf: Some(GgufModel {
             names: GGUF_NAMES,
             rope_theta: 1_000_000.0,
+            qk_norms: true,
             rope: |config| gemma3_rope(config, LayerKind::Full),
             read: |gguf, config| read_gguf(gguf, "gemma3", config),
             write: |path, config, out| write_gguf(path, config, "gemma3", out),
@@ -502,28 +503,37 @@ fn write_gguf(
     architecture: &str,
     out: &mut GgufWriter,
 ) -> Result<()> {
+    const TANH: &[&str] =
+        &["gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh"];
     let Some((_, pattern)) = PATTERN.into_iter().find(|(name, _)| *name == architecture) else {
-        return Ok(());
+        // Gemma 1's files say gelu and mean its tanh form.
+        return expect_activation(path, config, "hidden_act", &[TANH, &["gelu"]].concat());
     };
+    expect_activation(path, config, "hidden_activation", TANH)?;
     let wrong = |field: &str| {
-        let what = "has a value that GGUF cannot express for this model; write a Hugging Face folder instead";
+        let what = format!("has a value that GGUF cannot express for this model; {INSTEAD}");
         Error::field(path, field, what)
     };
     let number = |name: &str| config.get(name).and_then(Value::as_f64);
     if number("query_pre_attn_scalar").unwrap_or(256.0) != query_scalar(architecture, config) as f64 {
         return Err(wrong("query_pre_attn_scalar"));
     }
-    if architecture == "gemma3" && number("sliding_window_pattern").is_some_and(|p| p != pattern as f64) {
-        return Err(wrong("sliding_window_pattern"));
-    }
     let usual = |(layer, kind): (usize, &Value)| {
         let sliding = !(layer as u64 + 1).is_multiple_of(pattern);
         kind.as_str() == Some(if sliding { "sliding_attention" } else { "full_attention" })
     };
     let types = config.get("layer_types").and_then(Value::as_array);
+    let by_number = number("sliding_window_pattern").filter(|_| types.is_none() && architecture == "gemma3");
     if !types.is_none_or(|types| types.iter().enumerate().all(usual)) {
         return Err(wrong("layer_types"));
     }
+    if by_number.is_some_and(|p| p != pattern as f64) {
+        return Err(wrong("sliding_window_pattern"));
+    }
+    let window = config.get("sliding_window").and_then(Value::as_u64);
+    let window =
+        window.and_then(|window| u32::try_from(window).ok()).ok_or_else(|| wrong("sliding_window"))?;
+    out.u32(&format!("{architecture}.attention.sliding_window"), window)?;
     if architecture == "gemma3" {
         let local = gemma3_rope(config, LayerKind::Sliding)?;
         if local.kind != "default" {
@@ -532,6 +542,9 @@ fn write_gguf(
         let local = local.theta;
         // llama.cpp has this number built in and reads the key only in newer versions.
         out.f32("gemma3.rope.freq_base_swa", local as f32)?;
+        if number("attn_logit_softcapping").is_some() {
+            return Err(wrong("attn_logit_softcapping"));
+        }
     }
     for field in ["attn_logit_softcapping", "final_logit_softcapping"] {
         match (config.get(field), number(field)) {

@@ -1,13 +1,14 @@
 //! The Llama family: Llama 2 and 3, SmolLM, Mistral (sliding window) and Ministral (in some layers), Qwen2 (bias on q, k, v) and Qwen3
 //! (norms on q and k). `transformers/models/{llama,mistral,qwen2,qwen3}` are followed.
 
-use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
-use lowrank_files::GgufNames;
-use serde::Deserialize;
-use serde_json::Value;
+use std::path::Path;
 
-use crate::Result;
-use crate::architecture::{Architecture, GgufModel};
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
+use lowrank_files::{GgufNames, GgufWriter};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::architecture::{Architecture, GgufModel, INSTEAD};
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
@@ -15,6 +16,7 @@ use crate::parts::activation::activation;
 use crate::parts::fields;
 use crate::parts::rope::{self, RopeParameters, RopeTable};
 use crate::tied::Tied;
+use crate::{Error, Result};
 
 /// What the registry knows.
 pub(super) const ARCHITECTURES: &[Architecture] = &[
@@ -39,7 +41,12 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         aliases: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
-        gguf: Some(GgufModel { windowed: true, class: "MistralForCausalLM", ..LLAMA_GGUF }),
+        gguf: Some(GgufModel {
+            windowed: true,
+            class: "MistralForCausalLM",
+            write: write_mistral,
+            ..LLAMA_GGUF
+        }),
     },
     Architecture {
         model_type: "ministral",
@@ -63,7 +70,11 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         aliases: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
-        gguf: Some(GgufModel::usual("qwen2", "Qwen2ForCausalLM")),
+        gguf: Some(GgufModel {
+            biases: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            write: write_qwen,
+            ..GgufModel::usual("qwen2", "Qwen2ForCausalLM")
+        }),
     },
     Architecture {
         model_type: "qwen3",
@@ -78,13 +89,27 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         aliases: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
-        gguf: Some(GgufModel::usual("qwen3", "Qwen3ForCausalLM")),
+        gguf: Some(GgufModel {
+            qk_norms: true,
+            write: write_qwen,
+            ..GgufModel::usual("qwen3", "Qwen3ForCausalLM")
+        }),
     },
 ];
 
 /// llama.cpp stores Llama's rows of q and k in the interleaved rope order, and Mistral as Llama: only the sliding window
 /// tells them apart.
 const LLAMA_GGUF: GgufModel = GgufModel {
+    biases: &[
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ],
+    rope_factors: true,
     names: GgufNames { interleaved: &["self_attn.q_proj", "self_attn.k_proj"], ..GgufNames::USUAL },
     read: |gguf, config| {
         config.insert("hidden_act".into(), "silu".into());
@@ -94,6 +119,35 @@ const LLAMA_GGUF: GgufModel = GgufModel {
     },
     ..GgufModel::usual("llama", "LlamaForCausalLM")
 };
+
+/// The window, which all layers of a file have or none.
+fn write_mistral(path: &Path, config: &Map<String, Value>, out: &mut GgufWriter) -> Result<()> {
+    (LLAMA_GGUF.write)(path, config, out)?;
+    let windows = windows_of(config)?;
+    if windows.iter().any(|window| *window != windows[0]) {
+        let what = format!("gives some layers a window, which GGUF has no word for; {INSTEAD}");
+        return Err(Error::field(path, "layer_types", what));
+    }
+    if let Some(window) = windows.first().copied().flatten() {
+        let wide = |_| Error::field(path, "sliding_window", "is too large");
+        out.u32("llama.attention.sliding_window", u32::try_from(window).map_err(wide)?)?;
+    }
+    Ok(())
+}
+
+/// llama.cpp knows no window of Qwen's.
+fn write_qwen(path: &Path, config: &Map<String, Value>, out: &mut GgufWriter) -> Result<()> {
+    (LLAMA_GGUF.write)(path, config, out)?;
+    if windows_of(config)?.iter().any(Option::is_some) {
+        let what = format!("gives layers a window, which GGUF has no word for in this model; {INSTEAD}");
+        return Err(Error::field(path, "use_sliding_window", what));
+    }
+    Ok(())
+}
+
+fn windows_of(config: &Map<String, Value>) -> Result<Vec<Option<usize>>> {
+    fields::read::<Config>(&Value::Object(config.clone()))?.windows()
+}
 
 const MISTRAL_DEFAULTS: &str = r#"{
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -260,9 +314,10 @@ impl Llama {
         let norm = l.rms_norm("model.norm", d, c.rms_norm_eps)?;
         let tied = c.tie_word_embeddings.then_some(&embed);
         let head = l.language_head("lm_head", tied, d, c.vocab_size)?.map_or(Head::None, Head::Language);
-        let rope = RopeParameters::read(fields::object(config))?;
-        let mut rope = RopeTable::whole(head_dim, c.max_position_embeddings, &rope)?;
-        if let Some(factors) = l.optional_vector("rope_freqs")? {
+        let scaling = RopeParameters::read(fields::object(config))?;
+        let mut rope = RopeTable::whole(head_dim, c.max_position_embeddings, &scaling)?;
+        // Llama 3's rule has these factors already.
+        if let Some(factors) = l.optional_vector("rope_freqs")?.filter(|_| scaling.kind != "llama3") {
             rope.divide(&factors)?;
         }
         let info = ModelInfo {

@@ -127,6 +127,16 @@ pub fn tiny_model(dir: &Path) -> String {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(fixture("llama_gqa_tied").join(name), model.join(name)).unwrap();
     }
+    character_tokenizer(&model);
+    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}\
+                    {% if add_generation_prompt %}[assistant]{% endif %}";
+    let words = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template});
+    std::fs::write(model.join("tokenizer_config.json"), words.to_string()).unwrap();
+    model.to_str().unwrap().to_owned()
+}
+
+/// Writes a `tokenizer.json` of 96 single characters into the folder `model`.
+pub fn character_tokenizer(model: &Path) {
     let mut vocab = serde_json::Map::new();
     for token in ["<unk>", "<s>", "</s>", "\n"] {
         vocab.insert(token.into(), vocab.len().into());
@@ -146,11 +156,6 @@ pub fn tiny_model(dir: &Path) -> String {
         "model": {"type": "BPE", "unk_token": "<unk>", "vocab": vocab, "merges": []},
     });
     std::fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}\
-                    {% if add_generation_prompt %}[assistant]{% endif %}";
-    let words = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template});
-    std::fs::write(model.join("tokenizer_config.json"), words.to_string()).unwrap();
-    model.to_str().unwrap().to_owned()
 }
 
 /// What [`tiny_bert`] reads.
