@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 FIXTURES = Path(__file__).resolve().parents[2] / "crates/lowrank/tests/fixtures"
-MODELS = ["gpt2_c_attn", "llama_gqa_tied", "mistral_window"]
+MODELS = ["gpt2_c_attn", "llama_gqa_tied", "mistral_window", "phi3_longrope"]
 CASES = [
     {"num_beams": 1, "no_repeat_ngram_size": 2},
     {"num_beams": 3},

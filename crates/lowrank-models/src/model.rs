@@ -115,6 +115,12 @@ pub trait Model: Send + Sync {
     /// What is known of it.
     fn info(&self) -> &ModelInfo;
 
+    /// The length beyond which all of a sequence is rotated otherwise, its first tokens too, where there is one: keys that
+    /// were computed before it was reached are then computed again.
+    fn rope_switch(&self) -> Option<usize> {
+        None
+    }
+
     /// Every place an adapter can attach to.
     fn sites(&self) -> &[Site] {
         &self.info().sites

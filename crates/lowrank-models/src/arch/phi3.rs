@@ -239,4 +239,8 @@ impl Model for Phi3 {
     fn info(&self) -> &ModelInfo {
         &self.info
     }
+
+    fn rope_switch(&self) -> Option<usize> {
+        self.rope.switch()
+    }
 }

@@ -333,8 +333,12 @@ impl<'m> Decoder<'m> {
     /// Of the kept sequences the one that begins like `tokens` for longest, and for how many tokens: at least one
     /// token of the prompt has to be computed, to give the logits of what follows.
     fn take_kept(&mut self, tokens: &[u32]) -> Option<(usize, Lane)> {
+        let long = |tokens: &[u32]| self.lanes.switch().is_some_and(|switch| tokens.len() > switch);
         let common = |kept: &[u32]| kept.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        let lengths = self.kept.iter().map(|(kept, _)| common(kept).min(tokens.len() - 1));
+        // Where a long sequence is rotated otherwise, its keys are none of a short one.
+        let same = |kept: &[u32]| long(kept) == long(tokens);
+        let usable = |kept: &[u32]| if same(kept) { common(kept).min(tokens.len() - 1) } else { 0 };
+        let lengths = self.kept.iter().map(|(kept, _)| usable(kept));
         let (at, len) = lengths.enumerate().max_by_key(|(_, len)| *len).filter(|(_, len)| *len > 0)?;
         let (_, lane) = self.kept.remove(at)?;
         Some((len, lane))

@@ -96,8 +96,29 @@ impl Job {
             let of = |lane: usize| self.lanes[lane].as_ref().expect("open as long as the search");
             search.settle(|from, to| lanes.copy(of(from), of(to)));
         }
+        self.cross(lanes);
         for (lane, _) in self.newest() {
             lanes.reserve(self.lane(lane), 1);
+        }
+    }
+
+    /// Computes all keys again where the newest tokens take the texts, which are equally long, beyond the length from
+    /// which on their rope is another.
+    fn cross(&self, lanes: &mut Lanes<'_>) {
+        let newest = self.newest();
+        let Some((first, _)) = newest.first() else { return };
+        let length = lanes.len(self.lane(*first)) + 1;
+        if lanes.switch().is_none_or(|switch| length != switch + 1) {
+            return;
+        }
+        lanes.clear(&self.prompt);
+        lanes.refill(&self.prompt, &self.tokens, length);
+        for (lane, tokens) in self.texts() {
+            let lane = self.lane(lane);
+            if !self.lanes.is_empty() {
+                lanes.clear(lane);
+            }
+            lanes.refill(lane, &tokens[..tokens.len() - 1], length);
         }
     }
 
@@ -107,7 +128,7 @@ impl Job {
         if waiting > 0 {
             let at = self.tokens.len() - waiting;
             if take > 0 {
-                lanes.append(pass, &self.prompt, &self.tokens[at..at + take]);
+                lanes.append(pass, &self.prompt, &self.tokens[at..at + take], self.tokens.len());
             }
             if take == waiting {
                 pass.read_last();
@@ -116,7 +137,7 @@ impl Job {
         }
         let newest = self.newest();
         for &(lane, token) in &newest {
-            lanes.append(pass, self.lane(lane), &[token]);
+            lanes.append(pass, self.lane(lane), &[token], 0);
             pass.read_last();
         }
         newest.len()
@@ -187,14 +208,19 @@ impl Job {
 
     /// The newest token of every text that goes on, and the text's lane.
     fn newest(&self) -> Vec<(usize, u32)> {
-        let last = |tokens: &[u32]| *tokens.last().expect("a token was chosen");
+        let newest = |(lane, tokens): (usize, &[u32])| (lane, *tokens.last().expect("a token was chosen"));
+        self.texts().into_iter().map(newest).collect()
+    }
+
+    /// The lane and the chosen tokens of every text that goes on.
+    fn texts(&self) -> Vec<(usize, &[u32])> {
         match &self.text {
             Text::Samples(samples) => {
                 let all = samples.choices.iter().enumerate();
-                all.filter(|(_, choice)| !choice.ended).map(|(i, choice)| (i, last(&choice.tokens))).collect()
+                all.filter(|(_, choice)| !choice.ended).map(|(i, choice)| (i, &choice.tokens[..])).collect()
             }
             Text::Search(search) => {
-                search.beams().iter().map(|beam| (beam.lane, last(&beam.tokens))).collect()
+                search.beams().iter().map(|beam| (beam.lane, &beam.tokens[..])).collect()
             }
         }
     }

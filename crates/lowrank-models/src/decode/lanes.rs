@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use lowrank_engine::{ActiveAdapters, Device, LmHead, Params, Scope, Segment, Tape};
 
+use super::DecoderOptions;
 use super::rows::{BlockId, Rows};
 use crate::model::{Model, TokenBatch};
 use crate::{Error, Result};
@@ -99,6 +100,26 @@ impl<'m> Lanes<'m> {
         self.rows.truncate(&lane.own, len, limit);
     }
 
+    /// The length beyond which a sequence has other keys ([`Model::rope_switch`]).
+    pub fn switch(&self) -> Option<usize> {
+        self.model.rope_switch()
+    }
+
+    /// Drops the tokens of a lane that are its own.
+    pub fn clear(&mut self, lane: &Lane) {
+        self.rows.clear(&lane.own);
+    }
+
+    /// Appends `tokens` and reads nothing, some at a time: they are part of a sequence of `length` tokens.
+    pub fn refill(&mut self, lane: &Lane, tokens: &[u32], length: usize) {
+        for chunk in tokens.chunks(DecoderOptions::default().prefill_chunk) {
+            let mut pass = Pass::default();
+            self.reserve(lane, chunk.len());
+            self.append(&mut pass, lane, chunk, length);
+            self.run(pass);
+        }
+    }
+
     /// Makes room for `more` tokens. All lanes of a pass reserve before the first of them appends.
     pub fn reserve(&mut self, lane: &Lane, more: usize) {
         self.rows.reserve(&lane.own, more);
@@ -111,11 +132,11 @@ impl<'m> Lanes<'m> {
         self.rows.copy(&from.own, &to.own);
     }
 
-    /// Appends `tokens` to a lane in the pass `pass`.
-    pub fn append(&mut self, pass: &mut Pass, lane: &Lane, tokens: &[u32]) {
+    /// Appends `tokens` to a lane in the pass `pass`, where more tokens follow up to `length`: a rope may depend on it.
+    pub fn append(&mut self, pass: &mut Pass, lane: &Lane, tokens: &[u32], length: usize) {
         let own = self.rows.extend(&lane.own, tokens.len());
         let prompt = lane.prompt.as_ref().map_or(0..0, |prompt| self.rows.used(prompt));
-        pass.add(tokens, prompt, own);
+        pass.add(tokens, prompt, own, length);
     }
 
     /// Runs a pass; returns the logits of its output rows, `[outputs, V]`.
@@ -168,12 +189,12 @@ impl Pass {
     }
 
     /// Tokens that see the rows `prompt` and `own` of the cache; the last ones of `own` are theirs.
-    fn add(&mut self, tokens: &[u32], prompt: Range<usize>, own: Range<usize>) {
+    fn add(&mut self, tokens: &[u32], prompt: Range<usize>, own: Range<usize>, length: usize) {
         let (n, len) = (tokens.len(), prompt.len() + own.len());
         let q = self.tokens.len()..self.tokens.len() + n;
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((len - n..len).map(|p| p as u32));
-        self.lengths.resize(q.end, len as u32);
+        self.lengths.resize(q.end, len.max(length) as u32);
         self.targets.extend(own.end - n..own.end);
         self.segments.push(Segment { q, prefix: prompt, own });
     }

@@ -95,6 +95,11 @@ impl Rows {
         block.start..block.start + block.used
     }
 
+    /// Drops the rows in use; the room stays.
+    pub fn clear(&mut self, id: &BlockId) {
+        self.block_mut(id).used = 0;
+    }
+
     /// Keeps the first `used` rows and lets the block come to use `limit` rows.
     pub fn truncate(&mut self, id: &BlockId, used: usize, limit: usize) {
         let block = self.block_mut(id);

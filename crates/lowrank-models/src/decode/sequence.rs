@@ -41,11 +41,12 @@ impl<'m> Sequence<'m> {
         let first = self.lanes.len(&self.lane) == 0;
         let tokens = if first { &[&self.virtual_ids, tokens].concat()[..] } else { tokens };
         let mut logits = Vec::new();
+        let length = self.lanes.len(&self.lane) + tokens.len();
         let mut chunks = tokens.chunks(DecoderOptions::default().prefill_chunk).peekable();
         while let Some(chunk) = chunks.next() {
             let mut pass = Pass::default();
             self.lanes.reserve(&self.lane, chunk.len());
-            self.lanes.append(&mut pass, &self.lane, chunk);
+            self.lanes.append(&mut pass, &self.lane, chunk, length);
             if chunks.peek().is_none() {
                 pass.read_last();
             }

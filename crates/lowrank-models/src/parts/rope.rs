@@ -398,6 +398,11 @@ impl RopeTable {
         Ok(())
     }
 
+    /// The longest sequence with the short factors, where there are long ones.
+    pub fn switch(&self) -> Option<usize> {
+        self.long.as_ref().map(|long| long.original as usize)
+    }
+
     /// Cosines and sines of `positions`, `[N, pairs]` each; `lengths` are those of the rows' sequences.
     pub fn at(&self, device: &Device, positions: &[u32], lengths: &[u32]) -> Rope {
         let (n, pairs) = (positions.len(), self.pairs());
