@@ -357,7 +357,8 @@ fn tensors_without_a_place_in_a_gguf_model_are_refused() {
             dims: dims.to_vec(),
             format: Format::F32,
         };
-        let mut plans: Vec<TensorPlan> = gguf.tensor_infos().map(|(name, dims, _)| plan(name, dims)).collect();
+        let mut plans: Vec<TensorPlan> =
+            gguf.tensor_infos().map(|(name, dims, _)| plan(name, dims)).collect();
         plans.push(plan(extra, &[32]));
         writer
             .write(&changed, &plans, |plan, out| {

@@ -89,7 +89,7 @@ struct Config {
     type_vocab_size: usize,
     layer_norm_eps: f32,
     hidden_act: String,
-    pad_token_id: Option<usize>,
+    pad_token_id: Option<i64>,
     position_embedding_type: Option<String>,
     is_decoder: bool,
     add_cross_attention: bool,
@@ -135,7 +135,7 @@ impl Bert {
         let bert = c.model_type == "bert";
         let first_position = match (bert, c.pad_token_id) {
             (true, _) => 0,
-            (false, Some(padding)) if padding < c.vocab_size => padding + 1,
+            (false, Some(padding)) if (0..c.vocab_size as i64).contains(&padding) => padding as usize + 1,
             (false, _) => return wrong("pad_token_id: a token is needed, from which positions count".into()),
         };
         if c.type_vocab_size == 0 || first_position >= c.max_position_embeddings {

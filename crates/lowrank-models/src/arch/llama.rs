@@ -174,7 +174,7 @@ struct Config {
     sliding_window: Option<usize>,
     /// Qwen2 and Qwen3.
     use_sliding_window: Option<bool>,
-    max_window_layers: Option<usize>,
+    max_window_layers: Option<i64>,
     layer_types: Option<Vec<String>>,
 }
 
@@ -220,7 +220,7 @@ impl Config {
             _ => {
                 let window = self.sliding_window.filter(|_| self.use_sliding_window == Some(true));
                 let first = self.max_window_layers.unwrap_or_default();
-                let by_number = |layer: usize| window.is_some() && layer >= first;
+                let by_number = |layer: usize| window.is_some() && layer as i64 >= first;
                 (window, fields::sliding_layers(self.layer_types.as_deref(), layers, by_number))
             }
         };

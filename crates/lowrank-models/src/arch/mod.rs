@@ -91,9 +91,21 @@ fn build(config: &Value, loader: Loader<'_>) -> Result<Box<dyn Model>> {
         return Err(Error::Config("config.json: an object is needed".into()));
     };
     complete(&mut config);
+    let known = |field: &str| architecture.defaults.contains(&format!("\"{field}\""));
+    // Windows of models that have none or do not use them, which transformers does not read either.
+    for field in ["sliding_window", "sliding_window_pattern", "max_window_layers", "use_sliding_window"] {
+        let unused =
+            known("use_sliding_window") && config.get("use_sliding_window") != Some(&Value::Bool(true));
+        if !known(field) || unused && field == "sliding_window" {
+            config.remove(field);
+        }
+    }
     fields::check(&config)?;
     let config = Value::Object(config);
-    fields::check_numbers(&config)?;
+    // Read where they are there, though they are no fields of the class.
+    let read =
+        ["head_dim", "original_max_position_embeddings", "rope_theta", "rope_local_base_freq", "window_size"];
+    fields::check_numbers(&config, |field| known(field) || read.contains(&field))?;
     (architecture.build)(&config, loader)
 }
 

@@ -219,9 +219,7 @@ impl Job {
                 let all = samples.choices.iter().enumerate();
                 all.filter(|(_, choice)| !choice.ended).map(|(i, choice)| (i, &choice.tokens[..])).collect()
             }
-            Text::Search(search) => {
-                search.beams().iter().map(|beam| (beam.lane, &beam.tokens[..])).collect()
-            }
+            Text::Search(search) => search.beams().iter().map(|beam| (beam.lane, &beam.tokens[..])).collect(),
         }
     }
 }

@@ -50,7 +50,6 @@ const SIZES: &[(&str, u64, u64)] = &[
     ("sliding_window", 0, 1 << 40),
     ("sliding_window_pattern", 0, 1 << 16),
     ("window_size", 1, 1 << 40),
-    ("max_window_layers", 0, 1 << 20),
     ("conv_kernel_size", 0, 1 << 16),
     ("conv_groups", 1, 1 << 24),
 ];
@@ -59,13 +58,13 @@ const SIZES: &[(&str, u64, u64)] = &[
 const POSITIVE: &[&str] = &["rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"];
 const FROM_ZERO: &[&str] = &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"];
 
-/// Checks the numbers of a configuration that every architecture takes for granted.
+/// Checks the numbers of a configuration that every architecture takes for granted; `has` says which fields this one has.
 ///
 /// # Errors
 /// Names the field and what it may be.
-pub(crate) fn check_numbers(config: &Value) -> Result<()> {
+pub(crate) fn check_numbers(config: &Value, has: impl Fn(&str) -> bool) -> Result<()> {
     // What is no number at all, reading the field will say.
-    let number = |name: &str| config.get(name).filter(|value| value.is_number());
+    let number = |name: &str| config.get(name).filter(|value| value.is_number() && has(name));
     for &(name, least, most) in SIZES {
         if let Some(value) = number(name)
             && !value.as_u64().is_some_and(|size| (least..=most).contains(&size))
