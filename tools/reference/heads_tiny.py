@@ -76,7 +76,8 @@ BASES = {
 }
 
 SEQUENCE, TOKEN = AutoModelForSequenceClassification, AutoModelForTokenClassification
-# base, model class, labels, PEFT's task, target modules, and `bias` where it is not "none"
+# base, model class, labels, PEFT's task, target modules, and `bias` where it is not "none"; a case that ends in
+# "multi_label" or "values" has that `problem_type`
 CASES = {
     "bert/pair": ("bert", SEQUENCE, 3, "SEQ_CLS", ["query", "value", "dense"]),
     "bert/token": ("bert", TOKEN, 5, "TOKEN_CLS", ["query", "key"]),
@@ -92,9 +93,20 @@ CASES = {
     "bert/bias_lora": ("bert", TOKEN, 3, "TOKEN_CLS", ["query", "dense"], "lora_only"),
     "gpt2/bias_all": ("../gpt2_c_attn", SEQUENCE, 3, "SEQ_CLS", ["c_attn"], "all"),
     "deberta/bias_all": ("../deberta_conv", SEQUENCE, 3, "SEQ_CLS", ["query_proj", "value_proj"], "all"),
+    "bert/multi_label": ("bert", SEQUENCE, 5, "SEQ_CLS", ["query", "value"]),
+    "roberta/multi_label": ("roberta", SEQUENCE, 4, "SEQ_CLS", ["query", "value"]),
+    "llama/multi_label": ("../llama_gqa_tied", SEQUENCE, 3, "SEQ_CLS", ["q_proj", "v_proj"]),
+    "bert/values": ("bert", SEQUENCE, 3, "SEQ_CLS", ["query", "value"]),
+    "roberta/values": ("roberta", SEQUENCE, 3, "SEQ_CLS", ["query", "value"]),
+    "llama/values": ("../llama_gqa_tied", SEQUENCE, 3, "SEQ_CLS", ["q_proj", "v_proj"]),
     "llama/token": ("../llama_gqa_tied", TOKEN, 3, "TOKEN_CLS", ["q_proj", "v_proj"]),
 }
 LENGTHS = [7, 19, 30]
+
+
+def problem_of(case):
+    problems = {"multi_label": "multi_label_classification", "values": "regression", "regression": "regression"}
+    return problems.get(case.split("/")[1])
 
 
 def random_weights(model, generator):
@@ -127,12 +139,12 @@ def write_base(root, name, config, generator):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def load(folder, cls, labels):
+def load(folder, cls, labels, problem):
     more = {} if labels is None else {"num_labels": labels}
     if folder.name.startswith(("gpt2", "llama")):
         more["pad_token_id"] = 0
-    if labels == 1:
-        more["problem_type"] = "regression"
+    if problem:
+        more["problem_type"] = problem
     model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **more)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -159,7 +171,9 @@ def loss_of(model, cls, batch):
     for item in batch:
         logits, labels = run(model, item).logits, item["labels"]
         if labels.dtype == torch.float32:
-            total = total + F.mse_loss(logits.view(-1), labels, reduction="sum")
+            multi_label = model.config.problem_type == "multi_label_classification"
+            loss = F.binary_cross_entropy_with_logits if multi_label else F.mse_loss
+            total = total + loss(logits.view(-1), labels.to(logits.dtype), reduction="sum")
         else:
             flat = logits.view(-1, logits.shape[-1])
             total = total + F.cross_entropy(flat, labels, ignore_index=-100, reduction="sum")
@@ -183,7 +197,7 @@ def train(model, cls, batch):
     return losses, first
 
 
-def make_batch(cls, labels, base, words, generator):
+def make_batch(cls, labels, problem, base, words, generator):
     batch = []
     for n in LENGTHS:
         draw = lambda n: torch.randint(3, words, (n,), generator=generator)
@@ -197,36 +211,44 @@ def make_batch(cls, labels, base, words, generator):
         elif cls is TOKEN:
             tags = torch.randint(0, labels, (n,), generator=generator)
             item["labels"] = torch.where(torch.arange(n) % 3 == 0, -100, tags)
-        elif labels == 1:
-            item["labels"] = 3 * torch.randn(1, generator=generator)
+        elif problem == "regression":
+            item["labels"] = 3 * torch.randn(labels, generator=generator)
+        elif problem:
+            # The last text is of no class.
+            draws = torch.randint(0, 2, (labels,), generator=generator).float()
+            item["labels"] = draws if n < LENGTHS[-1] else torch.zeros(labels)
         else:
             item["labels"] = torch.randint(0, labels, (1,), generator=generator)
         batch.append(item)
     return batch
 
 
-def padded_loss(model, batch):
+def padded_loss(model, cls, batch):
     """The loss transformers itself computes, over one padded batch."""
     longest, pad = max(LENGTHS), model.config.pad_token_id
     fill = lambda t, v: F.pad(t, (0, longest - len(t)), value=v)
     more = {"token_type_ids": torch.stack([fill(i["types"], 0) for i in batch])} if "types" in batch[0] else {}
-    wide = len(batch[0]["labels"]) > 1
+    labels = [item["labels"] for item in batch]
+    if cls is not SEQUENCE:
+        labels = torch.stack([fill(one, -100) for one in labels])
+    else:
+        labels = torch.stack(labels) if len(labels[0]) > 1 else torch.cat(labels)
     return model(
         input_ids=torch.stack([fill(i["ids"], pad) for i in batch]),
         attention_mask=torch.stack([fill(torch.ones_like(i["ids"]), 0) for i in batch]),
-        labels=torch.stack([fill(i["labels"], -100) for i in batch]) if wide else torch.cat([i["labels"] for i in batch]),
+        labels=labels,
         **more,
     ).loss
 
 
 def write_case(root, case):
     base, cls, labels, task, targets, *bias = CASES[case]
-    source, folder = (root / base).resolve(), root / case
+    source, folder, problem = (root / base).resolve(), root / case, problem_of(case)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(sum(map(ord, case)))
     config = LoraConfig(task_type=task, r=4, lora_alpha=8, target_modules=targets, bias=(bias or ["none"])[0])
-    model = get_peft_model(load(source, cls, labels), config)
+    model = get_peft_model(load(source, cls, labels, problem), config)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.requires_grad:
@@ -243,10 +265,10 @@ def write_case(root, case):
     path.write_text(json.dumps(config, indent=2) + "\n")
 
     words = min(64, AutoConfig.from_pretrained(source).vocab_size)
-    batch, out = make_batch(cls, labels, base, words, generator), {}
+    batch, out = make_batch(cls, labels, problem, base, words, generator), {}
     for i, item in enumerate(batch):
         out |= {f"{name}_{i}": value for name, value in item.items()}
-    model = PeftModel.from_pretrained(load(source, cls, labels), folder / "adapter", is_trainable=True).eval()
+    model = PeftModel.from_pretrained(load(source, cls, labels, problem), folder / "adapter", is_trainable=True).eval()
     with torch.no_grad():
         for i, item in enumerate(batch):
             if cls is AutoModel:
@@ -260,15 +282,11 @@ def write_case(root, case):
     out["losses"] = torch.tensor(losses)
     out["grad_norm"] = torch.stack([g.norm() for g in first.values()]).norm().reshape(1)
     out |= {f"grad.{n.replace('.modules_to_save', '')}": g for n, g in first.items()}
-    fresh = PeftModel.from_pretrained(load(source, cls, labels), folder / "adapter", is_trainable=True).eval()
+    fresh = PeftModel.from_pretrained(load(source, cls, labels, problem), folder / "adapter", is_trainable=True).eval()
     if cls is not AutoModel:
-        padded = padded_loss(fresh, batch).item()
+        padded = padded_loss(fresh, cls, batch).item()
         assert abs(padded - losses[0]) < 1e-5 * abs(padded), (case, padded, losses[0])
-    double = fresh.double()
-    for item in batch:
-        if "labels" in item and item["labels"].dtype == torch.float32:
-            item["labels"] = item["labels"]
-    noise = abs(loss_of(double, cls, batch).item() - losses[0]) / abs(losses[0]) if labels != 1 else float("nan")
+    noise = abs(loss_of(fresh.double(), cls, batch).item() - losses[0]) / abs(losses[0])
     save_file({k: v.contiguous() for k, v in out.items()}, folder / "expected.safetensors")
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     print(f"{case:20} {size / 1024:5.0f} KiB  loss {losses[0]:.4f} -> {losses[-1]:.4f}  f32 against f64 {noise:.1e}")

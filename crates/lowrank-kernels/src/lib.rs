@@ -9,6 +9,7 @@ mod activation;
 mod adalora;
 mod adamw;
 mod attention;
+mod binary_cross_entropy;
 
 mod cross_entropy;
 mod dora;
@@ -52,6 +53,7 @@ pub use attention::{
     attention, attention_backward, attention_scratch_bytes, disentangled_attention,
     disentangled_attention_backward, disentangled_scratch_bytes,
 };
+pub use binary_cross_entropy::binary_cross_entropy;
 pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};
 pub use dora::{dora_magnitude_backward, dora_norms, row_norms, weight_squares};
 pub use elementwise::{

@@ -109,6 +109,8 @@ fn learned(example: &Example, was: &Target) -> Vec<bool> {
             }
             learned
         }
-        Target::Classes(_) | Target::Value { .. } | Target::Pair(_) => vec![true; example.tokens.len()],
+        Target::Classes(_) | Target::ClassSet { .. } | Target::Values { .. } | Target::Pair(_) => {
+            vec![true; example.tokens.len()]
+        }
     }
 }

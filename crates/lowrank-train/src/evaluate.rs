@@ -16,7 +16,8 @@ pub struct Evaluation {
     pub loss: f64,
     /// By name. Language models: `perplexity`, `token_accuracy`, and `exact_match`, the share of examples that greedy
     /// decoding would reproduce. Classification: `accuracy`, `f1` (of the second of two classes) or `f1_macro`,
-    /// `matthews_correlation`. Regression: `pearson`, `spearman`. Words: `accuracy`, and for BIO tags `precision`,
+    /// `matthews_correlation`. Multi-label: `accuracy`, the share of texts whose classes are all right, `f1_micro`,
+    /// `f1_macro`. Regression: `pearson`, `spearman`, means over the outputs. Words: `accuracy`, and for BIO tags `precision`,
     /// `recall` and `f1` of entities. Hidden tokens: `perplexity`, `accuracy`. Embeddings: `accuracy`, how often a
     /// text's own partner is the nearest of its batch, and `cosine`, their mean similarity; `pearson` and `spearman` of
     /// the cosines with the similarities that the data name.

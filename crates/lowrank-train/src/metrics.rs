@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 /// Share of equal places.
-pub fn accuracy(predicted: &[u32], gold: &[u32]) -> f64 {
+pub fn accuracy<T: PartialEq>(predicted: &[T], gold: &[T]) -> f64 {
     let same = predicted.iter().zip(gold).filter(|(a, b)| a == b).count();
     same as f64 / gold.len().max(1) as f64
 }
@@ -22,6 +22,28 @@ pub fn f1_macro(predicted: &[u32], gold: &[u32]) -> f64 {
     let classes: BTreeSet<u32> = predicted.iter().chain(gold).copied().collect();
     let sum: f64 = classes.iter().map(|&class| f1(predicted, gold, class)).sum();
     sum / classes.len().max(1) as f64
+}
+
+/// The F1 of sets of classes, micro and macro averaged: `2 tp / (2 tp + fp + fn)` over all classes at once, and the mean
+/// of that of each of the `classes`; 0 where a class neither is nor is predicted.
+pub fn f1_of_sets(predicted: &[Vec<u32>], gold: &[Vec<u32>], classes: usize) -> (f64, f64) {
+    // True positives, and false positives and negatives together.
+    let mut counts = vec![(0u64, 0u64); classes];
+    for (predicted, gold) in predicted.iter().zip(gold) {
+        for class in predicted {
+            match gold.contains(class) {
+                true => counts[*class as usize].0 += 1,
+                false => counts[*class as usize].1 += 1,
+            }
+        }
+        for class in gold.iter().filter(|class| !predicted.contains(class)) {
+            counts[*class as usize].1 += 1;
+        }
+    }
+    let f1 = |hit: u64, wrong: u64| if hit == 0 { 0.0 } else { (2 * hit) as f64 / (2 * hit + wrong) as f64 };
+    let sum = |of: fn(&(u64, u64)) -> u64| counts.iter().map(of).sum::<u64>();
+    let each: f64 = counts.iter().map(|(hit, wrong)| f1(*hit, *wrong)).sum();
+    (f1(sum(|c| c.0), sum(|c| c.1)), each / classes.max(1) as f64)
 }
 
 /// Matthews' correlation coefficient, of any number of classes (Gorodkin 2004); 0 where either side has one class
@@ -127,6 +149,18 @@ mod tests {
         let (x, y) = ([1.0, 2.5, 2.5, 4.0, 0.5], [2.0, 2.0, 5.0, 7.0, 1.0]);
         near(pearson(&x, &y), 0.882_997_509_120_593_5);
         near(spearman(&x, &y), 0.921_052_631_578_947_5);
+    }
+
+    /// `f1_score(gold, predicted, average=..., zero_division=0)` of the indicator matrices.
+    #[test]
+    fn sets_of_classes() {
+        let predicted = [vec![0, 2], vec![1], vec![], vec![0]];
+        let gold = [vec![0], vec![1, 2], vec![], vec![1]];
+        let (micro, each) = f1_of_sets(&predicted, &gold, 4);
+        near(micro, 0.5);
+        near(each, (2.0 / 3.0 + 2.0 / 3.0) / 4.0);
+        near(accuracy(&predicted, &gold), 0.25);
+        assert_eq!(f1_of_sets(&[vec![]], &[vec![]], 3), (0.0, 0.0));
     }
 
     #[test]

@@ -28,8 +28,10 @@ pub struct PackedBatch {
     pub labels: Vec<Label>,
     /// The rows that labels name, in rising order: the only ones whose hidden states are computed. `None`: all are.
     pub output_rows: Option<Vec<usize>>,
-    /// The number that each label asks for, in place of a class; empty where classes are asked for.
+    /// The numbers that each label asks for, in place of a class: `[labels, C]`; empty where classes are asked for.
     pub values: Vec<f32>,
+    /// The set of classes that each label asks for, in place of one; empty where one class or numbers are asked for.
+    pub class_sets: Vec<Vec<u32>>,
     /// The weight of each label, or of each pair: 1 where the example says nothing.
     pub weights: Vec<f32>,
     /// Pairs of texts that belong together: segments `2i` and `2i + 1`.
@@ -66,6 +68,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
         labels: Vec::new(),
         output_rows: None,
         values: Vec::new(),
+        class_sets: Vec::new(),
         weights: Vec::new(),
         pairs: 0,
         examples: examples.len(),
@@ -187,9 +190,13 @@ impl PackedBatch {
             Target::Classes(labels) => {
                 self.labels.extend(labels.iter().map(|l| Label { row: row(l.row), target: l.target }));
             }
-            Target::Value { row: at, value } => {
+            Target::ClassSet { row: at, classes } => {
                 self.labels.push(Label { row: row(*at), target: 0 });
-                self.values.push(*value);
+                self.class_sets.push(classes.clone());
+            }
+            Target::Values { row: at, values } => {
+                self.labels.push(Label { row: row(*at), target: 0 });
+                self.values.extend(values);
             }
             Target::Masked => panic!("tokens are hidden before a batch is packed"),
             Target::Next | Target::Pair(_) => {}

@@ -20,7 +20,7 @@ pub struct Scorer<'a> {
 }
 
 /// The task of a scorer that was given none.
-static LANGUAGE: TaskSpec = TaskSpec { task: Task::Lm, labels: Vec::new() };
+static LANGUAGE: TaskSpec = TaskSpec::new(Task::Lm, Vec::new());
 
 impl<'a> Scorer<'a> {
     /// Scores next tokens.

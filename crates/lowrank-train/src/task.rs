@@ -15,9 +15,11 @@ pub enum Task {
     Lm,
     /// The class of a text.
     Classification,
+    /// The classes of a text: any number of them, each by itself.
+    MultiLabelClassification,
     /// The class of a pair of texts.
     PairClassification,
-    /// A number for a text or a pair of texts.
+    /// A number for a text or a pair of texts, or several.
     Regression,
     /// A class for each word.
     TokenClassification,
@@ -28,9 +30,10 @@ pub enum Task {
 }
 
 impl Task {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Lm,
         Self::Classification,
+        Self::MultiLabelClassification,
         Self::PairClassification,
         Self::Regression,
         Self::TokenClassification,
@@ -43,6 +46,7 @@ impl Task {
         match self {
             Self::Lm => "lm",
             Self::Classification => "classification",
+            Self::MultiLabelClassification => "multi-label-classification",
             Self::PairClassification => "pair-classification",
             Self::Regression => "regression",
             Self::TokenClassification => "token-classification",
@@ -55,16 +59,35 @@ impl Task {
     pub fn peft_type(self) -> Option<&'static str> {
         match self {
             Self::Lm => Some("CAUSAL_LM"),
-            Self::Classification | Self::PairClassification | Self::Regression => Some("SEQ_CLS"),
+            Self::Classification
+            | Self::MultiLabelClassification
+            | Self::PairClassification
+            | Self::Regression => Some("SEQ_CLS"),
             Self::TokenClassification => Some("TOKEN_CLS"),
             Self::Mlm => None,
             Self::Embedding => Some("FEATURE_EXTRACTION"),
         }
     }
 
+    /// transformers' `problem_type` of a sequence classifier for it.
+    pub fn problem_type(self) -> Option<&'static str> {
+        match self {
+            Self::Classification | Self::PairClassification => Some("single_label_classification"),
+            Self::MultiLabelClassification => Some("multi_label_classification"),
+            Self::Regression => Some("regression"),
+            _ => None,
+        }
+    }
+
     /// Whether it tells classes apart, which have names.
     pub fn has_labels(self) -> bool {
-        matches!(self, Self::Classification | Self::PairClassification | Self::TokenClassification)
+        match self {
+            Self::Classification
+            | Self::MultiLabelClassification
+            | Self::PairClassification
+            | Self::TokenClassification => true,
+            Self::Lm | Self::Regression | Self::Mlm | Self::Embedding => false,
+        }
     }
 }
 
@@ -80,23 +103,47 @@ impl std::str::FromStr for Task {
 }
 
 /// A task with its labels: what `task.json` of an adapter folder says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
     /// The task.
     pub task: Task,
     /// Names of the classes, in the order of their scores.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+    /// Regression: how many numbers a text has.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub outputs: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(outputs: &usize) -> bool {
+    *outputs == 1
+}
+
+impl Default for TaskSpec {
+    fn default() -> Self {
+        Self::new(Task::default(), Vec::new())
+    }
 }
 
 impl TaskSpec {
+    /// A task with the names of its classes, or with one output.
+    pub const fn new(task: Task, labels: Vec<String>) -> Self {
+        Self { task, labels, outputs: 1 }
+    }
+
     /// The head it needs.
     pub fn head(&self) -> HeadKind {
         match self.task {
             Task::Lm => HeadKind::Language,
             Task::Mlm => HeadKind::Masked,
-            Task::Classification | Task::PairClassification => HeadKind::Sequence(self.labels.len()),
-            Task::Regression => HeadKind::Sequence(1),
+            Task::Classification | Task::MultiLabelClassification | Task::PairClassification => {
+                HeadKind::Sequence(self.labels.len())
+            }
+            Task::Regression => HeadKind::Sequence(self.outputs),
             Task::TokenClassification => HeadKind::Token(self.labels.len()),
             Task::Embedding => HeadKind::Embedding,
         }

@@ -71,7 +71,7 @@ fn glue_files_are_recognised() {
         [("glue/sst2/dev.tsv", Glue::Sst2, 3_741), ("glue/cola/train.tsv", Glue::Cola, 5_088)]
     {
         let path = lowrank_testing::public_data(name);
-        let options = DataOptions { labels: labels(&path, &options).unwrap(), ..options.clone() };
+        let options = DataOptions { labels: labels(&path, &options, &[]).unwrap(), ..options.clone() };
         assert_eq!(options.labels, ["0", "1"]);
         let data = read(&path, &options, &Words).unwrap();
         let lines = std::fs::read_to_string(&path).unwrap().lines().count();

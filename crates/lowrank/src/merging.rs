@@ -320,7 +320,10 @@ fn changes_of_head(session: &Session) -> Changes {
     let (mut changes, model) = (Changes::default(), &session.model);
     let ending = match task.task {
         Task::Lm => return changes,
-        Task::Classification | Task::PairClassification | Task::Regression => "ForSequenceClassification",
+        Task::Classification
+        | Task::MultiLabelClassification
+        | Task::PairClassification
+        | Task::Regression => "ForSequenceClassification",
         Task::TokenClassification => "ForTokenClassification",
         Task::Mlm => "ForMaskedLM",
         Task::Embedding => "Model",
@@ -332,7 +335,10 @@ fn changes_of_head(session: &Session) -> Changes {
         say("architectures", json!([format!("{}{ending}", &class[..ends.min().unwrap_or(class.len())])]));
     }
     if task.task.has_labels() || task.task == Task::Regression {
-        let labels = if task.labels.is_empty() { vec!["LABEL_0".to_owned()] } else { task.labels.clone() };
+        let labels = match task.task {
+            Task::Regression => (0..task.outputs).map(|i| format!("LABEL_{i}")).collect(),
+            _ => task.labels.clone(),
+        };
         let numbered = labels.iter().enumerate();
         say(
             "label2id",
@@ -342,12 +348,14 @@ fn changes_of_head(session: &Session) -> Changes {
             "id2label",
             numbered.map(|(i, label)| (i.to_string(), json!(label))).collect::<Map<_, _>>().into(),
         );
-        let kind = match task.task {
-            Task::Regression => "regression",
-            _ => "single_label_classification",
-        };
-        if task.task != Task::TokenClassification {
-            say("problem_type", json!(kind));
+        // transformers counts `id2label`; a file that says it otherwise too must say the same.
+        for field in ["num_labels", "_num_labels"] {
+            if config.get(field).is_some() {
+                say(field, json!(labels.len()));
+            }
+        }
+        if config.get("problem_type").is_some() || task.task.problem_type().is_some() {
+            say("problem_type", json!(task.task.problem_type()));
         }
     }
     for path in &model.info().new_layers {

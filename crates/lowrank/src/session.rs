@@ -389,6 +389,7 @@ impl Session {
         let options = DataOptions {
             task: self.task.task,
             labels: self.task.labels.clone(),
+            outputs: self.task.outputs,
             unlabelled,
             ..options.data_options(&*self.model)?
         };

@@ -5,34 +5,58 @@ use std::path::Path;
 
 use lowrank_adapters::{AdapterSet, LoraConfig, read_task};
 use lowrank_models::Base;
-use lowrank_train::{Task, TaskSpec, data};
-use serde_json::Value;
+use lowrank_train::{DataOptions, Task, TaskSpec, data};
+use serde_json::{Map, Value};
 
 use crate::adapter_source::other_format;
 use crate::options::TrainOptions;
 use crate::{Error, Result};
 
+/// What `task` means over a base: for one whose `config.json` names another problem than a single label, classification
+/// is that, as in transformers.
+pub(crate) fn meant(task: Task, base: &Base) -> Task {
+    match (task, base.config.get("problem_type").and_then(Value::as_str)) {
+        (Task::Classification, Some("multi_label_classification")) => Task::MultiLabelClassification,
+        (Task::Classification, Some("regression")) => Task::Regression,
+        _ => task,
+    }
+}
+
+/// Says where `task` means another one.
+fn meant_aloud(task: Task, base: &Base) -> Task {
+    let meant = meant(task, base);
+    if meant != task {
+        let (source, name) = (base.source.display(), meant.name());
+        let kind = meant.problem_type().unwrap_or_default();
+        eprintln!("the task is {name}: problem_type of {source} is {kind}");
+    }
+    meant
+}
+
 /// The task of a run, with the labels of its data (or of the adapter it starts from).
 pub(crate) fn of_run(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
-    let task = options.task;
     if let Some(dir) = &options.init_adapter {
-        let spec = of_adapter(Some(dir), Some(task), options.labels.clone(), base)?;
+        let spec = of_adapter(Some(dir), Some(options.task), options.labels.clone(), base)?;
         return Ok(spec);
     }
+    let task = options.task;
+    let columns = DataOptions { task, ..options.column_options() };
+    if task == Task::Regression {
+        let outputs = match options.task {
+            Task::Regression => data::outputs(&options.data, &columns)?,
+            _ => config_outputs(&base.config),
+        };
+        return Ok(TaskSpec { outputs, ..TaskSpec::new(task, Vec::new()) });
+    }
     if !task.has_labels() {
-        return Ok(TaskSpec { task, labels: Vec::new() });
+        return Ok(TaskSpec::new(task, Vec::new()));
     }
     let labels = match &options.labels {
         Some(labels) => labels.clone(),
-        None => {
-            let found = data::labels(&options.data, &options.column_options())?;
-            let known = config_labels(&base.config);
-            // A head that knows these classes keeps its order.
-            if found.iter().all(|label| known.contains(label)) { known } else { found }
-        }
+        None => data::labels(&options.data, &columns, &config_labels(&base.config))?,
     };
     check_labels(&labels)?;
-    Ok(TaskSpec { task, labels })
+    Ok(TaskSpec::new(task, labels))
 }
 
 /// The task of the adapter in `dir`, or that of the base's own head where there is none. `task` and `labels` are what
@@ -44,7 +68,10 @@ pub(crate) fn of_adapter(
     base: &Base,
 ) -> Result<TaskSpec> {
     let Some(dir) = dir else {
-        let task = task.unwrap_or_default();
+        let task = meant_aloud(task.unwrap_or_default(), base);
+        if task == Task::Regression {
+            return Ok(TaskSpec { outputs: config_outputs(&base.config), ..TaskSpec::new(task, Vec::new()) });
+        }
         let labels = match task.has_labels() {
             true => labels.unwrap_or_else(|| config_labels(&base.config)),
             false => Vec::new(),
@@ -57,19 +84,28 @@ pub(crate) fn of_adapter(
                 task.name()
             )));
         }
-        return Ok(TaskSpec { task, labels });
+        return Ok(TaskSpec::new(task, labels));
     };
     if other_format(dir).is_some() {
-        return Ok(TaskSpec { task: task.unwrap_or_default(), labels: labels.unwrap_or_default() });
+        return Ok(TaskSpec::new(task.unwrap_or_default(), labels.unwrap_or_default()));
     }
     let spec = match read_task(dir)? {
         Some(value) => {
             let path = dir.join(lowrank_adapters::TASK_FILE);
-            serde_json::from_value(value).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?
+            let spec: TaskSpec = serde_json::from_value(value)
+                .map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
+            if !(1..=data::MOST_LABELS).contains(&spec.outputs) {
+                let (path, most) = (path.display(), data::MOST_LABELS);
+                return Err(Error::Usage(format!(
+                    "{path}: outputs is {}, and can be 1 to {most}",
+                    spec.outputs
+                )));
+            }
+            spec
         }
         None => of_peft(dir, task, labels.as_ref(), base)?,
     };
-    if let Some(task) = task.filter(|task| *task != spec.task) {
+    if let Some(task) = task.filter(|task| *task != spec.task && meant(*task, base) != spec.task) {
         return Err(Error::Usage(format!(
             "{} was trained for the task {}, not {}",
             dir.display(),
@@ -98,10 +134,10 @@ fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &
         None => untyped(&config, task),
     };
     let Some(kind) = kind else {
-        return Ok(TaskSpec { task: task.unwrap_or_default(), labels: Vec::new() });
+        return Ok(TaskSpec::new(task.unwrap_or_default(), Vec::new()));
     };
     if kind == Task::Embedding {
-        return Ok(TaskSpec { task: kind, labels: Vec::new() });
+        return Ok(TaskSpec::new(kind, Vec::new()));
     }
     let set = AdapterSet::load_alone(dir)?;
     // The layers before the scores are as wide as the model.
@@ -109,8 +145,17 @@ fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &
     let outputs = head.map(|layer| layer.site.out_features).min().ok_or_else(|| {
         Error::Usage(format!("{}: holds no classification head (modules_to_save)", dir.display()))
     })?;
-    if outputs == 1 && kind == Task::Classification {
-        return Ok(TaskSpec { task: Task::Regression, labels: Vec::new() });
+    let kind = match task {
+        _ if kind != Task::Classification => kind,
+        _ if outputs == 1 => Task::Regression,
+        // A pair is what two columns are, whatever the adapter.
+        Some(Task::MultiLabelClassification | Task::PairClassification | Task::Regression) => {
+            task.unwrap_or_default()
+        }
+        _ => meant_aloud(kind, base),
+    };
+    if kind == Task::Regression {
+        return Ok(TaskSpec { outputs, ..TaskSpec::new(kind, Vec::new()) });
     }
     let known = Some(config_labels(&base.config)).filter(|known| known.len() == outputs);
     let labels = labels.cloned().or(known).unwrap_or_else(|| (0..outputs).map(|i| i.to_string()).collect());
@@ -121,18 +166,19 @@ fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &
             labels.len()
         )));
     }
-    // A pair is what two columns are, whatever the adapter.
-    let task = task.filter(|task| *task == Task::PairClassification).unwrap_or(kind);
-    Ok(TaskSpec { task, labels })
+    Ok(TaskSpec::new(kind, labels))
 }
 
 /// The task of an adapter without `task_type`: what the user says, or the class of the model that PEFT trained it on.
 fn untyped(config: &LoraConfig, task: Option<Task>) -> Option<Task> {
     match task {
         // One output is a regression's, whatever it is called.
-        Some(Task::Classification | Task::PairClassification | Task::Regression) => {
-            return Some(Task::Classification);
-        }
+        Some(
+            Task::Classification
+            | Task::MultiLabelClassification
+            | Task::PairClassification
+            | Task::Regression,
+        ) => return Some(Task::Classification),
         Some(task) => return Some(task).filter(|task| task.has_labels() || *task == Task::Embedding),
         None => {}
     }
@@ -157,4 +203,15 @@ fn check_labels(labels: &[String]) -> Result<()> {
 fn config_labels(config: &Value) -> Vec<String> {
     let Some(map) = config.get("id2label").and_then(Value::as_object) else { return Vec::new() };
     (0..map.len()).map_while(|i| Some(map.get(&i.to_string())?.as_str()?.to_owned())).collect()
+}
+
+/// How many outputs a regression head of the base has: transformers' `num_labels`, if the head is one.
+fn config_outputs(config: &Value) -> usize {
+    if config.get("problem_type").and_then(Value::as_str) != Some("regression") {
+        return 1;
+    }
+    let named = config.get("id2label").and_then(Value::as_object).map(Map::len);
+    let counted = || config.get("num_labels").and_then(Value::as_u64).map(|n| n as usize);
+    // What transformers takes where neither is there.
+    named.or_else(counted).unwrap_or(2).clamp(1, data::MOST_LABELS)
 }

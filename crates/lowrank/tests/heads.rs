@@ -28,7 +28,12 @@ fn example(expected: &Expected, i: usize, task: Task, reads_last: bool) -> Examp
     let (mut all, target) = (
         ids.clone(),
         match task {
-            Task::Regression => Target::Value { row, value: expected.floats(&name)[0] },
+            Task::Regression => Target::Values { row, values: expected.floats(&name) },
+            Task::MultiLabelClassification => {
+                let vector = expected.floats(&name);
+                let set = (0..).zip(vector).filter(|(_, there)| *there == 1.0).map(|(class, _)| class);
+                Target::ClassSet { row, classes: set.collect() }
+            }
             Task::Classification | Task::PairClassification => {
                 Target::Classes(vec![Label { row, target: labels(&name)[0] as u32 }])
             }
@@ -61,7 +66,7 @@ fn check(base: &str, case: &str, task: Option<Task>) {
     let task = session.task.task;
     let examples: Vec<Example> = (0..3).map(|i| example(&expected, i, task, decoder)).collect();
     let batch = pack(&examples.iter().collect::<Vec<_>>(), true);
-    if matches!(task, Task::Classification | Task::Regression) {
+    if matches!(task, Task::Classification | Task::MultiLabelClassification | Task::Regression) {
         assert_eq!(
             batch.output_rows.as_ref().map(Vec::len),
             Some(3),
@@ -153,6 +158,26 @@ fn bert_embedding() {
 #[test]
 fn roberta_regression() {
     check("roberta", "roberta/regression", Some(Task::Regression));
+}
+
+#[test]
+fn several_labels_of_a_text() {
+    for (base, case) in [
+        ("bert", "bert/multi_label"),
+        ("roberta", "roberta/multi_label"),
+        ("../llama_gqa_tied", "llama/multi_label"),
+    ] {
+        check(base, case, Some(Task::MultiLabelClassification));
+    }
+}
+
+#[test]
+fn several_values_of_a_text() {
+    for (base, case) in
+        [("bert", "bert/values"), ("roberta", "roberta/values"), ("../llama_gqa_tied", "llama/values")]
+    {
+        check(base, case, Some(Task::Regression));
+    }
 }
 
 #[test]

@@ -157,6 +157,240 @@ fn pairs_and_numbers_are_learned() {
     assert!(result["pearson"].as_f64().unwrap() > 0.95, "{result}");
 }
 
+/// Texts of any number of classes: `good` by their words, `film` by what they speak of.
+fn several_labels() -> Vec<(String, Vec<&'static str>)> {
+    let row = |i: usize| {
+        let (word, thing) = (WORDS[i % 6], WORDS[6 + i / 6 % 2]);
+        let mut labels = Vec::new();
+        labels.extend((thing == "film").then_some("film"));
+        labels.extend((i % 6 < 3).then_some("good"));
+        (format!("the {thing} was {word}"), labels)
+    };
+    (0..24).map(row).collect()
+}
+
+#[test]
+fn texts_have_several_labels() {
+    let case = Case::new();
+    let rows = several_labels();
+    let lines = |of: &dyn Fn(&[&str]) -> Value| -> String {
+        rows.iter().map(|(text, set)| format!("{}\n", json!({"text": text, "labels": of(set)}))).collect()
+    };
+    let names = case.write("names.jsonl", &lines(&|set| json!(set)));
+    let more = ["--target-modules", "all-linear", "--epochs", "40"];
+    let adapter = case.train("multi-label-classification", &names, &more);
+    let file = |folder: &str, name: &str| -> Value {
+        serde_json::from_slice(&fs::read(PathBuf::from(folder).join(name)).unwrap()).unwrap()
+    };
+    let spec = json!({"task": "multi-label-classification", "labels": ["film", "good"]});
+    assert_eq!(file(&adapter, "task.json"), spec);
+    assert_eq!(file(&adapter, "adapter_config.json")["task_type"], "SEQ_CLS");
+    let card = fs::read_to_string(PathBuf::from(&adapter).join("README.md")).unwrap();
+    assert!(card.contains("| task | multi-label-classification |"), "{card}");
+
+    let same = |a: &Value, b: &Value| {
+        for name in ["loss", "accuracy", "f1_micro", "f1_macro"] {
+            assert_eq!(a[name], b[name], "{name}: {a} and {b}");
+        }
+    };
+    let result = case.eval(&adapter, &names);
+    assert_eq!((&result["accuracy"], &result["f1_micro"]), (&json!(1.0), &json!(1.0)), "{result}");
+    assert_eq!(result["f1_macro"], 1.0);
+    let has = |set: &[&str], name: &str| set.contains(&name);
+    let vector = |set: &[&str]| [has(set, "film"), has(set, "good")];
+    let class = |name: &&str| usize::from(*name == "good");
+    for (i, data) in [
+        lines(&|set| json!(vector(set))),
+        lines(&|set| json!(vector(set).map(u8::from))),
+        lines(&|set| json!(vector(set).map(|there| f32::from(u8::from(there))))),
+        // A list of both numbers is the vector [0, 1], so one of both is written as names.
+        lines(&|set| match set {
+            [_, _] => json!(set),
+            set => json!(set.iter().map(class).collect::<Vec<_>>()),
+        }),
+    ]
+    .iter()
+    .enumerate()
+    {
+        same(&case.eval(&adapter, &case.write(&format!("{i}.jsonl"), data)), &result);
+    }
+    let table = |of: &dyn Fn(&[&str]) -> String| -> String {
+        let rows = rows.iter().map(|(text, set)| format!("{text}\t{}\n", of(set)));
+        "text\tlabel\n".to_owned() + &rows.collect::<String>()
+    };
+    let joined = case.write("joined.tsv", &table(&|set| set.join(", ")));
+    same(&case.eval(&adapter, &joined), &result);
+    let listed = case.write("listed.tsv", &table(&|set| json!(set).to_string()));
+    same(&case.eval(&adapter, &listed), &result);
+
+    let texts = case.write(
+        "texts.jsonl",
+        "{\"text\": \"the film was great\"}\n{\"text\": \"the plot was good\"}\n{\"text\": \"the plot was bad\"}\n",
+    );
+    let predict = |args: &[&str]| -> Vec<Value> {
+        let out = lowrank_ok(&[&["predict", "--data", &texts], args].concat()).out;
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let lines = predict(&["--model", &case.model, "--adapter", &adapter]);
+    assert_eq!(lines[0]["labels"], json!(["film", "good"]));
+    assert_eq!(lines[1]["labels"], json!(["good"]));
+    assert_eq!(lines[2]["labels"], json!([]));
+    for line in &lines {
+        for name in ["film", "good"] {
+            let score = line["scores"][name].as_f64().unwrap();
+            assert_eq!(line["labels"].as_array().unwrap().contains(&json!(name)), score > 0.5, "{line}");
+        }
+    }
+
+    // Merged, the folder says what its head is for, and classification means that.
+    let merged = case.merge(&adapter);
+    let config = file(&merged, "config.json");
+    assert_eq!(config["problem_type"], "multi_label_classification");
+    assert_eq!(config["id2label"], json!({"0": "film", "1": "good"}));
+    let again = predict(&["--model", &merged, "--task", "classification"]);
+    for (a, b) in again.iter().zip(&lines) {
+        assert_eq!(a["labels"], b["labels"]);
+    }
+    let args = ["eval", "--model", &merged, "--task", "classification", "--data", &names, "--json"];
+    let ran = lowrank_ok(&args);
+    assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap()["f1_micro"], 1.0);
+    assert!(ran.err.contains("the task is multi-label-classification: problem_type of"), "{}", ran.err);
+    let vectors = case.path("1.jsonl");
+    let out = case.path("next");
+    let args = [
+        "train",
+        "--model",
+        &merged,
+        "--task",
+        "multi-label-classification",
+        "--data",
+        &vectors,
+        "--out",
+        &out,
+    ];
+    lowrank_ok(&[&args[..], &["--max-steps", "1"]].concat());
+    assert_eq!(file(&out, "task.json"), spec);
+    let args =
+        ["eval", "--model", &merged, "--task", "classification", "--adapter", &out, "--data", &vectors];
+    lowrank_ok(&args);
+    // Without names, they are transformers'.
+    let adapter = case.train("multi-label-classification", &vectors, &["--max-steps", "1"]);
+    assert_eq!(file(&adapter, "task.json")["labels"], json!(["LABEL_0", "LABEL_1"]));
+
+    let bad = |label: Value, parts: &[&str]| {
+        let data = case.write("bad.jsonl", &format!("{}\n", json!({"text": "a film", "labels": label})));
+        let args = ["eval", "--model", &case.model, "--adapter", &adapter, "--data", &data];
+        case.refused(&args, &[&["bad.jsonl:1"], parts].concat());
+    };
+    bad(json!([0, 1, 1]), &["a vector of 3 entries for 2 classes"]);
+    bad(json!([2]), &["label 2 is out of range", "2 classes"]);
+    bad(json!(["film"]), &["\"film\" is none of those"]);
+    bad(json!("LABEL_0"), &["expected a list of labels"]);
+    bad(json!([null]), &["holds null"]);
+    let args = ["train", "--task", "classification", "--model", &case.model, "--data", &names, "--out", &out];
+    case.refused(&args, &["names.jsonl:1", "\"labels\" is a list", "--task multi-label-classification"]);
+    case.refused(
+        &["train", "--task", "classification", "--model", &case.model, "--data", &listed, "--out", &out],
+        &["listed.tsv:2", "\"label\" is a list", "--task multi-label-classification"],
+    );
+}
+
+#[test]
+fn texts_have_several_numbers() {
+    let case = Case::new();
+    let numbers =
+        |i: usize| (if i % 6 < 3 { 1.5 } else { -1.5 }, if (i / 6).is_multiple_of(2) { 0.5 } else { 2.5 });
+    let text = |i: usize| format!("the {} was {}", WORDS[6 + i / 6 % 2], WORDS[i % 6]);
+    let (mut lines, mut table) = (String::new(), "text\tscore\n".to_owned());
+    for i in 0..24 {
+        let (mood, thing) = numbers(i);
+        lines.push_str(&format!("{}\n", json!({"text": text(i), "labels": [mood, thing]})));
+        table.push_str(&format!("{}\t[{mood}, {thing}]\n", text(i)));
+    }
+    let data = case.write("train.jsonl", &lines);
+    let more = ["--target-modules", "all-linear", "--epochs", "60"];
+    let adapter = case.train("regression", &data, &more);
+    let file = |folder: &str, name: &str| -> Value {
+        serde_json::from_slice(&fs::read(PathBuf::from(folder).join(name)).unwrap()).unwrap()
+    };
+    assert_eq!(file(&adapter, "task.json"), json!({"task": "regression", "outputs": 2}));
+    let result = case.eval(&adapter, &data);
+    assert!(result["pearson"].as_f64().unwrap() > 0.9, "{result}");
+    let table = case.write("scored.tsv", &table);
+    let same = case.eval(&adapter, &table);
+    assert_eq!((&same["loss"], &same["spearman"]), (&result["loss"], &result["spearman"]));
+
+    let texts = case.write("texts.jsonl", "{\"text\": \"the film was great\"}\n");
+    let predict = |args: &[&str]| -> Value {
+        serde_json::from_str(&lowrank_ok(&[&["predict", "--data", &texts], args].concat()).out).unwrap()
+    };
+    let line = predict(&["--model", &case.model, "--adapter", &adapter]);
+    let values = line["values"].as_array().unwrap();
+    assert!(values.len() == 2 && values[0].as_f64().unwrap() > 0.0, "{line}");
+    let merged = case.merge(&adapter);
+    let config = file(&merged, "config.json");
+    assert_eq!(
+        (&config["problem_type"], config["id2label"].as_object().unwrap().len()),
+        (&json!("regression"), 2)
+    );
+    for task in ["regression", "classification"] {
+        let again = predict(&["--model", &merged, "--task", task]);
+        assert!((again["values"][1].as_f64().unwrap() - values[1].as_f64().unwrap()).abs() < 1e-4, "{again}");
+    }
+    let short = case.write("short.jsonl", "{\"text\": \"a film\", \"label\": 3.5}\n");
+    let args = ["eval", "--model", &case.model, "--adapter", &adapter, "--data", &short];
+    case.refused(&args, &["short.jsonl:1", "holds 1 numbers, and 2 are predicted"]);
+    fs::write(PathBuf::from(&adapter).join("task.json"), r#"{"task": "regression", "outputs": 0}"#).unwrap();
+    case.refused(&args, &["task.json", "outputs is 0"]);
+
+    // One number is a value, and a text without one can be predicted.
+    let adapter = case.train("regression", &short, &["--max-steps", "1"]);
+    assert_eq!(file(&adapter, "task.json"), json!({"task": "regression"}));
+    assert!(predict(&["--model", &case.model, "--adapter", &adapter])["value"].is_number());
+}
+
+/// 0 and 1 in place of the names that the head has.
+#[test]
+fn numbers_of_classes_are_labels() {
+    let case = Case::new();
+    let file = |folder: &str, name: &str| -> Value {
+        serde_json::from_slice(&fs::read(PathBuf::from(folder).join(name)).unwrap()).unwrap()
+    };
+    let numbers = sentences(48);
+    let named = numbers.replace("\t0\n", "\tbad\n").replace("\t1\n", "\tgood\n");
+    let (numbers, named) = (case.write("numbers.tsv", &numbers), case.write("named.tsv", &named));
+    let adapter = case.train("classification", &named, &[]);
+    let result = case.eval(&adapter, &named);
+    assert_eq!(result["accuracy"], 1.0, "{result}");
+    assert_eq!(case.eval(&adapter, &numbers)["loss"], result["loss"]);
+    let lines = case.write("numbers.jsonl", "{\"text\": \"the film was good\", \"labels\": 1}\n");
+    assert_eq!(case.eval(&adapter, &lines)["accuracy"], 1.0);
+    let beyond = case.write("beyond.csv", "text,label\nthe film was good,1\nthe film was good,2\n");
+    let args = ["eval", "--model", &case.model, "--adapter", &adapter, "--data", &beyond];
+    case.refused(&args, &["beyond.csv:3", "label 2 is out of range", "2 classes"]);
+
+    // A base that has names keeps them, and its head.
+    let merged = case.merge(&adapter);
+    let out = case.path("next");
+    let args = ["train", "--model", &merged, "--task", "classification", "--data", &numbers, "--out", &out];
+    lowrank_ok(&[&args[..], &["--max-steps", "1"]].concat());
+    assert_eq!(file(&out, "task.json")["labels"], json!(["bad", "good"]));
+    let args = ["train", "--model", &merged, "--task", "classification", "--data", &beyond, "--out", &out];
+    lowrank_ok(&[&args[..], &["--max-steps", "1", "--force"]].concat());
+    assert_eq!(file(&out, "task.json")["labels"], json!(["1", "2"]));
+    let args = ["--labels", "cold,warm", "--max-steps", "1"];
+    assert_eq!(case.eval(&case.train("classification", &numbers, &args), &numbers)["examples"], 48);
+
+    let words =
+        case.write("words.jsonl", "{\"tokens\": [\"the\", \"film\"], \"tags\": [\"O\", \"B-THING\"]}\n");
+    let adapter = case.train("token-classification", &words, &["--labels", "O,B-THING", "--max-steps", "1"]);
+    let tagged = case.write("tagged.jsonl", "{\"tokens\": [\"the\", \"film\"], \"ner_tags\": [0, 1]}\n");
+    assert_eq!(case.eval(&adapter, &tagged)["loss"], case.eval(&adapter, &words)["loss"]);
+    let bad = case.write("bad.jsonl", "{\"tokens\": [\"the\", \"film\"], \"ner_tags\": [0, 2]}\n");
+    let args = ["eval", "--model", &case.model, "--adapter", &adapter, "--data", &bad];
+    case.refused(&args, &["bad.jsonl:1", "label 2 is out of range"]);
+}
+
 #[test]
 fn words_are_tagged() {
     let case = Case::new();

@@ -537,6 +537,17 @@ impl Backend for Cpu {
         kernels::squared_error(losses, dx.host_mut(), x.host(), targets, weights);
     }
 
+    fn binary_cross_entropy(
+        &self,
+        dx: &mut Tensor,
+        losses: &mut [f32],
+        x: &Tensor,
+        targets: &[f32],
+        weights: &[f32],
+    ) {
+        kernels::binary_cross_entropy(losses, dx.host_mut(), x.host(), targets, weights);
+    }
+
     fn softcap(&self, x: &mut Tensor, cap: f32) {
         kernels::softcap(x.host_mut(), cap);
     }

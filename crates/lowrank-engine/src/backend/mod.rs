@@ -300,8 +300,14 @@ macro_rules! for_each_operation {
         /// `losses[i] = -log softmax(logits[i,:])[classes[i]]`; with weights, `logits` become `weights[i]` times the gradient
         /// of `losses[i]`.
         fn cross_entropy(logits: &mut Tensor, losses: &mut [f32], targets: Targets<'_>) -> () [0];
-        /// `losses[i] = (x[i] - targets[i])^2`, and `dx[i] = 2 weights[i] (x[i] - targets[i])`, for `x, dx: [N,1]`.
+        /// `losses[i] = mean_c (x[i,c] - targets[i,c])^2`, and `dx[i,c] = 2 weights[i] / C (x[i,c] - targets[i,c])`, for
+        /// `x, dx, targets: [N,C]`.
         fn squared_error(dx: &mut Tensor, losses: &mut [f32], x: &Tensor, targets: &[f32], weights: &[f32]) -> () [0];
+        /// `losses[i] = mean_c (max(x, 0) - x y + log(1 + exp(-|x|)))`, and `dx[i,c] = weights[i] / C (sigmoid(x) - y)`, for
+        /// `x = x[i,c]`, `y = targets[i,c]` and `x, dx, targets: [N,C]`.
+        fn binary_cross_entropy(
+            dx: &mut Tensor, losses: &mut [f32], x: &Tensor, targets: &[f32], weights: &[f32]
+        ) -> () [0];
         /// `x = cap tanh(x / cap)`.
         fn softcap(x: &mut Tensor, cap: f32) -> () [0];
         /// `x[i,:] = log softmax(x[i,:])`.

@@ -93,12 +93,19 @@ pub enum Target {
     Next,
     /// Classes at tokens: one for a text, at the token that speaks for it, or those of its words.
     Classes(Vec<Label>),
-    /// A number for the text, at the token that speaks for it.
-    Value {
+    /// The classes of the text, each by itself, at the token that speaks for it.
+    ClassSet {
         /// That token.
         row: u32,
-        /// The number.
-        value: f32,
+        /// Those that it is of, in rising order.
+        classes: Vec<u32>,
+    },
+    /// Numbers for the text, at the token that speaks for it.
+    Values {
+        /// That token.
+        row: u32,
+        /// As many as the head has outputs.
+        values: Vec<f32>,
     },
     /// Tokens that will be hidden at random.
     Masked,
@@ -113,7 +120,7 @@ impl Example {
         match &self.target {
             Target::Next | Target::Masked => self.loss_mask.iter().filter(|&&marked| marked).count(),
             Target::Classes(labels) => labels.len(),
-            Target::Value { .. } | Target::Pair(_) => 1,
+            Target::ClassSet { .. } | Target::Values { .. } | Target::Pair(_) => 1,
         }
     }
 }
@@ -232,6 +239,8 @@ pub struct DataOptions {
     pub task: Task,
     /// Names of the classes, in their order.
     pub labels: Vec<String>,
+    /// Regression: how many numbers a text has; 0 is 1.
+    pub outputs: usize,
     /// The column (or JSON key) of a pair's second text.
     pub pair_column: Option<String>,
     /// The column (or JSON key) of the label.

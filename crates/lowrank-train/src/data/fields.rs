@@ -131,16 +131,50 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A label: a name or a number.
-    pub fn label(&self, name: &str) -> Result<String, String> {
+    /// A label, or a list of them; in a cell of a table, as JSON.
+    pub fn label(&self, name: &str) -> Result<RowLabel, String> {
+        let list = |list: &[Value]| {
+            let entry = |value: &Value| {
+                Entry::of(value)
+                    .ok_or_else(|| format!("{name:?} holds {}, expected names or numbers", kind(value)))
+            };
+            list.iter().map(entry).collect::<Result<_, _>>().map(RowLabel::List)
+        };
         let text = match self {
-            Self::Json(map) if !matches!(map.get(name), None | Some(Value::String(_))) => {
-                let value = &map[name];
-                label_text(value).ok_or_else(|| format!("{name:?} is {}, expected a label", kind(value)))?
-            }
+            Self::Json(map) if !matches!(map.get(name), None | Some(Value::String(_))) => match &map[name] {
+                Value::Array(values) => return list(values),
+                value => label_text(value)
+                    .ok_or_else(|| format!("{name:?} is {}, expected a label", kind(value)))?,
+            },
             _ => self.text(name)?.trim().to_owned(),
         };
-        if text.is_empty() { Err(format!("{name:?} is empty: the label is missing")) } else { Ok(text) }
+        if let (Self::Table(..), true) = (self, text.starts_with('['))
+            && let Ok(values) = serde_json::from_str::<Vec<Value>>(&text)
+        {
+            return list(&values);
+        }
+        Ok(RowLabel::One(text))
+    }
+
+    /// The labels of a row that may have several: a list; in a cell of a table, also names joined by commas.
+    pub fn label_list(&self, name: &str) -> Result<Vec<Entry>, String> {
+        match (self.label(name)?, self) {
+            (RowLabel::List(entries), _) => Ok(entries),
+            (RowLabel::One(_), Self::Json(map)) => {
+                Err(format!("{name:?} is {}, expected a list of labels", kind(&map[name])))
+            }
+            (RowLabel::One(text), _) if text.starts_with('[') => {
+                Err(format!("{name:?} is {text}, which is not a JSON list of names or numbers"))
+            }
+            (RowLabel::One(text), _) if text.is_empty() => Ok(Vec::new()),
+            (RowLabel::One(text), _) => text
+                .split(',')
+                .map(|part| match part.trim() {
+                    "" => Err(format!("{name:?} is {text:?}, in which a name is empty")),
+                    part => Ok(Entry { text: part.to_owned(), flag: flag(part) }),
+                })
+                .collect(),
+        }
     }
 
     /// A list of words or tags.
@@ -279,6 +313,43 @@ fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+/// What a row has for its label.
+pub(super) enum RowLabel {
+    /// A name or a number.
+    One(String),
+    /// Several.
+    List(Vec<Entry>),
+}
+
+/// An entry of a list of labels.
+pub(super) struct Entry {
+    /// A name or a number.
+    pub text: String,
+    /// Where it is 0 or 1, or true or false: an entry of a vector of 0 and 1, maybe.
+    pub flag: Option<bool>,
+}
+
+impl Entry {
+    fn of(value: &Value) -> Option<Self> {
+        let text = label_text(value)?;
+        let flag = match value {
+            Value::Bool(yes) => Some(*yes),
+            Value::Number(_) => flag(&text),
+            _ => None,
+        };
+        Some(Self { text, flag })
+    }
+}
+
+/// Whether a number is 0 or 1.
+fn flag(number: &str) -> Option<bool> {
+    match number {
+        "0" | "0.0" => Some(false),
+        "1" | "1.0" => Some(true),
+        _ => None,
     }
 }
 

@@ -6,7 +6,7 @@ use lowrank_engine::Label;
 
 use super::contract::{DataOptions, Encode, Example, Target};
 use super::encode::Encoded;
-use super::fields::{Fields, Row, list_names};
+use super::fields::{Entry, Fields, Row, RowLabel, list_names};
 use super::glue::Glue;
 use crate::task::Task;
 
@@ -14,7 +14,8 @@ use crate::task::Task;
 const FIRST: [&str; 8] =
     ["text", "sentence", "sentence1", "text1", "premise", "question1", "question", "anchor"];
 const SECOND: [&str; 6] = ["text_pair", "sentence2", "text2", "hypothesis", "question2", "positive"];
-const LABEL: [&str; 4] = ["label", "score", "gold_label", "is_duplicate"];
+const LABEL: [&str; 5] = ["label", "score", "gold_label", "is_duplicate", "labels"];
+const LABELS: [&str; 2] = ["labels", "label"];
 const WORDS: [&str; 2] = ["tokens", "words"];
 const TAGS: [&str; 4] = ["tags", "ner_tags", "pos_tags", "labels"];
 
@@ -31,9 +32,11 @@ impl Columns {
     pub fn find(options: &DataOptions, has: &dyn Fn(&str) -> bool) -> Result<Self, String> {
         let layout = options.glue().map(Glue::layout);
         let first_known = |names: &[&str]| names.iter().find(|name| has(name)).map(ToString::to_string);
-        let words = options.task == Task::TokenClassification;
-        let (first_names, label_names) =
-            if words { (&WORDS[..], &TAGS[..]) } else { (&FIRST[..], &LABEL[..]) };
+        let (first_names, label_names) = match options.task {
+            Task::TokenClassification => (&WORDS[..], &TAGS[..]),
+            Task::MultiLabelClassification => (&FIRST[..], &LABELS[..]),
+            _ => (&FIRST[..], &LABEL[..]),
+        };
         let first = options
             .text_column
             .clone()
@@ -56,7 +59,9 @@ impl Columns {
             })?),
             Task::Regression => second,
             // A single text is meant, unless someone says otherwise.
-            Task::Classification => second.filter(|_| options.pair_column.is_some() || layout.is_some()),
+            Task::Classification | Task::MultiLabelClassification => {
+                second.filter(|_| options.pair_column.is_some() || layout.is_some())
+            }
             _ => None,
         };
         let label = options
@@ -118,17 +123,26 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
         }
         example.token_types = kinds(example.token_types);
         let label = columns.label.as_deref().and_then(|name| fields.label(name).ok());
-        example.similarity = label.and_then(|label| number(&label).ok());
+        example.similarity = match label {
+            Some(RowLabel::One(label)) => number(&label).ok(),
+            _ => None,
+        };
         return Ok(Encoded::Kept { example, truncated, empty: false });
     }
     let texts = texts(first, second)?;
     let row = options.reads.row(&texts.ids) as u32;
-    let label = columns.label.as_deref().map(|name| fields.label(name)).transpose()?;
-    let target = match (options.task, label) {
+    let target = match (options.task, columns.label.as_deref()) {
         (Task::Mlm, _) => Target::Masked,
-        (Task::Regression, Some(label)) => Target::Value { row, value: number(&label)? },
-        (Task::Regression, None) => Target::Value { row, value: f32::NAN },
-        (_, Some(label)) => Target::Classes(vec![Label { row, target: class(&label, &options.labels)? }]),
+        (Task::Regression, Some(name)) => Target::Values { row, values: values(&fields, name, options)? },
+        (Task::Regression, None) => Target::Values { row, values: vec![0.0; options.outputs.max(1)] },
+        (Task::MultiLabelClassification, Some(name)) => {
+            Target::ClassSet { row, classes: class_set(&fields.label_list(name)?, &options.labels)? }
+        }
+        (Task::MultiLabelClassification, None) => Target::ClassSet { row, classes: Vec::new() },
+        (_, Some(name)) => {
+            let target = class(&one(&fields, name)?, &options.labels)?;
+            Target::Classes(vec![Label { row, target }])
+        }
         (_, None) => Target::Classes(vec![Label { row, target: 0 }]),
     };
     let loss_mask = match target {
@@ -182,15 +196,28 @@ fn words(
     Ok(Encoded::Kept { example, truncated: texts.truncated, empty: false })
 }
 
-/// The labels of a row, as they are spelled.
-pub(super) fn labels(row: &Row, options: &DataOptions) -> Result<Vec<String>, String> {
+/// The labels of a row, as they are spelled; and how many entries they have, if they are a vector of 0 and 1.
+pub(super) fn labels(row: &Row, options: &DataOptions) -> Result<(Vec<String>, Option<usize>), String> {
     let fields = Fields::of(&row.raw)?;
     let columns = Columns::find(options, &|name| fields.has(name))?;
-    match columns.label.as_deref() {
-        None => Ok(Vec::new()),
-        Some(name) if options.task == Task::TokenClassification => fields.list(name),
-        Some(name) => Ok(vec![fields.label(name)?]),
-    }
+    let Some(name) = columns.label.as_deref() else { return Ok((Vec::new(), None)) };
+    Ok(match options.task {
+        Task::TokenClassification => (fields.list(name)?, None),
+        Task::MultiLabelClassification => {
+            let entries = fields.label_list(name)?;
+            let vector = entries.len() > 1 && entries.iter().all(|entry| entry.flag.is_some());
+            let len = vector.then_some(entries.len());
+            (entries.into_iter().map(|entry| entry.text).collect(), len)
+        }
+        _ => (vec![one(&fields, name)?], None),
+    })
+}
+
+/// How many numbers the label of a row has.
+pub(super) fn outputs(row: &Row, options: &DataOptions) -> Result<usize, String> {
+    let fields = Fields::of(&row.raw)?;
+    let columns = Columns::find(options, &|name| fields.has(name))?;
+    columns.label.as_deref().map_or(Ok(1), |name| numbers(&fields, name).map(|numbers| numbers.len()))
 }
 
 /// Labels in a fixed order: numbers by value, other names by the alphabet.
@@ -207,17 +234,87 @@ fn kinds(types: Vec<u32>) -> Vec<u32> {
     if types.iter().all(|&kind| kind == 0) { Vec::new() } else { types }
 }
 
-fn class(label: &str, labels: &[String]) -> Result<u32, String> {
-    match labels.iter().position(|known| known == label) {
-        Some(at) => Ok(at as u32),
-        None => Err(format!("label {label:?} is none of those trained for: {}", list_names(labels))),
+/// The class of a label: its place among the names, or the number of a class where the names are not numbers.
+///
+/// # Errors
+/// Where there is no such class.
+pub fn class(label: &str, labels: &[String]) -> Result<u32, String> {
+    if let Some(at) = labels.iter().position(|known| known == label) {
+        return Ok(at as u32);
     }
+    let is_number =
+        |name: &String| name.contains(|c: char| c.is_ascii_digit()) && name.parse::<f64>().is_ok();
+    match label.parse::<i64>() {
+        Ok(at) if at.to_string() == label && !labels.iter().any(is_number) => {
+            u32::try_from(at).ok().filter(|at| (*at as usize) < labels.len()).ok_or_else(|| {
+                let (count, last) = (labels.len(), labels.len().saturating_sub(1));
+                format!(
+                    "label {label} is out of range: there are {count} classes, 0 to {last}: {}",
+                    list_names(labels)
+                )
+            })
+        }
+        _ => Err(format!("label {label:?} is none of those trained for: {}", list_names(labels))),
+    }
+}
+
+/// The classes of a text in rising order: those that a list names or numbers, or those with 1 in a vector that has 0 or 1
+/// for each class.
+fn class_set(entries: &[Entry], labels: &[String]) -> Result<Vec<u32>, String> {
+    let flags: Option<Vec<bool>> = entries.iter().map(|entry| entry.flag).collect();
+    if let Some(flags) = flags.filter(|flags| !flags.is_empty()) {
+        if flags.len() == labels.len() {
+            return Ok((0..).zip(flags).filter(|(_, yes)| *yes).map(|(class, _)| class).collect());
+        }
+        // Numbers of classes come once.
+        let number = |entry: &Entry| entry.text == "0" || entry.text == "1";
+        if flags.len() > 2 || flags == [flags[0]; 2] || !entries.iter().all(number) {
+            let (got, count) = (flags.len(), labels.len());
+            return Err(format!("a vector of {got} entries for {count} classes: {}", list_names(labels)));
+        }
+    }
+    let mut classes =
+        entries.iter().map(|entry| class(&entry.text, labels)).collect::<Result<Vec<u32>, _>>()?;
+    classes.sort_unstable();
+    classes.dedup();
+    Ok(classes)
+}
+
+/// The only label of a row.
+fn one(fields: &Fields<'_>, name: &str) -> Result<String, String> {
+    match fields.label(name)? {
+        RowLabel::One(text) if text.is_empty() => Err(format!("{name:?} is empty: the label is missing")),
+        RowLabel::One(text) => Ok(text),
+        RowLabel::List(_) => Err(format!(
+            "{name:?} is a list, expected a label: `task` multi-label-classification is for texts with several"
+        )),
+    }
+}
+
+/// The numbers of a row, as they are spelled.
+fn numbers(fields: &Fields<'_>, name: &str) -> Result<Vec<String>, String> {
+    match fields.label(name)? {
+        RowLabel::List(entries) if entries.is_empty() => Err(format!("{name:?} is an empty list")),
+        RowLabel::List(entries) => Ok(entries.into_iter().map(|entry| entry.text).collect()),
+        RowLabel::One(_) => Ok(vec![one(fields, name)?]),
+    }
+}
+
+/// The numbers of a row, one for each output.
+fn values(fields: &Fields<'_>, name: &str, options: &DataOptions) -> Result<Vec<f32>, String> {
+    let numbers = numbers(fields, name)?;
+    let (got, outputs) = (numbers.len(), options.outputs.max(1));
+    if got != outputs {
+        return Err(format!("{name:?} holds {got} numbers, and {outputs} are predicted of each text"));
+    }
+    numbers.iter().map(|label| number(label)).collect()
 }
 
 fn number(label: &str) -> Result<f32, String> {
     label.trim().parse().ok().filter(|value: &f32| value.is_finite()).ok_or_else(|| {
         format!(
-            "label {label:?} is not a number: the task regression needs numbers, classification takes names"
+            "label {label:?} is not a number: the task regression needs numbers (several as a list, [1, 2.5]), \
+             classification takes names"
         )
     })
 }

@@ -12,8 +12,8 @@
 //! completion and eos. A text becomes `encode(text) + eos`, with loss on every token but the first,
 //! which nothing predicts. A conversation goes through the chat template, with loss on the
 //! assistant's turns. A row that has no token with loss is an error with its line; one that `max_seq_len` cuts so short is
-//! dropped, counted and named in a warning. For the other tasks a row is a text (`text`, `sentence`, ...), or two, with a `label`; or words and
-//! tags. A TSV file has no quoting: a quote in it is a character like any other.
+//! dropped, counted and named in a warning. For the other tasks a row is a text (`text`, `sentence`, ...), or two, with a `label`, a list of
+//! labels or numbers; or words and tags. A TSV file has no quoting: a quote in it is a character like any other.
 
 mod conll;
 mod contract;
@@ -47,6 +47,7 @@ use encode::Encoded;
 use fields::Rows;
 pub use glue::Glue;
 pub use groups::{PromptGroup, read_groups};
+pub use labelled::class;
 pub use store::Examples;
 pub use template::Template;
 
@@ -214,23 +215,30 @@ fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
     })
 }
 
-/// The names of the classes in a data file: in GLUE's order, numbers by value, else by the alphabet. Lines that make
-/// no example are passed over.
+/// The names of the classes in a data file: `known`, where all labels are of those; else in GLUE's order, numbers by
+/// value, or by the alphabet. Where every label is a vector of 0 and 1 for as many classes, these are `LABEL_0` and so on,
+/// as in transformers. Lines that make no example are passed over.
 ///
 /// # Errors
 /// A file that cannot be read or lacks a column, or in which there are no two classes.
-pub fn labels(path: &Path, options: &DataOptions) -> Result<Vec<String>, Error> {
+pub fn labels(path: &Path, options: &DataOptions, known: &[String]) -> Result<Vec<String>, Error> {
     let options = &options.resolved(path)?;
     options.check()?;
     let mut found = BTreeSet::new();
     let mut first_bad = None;
+    // The lengths of vectors; `None` for other labels.
+    let mut vectors = BTreeSet::new();
     for row in rows(path, options)? {
         let row = row?;
         match labelled::labels(&row, options) {
-            Ok(labels) => found.extend(labels),
+            Ok((labels, vector)) => {
+                found.extend(labels);
+                vectors.insert(vector);
+            }
             Err(reason) => first_bad = first_bad.or(Some((row.line, reason))),
         }
-        if options.task != Task::TokenClassification && found.len() > MOST_LABELS {
+        let entries = vectors.last().copied().flatten().unwrap_or(0);
+        if options.task != Task::TokenClassification && found.len().max(entries) > MOST_LABELS {
             let reason = format!(
                 "has more than {MOST_LABELS} different labels: `task` regression is for numbers, and \
                  `label_column` names the column of the labels"
@@ -240,6 +248,20 @@ pub fn labels(path: &Path, options: &DataOptions) -> Result<Vec<String>, Error> 
     }
     if let (true, Some((line, reason))) = (found.is_empty(), first_bad) {
         return Err(Error::Line { path: path.into(), line, reason });
+    }
+    if let (1, Some(Some(classes))) = (vectors.len(), vectors.first()) {
+        return Ok(match known.len() == *classes {
+            true => known.to_vec(),
+            false => (0..*classes).map(|i| format!("LABEL_{i}")).collect(),
+        });
+    }
+    let enough = found.len() > 1 || (options.task == Task::MultiLabelClassification && !found.is_empty());
+    // Names that nobody gave say nothing of fewer classes.
+    let unnamed = known.iter().enumerate().all(|(i, name)| *name == format!("LABEL_{i}"));
+    let covers = !unnamed || found.len() == known.len() || found.iter().all(|label| known.contains(label));
+    // A head that knows these classes keeps its order.
+    if enough && covers && found.iter().all(|label| class(label, known).is_ok()) {
+        return Ok(known.to_vec());
     }
     let fixed = options.glue().map(|glue| glue.layout().labels).unwrap_or_default();
     if !fixed.is_empty() && found.iter().all(|label| fixed.contains(&label.as_str())) {
@@ -255,8 +277,33 @@ pub fn labels(path: &Path, options: &DataOptions) -> Result<Vec<String>, Error> 
     Ok(labelled::ordered(found))
 }
 
+/// How many numbers the labels of a data file have: as many as that of its first row that has any.
+///
+/// # Errors
+/// A file that cannot be read or lacks a column.
+pub fn outputs(path: &Path, options: &DataOptions) -> Result<usize, Error> {
+    // A pipe is read once.
+    if !path.is_file() {
+        return Ok(1);
+    }
+    let options = &options.resolved(path)?;
+    options.check()?;
+    for row in rows(path, options)? {
+        if let Ok(outputs) = labelled::outputs(&row?, options) {
+            return match outputs {
+                0..=MOST_LABELS => Ok(outputs),
+                _ => Err(Error::DataFile {
+                    path: path.into(),
+                    reason: format!("has {outputs} numbers a text, more than {MOST_LABELS}"),
+                }),
+            };
+        }
+    }
+    Ok(1)
+}
+
 /// More classes than any head was made for, and what a column of numbers or texts soon has.
-const MOST_LABELS: usize = 10_000;
+pub const MOST_LABELS: usize = 10_000;
 
 impl Dataset {
     fn add(

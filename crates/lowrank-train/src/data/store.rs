@@ -55,9 +55,10 @@ impl Examples {
         let kind = match target {
             Target::Next => 0,
             Target::Classes(_) => 1,
-            Target::Value { .. } => 2,
+            Target::Values { .. } => 2,
             Target::Masked => 3,
             Target::Pair(_) => 4,
+            Target::ClassSet { .. } => 5,
         };
         let has = |there: bool, bit: u64| if there { bit } else { 0 };
         let mut to = Writer(&mut self.bytes);
@@ -97,9 +98,14 @@ impl Examples {
             Target::Classes(labels) => {
                 to.list(labels.iter().map(|label| u64::from(label.row) << 32 | u64::from(label.target)));
             }
-            Target::Value { row, value } => {
+            Target::ClassSet { row, classes } => {
                 to.number((*row).into());
-                to.float(*value);
+                to.list(classes.iter().map(|class| u64::from(*class)));
+            }
+            Target::Values { row, values } => {
+                to.number((*row).into());
+                to.number(values.len() as u64);
+                values.iter().for_each(|value| to.float(*value));
             }
             Target::Pair(first) => to.number(*first as u64),
         }
@@ -127,9 +133,13 @@ impl Examples {
         let target = match first >> KIND {
             0 => Target::Next,
             1 => Target::Classes(from.list(|n| Label { row: (n >> 32) as u32, target: n as u32 })),
-            2 => Target::Value { row: from.number() as u32, value: from.float() },
+            2 => {
+                let (row, len) = (from.number() as u32, from.number());
+                Target::Values { row, values: (0..len).map(|_| from.float()).collect() }
+            }
             3 => Target::Masked,
-            _ => Target::Pair(from.number() as usize),
+            4 => Target::Pair(from.number() as usize),
+            _ => Target::ClassSet { row: from.number() as u32, classes: from.list(|class| class as u32) },
         };
         Example { tokens, token_types, loss_mask, prompt_len, target, similarity, weight, id }
     }
@@ -248,7 +258,7 @@ mod tests {
             Example { target: Target::Classes(Vec::new()), ..Example::default() },
             Example {
                 tokens: vec![9],
-                target: Target::Value { row: 300, value: -0.25 },
+                target: Target::Values { row: 300, values: vec![-0.25, 7.5] },
                 ..Example::default()
             },
             Example {
@@ -264,12 +274,18 @@ mod tests {
                 weight: Some(0.25),
                 ..Example::default()
             },
+            Example {
+                tokens: vec![9],
+                target: Target::ClassSet { row: 300, classes: vec![0, 127, 128] },
+                ..Example::default()
+            },
+            Example { target: Target::ClassSet { row: 0, classes: Vec::new() }, ..Example::default() },
         ];
         let stored = Examples::from(all.clone());
         assert_eq!(stored.len(), all.len());
         assert_eq!(stored.iter().collect::<Vec<_>>(), all);
         assert_eq!(stored.batch([6, 0]), [all[6].clone(), all[0].clone()]);
-        assert_eq!(stored.batches(3).map(|batch| batch.len()).collect::<Vec<_>>(), [3, 3, 1]);
+        assert_eq!(stored.batches(3).map(|batch| batch.len()).collect::<Vec<_>>(), [3, 3, 3]);
         assert_eq!(stored.batches(3).flatten().collect::<Vec<_>>(), all);
         assert!(Examples::default().is_empty() && !stored.is_empty());
     }

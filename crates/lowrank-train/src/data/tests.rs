@@ -403,3 +403,74 @@ fn a_text_is_read_at_its_last_token_that_is_no_padding() {
         assert_eq!(read(text, Reads::First), [(0, 1)], "{text}");
     }
 }
+
+/// The names of the classes in rows of `label`s, and what the labels of the first row are then.
+fn found(task: Task, rows: &[serde_json::Value], known: &[&str]) -> Result<(Vec<String>, Vec<u32>), Error> {
+    let lines = rows.iter().map(|label| format!("{}\n", serde_json::json!({"text": "a", "label": label})));
+    let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+    let mut file = case("a.jsonl", lines.collect::<String>()).with(|o| o.task = task);
+    file.options.labels = labels(&file.path(), &file.options, &known)?;
+    let first = match file.load()?.examples.get(0).target {
+        Target::Classes(labels) => labels.iter().map(|label| label.target).collect(),
+        Target::ClassSet { classes, .. } => classes,
+        other => panic!("{other:?}"),
+    };
+    Ok((file.options.labels, first))
+}
+
+#[test]
+fn classes_are_found() {
+    use serde_json::json;
+    let is = |task: Task, rows: &[serde_json::Value], known: &[&str], names: &[&str], first: &[u32]| {
+        let (got, classes) = found(task, rows, known).unwrap();
+        assert_eq!(
+            (got.iter().map(String::as_str).collect::<Vec<_>>(), &classes[..]),
+            (names.to_vec(), first)
+        );
+    };
+    let (one, many) = (Task::Classification, Task::MultiLabelClassification);
+    is(one, &[json!("b"), json!("a")], &[], &["a", "b"], &[1]);
+    is(one, &[json!(10), json!(9)], &[], &["9", "10"], &[1]);
+    // A head's names: by name, and by number.
+    is(one, &[json!("b"), json!("a")], &["b", "a", "c"], &["b", "a", "c"], &[0]);
+    is(one, &[json!(2), json!(0)], &["b", "a", "c"], &["b", "a", "c"], &[2]);
+    is(one, &[json!(3), json!(0)], &["b", "a", "c"], &["0", "3"], &[1]);
+    is(one, &[json!(1), json!(0)], &["LABEL_0", "LABEL_1"], &["LABEL_0", "LABEL_1"], &[1]);
+    is(one, &[json!(1), json!(0)], &["LABEL_0", "LABEL_1", "LABEL_2"], &["0", "1"], &[1]);
+    is(one, &[json!(2), json!(1)], &["1", "2", "3"], &["1", "2", "3"], &[1]);
+    is(one, &[json!(0), json!(1)], &["1", "2", "3"], &["0", "1"], &[0]);
+    is(many, &[json!(["b", "c", "b"]), json!([]), json!(["a"])], &[], &["a", "b", "c"], &[1, 2]);
+    is(many, &[json!([1, 0, 1]), json!([0, 0, 0])], &[], &["LABEL_0", "LABEL_1", "LABEL_2"], &[0, 2]);
+    is(many, &[json!([false, true]), json!([true, true])], &["b", "a"], &["b", "a"], &[1]);
+    is(many, &[json!([2, 0]), json!([1])], &["b", "a", "c"], &["b", "a", "c"], &[0, 2]);
+    is(many, &[json!([27, 2]), json!([3])], &[], &["2", "3", "27"], &[0, 2]);
+    let fails = |task: Task, rows: &[serde_json::Value], what: &str| {
+        let message = found(task, rows, &[]).unwrap_err().to_string();
+        assert!(message.contains(what), "{what:?} in {message}");
+    };
+    fails(one, &[json!(["a", "b"])], "a.jsonl:1: \"label\" is a list");
+    fails(one, &[json!("a"), json!("a")], "one label only");
+    fails(many, &[json!("a")], "a.jsonl:1: \"label\" is a string, expected a list of labels");
+    fails(many, &[json!([0, 1, 1]), json!([0, 1])], "a vector of 3 entries for 2 classes");
+}
+
+#[test]
+fn numbers_of_a_text() {
+    let load = |name: &str, content: &str| {
+        let mut file = case(name, content).with(|o| o.task = Task::Regression);
+        file.options.outputs = outputs(&file.path(), &file.options).unwrap();
+        file
+    };
+    let values = |file: &Case| match file.load().unwrap().examples.get(0).target {
+        Target::Values { values, .. } => values,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(values(&load("a.jsonl", "{\"text\":\"a\",\"score\":2}")), [2.0]);
+    assert_eq!(values(&load("a.jsonl", "{\"text\":\"a\",\"labels\":[2,-0.5]}")), [2.0, -0.5]);
+    assert_eq!(values(&load("a.tsv", "text\tlabel\na\t[2, -0.5]\n")), [2.0, -0.5]);
+    load("a.csv", "text,label\na,\"2,5\"\n").fails(2, &["\"2,5\" is not a number", "[1, 2.5]"]);
+    load("a.jsonl", "{\"text\":\"a\",\"label\":[1,2]}\n{\"text\":\"a\",\"label\":[]}")
+        .fails(2, &["\"label\" is an empty list"]);
+    load("a.jsonl", "{\"text\":\"a\",\"label\":[1,2]}\n{\"text\":\"a\",\"label\":3}")
+        .fails(2, &["holds 1 numbers, and 2 are predicted"]);
+}

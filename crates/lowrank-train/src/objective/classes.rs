@@ -14,7 +14,7 @@ pub(crate) struct Classes;
 
 impl Objective for Classes {
     fn matches(&self, head: &Head, batch: &PackedBatch) -> bool {
-        matches!(head, Head::Classes(_)) && batch.values.is_empty()
+        matches!(head, Head::Classes(_)) && batch.values.is_empty() && batch.class_sets.is_empty()
     }
 
     fn tasks(&self) -> &'static [Task] {

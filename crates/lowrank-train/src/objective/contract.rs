@@ -49,12 +49,11 @@ pub(crate) trait Objective: Sync {
 /// Losses and outputs of a batch.
 #[derive(Clone, Debug, Default)]
 pub struct Scores {
-    /// The loss of each target: `-log p(target)` in nats, or a squared error.
+    /// The loss of each target: `-log p(target)` in nats, a mean of such losses over classes, or a squared error.
     pub losses: Vec<f32>,
     /// Whether the likeliest class (token, text) is the target, for each; without gradient only.
     pub hits: Vec<bool>,
-    /// Without gradient, what the head gave for each target: scores of classes, one value, or the cosines of a
-    /// text with the texts of the batch. Empty for language models, whose logits never exist all at once.
+    /// Without gradient, what the head gave for each target: scores of classes, values, or the cosines of a text with the texts of the batch. Empty for language models, whose logits never exist all at once.
     pub outputs: Vec<f32>,
 }
 
@@ -67,9 +66,9 @@ impl From<lowrank_engine::Scores> for Scores {
 /// What the model says of one example.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Prediction {
-    /// The likeliest class of the text, or of each word.
+    /// The likeliest class of the text, or of each word; multi-label: those with a probability above 0.5.
     pub classes: Vec<u32>,
-    /// What the head gave: a score for each class (of each word), or the value.
+    /// What the head gave: a score for each class (of each word), or the values.
     pub outputs: Vec<f32>,
 }
 

@@ -5,6 +5,7 @@ mod contract;
 mod in_batch_negatives;
 mod language;
 mod masked;
+mod multi_label;
 mod squared_error;
 
 use lowrank_models::Head;
@@ -16,10 +17,11 @@ use crate::pack::PackedBatch;
 use crate::task::Task;
 
 /// Every loss.
-static ALL: [&dyn Objective; 5] = [
+static ALL: [&dyn Objective; 6] = [
     &language::Language,
     &masked::Masked,
     &classes::Classes,
+    &multi_label::MultiLabel,
     &squared_error::SquaredError,
     &in_batch_negatives::InBatchNegatives,
 ];

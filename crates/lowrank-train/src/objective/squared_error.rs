@@ -1,4 +1,4 @@
-//! Squared error of one value a text.
+//! Squared error of the values of a text.
 
 use lowrank_engine::{Grads, Tape, Var};
 use lowrank_models::Head;
@@ -9,7 +9,8 @@ use crate::pack::PackedBatch;
 use crate::task::{Task, TaskSpec};
 use crate::{Example, Examples, metrics};
 
-/// `l_i = (s_i - y_i)^2` for the one score `s_i` that the head gives text `i`, and its value `y_i`.
+/// `l_i = mean_c (s_i,c - y_i,c)^2` for the scores `s_i: [C]` that the head gives text `i`, and its values `y_i: [C]`:
+/// transformers' `MSELoss`.
 pub(crate) struct SquaredError;
 
 impl Objective for SquaredError {
@@ -33,9 +34,9 @@ impl Objective for SquaredError {
         let Head::Classes(head) = head else { panic!("squared error under {}", head.name()) };
         let device = tape.scope.device;
         let given = head.scores(tape, &h, &batch.rows_of_labels());
-        let n = given.tensor.rows();
+        let (n, c) = (given.tensor.rows(), given.tensor.cols());
         let mut scores = Scores { losses: vec![0.0; n], ..Scores::default() };
-        let mut gradient = device.alloc(n, 1);
+        let mut gradient = device.alloc(n, c);
         device.squared_error(&mut gradient, &mut scores.losses, &given.tensor, &batch.values, weights);
         if tape.records() {
             tape.seed(&given, gradient);
@@ -49,16 +50,25 @@ impl Objective for SquaredError {
         tally.add_predictions(chunk, scores);
     }
 
-    fn metrics(&self, _: &TaskSpec, tally: &Tally, _: f64, examples: &Examples) -> Metrics {
-        let wanted = examples.iter().map(|e| match e.target {
-            Target::Value { value, .. } => f64::from(value),
-            _ => f64::NAN,
-        });
-        let given = tally.predictions.iter().map(|p| f64::from(p.outputs[0]));
-        let (wanted, given): (Vec<f64>, Vec<f64>) = (wanted.collect(), given.collect());
-        Metrics::from([
-            ("pearson", metrics::pearson(&given, &wanted)),
-            ("spearman", metrics::spearman(&given, &wanted)),
-        ])
+    fn metrics(&self, spec: &TaskSpec, tally: &Tally, _: f64, examples: &Examples) -> Metrics {
+        let wanted: Vec<Vec<f32>> = examples.iter().map(|e| values(e.target)).collect();
+        // Of each output, and the mean of them.
+        let mean = |of: fn(&[f64], &[f64]) -> f64| {
+            let one = |c: usize| {
+                let given: Vec<f64> = tally.predictions.iter().map(|p| f64::from(p.outputs[c])).collect();
+                let wanted: Vec<f64> =
+                    wanted.iter().map(|y| y.get(c).map_or(f64::NAN, |y| f64::from(*y))).collect();
+                of(&given, &wanted)
+            };
+            (0..spec.outputs).map(one).sum::<f64>() / spec.outputs as f64
+        };
+        Metrics::from([("pearson", mean(metrics::pearson)), ("spearman", mean(metrics::spearman))])
+    }
+}
+
+fn values(target: Target) -> Vec<f32> {
+    match target {
+        Target::Values { values, .. } => values,
+        _ => Vec::new(),
     }
 }

@@ -52,7 +52,16 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let lines = data.examples.iter().zip(&result.predictions).map(|(example, prediction)| {
         let mut line = json!({ "line": example.id.line });
         match task {
-            Task::Regression => line["value"] = json!(prediction.outputs[0]),
+            Task::Regression => match prediction.outputs[..] {
+                [value] => line["value"] = json!(value),
+                ref values => line["values"] = json!(values),
+            },
+            Task::MultiLabelClassification => {
+                let names: Vec<&str> =
+                    prediction.classes.iter().map(|&class| label(&session, class)).collect();
+                line["labels"] = json!(names);
+                line["scores"] = named(&session, prediction.outputs.iter().map(|x| 1.0 / (1.0 + (-x).exp())));
+            }
             Task::TokenClassification => {
                 let tags: Vec<&str> = prediction.classes.iter().map(|&tag| label(&session, tag)).collect();
                 line["tags"] = json!(tags);
@@ -106,8 +115,12 @@ fn label(session: &Session, class: u32) -> &str {
 fn scores(session: &Session, logits: &[f32]) -> Value {
     let largest = logits.iter().copied().fold(f32::MIN, f32::max);
     let total: f32 = logits.iter().map(|x| (x - largest).exp()).sum();
-    let named = session.task.labels.iter().zip(logits);
-    named.map(|(name, x)| (name.clone(), json!((x - largest).exp() / total))).collect()
+    named(session, logits.iter().map(|x| (x - largest).exp() / total))
+}
+
+/// A number for every class, by its name.
+fn named(session: &Session, numbers: impl Iterator<Item = f32>) -> Value {
+    session.task.labels.iter().zip(numbers).map(|(name, x)| (name.clone(), json!(x))).collect()
 }
 
 /// Writes the lines to the file at `path`, or to standard output.
