@@ -305,3 +305,35 @@ fn trained_biases_merge() {
         assert!(error.contains("bias of") && error.contains("was trained"), "{error}");
     }
 }
+
+/// What PEFT wrote says `SEQ_CLS`, and `problem_type` of the base what that is.
+#[test]
+fn the_base_says_what_peft_trained() {
+    for (case, problem, task) in [
+        ("bert/multi_label", "multi_label_classification", Task::MultiLabelClassification),
+        ("bert/values", "regression", Task::Regression),
+        ("bert/pair", "single_label_classification", Task::Classification),
+    ] {
+        let model = tempfile::tempdir().unwrap();
+        let base = fixture("heads/bert");
+        std::fs::copy(base.join("model.safetensors"), model.path().join("model.safetensors")).unwrap();
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(base.join("config.json")).unwrap()).unwrap();
+        config["problem_type"] = problem.into();
+        std::fs::write(model.path().join("config.json"), config.to_string()).unwrap();
+        let adapter = fixture("heads").join(case).join("adapter");
+        let open = |task: Option<Task>| {
+            let model = model.path().to_str().unwrap();
+            Session::for_adapter(model, LoadOptions::default(), Some(&adapter), task, None)
+        };
+        for asked in [None, Some(Task::Classification)] {
+            let spec = open(asked).unwrap().task;
+            let outputs = if task == Task::Regression { spec.outputs } else { spec.labels.len() };
+            assert_eq!(
+                (spec.task, outputs),
+                (task, if task == Task::MultiLabelClassification { 5 } else { 3 })
+            );
+        }
+        assert_eq!(open(Some(Task::PairClassification)).unwrap().task.task, Task::PairClassification);
+    }
+}
