@@ -11,6 +11,8 @@ mod arena;
 mod backend;
 mod buffer;
 mod cache;
+#[cfg(unix)]
+mod cut;
 mod device;
 mod error;
 mod layer;
@@ -35,6 +37,8 @@ pub use backend::{
 };
 pub use buffer::{Buffer, DeviceBuffer, HostMemory};
 pub use cache::KvCache;
+#[cfg(unix)]
+pub use cut::name_files_that_are_cut;
 pub use device::{Device, SavedDtype};
 pub use error::Error;
 pub use layer::Linear;

@@ -3,26 +3,37 @@
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::path::Path;
 
 use memmap2::Mmap;
 
 /// A file whose bytes are mapped into memory, read-only.
 pub struct Mapped {
+    // Dropped before the mapping that it names.
+    #[cfg(unix)]
+    _name: crate::cut::Named,
     map: Mmap,
     #[cfg_attr(not(unix), allow(dead_code))]
     file: File,
 }
 
 impl Mapped {
-    /// Maps the whole of `file`.
+    /// Maps the whole of `file`, which lies at `path`.
     ///
     /// # Errors
     /// Where the system refuses.
-    pub fn new(file: File) -> io::Result<Self> {
+    pub fn new(file: File, path: &Path) -> io::Result<Self> {
         // SAFETY: the map is read-only; as with every mapped model file, nobody may shorten or rewrite
         // it while the model is in use (our own writers replace files by rename and never in place).
         let map = unsafe { Mmap::map(&file) }?;
-        Ok(Self { map, file })
+        #[cfg(not(unix))]
+        let _ = path;
+        Ok(Self {
+            #[cfg(unix)]
+            _name: crate::cut::Named::new(&map, path),
+            map,
+            file,
+        })
     }
 
     /// Copies the bytes from `at` on, without their pages becoming this process's memory, nor those around them (up to

@@ -235,7 +235,7 @@ mod tests {
         let mut bytes = vec![7; 12];
         bytes.extend_from_slice(owned.view().bytes);
         std::fs::write(&path, &bytes).unwrap();
-        let file = Arc::new(Mapped::new(std::fs::File::open(&path).unwrap()).unwrap());
+        let file = Arc::new(Mapped::new(std::fs::File::open(&path).unwrap(), &path).unwrap());
         std::fs::remove_file(&path).unwrap();
         let ids: Vec<u32> = (0..200).map(|i| i * 37 % 130).collect();
         let order = RowOrder::RopeInterleaved { head_dim: 26 };

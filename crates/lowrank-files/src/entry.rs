@@ -22,7 +22,7 @@ impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         regular(path)?;
         let file = File::open(path).map_err(Error::io(path))?;
-        let map = Mapped::new(file).map_err(Error::io(path))?;
+        let map = Mapped::new(file, path).map_err(Error::io(path))?;
         Ok(Self { path: path.to_owned(), map: Arc::new(map) })
     }
 }

@@ -256,6 +256,23 @@ impl Base {
     }
 }
 
+/// What the world calls the base that [`Base::open`] opens: the id of a repository on the hub, also where the path lies in
+/// the hub's cache, else the name of the file or folder. Where it lies on this machine is nobody's business.
+pub fn base_name(path_or_id: &str) -> String {
+    let path = Path::new(path_or_id);
+    if !path.exists() {
+        return hub::HubId::parse(path_or_id).map_or_else(|| path_or_id.to_owned(), |id| id.repo);
+    }
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let cached = whole.ancestors().filter_map(Path::file_name).find_map(|name| {
+        let repo = name.to_str()?.strip_prefix("models--")?;
+        Some(repo.replace("--", "/"))
+    });
+    let name = || path.canonicalize().ok()?.file_name().map(|name| name.to_string_lossy().into_owned());
+    let given = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    cached.or(given).or_else(name).unwrap_or_else(|| path_or_id.to_owned())
+}
+
 impl std::fmt::Debug for Base {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Base({}, {:?})", self.source.display(), self.tensors)
@@ -280,4 +297,27 @@ fn gguf_template(gguf: &Gguf, generation: &GenerationConfig) -> Result<MaybeTemp
     };
     let template = ChatTemplate::new(source, token(generation.bos)?, token(generation.eos.first().copied())?);
     Ok(Some(template.map(|t| t.of_file(gguf.path())).map_err(|e| e.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_is_called_by_its_name_and_not_by_where_it_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = folder.path().join("models--org--tiny-1/snapshots/abc");
+        let (plain, file) = (folder.path().join("my model"), folder.path().join("tiny.Q4_1.gguf"));
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::create_dir(&plain).unwrap();
+        std::fs::write(&file, "").unwrap();
+        let name = |path: &Path| base_name(path.to_str().unwrap());
+        assert_eq!(name(&snapshot), "org/tiny-1");
+        assert_eq!(name(&plain), "my model");
+        assert_eq!(name(&plain.join("..").join("my model")), "my model");
+        assert_eq!(name(&plain.join(".")), "my model");
+        assert_eq!(name(&file), "tiny.Q4_1.gguf");
+        assert_eq!(base_name("org/tiny"), "org/tiny");
+        assert_eq!(base_name("org/tiny@main:x.gguf"), "org/tiny");
+    }
 }

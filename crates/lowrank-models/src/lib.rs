@@ -22,7 +22,7 @@ pub mod hub;
 pub mod text;
 
 pub use arch::{base_prefix, gguf_names, load};
-pub use base::{Base, Kind};
+pub use base::{Base, Kind, base_name};
 pub use config::GenerationConfig;
 pub use decode::{Decoded, Decoder, DecoderOptions, Request, Sampling, SearchOptions, Sequence, Strategy};
 pub use error::{Error, Result};

@@ -19,7 +19,7 @@ pub use amplification::{Amplification, amplification};
 pub use error::{Error, Result};
 pub use latency::{Timing, time_forward};
 pub use run::{Run, RunLog, RunResult, StepLog};
-pub use runner::{Outcome, run_all};
+pub use runner::{Outcome, run_all, wait_for_others};
 pub use sections::study_report;
 pub use single::{Sample, SingleRun, single_report};
 pub use spec::{Spec, plan};

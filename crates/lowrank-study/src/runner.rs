@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lowrank_files::{Tensors, read_limited};
+use lowrank_files::{FolderLock, Tensors, read_limited};
 use serde_json::{Map, Value};
 use toml::Table;
 
@@ -17,8 +17,11 @@ use crate::spec::Spec;
 /// How far a call of [`run_all`] came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Every run has a result (be it that it failed).
-    Complete,
+    /// Every run has a result.
+    Complete {
+        /// Of how many it is that they failed.
+        failed: usize,
+    },
     /// The time limit was reached before this many runs were begun.
     OutOfTime(usize),
     /// A run was interrupted; its state is saved.
@@ -43,8 +46,9 @@ const SHARED: [&str; 14] = [
     "stream_base",
 ];
 
-/// Trains and evaluates each run without a result, with `command` (the `lowrank` program) in a process of its own.
-/// A run that was stopped on its way continues where it was. `signals` counts the requests to stop: each is passed on to
+/// Trains and evaluates each run without a result or with a failure for one, with `command` (the `lowrank` program) in a
+/// process of its own. A run that was stopped on its way continues where it was, and one that another process is at is
+/// waited for. `signals` counts the requests to stop: each is passed on to
 /// the process at work, which saves its state on the first and ends at once on the second.
 ///
 /// # Errors
@@ -61,10 +65,11 @@ pub fn run_all(
     let limit = spec.time_limit_minutes.map(|m| Duration::from_secs_f64(60.0 * m));
     let mut open = Vec::new();
     for run in runs {
-        if run.result(&spec.out)?.is_none() {
+        if !is_done(run, spec)? {
             open.push(run);
         }
     }
+    let mut failed = 0;
     for (i, run) in open.iter().enumerate() {
         if signals.load(Ordering::Relaxed) > 0 {
             return Ok(Outcome::Interrupted);
@@ -74,7 +79,14 @@ pub fn run_all(
         }
         say(&format!("run {} of {}: {} (seed {})", i + 1, open.len(), run.name, run.options["seed"]));
         let job = Job { spec, run, dir: run.dir(&spec.out), command, signals };
+        let Some(_lock) = wait_for_others(&job.dir, "adapter", signals, say)? else {
+            return Ok(Outcome::Interrupted);
+        };
+        if is_done(run, spec)? {
+            continue;
+        }
         let Some(result) = job.work()? else { return Ok(Outcome::Interrupted) };
+        failed += usize::from(result.error.is_some());
         match &result.error {
             Some(error) => say(&format!("  failed: {error}")),
             None => {
@@ -86,9 +98,48 @@ pub fn run_all(
         let path = job.dir.join(RESULT);
         let text = serde_json::to_vec_pretty(&result).expect("plain data");
         lowrank_files::write_atomic(&path, &text)?;
-        job.forget_checkpoints()?;
+        if result.error.is_none() {
+            job.forget_checkpoints()?;
+        }
     }
-    Ok(Outcome::Complete)
+    Ok(Outcome::Complete { failed })
+}
+
+/// Whether the run has a result other than a failure.
+fn is_done(run: &Run, spec: &Spec) -> Result<bool> {
+    Ok(run.result(&spec.out)?.is_some_and(|result| result.error.is_none()))
+}
+
+/// The right to write to `folder`, as soon as no other process writes to it or to `inside` it: another study, or the
+/// child of one that was killed. Nothing where this one is asked to stop.
+///
+/// # Errors
+/// Where the folder cannot be made.
+pub fn wait_for_others(
+    folder: &Path,
+    inside: &str,
+    signals: &AtomicUsize,
+    say: &mut dyn FnMut(&str),
+) -> Result<Option<FolderLock>> {
+    let mut said = false;
+    while signals.load(Ordering::Relaxed) == 0 {
+        let folders = [folder, &folder.join(inside)];
+        match folders.into_iter().find_map(FolderLock::holder) {
+            Some(holder) if !said => {
+                say(&format!("  waiting for {holder}, which is at it"));
+                said = true;
+            }
+            Some(_) => {}
+            None => match FolderLock::take(folder) {
+                Ok(lock) => return Ok(Some(lock)),
+                // Another was faster.
+                Err(_) if FolderLock::holder(folder).is_some() => {}
+                Err(e) => return Err(e.into()),
+            },
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(None)
 }
 
 struct Job<'a> {

@@ -32,7 +32,7 @@ pub(crate) fn write(
     if fs::read_to_string(&path).is_ok_and(|text| !text.contains(MADE_BY)) {
         return Ok(false);
     }
-    let base = serde_json::to_string(&options.model).expect("a string is JSON");
+    let base = serde_json::to_string(&options.base_name()).expect("a string is JSON");
     let config = &adapters.config;
     let kind = config.peft_type.as_str();
     let method = lowrank_adapters::method(config)?;

@@ -34,7 +34,7 @@ pub fn extract_adapter(
     let wants = |path: &str| wanted.contains_key(path);
     let mut found = extract(&session.base.tensors, &tuned.tensors, how, &wants, &transposed)?;
     let config = &mut found.lora.config;
-    config.insert("base_model_name_or_path".into(), json!(model));
+    config.insert("base_model_name_or_path".into(), json!(lowrank_models::base_name(model)));
     config.insert("task_type".into(), json!("CAUSAL_LM"));
     Ok(found)
 }

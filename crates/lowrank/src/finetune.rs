@@ -136,7 +136,7 @@ fn start(
         Some(dir) => {
             let mut set = session.load_adapter(dir)?;
             options.check_init(&set.config, dir, &*session.model)?;
-            set.config.base_model_name_or_path = Some(options.model.clone());
+            set.config.base_model_name_or_path = Some(options.base_name());
             set
         }
         None => {

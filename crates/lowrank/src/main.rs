@@ -23,6 +23,8 @@ struct Cli {
 
 fn main() -> ExitCode {
     lowrank_engine::kernels::unmap_large_blocks_when_freed();
+    #[cfg(unix)]
+    lowrank_engine::name_files_that_are_cut();
     let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
         // Help and version, or wrong usage.

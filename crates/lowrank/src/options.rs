@@ -113,6 +113,8 @@ options! {
         modules_to_save: Vec<String> = Vec::new();
         /// Parts of a fused layer that get an adapter of rank r each, such as true,false,true for q and v of c_attn.
         enable_lora: Vec<bool> = Vec::new();
+        /// Name of the base model in adapter_config.json and the model card (default: its hub id, or its file's or folder's name).
+        base_model_name: Option<String> = None;
         /// Start from the adapter in this folder and use its configuration.
         init_adapter: Option<PathBuf> = None;
     }
@@ -370,7 +372,7 @@ impl TrainOptions {
         }
         let mut config = LoraConfig {
             task_type: self.task.peft_type().map(str::to_owned),
-            base_model_name_or_path: Some(self.model.clone()),
+            base_model_name_or_path: Some(self.base_name()),
             r: self.r * parts,
             lora_alpha: self.lora_alpha * share,
             lora_dropout: self.lora_dropout,
@@ -474,7 +476,7 @@ impl TrainOptions {
         for (field, decided) in [
             ("fan_in_fan_out", Value::from(transposed)),
             ("task_type", self.task.peft_type().into()),
-            ("base_model_name_or_path", self.model.as_str().into()),
+            ("base_model_name_or_path", self.base_name().into()),
         ] {
             let Some(set) = other.remove(field).filter(|set: &Value| *set != decided) else { continue };
             return Err(Error::Usage(format!(
@@ -483,6 +485,11 @@ impl TrainOptions {
             )));
         }
         Ok(())
+    }
+
+    /// What the adapter's files call the base.
+    pub(crate) fn base_name(&self) -> String {
+        self.base_model_name.clone().unwrap_or_else(|| lowrank_models::base_name(&self.model))
     }
 
     /// The field without which PEFT does not load a LoftQ.

@@ -181,3 +181,46 @@ fn signals_save_the_run() {
         assert_eq!(adapter("whole"), adapter(signal), "{signal}");
     }
 }
+
+/// A model that is cut while it is read, as by a copy over it, is named; any other SIGBUS ends the process as before.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_that_is_cut_while_it_is_in_use_is_named() {
+    use std::os::unix::process::ExitStatusExt;
+    let place = Place::new();
+    for (name, cut) in [("cut", true), ("signal", false)] {
+        let mut child = place
+            .train(name)
+            .args(["--max-steps", "1000000", "--save-steps", "0"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Path::new(&place.path(name)).join("log.jsonl");
+        while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 5 {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            assert!(child.try_wait().unwrap().is_none(), "the run ended before it could be stopped");
+        }
+        let model = Path::new(&place.model).join("model.safetensors");
+        let whole = fs::read(&model).unwrap();
+        if cut {
+            fs::File::options().write(true).open(&model).unwrap().set_len(0).unwrap();
+        } else {
+            // The standard library's handler takes the first for no stack that overflowed, and gives way to the default.
+            for _ in 0..2 {
+                let kill = Command::new("kill").args(["-BUS", &child.id().to_string()]).status();
+                assert!(kill.unwrap().success());
+                std::thread::sleep(std::time::Duration::from_millis(200));
+            }
+        }
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        match cut {
+            true => {
+                assert_eq!(ended.status.code(), Some(1), "{said}");
+                assert!(said.contains(&format!("error: {}: was cut short", model.display())), "{said}");
+            }
+            false => assert_eq!(ended.status.signal(), Some(7), "{said}"),
+        }
+        fs::write(&model, whole).unwrap();
+    }
+}

@@ -112,11 +112,11 @@ fn a_study_runs_goes_on_and_reports_what_failed() {
     assert_eq!(lines.len(), 4, "{methods}");
     assert!(lines[1].starts_with("base model") && lines[3].starts_with("no such module,failed"), "{methods}");
 
-    // One run is lost: only that one is done again, with the same numbers.
+    // One run is lost: that one is done again, with the same numbers, and so are those that failed.
     fs::remove_file(&well.0).unwrap();
     let again = lowrank(&["study", &place.spec]);
     assert_eq!(again.code, 0, "{}", again.err);
-    assert!(again.err.contains("run 1 of 1"), "{}", again.err);
+    assert!(again.err.contains("run 1 of 3") && again.err.contains("2 runs failed"), "{}", again.err);
     let repeated: Value = serde_json::from_slice(&fs::read(&well.0).unwrap()).unwrap();
     assert_eq!(repeated["eval"]["loss"], well.1["eval"]["loss"]);
 }
@@ -138,9 +138,9 @@ fn a_killed_study_goes_on_where_it_stopped() {
     child.kill().unwrap();
     child.wait().unwrap();
     let written = |path: &PathBuf| fs::metadata(path).unwrap().modified().unwrap();
-    let before: Vec<_> = results(&study).into_iter().map(|(path, _)| (written(&path), path)).collect();
-    // The run at hand is a process of its own, which may still be writing.
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    let well = results(&study).into_iter().filter(|(_, result)| result["error"].is_null());
+    let before: Vec<_> = well.map(|(path, _)| (written(&path), path)).collect();
+    // The run at hand is a process of its own, which goes on: it is waited for.
     let ran = lowrank(&["study", &place.spec]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(before.iter().all(|(time, path)| written(path) == *time), "a finished run was done again");
@@ -150,6 +150,33 @@ fn a_killed_study_goes_on_where_it_stopped() {
     assert_eq!(done.iter().filter(|(_, r)| r["error"].is_string()).count(), 2, "the method without a module");
     let report = fs::read_to_string(study.join("report.md")).unwrap();
     assert!(report.contains(&format!("{all} of {all} runs done")), "{report}");
+}
+
+/// Two studies of one folder share the work: no run is done twice, and none is disturbed.
+#[test]
+fn a_study_waits_for_a_run_of_another() {
+    let place = Place::new();
+    let start = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lowrank"));
+        command.args(["study", &place.spec]).stderr(std::process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let both = [start(), start()];
+    let said = both.map(|child| {
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(0), "{said}");
+        said
+    });
+    assert!(said.iter().any(|said| said.contains("waiting for")), "{said:?}");
+    let done = results(&place.path("study"));
+    let ran = said.iter().map(|said| said.matches(" tokens/s, ").count()).sum::<usize>();
+    let well = done.iter().filter(|(_, result)| result["error"].is_null()).count();
+    assert_eq!(ran, well, "{said:?}");
+    for (path, result) in done {
+        let error = result["error"].as_str().unwrap_or("nowhere");
+        assert!(error.contains("nowhere"), "{}: {error}", path.display());
+    }
 }
 
 #[test]

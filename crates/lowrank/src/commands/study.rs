@@ -29,22 +29,32 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     // With the head and the labels that its runs have.
     let session = Session::for_run(&TrainOptions::from_table(spec.train.clone())?)?;
     let runs = lowrank_study::plan(&spec, session.sites())?;
-    let mut outcome = Outcome::Complete;
+    let mut outcome = Outcome::Complete { failed: 0 };
+    let mut lock = None;
     if !args.report_only {
         // The run at work saves its state and ends with 130; this process continues to the report.
         let signals = super::signals::count("stopping; run the same command again to continue")?;
         let command = std::env::current_exe()
             .map_err(|e| Error::Failed(format!("cannot find this program's own file: {e}")))?;
         outcome = lowrank_study::run_all(&spec, &runs, &command, &signals, &mut |line| note!("{line}"))?;
+        // One report at a time; on the way out none waits.
+        if outcome != Outcome::Interrupted {
+            lock = lowrank_study::wait_for_others(&spec.out, "data", &signals, &mut |line| note!("{line}"))?;
+        }
     }
     let written = super::on_threads(args.threads, || {
         let report =
             lowrank_study::study_report(&spec, &runs, &session.base, &*session.model, &session.device())?;
         Ok(report.write(&spec.out, false)?)
     })?;
+    drop(lock);
     super::report::say_written(&written);
     Ok(match outcome {
-        Outcome::Complete => ExitCode::SUCCESS,
+        Outcome::Complete { failed: 0 } => ExitCode::SUCCESS,
+        Outcome::Complete { failed } => {
+            note!("{failed} runs failed; the report says why, and the same command tries them again");
+            ExitCode::SUCCESS
+        }
         Outcome::OutOfTime(left) => {
             note!("the time limit is reached with {left} runs to do; run the same command again to continue");
             ExitCode::SUCCESS
