@@ -57,9 +57,12 @@ pub(crate) fn write(
     row("adapted layers", adapters.layers.len().to_string());
     row("trainable parameters", adapters.params.count().to_string());
     if let Some(task) = &adapters.task {
-        row("task", options.task.name().to_owned());
+        row("task", task["task"].as_str().unwrap_or(options.task.name()).to_owned());
         if let Some(labels) = task.get("labels") {
             row("labels", labels.to_string().replace('|', "\\|"));
+        }
+        if let Some(outputs) = task.get("outputs") {
+            row("outputs", outputs.to_string());
         }
         row("modules_to_save", format!("{:?}", config.modules_to_save.as_deref().unwrap_or_default()));
     }

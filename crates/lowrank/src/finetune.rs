@@ -46,8 +46,9 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
             "the session was opened with another `quantize`, `precision` or `stream_base`".into(),
         ));
     }
-    if session.task.task != options.task {
-        let (have, want) = (session.task.task.name(), options.task.name());
+    let task = session.task.task;
+    if task != options.task && task != crate::task::meant(options.task, &session.base) {
+        let (have, want) = (task.name(), options.task.name());
         return Err(Error::Usage(format!("the session was opened for the task {have}, not {want}")));
     }
     let train = session.read_data(&options.data, options, false)?;

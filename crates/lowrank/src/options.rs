@@ -57,7 +57,8 @@ options! {
         out: PathBuf = PathBuf::new();
         /// Held-out data, evaluated during and after training.
         eval_data: Option<PathBuf> = None;
-        /// Task: lm, classification, pair-classification, regression, token-classification, mlm or embedding.
+        /// Task: lm, classification, multi-label-classification, pair-classification, regression, token-classification,
+        /// mlm or embedding.
         task: Task = Task::Lm;
         /// Names of the classes, in the order of their scores (default: those in the data).
         labels: Option<Vec<String>> = None;

@@ -39,7 +39,7 @@ pub(crate) fn of_run(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
         let spec = of_adapter(Some(dir), Some(options.task), options.labels.clone(), base)?;
         return Ok(spec);
     }
-    let task = options.task;
+    let task = meant_aloud(options.task, base);
     let columns = DataOptions { task, ..options.column_options() };
     if task == Task::Regression {
         let outputs = match options.task {
