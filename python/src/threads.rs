@@ -8,7 +8,8 @@ use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use pyo3::exceptions::PyRuntimeError;
+use lowrank::files::Range;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
@@ -42,6 +43,7 @@ fn available() -> usize {
 /// # Errors
 /// Where the system gives no threads.
 pub fn pool(threads: usize) -> PyResult<Arc<ThreadPool>> {
+    check(threads)?;
     with_pools(|pools| {
         let threads = if threads == 0 { pools.chosen.unwrap_or_else(available) } else { threads };
         if let Some(pool) = pools.by_threads.get(&threads) {
@@ -58,10 +60,23 @@ pub fn pool(threads: usize) -> PyResult<Arc<ThreadPool>> {
     })
 }
 
+/// Refuses a number of threads that nobody means; 0 stands for all processors.
+fn check(threads: usize) -> PyResult<()> {
+    if threads == 0 || Range::THREADS.contains_whole(threads as i128) {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(format!("threads {}", Range::THREADS.refusal(threads))))
+}
+
 /// Threads that the engine uses from now on; 0 for all processors.
+///
+/// # Errors
+/// Where there are too many.
 #[pyfunction]
-pub fn set_num_threads(threads: usize) {
+pub fn set_num_threads(threads: usize) -> PyResult<()> {
+    check(threads)?;
     with_pools(|pools| pools.chosen = (threads > 0).then_some(threads));
+    Ok(())
 }
 
 /// Threads that the engine uses.

@@ -1,5 +1,6 @@
 //! The configuration of a LoRA adapter, in PEFT's words (`adapter_config.json`).
 
+use lowrank_files::Range;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -47,7 +48,8 @@ pub enum OneOrMany<T> {
 }
 
 impl<T> OneOrMany<T> {
-    pub(crate) fn as_slice(&self) -> &[T] {
+    /// All of them.
+    pub fn as_slice(&self) -> &[T] {
         match self {
             Self::One(one) => std::slice::from_ref(one),
             Self::Many(many) => many,
@@ -92,6 +94,20 @@ const NULL_IS_DEFAULT: [&str; 10] = [
     "fan_in_fan_out",
     "inference_mode",
     "init_lora_weights",
+];
+
+/// Alpha in a file: any finite number that other programs may have written.
+const ANY_ALPHA: Range = Range::Real(-1e9, 1e9);
+
+/// The ranges of fields in `other` that sizes and scales follow from.
+const OTHER_RANGES: [(&str, Range); 7] = [
+    ("alpha", ANY_ALPHA),
+    ("init_r", Range::RANK),
+    ("module_dropout", Range::DROPOUT),
+    ("num_virtual_tokens", Range::Whole(1, 65_536)),
+    ("rank_dropout", Range::DROPOUT),
+    ("target_r", Range::RANK),
+    ("vera_dropout", Range::DROPOUT),
 ];
 
 /// PEFT's `LoraConfig` and, in `other`, the fields of the other methods and those that Lowrank does not act on.
@@ -214,15 +230,36 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
+    /// Checks the numbers that sizes and scales follow from, before anything is made of them.
+    pub(crate) fn check_ranges(&self) -> Result<(), Error> {
+        let refuse = |field: &str, what: String| Err(Error::Config(format!("{field} {what}")));
+        if !Range::RANK.contains_whole(self.r as i128) {
+            return refuse("r", Range::RANK.refusal(self.r));
+        }
+        if let Err(what) = ANY_ALPHA.check(self.lora_alpha) {
+            return refuse("lora_alpha", what);
+        }
+        for (field, map, range) in [
+            ("rank_pattern", &self.rank_pattern, Range::RANK),
+            ("alpha_pattern", &self.alpha_pattern, ANY_ALPHA),
+        ] {
+            for value in map.values().filter_map(Value::as_f64) {
+                if let Err(what) = range.check(value) {
+                    return refuse(field, what);
+                }
+            }
+        }
+        for (field, range) in OTHER_RANGES {
+            if let Some(Err(what)) = self.other.get(field).and_then(Value::as_f64).map(|x| range.check(x)) {
+                return refuse(field, what);
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the fields of LoRA.
     pub(crate) fn check_lora(&self) -> Result<(), Error> {
         let wrong = |what: String| Err(Error::Config(what));
-        if self.r == 0 {
-            return wrong("r must be at least 1".into());
-        }
-        if !self.lora_alpha.is_finite() {
-            return wrong(format!("lora_alpha is {}", self.lora_alpha));
-        }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return wrong(format!(
                 "lora_dropout is {}; it must be at least 0 and less than 1",

@@ -222,6 +222,7 @@ impl LoraConfig {
     /// Names the field and what it may be.
     pub fn check(&self) -> Result<(), Error> {
         let method = method(self)?;
+        self.check_ranges()?;
         method.check(self)?;
         Biases::of(self, method.has_bias_field())?;
         for field in UNSUPPORTED {

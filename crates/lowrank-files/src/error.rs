@@ -1,5 +1,6 @@
 //! What can be wrong with files.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// A file or folder that the operating system refuses to read or write. Every crate's error holds this one.
@@ -103,6 +104,20 @@ pub fn shown(name: &str) -> String {
 pub fn shown_at_most(text: &str, most: usize) -> String {
     // Line and paragraph separators break lines as well.
     cut(text, most, |c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
+}
+
+/// Most bytes at the start and at the end of a message that [`shortened`] keeps.
+const KEPT: (usize, usize) = (1800, 900);
+
+/// A message without the middle of what is too long to read: values come from files and users.
+pub fn shortened(message: &str) -> Cow<'_, str> {
+    if message.len() <= KEPT.0 + KEPT.1 {
+        return message.into();
+    }
+    let boundary = |at: &usize| message.is_char_boundary(*at);
+    let start = (0..=KEPT.0).rev().find(boundary).unwrap_or(0);
+    let end = (message.len() - KEPT.1..message.len()).find(boundary).unwrap_or(message.len());
+    format!("{} [... {} bytes left out ...] {}", &message[..start], end - start, &message[end..]).into()
 }
 
 fn cut(text: &str, most: usize, escaped: impl Fn(char) -> bool) -> String {

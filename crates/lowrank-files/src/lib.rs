@@ -36,13 +36,14 @@ mod nearest;
 mod outputs;
 mod planned;
 mod pytorch;
+mod range;
 mod safetensors;
 mod tensors;
 
 pub mod folder;
 
 pub use atomic::{AtomicFile, write_atomic};
-pub use error::{Error, IoError, Result, shown, shown_at_most};
+pub use error::{Error, IoError, Result, shortened, shown, shown_at_most};
 pub use gguf::{Gguf, GgufNames, GgufWriter, ROPE_FACTORS, Strings, TensorPlan, is_gguf, round_f32};
 pub use json::{MAX_CONFIG, read_input, read_json, read_limited, read_object, read_optional_object, regular};
 pub use load_options::{LoadOptions, Precision, Quantize, Role};
@@ -50,4 +51,5 @@ pub use lock::FolderLock;
 pub use nearest::{nearest, unknown};
 pub use outputs::{Staged, check_output, is_inside, is_same_file};
 pub use pytorch::{PytorchTensor, write_pytorch};
+pub use range::Range;
 pub use tensors::Tensors;

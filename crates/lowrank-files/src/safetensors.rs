@@ -79,7 +79,7 @@ impl<'de> Visitor<'de> for Header {
     }
 }
 
-/// Checks sizes, offsets and overlaps.
+/// Checks sizes, offsets, overlaps and holes.
 fn check(path: &Path, infos: Vec<(String, Info)>, start: usize, file_len: usize) -> Result<Vec<Entry>> {
     let data_len = (file_len - start) as u64;
     let mut entries = Vec::new();
@@ -122,6 +122,20 @@ fn check(path: &Path, infos: Vec<(String, Info)>, start: usize, file_len: usize)
             let what = format!("its bytes overlap those of {}", shown(&entries[*first].name));
             return Err(Error::tensor(path, &entries[*second].name, what));
         }
+        if end < begin {
+            let what = format!("{} bytes before it belong to no tensor", begin - end);
+            return Err(Error::tensor(path, &entries[*second].name, what));
+        }
+    }
+    // Like the official reader: the tensors fill the file.
+    if let Some((begin, _, first)) = spans.first().filter(|(begin, ..)| *begin > start) {
+        let what = format!("{} bytes before it belong to no tensor", begin - start);
+        return Err(Error::tensor(path, &entries[*first].name, what));
+    }
+    let end = spans.last().map_or(start, |(_, end, _)| *end);
+    if end < file_len {
+        let what = format!("the last {} bytes belong to no tensor of the header", file_len - end);
+        return Err(Error::file(path, what));
     }
     Ok(entries)
 }

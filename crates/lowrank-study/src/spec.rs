@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lowrank_adapters::{AdapterSet, LoraConfig, NamedMethod, Targets};
 use lowrank_engine::Site;
+use lowrank_files::Range;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -173,6 +174,7 @@ impl Spec {
         if self.seeds.is_empty() {
             return wrong("seeds is empty");
         }
+        self.check_ranges()?;
         if self.method.is_empty() && self.matrices.is_none() && self.ranks.is_none() && self.sweep.is_none() {
             return wrong("nothing to compare: give [[method]], [matrices], [ranks] or [sweep]");
         }
@@ -182,6 +184,39 @@ impl Spec {
                     return wrong(&format!("[sweep] names the method {name:?}, which no [[method]] has"));
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Checks every number against its range.
+    fn check_ranges(&self) -> Result<()> {
+        let check = |key: &str, range: Range, values: &[f64]| {
+            let wrong = values.iter().find_map(|value| range.check(*value).err());
+            wrong.map_or(Ok(()), |what| Err(Error::Spec(format!("{key} {what}"))))
+        };
+        let whole = |key: &str, range: Range, values: &[usize]| {
+            check(key, range, &values.iter().map(|value| *value as f64).collect::<Vec<_>>())
+        };
+        check("time-limit-minutes", Range::Real(0.0, 1e9), self.time_limit_minutes.as_slice())?;
+        if let Some(matrices) = &self.matrices {
+            whole("[matrices] parameters", Range::Whole(1, 1 << 50), &[matrices.parameters])?;
+        }
+        if let Some(ranks) = &self.ranks {
+            whole("[ranks] r", Range::RANK, &ranks.r)?;
+        }
+        if let Some(subspace) = &self.subspace {
+            whole("[subspace] ranks", Range::RANK, &subspace.ranks)?;
+        }
+        if let Some(amplification) = &self.amplification {
+            whole("[amplification] ranks", Range::RANK, &amplification.ranks)?;
+        }
+        if let Some(latency) = &self.latency {
+            whole("[latency] batch-sizes", Range::Whole(1, 65_536), &latency.batch_sizes)?;
+            whole("[latency] lengths", Range::Whole(1, 1 << 20), &latency.lengths)?;
+            whole("[latency] repeats", Range::Whole(1, 10_000), &[latency.repeats])?;
+        }
+        if let Some(sweep) = &self.sweep {
+            check("[sweep] learning-rates", Range::Real(0.0, 1000.0), &sweep.learning_rates)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use lowrank_adapters::{OneOrMany, Targets};
-use lowrank_files::{Precision, Quantize};
+use lowrank_files::{Precision, Quantize, Range};
 use lowrank_train::{DataFormat, LrScheduler, Task};
 use serde_json::Value;
 use toml::Value as Toml;
@@ -20,8 +20,9 @@ pub struct Field {
     pub doc: &'static [&'static str],
     /// How it is written on a command line.
     pub kind: FieldKind,
-    /// Reads one value from text.
-    pub parse: fn(&str) -> Result<Toml, String>,
+    /// The numbers that it may be, for one that is a number, a list of numbers or a table of them.
+    pub range: Option<Range>,
+    parse: fn(&str) -> Result<Toml, String>,
 }
 
 /// How an option is written on a command line.
@@ -40,6 +41,48 @@ pub enum FieldKind {
 }
 
 impl Field {
+    /// Of the macro below.
+    pub(crate) const fn new(
+        (name, group): (&'static str, &'static str),
+        doc: &'static [&'static str],
+        kind: FieldKind,
+        range: &[Range],
+        parse: fn(&str) -> Result<Toml, String>,
+    ) -> Self {
+        let range = if range.is_empty() { None } else { Some(range[0]) };
+        Self { name, group, doc, kind, range, parse }
+    }
+
+    /// Reads one value from text.
+    ///
+    /// # Errors
+    /// Says what the value must be.
+    pub fn parse(&self, text: &str) -> Result<Toml, String> {
+        let value = (self.parse)(text).map_err(|what| match self.range {
+            Some(range) if self.kind != FieldKind::Map => range.must_be(),
+            _ => what,
+        })?;
+        self.check(&value).map_err(|_| self.range.expect("checked").must_be())?;
+        Ok(value)
+    }
+
+    /// Checks the numbers of a value.
+    ///
+    /// # Errors
+    /// Says what they must be.
+    pub(crate) fn check(&self, value: &Toml) -> Result<(), String> {
+        let Some(range) = self.range else { return Ok(()) };
+        let in_range = match value {
+            Toml::Integer(n) => range.contains_whole(i128::from(*n)),
+            Toml::Float(x) => range.contains(*x),
+            Toml::Array(list) => return list.iter().try_for_each(|value| self.check(value)),
+            Toml::Table(map) => return map.values().try_for_each(|value| self.check(value)),
+            // A wrong type, which is refused by its name.
+            _ => return Ok(()),
+        };
+        if in_range { Ok(()) } else { Err(range.refusal(value)) }
+    }
+
     /// The documentation as one text: lines joined, paragraphs apart, without the full stop at the end.
     pub fn help(&self) -> String {
         let mut text = String::new();
@@ -64,6 +107,11 @@ pub(crate) trait OptionValue {
     const KIND: FieldKind = FieldKind::Value;
     /// One value from text.
     fn parse(text: &str) -> Result<Toml, String>;
+
+    /// What is wrong with a number of it that is not in `range`.
+    fn outside(&self, _: Range) -> Option<String> {
+        None
+    }
 }
 
 impl OptionValue for bool {
@@ -78,6 +126,10 @@ impl OptionValue for usize {
     fn parse(text: &str) -> Result<Toml, String> {
         u64::parse(text)
     }
+
+    fn outside(&self, range: Range) -> Option<String> {
+        (*self as u64).outside(range)
+    }
 }
 
 impl OptionValue for u64 {
@@ -85,17 +137,29 @@ impl OptionValue for u64 {
         let value = text.trim().parse::<i64>().ok().filter(|value| *value >= 0);
         value.map(Toml::Integer).ok_or_else(|| format!("not a whole number from 0 to {}", i64::MAX))
     }
+
+    fn outside(&self, range: Range) -> Option<String> {
+        (!range.contains_whole(i128::from(*self))).then(|| range.refusal(self))
+    }
 }
 
 impl OptionValue for f64 {
     fn parse(text: &str) -> Result<Toml, String> {
         text.trim().parse().map(Toml::Float).map_err(|_| "not a number".into())
     }
+
+    fn outside(&self, range: Range) -> Option<String> {
+        range.check(*self).err()
+    }
 }
 
 impl OptionValue for f32 {
     fn parse(text: &str) -> Result<Toml, String> {
         f64::parse(text)
+    }
+
+    fn outside(&self, range: Range) -> Option<String> {
+        f64::from(*self).outside(range)
     }
 }
 
@@ -131,6 +195,10 @@ impl<T: OptionValue> OptionValue for Option<T> {
     fn parse(text: &str) -> Result<Toml, String> {
         T::parse(text)
     }
+
+    fn outside(&self, range: Range) -> Option<String> {
+        self.as_ref().and_then(|value| value.outside(range))
+    }
 }
 
 impl<T: OptionValue> OptionValue for Vec<T> {
@@ -147,6 +215,10 @@ impl<T: OptionValue> OptionValue for OneOrMany<T> {
     fn parse(text: &str) -> Result<Toml, String> {
         T::parse(text)
     }
+
+    fn outside(&self, range: Range) -> Option<String> {
+        self.as_slice().iter().find_map(|value| value.outside(range))
+    }
 }
 
 impl OptionValue for serde_json::Map<String, Value> {
@@ -155,8 +227,17 @@ impl OptionValue for serde_json::Map<String, Value> {
     /// `KEY=VALUE` as a table of one key; the value as JSON where it is JSON, else as text.
     fn parse(text: &str) -> Result<Toml, String> {
         let (key, value) = text.split_once('=').ok_or("not KEY=VALUE")?;
-        let value = serde_json::from_str(value).unwrap_or_else(|_| Toml::String(value.to_owned()));
+        let value = serde_json::from_str(value).unwrap_or_else(|_| {
+            // A number that is too large for TOML or JSON is one still.
+            let number =
+                value.starts_with(|c: char| c.is_ascii_digit() || c == '-').then(|| value.parse().ok());
+            number.flatten().map_or_else(|| Toml::String(value.to_owned()), Toml::Float)
+        });
         Ok(Toml::Table([(key.trim().to_owned(), value)].into_iter().collect()))
+    }
+
+    fn outside(&self, range: Range) -> Option<String> {
+        self.values().filter_map(Value::as_f64).find_map(|value| value.outside(range))
     }
 }
 
@@ -176,12 +257,13 @@ pub(crate) use named;
 
 named!(Task, Quantize, Precision, LrScheduler, DataFormat);
 
-/// Writes a struct of options: groups of `/// documentation`, `name: type = default`.
+/// Writes a struct of options: groups of `/// documentation`, `name: type = default`, and behind a comma the range of a
+/// number.
 macro_rules! options {
     (
         $(#[$attribute:meta])*
         pub struct $Options:ident;
-        $($group:literal { $($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)* })*
+        $($group:literal { $($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr $(, $range:expr)?;)* })*
     ) => {
         $(#[$attribute])*
         pub struct $Options {
@@ -196,13 +278,23 @@ macro_rules! options {
 
         impl $Options {
             /// Every option: what the fields of this struct are called, mean and take.
-            pub const FIELDS: &[$crate::fields::Field] = &[$($($crate::fields::Field {
-                name: stringify!($name),
-                group: $group,
-                doc: &[$($doc),+],
-                kind: <$type as $crate::fields::OptionValue>::KIND,
-                parse: <$type as $crate::fields::OptionValue>::parse,
-            },)*)*];
+            pub const FIELDS: &[$crate::fields::Field] = &[$($($crate::fields::Field::new(
+                (stringify!($name), $group),
+                &[$($doc),+],
+                <$type as $crate::fields::OptionValue>::KIND,
+                &[$($range)?],
+                <$type as $crate::fields::OptionValue>::parse,
+            ),)*)*];
+
+            /// Checks every number against its range.
+            fn check_ranges(&self) -> $crate::Result<()> {
+                $($($(
+                    if let Some(what) = $crate::fields::OptionValue::outside(&self.$name, $range) {
+                        return Err($crate::Error::Usage(format!("`{}` {what}", stringify!($name))));
+                    }
+                )?)*)*
+                Ok(())
+            }
         }
     };
 }

@@ -2,13 +2,14 @@
 
 mod commands;
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use commands::Stdout;
 use lowrank::Result;
+use lowrank::files::shortened;
 
 /// LoRA fine-tuning on the machine you have.
 ///
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     lowrank_engine::kernels::unmap_large_blocks_when_freed();
     #[cfg(unix)]
     lowrank_engine::name_files_that_are_cut();
-    let matches = match Cli::command().try_get_matches() {
+    let matches = match command().try_get_matches() {
         Ok(matches) => matches,
         // Help and version, or wrong usage.
         Err(error) => return usage(&error),
@@ -46,10 +47,15 @@ fn main() -> ExitCode {
         // Whoever read the output has seen enough.
         Err(error) if Stdout::is_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            commands::say_error(Cli::command().find_subcommand(&name), &error.to_string());
+            commands::say_error(command().find_subcommand(&name), &error.to_string());
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The command line: every command and its flags.
+fn command() -> clap::Command {
+    commands::with_ranges(Cli::command())
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
@@ -61,9 +67,117 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 
 /// Prints what clap has to say.
 fn usage(error: &clap::Error) -> ExitCode {
-    match error.print() {
+    let text = error.to_string();
+    let short = shortened(&text);
+    let printed = match error.use_stderr() && short != text {
+        true => write!(io::stderr(), "{short}"),
+        false => error.print(),
+    };
+    match printed {
         Ok(()) => ExitCode::from(error.exit_code() as u8),
         Err(e) if e.kind() == ErrorKind::BrokenPipe => ExitCode::from(error.exit_code() as u8),
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::error::ErrorKind;
+    use clap::{Arg, Command};
+    use lowrank::files::Range;
+
+    use super::*;
+
+    /// What a number may be written as, in range or not.
+    const NUMBERS: [&str; 22] = [
+        "-1",
+        "-0.5",
+        "0",
+        "0.5",
+        "1",
+        "1.5",
+        "2",
+        "8",
+        "9",
+        "1024",
+        "1025",
+        "65536",
+        "65537",
+        "100000",
+        "1e400",
+        "1e30",
+        "9223372036854775807",
+        "9223372036854775808",
+        "-9223372036854775809",
+        "NaN",
+        "inf",
+        "",
+    ];
+
+    /// The error of the flag alone with `value`; none where it was accepted. (What else the command lacks is not asked.)
+    fn refusal(path: &[&str], arg: &Arg, value: &str) -> Option<String> {
+        let flag = format!("--{}", arg.get_long().expect("numbers are given with flags"));
+        let value = format!("{flag}={value}");
+        let error = command().try_get_matches_from([path, &[&value]].concat()).err()?;
+        let refused = matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue);
+        refused.then(|| {
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        })
+    }
+
+    fn walk(command: &Command, path: &[&str], seen: &mut BTreeSet<String>) {
+        for sub in command.get_subcommands() {
+            walk(sub, &[path, &[sub.get_name()]].concat(), seen);
+        }
+        for arg in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
+            let name = arg.get_id().as_str();
+            let accepts = |value: &str| refusal(path, arg, value).is_none();
+            let numeric =
+                arg.get_action().takes_values() && !accepts("x") && (accepts("0.5") || accepts("2"));
+            let declared = commands::range(name);
+            let map = declared.is_some() && accepts("x=2");
+            if !numeric && !map {
+                assert_eq!(declared, None, "{path:?} --{name} has a range and is no number");
+                continue;
+            }
+            seen.insert(name.to_owned());
+            let range =
+                declared.unwrap_or_else(|| panic!("{path:?} --{name} takes a number and states no range"));
+            let help = arg.get_long_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&range.to_string()), "{path:?} --{name}: the help does not state {range}");
+            for number in NUMBERS {
+                let inside = match range {
+                    Range::Whole(..) => number.parse::<i128>().is_ok_and(|n| range.contains_whole(n)),
+                    _ => number.parse::<f64>().is_ok_and(|x| range.contains(x)),
+                };
+                let text = if map { format!("x={number}") } else { number.to_owned() };
+                let refused = refusal(path, arg, &text);
+                // Of a table, what is no number in JSON is text, which the adapter refuses.
+                if map && serde_json::from_str::<f64>(number).is_err() {
+                    continue;
+                }
+                assert_eq!(refused.is_none(), inside, "{path:?} --{name} {number}: {refused:?}");
+                if let Some(error) = refused {
+                    let flag = format!("--{}", arg.get_long().expect("a flag"));
+                    let says = [&flag, &range.must_be(), number].map(|part| error.contains(part));
+                    assert_eq!(says, [true; 3], "{path:?} --{name} {number}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_number_has_a_range_which_help_and_errors_state() {
+        let mut seen = BTreeSet::new();
+        walk(&command(), &["lowrank"], &mut seen);
+        for flag in
+            ["r", "threads", "num_beams", "top_p", "temperature", "max_new_tokens", "density", "alpha"]
+        {
+            assert!(seen.contains(flag), "{flag} is not among {seen:?}");
+        }
+        assert!(seen.len() > 40, "{} flags take numbers: {seen:?}", seen.len());
     }
 }

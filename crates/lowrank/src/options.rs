@@ -6,7 +6,7 @@ use lowrank_adapters::{
     AdapterSet, BaseInfo, CLASSIFIERS, LoraConfig, LoraPlus, NamedMethod, OneOrMany, Targets,
 };
 use lowrank_engine::{AdamWForm, Device, SavedDtype, SiteKind};
-use lowrank_files::{LoadOptions, Precision, Quantize};
+use lowrank_files::{LoadOptions, Precision, Quantize, Range};
 use lowrank_models::Model;
 use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,9 @@ impl std::str::FromStr for SavedActivations {
 }
 
 named!(SavedActivations);
+
+/// Numbers of steps.
+const STEPS: Range = Range::Whole(0, 1_000_000_000_000);
 
 options! {
     /// Everything that says how to train, in the words of PEFT and Trainer. Each field is a flag of `lowrank train` (with
@@ -75,23 +78,23 @@ options! {
         /// Method: one of PEFT's, such as lora, or a baseline such as full (default: lora).
         method: Option<String> = None;
         /// Rank.
-        r: usize = 8;
+        r: usize = 8, Range::RANK;
         /// Scale the adapter's output by alpha / r.
-        lora_alpha: f64 = 16.0;
+        lora_alpha: f64 = 16.0, Range::ALPHA;
         /// Dropout probability on the adapter's input.
-        lora_dropout: f32 = 0.0;
+        lora_dropout: f32 = 0.0, Range::DROPOUT;
         /// Modules that get an adapter: names, a regular expression, or all-linear (default: PEFT's for the architecture).
         target_modules: Option<Targets> = None;
         /// Modules that get none: names or a regular expression.
         exclude_modules: Option<Targets> = None;
         /// Indices of the blocks that get an adapter (default: all).
-        layers_to_transform: Option<OneOrMany<usize>> = None;
+        layers_to_transform: Option<OneOrMany<usize>> = None, Range::Whole(0, 65_535);
         /// Name of the list of blocks that these count in, for a model with several (default: any).
         layers_pattern: Option<OneOrMany<String>> = None;
         /// Rank of the modules whose path matches a pattern.
-        rank_pattern: Map<String, Value> = Map::new();
+        rank_pattern: Map<String, Value> = Map::new(), Range::RANK;
         /// Alpha of the modules whose path matches a pattern.
-        alpha_pattern: Map<String, Value> = Map::new();
+        alpha_pattern: Map<String, Value> = Map::new(), Range::ALPHA;
         /// Scale by alpha / sqrt(r) (rsLoRA).
         use_rslora: bool = false;
         /// Method in PEFT's words, such as LORA; use this or method.
@@ -103,9 +106,9 @@ options! {
         /// Set any other field of the method's configuration in PEFT, such as target_r=4.
         peft_options: Map<String, Value> = Map::new();
         /// Ratio of B's learning rate to A's (LoRA+) (default: 1).
-        loraplus_lr_ratio: Option<f64> = None;
+        loraplus_lr_ratio: Option<f64> = None, Range::Above(0.0, 1e9);
         /// Learning rate of a LoRA on an embedding, with LoRA+.
-        loraplus_lr_embedding: f64 = 1e-6;
+        loraplus_lr_embedding: f64 = 1e-6, Range::Real(0.0, 1000.0);
         /// Freeze A and train B with projected gradients (LoRA-FA).
         lora_fa: bool = false;
         /// Biases to train as well: none, all, or lora_only (those of the adapted layers).
@@ -121,37 +124,37 @@ options! {
     }
     "Optimizer" {
         /// Peak learning rate.
-        learning_rate: f64 = 2e-4;
+        learning_rate: f64 = 2e-4, Range::Real(0.0, 1000.0);
         /// Schedule after the warm-up: linear, cosine or constant.
         lr_scheduler: LrScheduler = LrScheduler::Linear;
         /// Warm-up steps.
-        warmup_steps: u64 = 0;
+        warmup_steps: u64 = 0, STEPS;
         /// Warm-up as a share of all steps; use this or warmup_steps.
-        warmup_ratio: f64 = 0.0;
+        warmup_ratio: f64 = 0.0, Range::Real(0.0, 1.0);
         /// Decoupled weight decay, of everything but biases and norms.
-        weight_decay: f64 = 0.0;
+        weight_decay: f64 = 0.0, Range::Real(0.0, 1000.0);
         /// Clip the gradient to this norm; 0 turns clipping off.
-        max_grad_norm: f64 = 1.0;
+        max_grad_norm: f64 = 1.0, Range::Real(0.0, 1e30);
         /// Examples in a micro-batch.
-        batch_size: usize = 8;
+        batch_size: usize = 8, Range::Whole(1, 65_536);
         /// Micro-batches in a step.
-        gradient_accumulation_steps: usize = 1;
+        gradient_accumulation_steps: usize = 1, Range::Whole(1, 65_536);
         /// Passes over the data.
-        epochs: f64 = 3.0;
+        epochs: f64 = 3.0, Range::Above(0.0, 1e6);
         /// Number of steps, in place of epochs.
-        max_steps: Option<u64> = None;
+        max_steps: Option<u64> = None, STEPS;
         /// Random seed.
-        seed: u64 = 42;
+        seed: u64 = 42, Range::SEED;
     }
     "Data" {
         /// Truncate examples to this number of tokens.
-        max_seq_len: usize = 1024;
+        max_seq_len: usize = 1024, Range::Whole(1, 1 << 20);
         /// Keep the order of the file.
         no_shuffle: bool = false;
         /// Compute a prompt again for each of its completions.
         no_share_prefix: bool = false;
         /// Number of examples with the same prompt that shuffling keeps together.
-        prompt_group: usize = 4;
+        prompt_group: usize = 4, Range::Whole(1, 65_536);
         /// Format of the data: jsonl, csv, tsv, e2e, webnlg, dart, conll or glue:TASK (cola, sst2, mrpc, rte, qnli, qqp, mnli,
         /// stsb) (default: by the file's name and columns).
         data_format: Option<DataFormat> = None;
@@ -173,13 +176,13 @@ options! {
         /// Skip lines that are not valid examples, and count them.
         skip_bad_lines: bool = false;
         /// Maximum number of bytes in a row of the data; a longer one is an error.
-        max_row_bytes: usize = 16 << 20;
+        max_row_bytes: usize = 16 << 20, Range::Whole(1, 1 << 32);
     }
     "Run" {
         /// Evaluate every N steps; 0 evaluates at the end only.
-        eval_steps: u64 = 0;
+        eval_steps: u64 = 0, STEPS;
         /// Save a checkpoint every N steps; 0 saves at the end only.
-        save_steps: u64 = 500;
+        save_steps: u64 = 500, STEPS;
         /// Continue the run in the output folder bit-identically.
         resume: bool = false;
         /// Replace the run in the output folder.
@@ -190,7 +193,7 @@ options! {
         /// twice the memory).
         saved_activations: SavedActivations = SavedActivations::Int16;
         /// Number of threads (default: all processors).
-        threads: Option<usize> = None;
+        threads: Option<usize> = None, Range::THREADS;
         /// File for the log, one JSON object a line (default: log.jsonl in the output folder).
         log_json: Option<PathBuf> = None;
         /// Folder for TensorBoard events.
@@ -235,6 +238,8 @@ impl TrainOptions {
         for (key, value) in &table {
             let alone: toml::Table = [(key.clone(), value.clone())].into_iter().collect();
             let checked: Result<Self, toml::de::Error> = alone.try_into();
+            let field = Self::FIELDS.iter().find(|field| field.name == key).expect("looked up above");
+            field.check(value).map_err(|what| Error::Usage(format!("`{key}` {what}")))?;
             checked.map_err(|e| Error::Usage(format!("`{key}`: {}", e.message())))?;
         }
         table.try_into().map_err(|e: toml::de::Error| Error::Usage(e.message().to_owned()))
@@ -252,10 +257,10 @@ impl TrainOptions {
             let wrong = |what: String| Error::Usage(format!("`{key}`: {what}"));
             let value = match (value, field.kind) {
                 (toml::Value::String(text), FieldKind::List) => {
-                    let parts = text.split(',').map(|part| (field.parse)(part.trim()));
+                    let parts = text.split(',').map(|part| field.parse(part.trim()));
                     toml::Value::Array(parts.collect::<Result<_, String>>().map_err(wrong)?)
                 }
-                (toml::Value::String(text), _) => (field.parse)(&text).map_err(wrong)?,
+                (toml::Value::String(text), _) => field.parse(&text).map_err(wrong)?,
                 (value, _) => value,
             };
             if table.insert(key.clone(), value).is_some() {
@@ -289,16 +294,9 @@ impl TrainOptions {
         ] {
             require(given, name, "given")?;
         }
-        let from_zero = |value: f64| value.is_finite() && value >= 0.0;
-        let above_zero = |value: f64| value.is_finite() && value > 0.0;
-        require(from_zero(self.learning_rate), "learning_rate", "a number from 0")?;
-        require(from_zero(self.weight_decay), "weight_decay", "a number from 0")?;
-        require(from_zero(self.max_grad_norm), "max_grad_norm", "a number from 0 (0 turns clipping off)")?;
-        require(above_zero(self.epochs), "epochs", "a number above 0")?;
-        require(self.loraplus_lr_ratio.is_none_or(above_zero), "loraplus_lr_ratio", "a number above 0")?;
-        require(from_zero(self.loraplus_lr_embedding), "loraplus_lr_embedding", "a number from 0")?;
+        self.check_ranges()?;
         if self.loraplus_lr_ratio.is_some() {
-            require(above_zero(self.learning_rate), "learning_rate", "a number above 0 with LoRA+")?;
+            require(self.learning_rate > 0.0, "learning_rate", "a number above 0 with LoRA+")?;
         } else if self.loraplus_lr_embedding != Self::default().loraplus_lr_embedding {
             let what = "`loraplus_lr_embedding` is for LoRA+: give `loraplus_lr_ratio` as well";
             return Err(Error::Usage(what.into()));
@@ -308,10 +306,6 @@ impl TrainOptions {
                 "`lora_fa` and `loraplus_lr_ratio` are two optimizers: give one".into(),
             ));
         }
-        require((0.0..=1.0).contains(&self.warmup_ratio), "warmup_ratio", "a number from 0 to 1")?;
-        require(self.batch_size > 0, "batch_size", "at least 1")?;
-        require(self.gradient_accumulation_steps > 0, "gradient_accumulation_steps", "at least 1")?;
-        require(self.threads != Some(0), "threads", "at least 1")?;
         if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
             return Err(Error::Usage("give `warmup_steps` or `warmup_ratio`, not both".into()));
         }

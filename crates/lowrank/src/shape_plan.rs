@@ -53,6 +53,9 @@ pub(crate) fn longest_side(session: &Session, rows: usize) -> usize {
     sides.chain([rows, session.model.info().vocab]).max().unwrap_or(0)
 }
 
+/// Most tokens of a batch that is planned: each takes some bytes here.
+const MAX_TOKENS: usize = 1 << 22;
+
 /// Plans a step over `batch_size` sequences of `max_seq_len` tokens, or as many as the model's positions allow.
 ///
 /// # Errors
@@ -66,6 +69,12 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
     let tokens = options.max_seq_len.min(model.info().position_limit.unwrap_or(usize::MAX));
     if options.batch_size == 0 || tokens < 2 {
         return Err(Error::Usage("`batch_size` must be at least 1 and `max_seq_len` at least 2".to_owned()));
+    }
+    if options.batch_size.saturating_mul(tokens) > MAX_TOKENS {
+        return Err(Error::Usage(format!(
+            "`batch_size` x `max_seq_len` is {} x {tokens}; a planned batch may have at most {MAX_TOKENS} tokens",
+            options.batch_size
+        )));
     }
     // One step is planned; how many there are matters to the schedule of ranks only.
     let mut adapters = AdapterSet::planned_new(

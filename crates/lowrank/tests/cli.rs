@@ -385,8 +385,8 @@ fn bad_input_names_what_is_wrong_and_exits_with_2() {
         assert!(!ran.err.contains("panicked"), "{}", ran.err);
     };
     refuses(&["--target-modules", "c_attn"], &["c_attn", "q_proj", "down_proj"]);
-    refuses(&["--r", "0"], &["r must be at least 1"]);
-    refuses(&["--lora-dropout", "1.5"], &["lora_dropout"]);
+    refuses(&["--r", "0"], &["--r", "must be a whole number from 1 to 65536"]);
+    refuses(&["--lora-dropout", "1.5"], &["--lora-dropout"]);
     refuses(&["--batch-size", "0"], &["--batch-size"]);
     refuses(&["--lr-scheduler", "step"], &["linear", "cosine"]);
     refuses(&["--learning-rate", "nan"], &["--learning-rate"]);

@@ -100,6 +100,201 @@ fn a_missing_file_is_a_failure_and_ends_with_1() {
 }
 
 #[test]
+fn numbers_out_of_range_end_with_2_wherever_they_come_from() {
+    let place = Place::new();
+    let config = place.path("run.toml");
+    let check = |args: &[&str], parts: &[&str]| {
+        let ran = lowrank(args);
+        assert_eq!(ran.code, 2, "{args:?}: {}", ran.err);
+        assert!(parts.iter().all(|part| ran.err.contains(part)), "{args:?}: {}", ran.err);
+    };
+    for (line, parts) in [
+        ("r = 100000", &["--r is 100000", "a whole number from 1 to 65536"][..]),
+        ("r = -1", &["--r is -1", "a whole number from 1 to 65536"]),
+        ("lora-alpha = nan", &["--lora-alpha is nan", "above 0"]),
+        ("lora_dropout = 1.5", &["--lora-dropout is 1.5", "below 1"]),
+        ("learning_rate = inf", &["--learning-rate is inf", "to 1000"]),
+        ("learning_rate = 1e400", &["learning_rate", "overflowed"]),
+        ("threads = 5000", &["--threads is 5000", "from 1 to 1024"]),
+        ("batch_size = 9223372036854775807", &["--batch-size is 9223372036854775807", "to 65536"]),
+        ("layers_to_transform = [1, 70000]", &["--layers-to-transform is 70000", "to 65535"]),
+        ("rank_pattern = { q = 1000000000 }", &["--rank-pattern is 1000000000", "to 65536"]),
+        ("alpha_pattern = { q = nan }", &["--alpha-pattern is nan"]),
+        ("peft_options = { r = 0 }", &["--r is 0", "to 65536"]),
+        (
+            "method = \"prompt\"\npeft_options = { num_virtual_tokens = 1000000000 }",
+            &["num_virtual_tokens is 1000000000"],
+        ),
+    ] {
+        fs::write(&config, line).unwrap();
+        let train = ["train", "--config", &config, "--model", &place.model, "--data", &place.data, "--out"];
+        check(&[&train[..], &[&place.path("out")]].concat(), parts);
+    }
+    let plan = ["plan", "--model", &place.model, "--batch-size", "65536", "--max-seq-len", "1048576"];
+    check(&plan, &["--batch-size x --max-seq-len is 65536 x"]);
+
+    // An adapter of another program.
+    let adapter = place.path("adapter");
+    fs::create_dir(&adapter).unwrap();
+    for (fields, parts) in [
+        (r#""r": 1000000000"#, "r is 1000000000; it must be a whole number from 1 to 65536"),
+        (r#""r": -1"#, "r"),
+        (r#""r": 1e400"#, "adapter_config.json"),
+        (r#""lora_alpha": NaN"#, "adapter_config.json"),
+        (r#""lora_alpha": 1e300"#, "lora_alpha is 1"),
+        (r#""lora_dropout": 1.5"#, "lora_dropout is 1.5"),
+        (r#""rank_pattern": {"q": 1000000000}"#, "rank_pattern is 1000000000"),
+        (
+            r#""peft_type": "PROMPT_TUNING", "num_virtual_tokens": 1000000000"#,
+            "num_virtual_tokens is 1000000000",
+        ),
+        (r#""peft_type": "ADALORA", "init_r": 1000000000, "target_r": 8"#, "init_r is 1000000000"),
+    ] {
+        let lora = if fields.contains("peft_type") { "" } else { r#""peft_type": "LORA", "# };
+        let text = format!(r#"{{{lora}{fields}, "target_modules": ["q_proj"]}}"#);
+        fs::write(place.dir.path().join("adapter/adapter_config.json"), text).unwrap();
+        for args in [
+            &["eval", "--model", &place.model, "--data", &place.data, "--adapter", &adapter][..],
+            &["inspect", &adapter],
+        ] {
+            check(args, &[parts]);
+        }
+    }
+}
+
+/// A megabyte in whatever a message quotes, and nesting that no stack holds: an error of a few lines each.
+#[test]
+fn long_and_deep_values_end_with_a_short_error() {
+    let place = Place::new();
+    let (long, deep) = ("x".repeat(1 << 20), 100_000);
+    let (model, data, out) = (&place.model[..], &place.data[..], &place.path("out")[..]);
+    let check = |args: &[&str], what: &str| {
+        let ran = lowrank(args);
+        assert!((1..=2).contains(&ran.code), "{what}: {} {}", ran.code, &ran.err[..ran.err.len().min(2000)]);
+        assert!(ran.err.len() < 4096, "{what}: {} bytes", ran.err.len());
+        assert!(ran.err.contains("error") && !ran.err.contains("panicked"), "{what}: {}", ran.err);
+    };
+    let nested = |open: &str, close: &str| format!("{}{}", open.repeat(deep), close.repeat(deep));
+    let dotted = vec!["a"; deep].join(".");
+    let config = place.path("run.toml");
+    let train = ["train", "--config", &config, "--model", model, "--data", data, "--out", out];
+    for (what, text) in [
+        ("key", format!("{long} = 1")),
+        ("text for a number", format!("r = \"{long}\"")),
+        ("target module", format!("target_modules = [\"{long}\"]")),
+        ("regular expression", format!("target_modules = \"({long}\"")),
+        ("deep regular expression", format!("target_modules = \"{}\"", nested("(", ")"))),
+        ("pattern", format!("rank_pattern = {{ \"({long}\" = 2 }}")),
+        ("saved module", format!("modules_to_save = [\"{long}\"]")),
+        ("method", format!("method = \"{long}\"")),
+        ("field", format!("peft_options = {{ {long} = 2 }}")),
+        ("start", format!("init_lora_weights = \"{long}\"")),
+        ("template", format!("prompt_template = \"{{{long}}}\"")),
+        ("chat template", format!("chat_template = \"{long}\"")),
+        ("column", format!("prompt_column = \"{long}\"")),
+        ("format", format!("data_format = \"{long}\"")),
+        ("task", format!("task = \"{long}\"")),
+        ("bias", format!("bias = \"{long}\"")),
+        ("deep array", format!("a = {}", nested("[", "]"))),
+        ("open array", format!("a = {}", "[".repeat(deep))),
+        ("deep table", format!("a = {}1{}", "{a=".repeat(deep), "}".repeat(deep))),
+        ("dotted key", format!("{dotted} = 1")),
+        ("dotted table", format!("[{dotted}]\nb = 1")),
+        ("one line", long.clone()),
+    ] {
+        fs::write(&config, &text).unwrap();
+        check(&train, what);
+        fs::write(&config, format!("name = \"a\"\nout = \"a\"\n{text}\n[train]\n{text}")).unwrap();
+        check(&["study", &config], what);
+    }
+
+    let rows = place.path("rows.jsonl");
+    let eval = ["eval", "--model", model, "--data", &rows];
+    for (what, row) in [
+        ("column", format!("{{\"{long}\": 1}}")),
+        ("value", format!("{{\"prompt\": \"{long}\", \"completion\": 3}}")),
+        ("role", format!("{{\"messages\": [{{\"role\": \"{long}\", \"content\": \"a\"}}]}}")),
+        ("no JSON", long.clone()),
+        ("deep array", nested("[", "]")),
+        ("deep value", format!("{{\"prompt\": {}}}", nested("[", "]"))),
+        ("open objects", "{\"a\":".repeat(deep)),
+    ] {
+        fs::write(&rows, row).unwrap();
+        check(&eval, what);
+        for task in ["classification", "token-classification", "pair-classification", "regression"] {
+            check(&[&eval[..], &["--task", task, "--labels", "a,b"]].concat(), what);
+        }
+    }
+    fs::write(&rows, format!("{{\"text\": \"a\", \"label\": \"{long}\"}}")).unwrap();
+    check(&[&eval[..], &["--task", "classification", "--labels", "a,b"]].concat(), "label");
+
+    let adapter = place.path("adapter");
+    fs::create_dir(&adapter).unwrap();
+    for (what, fields) in [
+        ("method", format!(r#""peft_type": "{long}""#)),
+        ("modules", format!(r#""peft_type": "LORA", "target_modules": ["{long}"]"#)),
+        ("pattern", format!(r#""peft_type": "LORA", "target_modules": "({long}""#)),
+        ("bias", format!(r#""peft_type": "LORA", "target_modules": ["q_proj"], "bias": "{long}""#)),
+        ("rank", format!(r#""peft_type": "LORA", "target_modules": ["q_proj"], "r": "{long}""#)),
+        ("deep", format!(r#""peft_type": "LORA", "a": {}"#, nested("[", "]"))),
+    ] {
+        fs::write(place.dir.path().join("adapter/adapter_config.json"), format!("{{{fields}}}")).unwrap();
+        check(&["eval", "--model", model, "--data", data, "--adapter", &adapter], what);
+        check(&["resize", &adapter, "--rank", "2", "--out", out], what);
+    }
+
+    // Files of the model.
+    for (file, text) in [
+        ("config.json", format!(r#"{{"model_type": "{long}"}}"#)),
+        ("config.json", format!(r#"{{"a": {}}}"#, nested("[", "]"))),
+        ("config.json", nested("{\"a\":", "}")),
+        ("model.safetensors.index.json", format!(r#"{{"weight_map": {{"a": "../{long}"}}}}"#)),
+        ("model.safetensors.index.json", format!(r#"{{"weight_map": {{"a": {}}}}}"#, nested("[", "]"))),
+        ("tokenizer.json", format!(r#"{{"{long}": 1}}"#)),
+        ("tokenizer.json", nested("[", "]")),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = tiny_model(folder.path());
+        if file.contains("index") {
+            fs::remove_file(Path::new(&model).join("model.safetensors")).unwrap();
+        }
+        fs::write(Path::new(&model).join(file), text).unwrap();
+        check(&["eval", "--model", &model, "--data", data], file);
+    }
+
+    // The longest argument that the system takes.
+    let argument = &long[..100_000];
+    for args in [
+        &["train", "--r", argument][..],
+        &["train", argument],
+        &[argument],
+        &["generate", "--model", model, "--prompt", "a", "--num-beams", "2", "--early-stopping", argument],
+        &["generate", "--model", model, "--prompt", "a", "--chat-template", argument],
+        &["prune", &adapter, "--out", out, "--drop", &format!("({argument}")],
+        &["convert", &adapter, "--out", out, "--to", argument],
+        &["compose", "--adapter", &adapter, "--out", out, "--how", argument],
+        &["eval", "--model", argument, "--data", data],
+        &["eval", "--model", model, "--data", argument],
+    ] {
+        check(args, args[0]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_cannot_be_started_are_an_error() {
+    let place = Place::new();
+    let command = env!("CARGO_BIN_EXE_lowrank");
+    let generate = format!("{command} generate --model {} --prompt red --threads 1024", place.model);
+    // A thread's stack takes 2 MB of addresses.
+    let ran =
+        Command::new("sh").args(["-c", &format!("ulimit -v 1000000; exec {generate}")]).output().unwrap();
+    let err = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(1), "{err}");
+    assert!(err.contains("error: cannot start 1024 threads"), "{err}");
+}
+
+#[test]
 fn wrong_usage_ends_with_2_and_names_the_flag() {
     let place = Place::new();
     let (model, data) = (&place.model[..], &place.data[..]);
@@ -108,10 +303,10 @@ fn wrong_usage_ends_with_2_and_names_the_flag() {
     fs::write(&config, "learning-rat = 1\n").unwrap();
     for (args, part) in [
         (&["train"][..], "--model"),
-        (&[&train[..], &["--learning-rate", "-1"]].concat(), "--learning-rate must be"),
+        (&[&train[..], &["--learning-rate", "-1"]].concat(), "must be a number from 0 to 1000"),
         (&[&train[..], &["--learnin-rate", "1"]].concat(), "--learning-rate"),
         (&[&train[..], &["--r", "-1"]].concat(), "--r"),
-        (&[&train[..], &["--batch-size", "0"]].concat(), "--batch-size must be at least 1"),
+        (&[&train[..], &["--batch-size", "0"]].concat(), "must be a whole number from 1"),
         (&[&train[..], &["--warmup-steps", "3", "--warmup-ratio", "0.1"]].concat(), "--warmup-ratio"),
         (&["train", "--config", &config], "learning_rate"),
         (&["eval", "--model", model], "--data"),

@@ -152,7 +152,7 @@ fn what_nothing_acts_on_is_refused() {
     option("inference_mode=false", &["follows from"]);
     option("fan_in_fan_out=true", &["fan_in_fan_out is true", "false here"]);
     option("task_type=SEQ_CLS", &["CAUSAL_LM\" here"]);
-    option("r=zwei", &["--r: not a whole number"]);
+    option("r=zwei", &["--r: must be a whole number"]);
     option("use_rslora=True", &["not true or false"]);
     option("layers_to_transform=[7]", &["there is no layer 7; this model has layers 0 to 1"]);
     option("layers_pattern=blocks", &["layers_pattern needs layers_to_transform"]);
@@ -187,7 +187,10 @@ fn what_nothing_acts_on_is_refused() {
     place.refuses(&["--lora-fa", "--target-modules", "embed_tokens"], &["--lora-fa is for LoRA"]);
     place.refuses(&["--lora-fa", "--loraplus-lr-ratio", "4"], &["two optimizers"]);
     place.refuses(&["--loraplus-lr-embedding", "0.1"], &["give --loraplus-lr-ratio"]);
-    place.refuses(&["--loraplus-lr-ratio", "4", "--learning-rate", "0"], &["--learning-rate must be"]);
+    place.refuses(
+        &["--loraplus-lr-ratio", "4", "--learning-rate", "0"],
+        &["--learning-rate must be a number above 0"],
+    );
     place.refuses(&["--use-dora", "--enable-lora", "true,false"], &["enable_lora with use_dora"]);
 }
 

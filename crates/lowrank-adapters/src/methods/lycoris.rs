@@ -46,9 +46,6 @@ fn whole_or_not(x: f64) -> Value {
 
 pub(super) fn check(config: &LoraConfig) -> Result<(), Error> {
     let extra: Extra = config.parse_extra()?;
-    if config.r == 0 {
-        return Err(Error::Config("r must be at least 1".into()));
-    }
     for (name, p) in [("rank_dropout", extra.rank_dropout), ("module_dropout", extra.module_dropout)] {
         if !(0.0..1.0).contains(&p) {
             return Err(Error::Config(format!("{name} is {p}; it must be at least 0 and less than 1")));

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use lowrank_engine::kernels;
+use lowrank_files::Range;
 
 use crate::{Error, Result};
 
@@ -37,18 +38,13 @@ impl Sampling {
     /// # Errors
     /// Names the field and what it may be.
     pub fn check(&self) -> Result<()> {
-        let wrong = |what: &str| Err(Error::Request(what.to_owned()));
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return wrong("temperature must be a number of at least 0");
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return wrong("top_p must be more than 0 and at most 1");
-        }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return wrong("min_p must be from 0 to 1");
-        }
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return wrong("repetition_penalty must be more than 0");
+        for (name, value, range) in [
+            ("temperature", self.temperature, Range::Real(0.0, 100.0)),
+            ("top_p", self.top_p, Range::Above(0.0, 1.0)),
+            ("min_p", self.min_p, Range::Real(0.0, 1.0)),
+            ("repetition_penalty", self.repetition_penalty, Range::Above(0.0, 100.0)),
+        ] {
+            range.check(value.into()).map_err(|what| Error::Request(format!("`{name}` {what}")))?;
         }
         Ok(())
     }

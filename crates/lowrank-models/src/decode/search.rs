@@ -3,6 +3,8 @@
 
 use std::collections::BinaryHeap;
 
+use lowrank_files::Range;
+
 use crate::{Error, Result};
 
 /// Whether a beam search ends before nothing can get better (transformers' `early_stopping`).
@@ -48,11 +50,11 @@ impl SearchOptions {
     /// # Errors
     /// Names the field and what it may be.
     pub fn check(&self) -> Result<()> {
-        if self.num_beams == 0 {
-            return Err(Error::Request("num_beams must be at least 1".into()));
-        }
-        if !self.length_penalty.is_finite() {
-            return Err(Error::Request("length_penalty must be a finite number".into()));
+        for (name, value, range) in [
+            ("num_beams", self.num_beams as f64, Range::Whole(1, 1024)),
+            ("length_penalty", f64::from(self.length_penalty), Range::Real(-8.0, 8.0)),
+        ] {
+            range.check(value).map_err(|what| Error::Request(format!("`{name}` {what}")))?;
         }
         Ok(())
     }

@@ -20,19 +20,19 @@ pub struct Args {
     #[arg(long, default_value = "svd", value_name = "COMBINATION")]
     how: String,
     /// Rank of the result, for the svd methods [default: the largest of the adapters']
-    #[arg(long)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("rank"))]
     rank: Option<usize>,
     /// Share of the entries to keep, for ties, dare and magnitude_prune
-    #[arg(long)]
+    #[arg(long, value_parser = super::flags::ranges::real("density"))]
     density: Option<f64>,
     /// How ties elects a sign: total or frequency
     #[arg(long, default_value = "total", value_name = "METHOD")]
     majority_sign_method: String,
     /// Random seed of dare
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<u64>("seed"), default_value_t = 0)]
     seed: u64,
     /// Number of threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("threads"))]
     threads: Option<usize>,
     #[command(flatten)]
     output: Output,

@@ -23,7 +23,7 @@ pub struct Args {
     #[command(flatten)]
     rule: RankRule,
     /// Maximum rank
-    #[arg(long, default_value_t = 256, value_name = "R")]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("max_rank"), default_value_t = 256, value_name = "R")]
     max_rank: usize,
     /// Modules to extract: names, a regular expression, or all-linear
     #[arg(long, default_value = "all-linear")]
@@ -32,10 +32,10 @@ pub struct Args {
     #[arg(long)]
     exact: bool,
     /// Random seed of the projection
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<u64>("seed"), default_value_t = 0)]
     seed: u64,
     /// Number of threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("threads"))]
     threads: Option<usize>,
     #[command(flatten)]
     output: Output,

@@ -34,22 +34,22 @@ pub struct Args {
     #[arg(long, requires = "chat")]
     system: Option<String>,
     /// Maximum number of new tokens
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("max_new_tokens"), default_value_t = 256)]
     max_new_tokens: usize,
     /// Sampling temperature; 0 always takes the most likely token
-    #[arg(long, default_value_t = 0.0, help_heading = "Sampling")]
+    #[arg(long, value_parser = super::flags::ranges::real_f32("temperature"), default_value_t = 0.0, help_heading = "Sampling")]
     temperature: f32,
     /// Sample from the K most likely tokens; 0 turns this off
-    #[arg(long, default_value_t = 0, hide_short_help = true, help_heading = "Sampling")]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("top_k"), default_value_t = 0, hide_short_help = true, help_heading = "Sampling")]
     top_k: usize,
     /// Sample from the most likely tokens whose probabilities add up to P
-    #[arg(long, default_value_t = 1.0, help_heading = "Sampling")]
+    #[arg(long, value_parser = super::flags::ranges::real_f32("top_p"), default_value_t = 1.0, help_heading = "Sampling")]
     top_p: f32,
     /// Sample from tokens with at least this share of the most likely one's probability
-    #[arg(long, default_value_t = 0.0, hide_short_help = true, help_heading = "Sampling")]
+    #[arg(long, value_parser = super::flags::ranges::real_f32("min_p"), default_value_t = 0.0, hide_short_help = true, help_heading = "Sampling")]
     min_p: f32,
     /// Penalty on tokens that have occurred, above 1 to repeat less
-    #[arg(long, default_value_t = 1.0, hide_short_help = true, help_heading = "Sampling")]
+    #[arg(long, value_parser = super::flags::ranges::real_f32("repetition_penalty"), default_value_t = 1.0, hide_short_help = true, help_heading = "Sampling")]
     repetition_penalty: f32,
     /// Stop at this text, which is left out; may be repeated
     #[arg(long, hide_short_help = true)]
@@ -57,7 +57,7 @@ pub struct Args {
     #[command(flatten)]
     search: SearchFlags,
     /// Random seed
-    #[arg(long, default_value_t = 0, hide_short_help = true, help_heading = "Sampling")]
+    #[arg(long, value_parser = super::flags::ranges::whole::<u64>("seed"), default_value_t = 0, hide_short_help = true, help_heading = "Sampling")]
     seed: u64,
     /// Print the times of prompt and tokens as JSON on standard error
     #[arg(long, conflicts_with = "chat", hide_short_help = true)]

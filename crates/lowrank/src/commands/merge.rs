@@ -36,13 +36,13 @@ pub struct Args {
     #[arg(long, conflicts_with = "tolerance")]
     no_verify: bool,
     /// Fail if any logit or class score differs by more than this [default: what rounding to --dtype explains]
-    #[arg(long)]
+    #[arg(long, value_parser = super::flags::ranges::real_f32("tolerance"))]
     tolerance: Option<f32>,
     /// Replace --out if it exists
     #[arg(long)]
     force: bool,
     /// Number of threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("threads"))]
     threads: Option<usize>,
 }
 

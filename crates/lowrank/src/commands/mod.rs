@@ -32,6 +32,9 @@ use clap::Subcommand;
 use lowrank::files::{IoError, read_input};
 use lowrank::{Error, MAX_TEXT, Result};
 
+#[cfg(test)]
+pub use flags::ranges::range;
+pub use flags::ranges::stated as with_ranges;
 pub use output::{Stdout, say_error};
 
 macro_rules! commands {

@@ -57,7 +57,7 @@ fn failed(source: io::Error) -> Error {
 macro_rules! note {
     ($($text:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
+        let _ = writeln!(std::io::stderr(), "{}", lowrank::files::shortened(&format!($($text)*)));
     }};
 }
 
@@ -65,7 +65,7 @@ macro_rules! note {
 macro_rules! note_part {
     ($($text:tt)*) => {{
         use std::io::Write as _;
-        let _ = write!(std::io::stderr(), $($text)*);
+        let _ = write!(std::io::stderr(), "{}", lowrank::files::shortened(&format!($($text)*)));
     }};
 }
 

@@ -15,10 +15,10 @@ pub struct Args {
     /// Adapter folder or file
     adapter: PathBuf,
     /// Share of the entries of each matrix to keep; the smallest others become zero
-    #[arg(long)]
+    #[arg(long, value_parser = super::flags::ranges::real("density"))]
     density: Option<f64>,
     /// Drop layers whose update has a norm below this share of the largest
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_parser = super::flags::ranges::real("min_norm"), value_name = "SHARE")]
     min_norm: Option<f64>,
     /// Drop layers whose path matches
     #[arg(long, value_name = "REGEX")]

@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, requires = "model")]
     prompt: Vec<String>,
     /// Maximum number of new tokens in an answer
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("max_new_tokens"), default_value_t = 64)]
     max_new_tokens: usize,
     /// Folder for the report
     #[arg(long, value_name = "DIR", default_value = "report")]

@@ -18,10 +18,10 @@ pub struct Args {
     #[command(flatten)]
     rule: RankRule,
     /// Maximum rank
-    #[arg(long, default_value_t = usize::MAX, value_name = "R", hide_default_value = true)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("max_rank"), default_value_t = 65_536, value_name = "R", hide_default_value = true)]
     max_rank: usize,
     /// Number of threads [default: all processors]
-    #[arg(long)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("threads"))]
     threads: Option<usize>,
     #[command(flatten)]
     output: Output,

@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(long)]
     report_only: bool,
     /// Number of threads for the report's measurements [default: all processors]
-    #[arg(long)]
+    #[arg(long, value_parser = super::flags::ranges::whole::<usize>("threads"))]
     threads: Option<usize>,
 }
 

@@ -13,7 +13,7 @@ use crate::commands::Stdout;
 #[derive(clap::Args)]
 pub struct Hints {
     /// Alpha of a loralib checkpoint, which has none
-    #[arg(long)]
+    #[arg(long, value_parser = super::ranges::real("alpha"))]
     alpha: Option<f64>,
     /// Adapted parts of the fused layers of a loralib checkpoint [default: true,false,true, that is q and v]
     #[arg(long, value_delimiter = ',', value_name = "BOOL,...")]
@@ -146,19 +146,19 @@ pub fn table(out: &mut Stdout, rows: &[Value]) -> Result<()> {
 #[group(required = true, multiple = false)]
 pub struct RankRule {
     /// Use this rank for every layer
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_parser = super::ranges::whole::<usize>("rank"), value_name = "R")]
     rank: Option<usize>,
     /// Use the smallest rank that keeps this share of the squared singular values, such as 0.95
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_parser = super::ranges::real("energy"), value_name = "SHARE")]
     energy: Option<f64>,
     /// Use the smallest rank that keeps this share of the Frobenius norm, such as 0.9
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_parser = super::ranges::real("frobenius"), value_name = "SHARE")]
     frobenius: Option<f64>,
     /// Use the smallest rank that keeps this share of the sum of singular values
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_parser = super::ranges::real("cumulative"), value_name = "SHARE")]
     cumulative: Option<f64>,
     /// Keep singular values above the largest divided by X
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_parser = super::ranges::real("ratio"), value_name = "X")]
     ratio: Option<f64>,
 }
 

@@ -3,6 +3,7 @@
 
 pub mod adapter_files;
 pub mod options;
+pub mod ranges;
 pub mod scoring;
 pub mod search;
 pub mod texts;

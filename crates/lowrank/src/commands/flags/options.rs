@@ -140,9 +140,8 @@ fn argument<K: Known>(field: &'static Field, default: &Value) -> Arg {
         .help_heading(field.group)
         .required(K::REQUIRED.contains(&field.name))
         .hide_short_help(!COMMON.contains(&field.name));
-    let parse = field.parse;
     let valued = |arg: Arg| {
-        arg.value_name(value_name(field)).value_parser(ValueParser::new(move |text: &str| parse(text)))
+        arg.value_name(value_name(field)).value_parser(ValueParser::new(move |text: &str| field.parse(text)))
     };
     match field.kind {
         FieldKind::Switch => arg.action(ArgAction::SetTrue),

@@ -8,10 +8,11 @@ use lowrank::{Error, Result};
 #[derive(clap::Args)]
 pub struct SearchFlags {
     /// Number of beams; above 1 turns on beam search
-    #[arg(long, default_value_t = 1, help_heading = "Beam search", hide_short_help = true)]
+    #[arg(long, value_parser = super::ranges::whole::<usize>("num_beams"), default_value_t = 1, help_heading = "Beam search", hide_short_help = true)]
     num_beams: usize,
     /// Exponent of the length that a beam's log-probability is divided by
     #[arg(
+        value_parser = super::ranges::real_f32("length_penalty"),
         long,
         default_value_t = 1.0,
         allow_negative_numbers = true,
@@ -20,7 +21,7 @@ pub struct SearchFlags {
     )]
     length_penalty: f32,
     /// Do not repeat any N tokens in a row, prompt included; 0 turns this off
-    #[arg(long, default_value_t = 0, help_heading = "Beam search", hide_short_help = true)]
+    #[arg(long, value_parser = super::ranges::whole::<usize>("no_repeat_ngram_size"), default_value_t = 0, help_heading = "Beam search", hide_short_help = true)]
     no_repeat_ngram_size: usize,
     /// When to stop a beam search: false, true (once as many texts as beams have ended) or never (until no beam can improve)
     #[arg(long, default_value = "false", help_heading = "Beam search", hide_short_help = true)]

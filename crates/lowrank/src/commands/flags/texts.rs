@@ -32,10 +32,10 @@ pub struct TextFlags {
     #[arg(help_heading = "Generated texts", hide_short_help = true)]
     score: Option<PathBuf>,
     /// Use the first N distinct prompts only
-    #[arg(long, value_name = "N", help_heading = "Generated texts", hide_short_help = true)]
+    #[arg(long, value_parser = super::ranges::whole::<usize>("max_prompts"), value_name = "N", help_heading = "Generated texts", hide_short_help = true)]
     max_prompts: Option<usize>,
     /// Maximum number of new tokens in a text
-    #[arg(long, default_value_t = 64, help_heading = "Generated texts")]
+    #[arg(long, value_parser = super::ranges::whole::<usize>("max_new_tokens"), default_value_t = 64, help_heading = "Generated texts")]
     max_new_tokens: usize,
     /// Stop at this text, which is left out; may be repeated
     #[arg(long, help_heading = "Generated texts", hide_short_help = true)]
