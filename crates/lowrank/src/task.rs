@@ -22,9 +22,12 @@ pub(crate) fn meant(task: Task, base: &Base) -> Task {
     }
 }
 
-/// Says where `task` means another one.
-fn meant_aloud(task: Task, base: &Base) -> Task {
-    let meant = meant(task, base);
+/// Says where `task` means another one. Numbers have no names: with `labels`, classes are meant.
+fn meant_aloud(task: Task, labels: Option<&Vec<String>>, base: &Base) -> Task {
+    let meant = match meant(task, base) {
+        Task::Regression if labels.is_some() => task,
+        meant => meant,
+    };
     if meant != task {
         let (source, name) = (base.source.display(), meant.name());
         let kind = meant.problem_type().unwrap_or_default();
@@ -39,7 +42,7 @@ pub(crate) fn of_run(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
         let spec = of_adapter(Some(dir), Some(options.task), options.labels.clone(), base)?;
         return Ok(spec);
     }
-    let task = meant_aloud(options.task, base);
+    let task = meant_aloud(options.task, options.labels.as_ref(), base);
     let columns = DataOptions { task, ..options.column_options() };
     if task == Task::Regression {
         let outputs = match options.task {
@@ -68,7 +71,7 @@ pub(crate) fn of_adapter(
     base: &Base,
 ) -> Result<TaskSpec> {
     let Some(dir) = dir else {
-        let task = meant_aloud(task.unwrap_or_default(), base);
+        let task = meant_aloud(task.unwrap_or_default(), labels.as_ref(), base);
         if task == Task::Regression {
             return Ok(TaskSpec { outputs: config_outputs(&base.config), ..TaskSpec::new(task, Vec::new()) });
         }
@@ -152,7 +155,7 @@ fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &
         Some(Task::MultiLabelClassification | Task::PairClassification | Task::Regression) => {
             task.unwrap_or_default()
         }
-        _ => meant_aloud(kind, base),
+        _ => meant_aloud(kind, labels, base),
     };
     if kind == Task::Regression {
         return Ok(TaskSpec { outputs, ..TaskSpec::new(kind, Vec::new()) });

@@ -328,6 +328,12 @@ fn texts_have_several_numbers() {
         let again = predict(&["--model", &merged, "--task", task]);
         assert!((again["values"][1].as_f64().unwrap() - values[1].as_f64().unwrap()).abs() < 1e-4, "{again}");
     }
+    // Names say that classes are meant.
+    let (named, out) = (case.write("named.csv", "text,label\na film,low\na plot,high\n"), case.path("named"));
+    let args =
+        ["train", "--model", &merged, "--task", "classification", "--labels", "low,high", "--max-steps", "1"];
+    lowrank_ok(&[&args[..], &["--data", &named, "--out", &out]].concat());
+    assert_eq!(file(&out, "task.json"), json!({"task": "classification", "labels": ["low", "high"]}));
     let short = case.write("short.jsonl", "{\"text\": \"a film\", \"label\": 3.5}\n");
     let args = ["eval", "--model", &case.model, "--adapter", &adapter, "--data", &short];
     case.refused(&args, &["short.jsonl:1", "holds 1 numbers, and 2 are predicted"]);
