@@ -100,13 +100,15 @@ const NULL_IS_DEFAULT: [&str; 10] = [
 const ANY_ALPHA: Range = Range::Real(-1e9, 1e9);
 
 /// The ranges of fields in `other` that sizes and scales follow from.
-const OTHER_RANGES: [(&str, Range); 7] = [
+const OTHER_RANGES: [(&str, Range); 9] = [
     ("alpha", ANY_ALPHA),
     ("init_r", Range::RANK),
     ("module_dropout", Range::DROPOUT),
+    ("num_layers", Range::Whole(1, 65_536)),
     ("num_virtual_tokens", Range::Whole(1, 65_536)),
     ("rank_dropout", Range::DROPOUT),
     ("target_r", Range::RANK),
+    ("token_dim", Range::Whole(1, 1 << 20)),
     ("vera_dropout", Range::DROPOUT),
 ];
 

@@ -148,6 +148,10 @@ fn numbers_out_of_range_end_with_2_wherever_they_come_from() {
             r#""peft_type": "PROMPT_TUNING", "num_virtual_tokens": 1000000000"#,
             "num_virtual_tokens is 1000000000",
         ),
+        (
+            r#""peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "token_dim": 4294967295"#,
+            "token_dim is 4294967295",
+        ),
         (r#""peft_type": "ADALORA", "init_r": 1000000000, "target_r": 8"#, "init_r is 1000000000"),
     ] {
         let lora = if fields.contains("peft_type") { "" } else { r#""peft_type": "LORA", "# };
