@@ -273,6 +273,10 @@ pub struct AdamW {
     pub form: AdamWForm,
     /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// Decays of the means of gradients and of their squares.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
     /// Steps taken so far.
     pub step: u64,
     /// First moments, one per parameter; without rows for those that are not trained.
@@ -285,24 +289,25 @@ impl AdamW {
     /// Before the first step.
     pub fn new(params: &Params, weight_decay: f64) -> Self {
         let zeros = || params.list.iter().map(zeros_like).collect();
-        Self { form: AdamWForm::default(), weight_decay, step: 0, m: zeros(), v: zeros() }
+        let (form, betas, eps) = (AdamWForm::default(), (0.9, 0.999), 1e-8);
+        Self { form, weight_decay, betas, eps, step: 0, m: zeros(), v: zeros() }
     }
 
-    /// One step with learning rate `lr` (times each parameter's ratio) and betas 0.9 and 0.999.
+    /// One step with learning rate `lr` (times each parameter's ratio).
     pub fn update(&mut self, device: &Device, params: &mut Params, grads: &Grads, lr: f64) {
         self.step += 1;
         params.version = next_version();
-        let (beta1, beta2) = (0.9f64, 0.999f64);
+        let ((beta1, beta2), eps) = (self.betas, self.eps);
         for (i, p) in params.list.iter_mut().enumerate().filter(|(_, p)| p.trained) {
             let (lr, weight_decay) = (lr * p.lr_ratio, if p.decay { self.weight_decay } else { 0.0 });
             let settings = match self.form {
-                AdamWForm::Torch => kernels::AdamW { lr, beta1, beta2, eps: 1e-8, weight_decay },
+                AdamWForm::Torch => kernels::AdamW { lr, beta1, beta2, eps, weight_decay },
                 AdamWForm::Transformers => {
                     // With `c` for the correction's root and `d` for what decay leaves: `d (p - lr c m / (sqrt(v) + eps))`.
                     let root = (1.0 - beta2.powf(self.step as f64)).sqrt();
                     let left = 1.0 - lr * weight_decay;
                     let weight_decay = weight_decay / left;
-                    kernels::AdamW { lr: lr * left, beta1, beta2, eps: 1e-6 / root, weight_decay }
+                    kernels::AdamW { lr: lr * left, beta1, beta2, eps: eps / root, weight_decay }
                 }
             };
             let (grad, m, v) = (&grads.list[i].value, &mut self.m[i], &mut self.v[i]);

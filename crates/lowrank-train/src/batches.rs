@@ -173,17 +173,17 @@ fn prompts(examples: &Examples) -> Vec<u32> {
 }
 
 /// Fisher and Yates.
-fn shuffle<T>(items: &mut [T], random: &mut Random) {
+pub(crate) fn shuffle<T>(items: &mut [T], random: &mut Random) {
     for i in (1..items.len()).rev() {
         items.swap(i, random.below(i as u64 + 1) as usize);
     }
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014), seeded by a pair.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new(seed: u64, epoch: u64) -> Self {
+    pub(crate) fn new(seed: u64, epoch: u64) -> Self {
         let mut random = Self(seed);
         let mixed = random.next();
         Self(mixed ^ epoch.wrapping_mul(0xd134_2543_de82_ef95))

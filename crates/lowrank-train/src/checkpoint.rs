@@ -30,6 +30,12 @@ pub struct RunState {
     pub epoch: f64,
     /// The lowest held-out loss so far and its step.
     pub best: Option<(u64, f64)>,
+    /// Evaluations since the held-out loss was lowest.
+    #[serde(default)]
+    pub not_better: u64,
+    /// The steps that the run was to have.
+    #[serde(default)]
+    pub total_steps: u64,
     /// What must be the same for the run to go on: options that change the numbers, and the data.
     pub fingerprint: Map<String, Value>,
     /// What the held-out data were that `best` is about.
@@ -153,6 +159,39 @@ pub fn save(
         rename(&target, &former)?;
     }
     rename(&fresh, &target)
+}
+
+/// Keeps the adapter of `step` as `checkpoints/step-N`, and of the earlier ones so many that there are `limit`.
+///
+/// # Errors
+/// Where a folder cannot be written or removed.
+pub fn keep(run: &Path, step: u64, adapters: &AdapterSet, limit: u64) -> Result<(), Error> {
+    let folder = run.join(FOLDER);
+    adapters.save(&folder.join(format!("step-{step}")))?;
+    let entries = fs::read_dir(&folder).map_err(Error::io(&folder))?.filter_map(std::result::Result::ok);
+    let step_of = |name: &str| name.strip_prefix("step-")?.parse::<u64>().ok();
+    let mut kept: Vec<u64> = entries.filter_map(|entry| step_of(entry.file_name().to_str()?)).collect();
+    kept.sort_unstable();
+    let excess = kept.len().saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX));
+    kept[..excess].iter().try_for_each(|step| remove(&folder.join(format!("step-{step}"))))
+}
+
+/// Makes checkpoint `name` the run's adapter.
+///
+/// # Errors
+/// Where it is not there or cannot be copied.
+pub fn export(run: &Path, name: &str) -> Result<(), Error> {
+    let (dir, _) = newest(run, name).ok_or_else(|| Error::NoCheckpoint { run: run.to_owned() })?;
+    for entry in fs::read_dir(&dir).map_err(Error::io(&dir))? {
+        let path = entry.map_err(Error::io(&dir))?.path();
+        let Some(name) = path.file_name().filter(|name| *name != STATE_FILE && *name != OPTIMIZER_FILE)
+        else {
+            continue;
+        };
+        let bytes = read_limited(&path, u64::MAX).map_err(lowrank_adapters::Error::from)?;
+        write_atomic(&run.join(name), &bytes).map_err(lowrank_adapters::Error::from)?;
+    }
+    Ok(())
 }
 
 /// Removes the checkpoint before the last one: the last one is good.

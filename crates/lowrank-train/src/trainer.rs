@@ -28,6 +28,14 @@ pub struct LoopOptions {
     pub save_steps: u64,
     /// Examples in a batch of evaluation.
     pub eval_batch_size: usize,
+    /// Stop after this many evaluations in a row that were not better; 0 never.
+    pub early_stopping_patience: u64,
+    /// How much lower a held-out loss must be to be better for that.
+    pub early_stopping_threshold: f64,
+    /// The adapter of the lowest held-out loss is what is written at the end.
+    pub load_best_model_at_end: bool,
+    /// Checkpoints that are kept, the last one counted.
+    pub save_total_limit: u64,
 }
 
 /// The data of a run.
@@ -47,18 +55,28 @@ pub struct Summary {
     pub steps: u64,
     /// Whether it was stopped from outside before its last step.
     pub interrupted: bool,
+    /// Whether it stopped because the held-out loss fell no more.
+    pub stopped_early: bool,
     /// Loss of the first step that this call ran.
     pub first_loss: Option<f64>,
     /// Mean loss of the last ten steps.
     pub last_loss: Option<f64>,
+    /// Loss of the last step.
+    pub final_loss: Option<f64>,
+    /// Whether there were enough steps to say that the loss fell, and it did not by a twentieth.
+    pub loss_stayed: bool,
     /// Whether there were enough steps to say that the loss rose, and it did.
     pub loss_rose: bool,
+    /// The peak learning rate.
+    pub learning_rate: f64,
     /// The last held-out loss.
     pub eval_loss: Option<f64>,
     /// The last held-out metrics of the task.
     pub eval_metrics: Vec<(&'static str, f64)>,
     /// The lowest held-out loss and its step.
     pub best: Option<(u64, f64)>,
+    /// Whether the adapter that was written is that of this step, and not the last one.
+    pub wrote_best: bool,
     /// Seconds in training steps.
     pub train_s: f64,
     /// Tokens seen.
@@ -81,13 +99,18 @@ pub fn run(
     log: &mut RunLog,
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
-    let mut summary = Summary { best: state.best, ..Summary::default() };
+    let learning_rate = options.schedule.peak;
+    let mut summary = Summary { best: state.best, learning_rate, ..Summary::default() };
     let mut recent = Vec::new();
     let mut evaluated_at = None;
     // The next step says whether the last checkpoint is good.
     let mut unproven = state.step > 0;
     for step in data.batches.starting_at(state.step) {
         if state.step >= options.total_steps {
+            break;
+        }
+        if options.early_stopping_patience > 0 && state.not_better >= options.early_stopping_patience {
+            summary.stopped_early = true;
             break;
         }
         if stop.load(Ordering::Relaxed) {
@@ -155,19 +178,32 @@ pub fn run(
         }
         if every(options.save_steps) && state.step < options.total_steps {
             save(stepper, run_dir, "last", state)?;
+            if options.save_total_limit > 1 {
+                checkpoint::keep(run_dir, state.step, &stepper.adapters, options.save_total_limit - 1)?;
+            }
             unproven = true;
         }
     }
+    log.flush()?;
     if evaluated_at != Some(state.step) && !summary.interrupted {
         run_evaluation(stepper, data, options, run_dir, state, log, &mut summary)?;
     }
     save(stepper, run_dir, "last", state)?;
-    stepper.adapters.save(run_dir)?;
+    let best = options.load_best_model_at_end && !summary.interrupted;
+    summary.wrote_best = best && state.best.is_some_and(|(step, _)| step != state.step);
+    match summary.wrote_best {
+        true => checkpoint::export(run_dir, "best")?,
+        false => stepper.adapters.save(run_dir)?,
+    }
     if !summary.interrupted {
         checkpoint::confirm(run_dir, "last")?;
     }
     let tail = &recent[recent.len().saturating_sub(10)..];
     summary.last_loss = (!tail.is_empty()).then(|| tail.iter().sum::<f64>() / tail.len() as f64);
+    summary.final_loss = recent.last().copied();
+    let stayed = |first: f64, last: f64| recent.len() >= 20 && last > 0.95 * first && last <= 1.1 * first;
+    summary.loss_stayed =
+        summary.first_loss.zip(summary.last_loss).is_some_and(|(first, last)| stayed(first, last));
     let rose = |first: f64, last: f64| recent.len() >= 10 && last > 1.1 * first;
     summary.loss_rose =
         summary.first_loss.zip(summary.last_loss).is_some_and(|(first, last)| rose(first, last));
@@ -189,7 +225,10 @@ fn run_evaluation(
     log.eval(&result.record(state.step, state.epoch))?;
     summary.eval_loss = Some(result.loss);
     summary.eval_metrics = result.metrics.into_iter().collect();
-    if result.loss.is_finite() && state.best.is_none_or(|(_, best)| result.loss < best) {
+    let before = state.best.map_or(f64::INFINITY, |(_, best)| best);
+    let better = result.loss < before - options.early_stopping_threshold;
+    state.not_better = if better { 0 } else { state.not_better + 1 };
+    if result.loss.is_finite() && result.loss < before {
         state.best = Some((state.step, result.loss));
         summary.best = state.best;
         save(stepper, run_dir, "best", state)?;

@@ -74,7 +74,7 @@ pub(crate) fn write(
     row("steps", summary.steps.to_string());
     row("batch_size", options.batch_size.to_string());
     row("gradient_accumulation_steps", options.gradient_accumulation_steps.to_string());
-    row("learning_rate", format!("{:e}", options.learning_rate));
+    row("learning_rate", format!("{:e}", options.learning_rate.unwrap_or_default()));
     row("lr_scheduler", format!("{:?}", options.lr_scheduler).to_lowercase());
     row("warmup_steps", options.warmup_steps.to_string());
     row("weight_decay", options.weight_decay.to_string());

@@ -39,6 +39,7 @@ pub struct Prepared<'m> {
 /// Where data, adapter or options are wrong.
 pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device) -> Result<Prepared<'m>> {
     options.check()?;
+    let options = &options.resolved(&*session.model);
     let device = options.saving_on(device);
     let loaded = session.base.tensors.load_options();
     if (LoadOptions { shapes_only: false, ..loaded }) != options.load_options() {
@@ -52,7 +53,14 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         return Err(Error::Usage(format!("the session was opened for the task {have}, not {want}")));
     }
     let train = session.read_data(&options.data, options, false)?;
-    let eval = options.eval_data.as_ref().map(|path| session.read_data(path, options, false)).transpose()?;
+    let (train, eval) = match &options.eval_data {
+        Some(path) => (train, Some(session.read_data(path, options, false)?)),
+        None if options.eval_split > 0.0 => {
+            let (train, eval) = train.split(options.eval_split, options.seed)?;
+            (train, Some(eval))
+        }
+        None => (train, None),
+    };
     let share_prefix = !options.no_share_prefix;
     let batches = Batches::new(
         &train.examples,
@@ -68,7 +76,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let total_steps = options.max_steps.unwrap_or(by_epochs);
     let schedule = Schedule {
         scheduler: options.lr_scheduler,
-        peak: options.learning_rate,
+        peak: options.learning_rate.unwrap_or_default(),
         warmup_steps: match options.warmup_steps {
             0 => (options.warmup_ratio * total_steps as f64).ceil() as u64,
             steps => steps,
@@ -91,7 +99,14 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let (adapters, optimizer, state) = if options.resume {
         let (adapters, optimizer, mut state) =
             checkpoint::load(&options.out, session.sites(), options.weight_decay, |set| options.apply(set))?;
+        if (1..=state.step).contains(&state.total_steps) && total_steps > state.step {
+            // A run that is over may go on for longer.
+            for key in ["epochs", "max_steps"] {
+                state.fingerprint.insert(key.to_owned(), fingerprint[key].clone());
+            }
+        }
         state.check(&fingerprint, &options.out)?;
+        state.total_steps = total_steps;
         if state.eval_data != eval_data {
             // The lowest loss was that of other data.
             (state.best, state.eval_data) = (None, eval_data);
@@ -104,7 +119,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         device.reset_peak();
         device.trim();
         options.apply(&mut adapters)?;
-        (adapters, None, RunState { step: 0, epoch: 0.0, best: None, fingerprint, eval_data })
+        (adapters, None, RunState { total_steps, fingerprint, eval_data, ..RunState::default() })
     };
     let mut stepper = Stepper::new(&*session.model, adapters, device, step_options)
         .for_task(session.task.clone(), session.masking(options.seed)?);
@@ -113,7 +128,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     if let Some(optimizer) = optimizer {
         stepper.optimizer = optimizer;
     }
-    stepper.optimizer.form = options.adamw_form();
+    options.set_optimizer(&mut stepper.optimizer);
     let loop_options = LoopOptions {
         total_steps,
         schedule,
@@ -121,6 +136,10 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         eval_steps: options.eval_steps,
         save_steps: options.save_steps,
         eval_batch_size: options.batch_size,
+        early_stopping_patience: options.early_stopping_patience,
+        early_stopping_threshold: options.early_stopping_threshold,
+        load_best_model_at_end: options.load_best_model_at_end || options.early_stopping_patience > 0,
+        save_total_limit: options.save_total_limit,
     };
     Ok(Prepared { stepper, train, eval, batches, loop_options, state })
 }
@@ -173,6 +192,7 @@ pub fn finetune_with(
 ) -> Result<Summary> {
     options.check()?;
     let out = &options.out;
+    let options = &options.resolved(&*session.model);
     let folder = RunFolder::open(options)?;
     let mut prepared = prepare(session, options, session.device())?;
     let mut progress = progress(prepared.loop_options.total_steps, prepared.state.step);
@@ -190,7 +210,13 @@ pub fn finetune_with(
     };
     let tensorboard =
         options.tensorboard.as_ref().map(|dir| TensorBoard::create(dir, (done > 0).then_some(done)));
-    let mut log = RunLog { json: Some(json), tensorboard: tensorboard.transpose()?, progress };
+    let mut log = RunLog {
+        json: Some(json),
+        tensorboard: tensorboard.transpose()?,
+        progress,
+        every: options.logging_steps,
+        waiting: Vec::new(),
+    };
     let data = RunData {
         train: &prepared.train.examples,
         batches: &prepared.batches,
@@ -218,7 +244,15 @@ pub fn finetune_with(
     Ok(summary)
 }
 
+/// Says what is trained.
 fn report_data(prepared: &Prepared<'_>, progress: &mut Progress) {
+    let set = &prepared.stepper.adapters;
+    let rate = prepared.loop_options.schedule.peak;
+    progress.message(&format!(
+        "{} layers adapted, {} trainable parameters, learning rate {rate:e}",
+        set.layers.len(),
+        set.params.count()
+    ));
     for (what, data) in [("train", Some(&prepared.train)), ("eval", prepared.eval.as_ref())] {
         let Some(report) = data.map(|d| &d.report) else { continue };
         progress.message(&format!("{what}: {report}"));

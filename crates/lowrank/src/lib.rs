@@ -56,7 +56,7 @@ pub use lowrank_train as train;
 pub use merging::{
     Loss, MergeCheck, MergeTarget, Merged, Verified, merge, merge_checked, unmerge, verify_merge,
 };
-pub use options::{SavedActivations, TrainOptions};
+pub use options::{ALIASES, Preset, SavedActivations, TrainOptions};
 pub use run_folder::LOG_FILE;
 pub use session::{Encoder, Session};
 pub use shape_plan::{Need, ShapePlan, plan_shapes};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lowrank_adapters::{
     AdapterSet, BaseInfo, CLASSIFIERS, LoraConfig, LoraPlus, NamedMethod, OneOrMany, Targets,
 };
-use lowrank_engine::{AdamWForm, Device, SavedDtype, SiteKind};
+use lowrank_engine::{AdamW, AdamWForm, Device, SavedDtype, SiteKind};
 use lowrank_files::{LoadOptions, Precision, Quantize, Range};
 use lowrank_models::Model;
 use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
@@ -41,6 +41,75 @@ impl std::str::FromStr for SavedActivations {
 
 named!(SavedActivations);
 
+/// Sets of defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// PEFT's modules for the architecture.
+    Peft,
+    /// Those of LoRA's paper on GPT-2 (Hu et al. 2021, table 11).
+    Paper,
+}
+
+impl std::str::FromStr for Preset {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "peft" => Ok(Self::Peft),
+            "paper" => Ok(Self::Paper),
+            _ => Err(lowrank_files::unknown("preset", name, ["peft", "paper"])),
+        }
+    }
+}
+
+impl Preset {
+    /// The options that it gives where they are not given.
+    fn options(self) -> toml::Table {
+        let text = match self {
+            Self::Peft => "",
+            Self::Paper => {
+                "r = 4\nlora_alpha = 32.0\nlora_dropout = 0.1\nwarmup_steps = 500\nweight_decay = 0.01\nepochs = 5.0"
+            }
+        };
+        text.parse().expect("valid TOML")
+    }
+}
+
+named!(Preset);
+
+/// The learning rate where no rule says another.
+const FLAT_RATE: f64 = 2e-4;
+
+/// What other trainers call an option: Trainer and TRL, PEFT's examples, unsloth, axolotl, mlx-lm. Flags and keys of these names
+/// set it too.
+pub const ALIASES: &[(&str, &[&str])] = &[
+    ("model", &["model_name_or_path", "base_model"]),
+    ("data", &["train_file", "dataset"]),
+    ("eval_data", &["validation_file", "eval_dataset"]),
+    ("out", &["output_dir", "adapter_path"]),
+    ("eval_split", &["val_set_size", "test_size"]),
+    ("r", &["lora_r", "rank"]),
+    ("lora_alpha", &["alpha"]),
+    ("target_modules", &["lora_target_modules"]),
+    ("modules_to_save", &["lora_modules_to_save"]),
+    ("layers_to_transform", &["lora_layers_to_transform"]),
+    ("learning_rate", &["lr"]),
+    ("lr_scheduler", &["lr_scheduler_type"]),
+    ("batch_size", &["per_device_train_batch_size", "train_batch_size", "micro_batch_size"]),
+    ("gradient_accumulation_steps", &["grad_accumulation_steps"]),
+    ("epochs", &["num_train_epochs", "num_epochs"]),
+    ("max_steps", &["iters"]),
+    ("max_seq_len", &["max_length", "max_seq_length", "sequence_len", "cutoff_len"]),
+    ("checkpoint_activations", &["gradient_checkpointing", "grad_checkpoint"]),
+    ("resume", &["resume_from_checkpoint"]),
+    ("text_column", &["dataset_text_field"]),
+    ("eval_steps", &["steps_per_eval"]),
+    ("logging_steps", &["steps_per_report"]),
+    ("save_steps", &["save_every"]),
+    ("tensorboard", &["logging_dir"]),
+];
+
 /// Numbers of steps.
 const STEPS: Range = Range::Whole(0, 1_000_000_000_000);
 
@@ -75,6 +144,9 @@ options! {
         stream_base: bool = false;
     }
     "Adapter" {
+        /// Defaults of another kind, for options that are not given: peft (PEFT's modules, rate 2e-4) or paper (LoRA's on GPT-2:
+        /// q and v, r 4, alpha 32, dropout 0.1, rate 2e-4, 500 warm-up steps, weight decay 0.01, 5 epochs).
+        preset: Option<Preset> = None;
         /// Method: one of PEFT's, such as lora, or a baseline such as full (default: lora).
         method: Option<String> = None;
         /// Rank.
@@ -83,7 +155,8 @@ options! {
         lora_alpha: f64 = 16.0, Range::ALPHA;
         /// Dropout probability on the adapter's input.
         lora_dropout: f32 = 0.0, Range::DROPOUT;
-        /// Modules that get an adapter: names, a regular expression, or all-linear (default: PEFT's for the architecture).
+        /// Modules that get an adapter: names, a regular expression, or all-linear (default: all-linear for LoRA on a decoder;
+        /// else PEFT's for the architecture).
         target_modules: Option<Targets> = None;
         /// Modules that get none: names or a regular expression.
         exclude_modules: Option<Targets> = None;
@@ -123,8 +196,8 @@ options! {
         init_adapter: Option<PathBuf> = None;
     }
     "Optimizer" {
-        /// Peak learning rate.
-        learning_rate: f64 = 2e-4, Range::Real(0.0, 1000.0);
+        /// Peak learning rate (default: for LoRA on a decoder by its width, 5e-4 * (2000 / hidden_size)^0.781; else 2e-4).
+        learning_rate: Option<f64> = None, Range::Real(0.0, 1000.0);
         /// Schedule after the warm-up: linear, cosine or constant.
         lr_scheduler: LrScheduler = LrScheduler::Linear;
         /// Warm-up steps.
@@ -133,6 +206,12 @@ options! {
         warmup_ratio: f64 = 0.0, Range::Real(0.0, 1.0);
         /// Decoupled weight decay, of everything but biases and norms.
         weight_decay: f64 = 0.0, Range::Real(0.0, 1000.0);
+        /// Adam's decay of the mean of gradients.
+        adam_beta1: f64 = 0.9, Range::Real(0.0, 0.999_999);
+        /// Adam's decay of the mean of squared gradients.
+        adam_beta2: f64 = 0.999, Range::Real(0.0, 0.999_999_9);
+        /// Added to the root of Adam's second moment (default: 1e-8, and 1e-6 with LoRA-FA).
+        adam_epsilon: Option<f64> = None, Range::Above(0.0, 1.0);
         /// Clip the gradient to this norm; 0 turns clipping off.
         max_grad_norm: f64 = 1.0, Range::Real(0.0, 1e30);
         /// Examples in a micro-batch.
@@ -147,6 +226,8 @@ options! {
         seed: u64 = 42, Range::SEED;
     }
     "Data" {
+        /// Share of the data to hold out for evaluation, in place of eval_data; examples of one prompt stay together.
+        eval_split: f64 = 0.0, Range::Real(0.0, 0.99);
         /// Truncate examples to this number of tokens.
         max_seq_len: usize = 1024, Range::Whole(1, 1 << 20);
         /// Keep the order of the file.
@@ -181,8 +262,18 @@ options! {
     "Run" {
         /// Evaluate every N steps; 0 evaluates at the end only.
         eval_steps: u64 = 0, STEPS;
+        /// Stop after this many evaluations in a row without a lower held-out loss, and keep the best adapter; 0 never stops.
+        early_stopping_patience: u64 = 0, STEPS;
+        /// How much lower a held-out loss must be to count as lower.
+        early_stopping_threshold: f64 = 0.0, Range::Real(0.0, 1e9);
+        /// Write the adapter of the lowest held-out loss at the end, in place of the last (with early stopping always).
+        load_best_model_at_end: bool = false;
         /// Save a checkpoint every N steps; 0 saves at the end only.
         save_steps: u64 = 500, STEPS;
+        /// Number of checkpoints to keep: the last, and before it adapter folders checkpoints/step-N.
+        save_total_limit: u64 = 1, Range::Whole(1, 1_000_000);
+        /// Log every N steps, with means over these.
+        logging_steps: u64 = 1, Range::Whole(1, 1_000_000_000);
         /// Continue the run in the output folder bit-identically.
         resume: bool = false;
         /// Replace the run in the output folder.
@@ -202,17 +293,19 @@ options! {
 }
 
 impl TrainOptions {
-    /// `table` with underscores in its keys.
+    /// `table` with the options' own names for keys: with underscores, and without [`ALIASES`].
     ///
     /// # Errors
-    /// Names a key that is there both with dashes and with underscores.
+    /// Names a key that is there twice.
     pub fn named(table: toml::Table) -> Result<toml::Table> {
         let mut named = toml::Table::new();
         for (key, value) in table {
-            let name = key.replace('-', "_");
+            let given = key.replace('-', "_");
+            let known = ALIASES.iter().find(|(_, aliases)| aliases.contains(&given.as_str()));
+            let name = known.map_or(given, |(name, _)| (*name).to_owned());
             if named.insert(name.clone(), value).is_some() {
                 return Err(Error::Usage(format!(
-                    "`{name}` is given twice, with dashes and with underscores"
+                    "`{name}` is given twice: by another name, or with dashes and with underscores"
                 )));
             }
         }
@@ -226,6 +319,11 @@ impl TrainOptions {
     pub fn from_table(table: toml::Table) -> Result<Self> {
         let mut table = Self::named(table)?;
         Self::move_peft_options(&mut table)?;
+        let preset =
+            table.get("preset").and_then(toml::Value::as_str).and_then(|name| name.parse::<Preset>().ok());
+        for (key, value) in preset.into_iter().flat_map(Preset::options) {
+            table.entry(key).or_insert(value);
+        }
         for key in table.keys() {
             let mut names = Self::FIELDS.iter().map(|field| field.name);
             if !names.any(|name| name == key) {
@@ -296,7 +394,8 @@ impl TrainOptions {
         }
         self.check_ranges()?;
         if self.loraplus_lr_ratio.is_some() {
-            require(self.learning_rate > 0.0, "learning_rate", "a number above 0 with LoRA+")?;
+            let above = self.learning_rate.is_none_or(|rate| rate > 0.0);
+            require(above, "learning_rate", "a number above 0 with LoRA+")?;
         } else if self.loraplus_lr_embedding != Self::default().loraplus_lr_embedding {
             let what = "`loraplus_lr_embedding` is for LoRA+: give `loraplus_lr_ratio` as well";
             return Err(Error::Usage(what.into()));
@@ -304,6 +403,25 @@ impl TrainOptions {
         if self.lora_fa && self.loraplus_lr_ratio.is_some() {
             return Err(Error::Usage(
                 "`lora_fa` and `loraplus_lr_ratio` are two optimizers: give one".into(),
+            ));
+        }
+        if self.eval_split > 0.0 && self.eval_data.is_some() {
+            return Err(Error::Usage("give `eval_split` or `eval_data`, not both".into()));
+        }
+        if self.eval_data.is_none() && self.eval_split == 0.0 {
+            for (name, on) in [
+                ("early_stopping_patience", self.early_stopping_patience > 0),
+                ("load_best_model_at_end", self.load_best_model_at_end),
+            ] {
+                if on {
+                    let what = format!("`{name}` needs held-out data: give `eval_data` or `eval_split`");
+                    return Err(Error::Usage(what));
+                }
+            }
+        }
+        if self.early_stopping_patience > 0 && self.eval_steps == 0 {
+            return Err(Error::Usage(
+                "`early_stopping_patience` counts evaluations: give `eval_steps`".into(),
             ));
         }
         if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
@@ -348,8 +466,10 @@ impl TrainOptions {
     /// Where there is no such method.
     pub fn lora(&self, model: &dyn Model, total_steps: u64) -> Result<LoraConfig> {
         let named = self.method()?;
-        let defaults =
-            || Targets::Names(model.info().default_targets.iter().map(ToString::to_string).collect());
+        let defaults = || match self.takes_our_defaults(model) {
+            true => Targets::parse("all-linear"),
+            false => Targets::Names(model.info().default_targets.iter().map(ToString::to_string).collect()),
+        };
         // Parts of a fused layer are stored as one adapter of all their ranks; the scaling stays that of a part.
         let parts = self.enable_lora.iter().filter(|on| **on).count().max(1);
         let share = if self.use_rslora { (parts as f64).sqrt() } else { parts as f64 };
@@ -513,7 +633,8 @@ impl TrainOptions {
         }
         match self.loraplus_lr_ratio {
             Some(lr_ratio) => {
-                let embedding_ratio = self.loraplus_lr_embedding / self.learning_rate;
+                let rate = self.learning_rate.unwrap_or(FLAT_RATE);
+                let embedding_ratio = self.loraplus_lr_embedding / rate;
                 adapters.set_loraplus(LoraPlus { lr_ratio, embedding_ratio });
             }
             None => adapters.group_weight_decay(),
@@ -521,9 +642,35 @@ impl TrainOptions {
         Ok(())
     }
 
-    /// The optimiser that goes with it.
-    pub(crate) fn adamw_form(&self) -> AdamWForm {
-        if self.lora_fa { AdamWForm::Transformers } else { AdamWForm::Torch }
+    /// Gives the optimiser its settings.
+    pub(crate) fn set_optimizer(&self, optimizer: &mut AdamW) {
+        let (form, eps) = match self.lora_fa {
+            true => (AdamWForm::Transformers, 1e-6),
+            false => (AdamWForm::Torch, 1e-8),
+        };
+        optimizer.form = form;
+        optimizer.betas = (self.adam_beta1, self.adam_beta2);
+        optimizer.eps = self.adam_epsilon.unwrap_or(eps);
+    }
+
+    /// Whether Lowrank's own defaults of modules and rate hold: for LoRA on a decoder, where no preset is chosen.
+    fn takes_our_defaults(&self, model: &dyn Model) -> bool {
+        let named = |name: &String| name.eq_ignore_ascii_case("lora");
+        let lora = self.method.as_ref().map_or(self.peft_type.eq_ignore_ascii_case("LORA"), named);
+        lora && self.preset.is_none() && self.enable_lora.is_empty() && !model.info().is_encoder
+    }
+
+    /// The same with a learning rate: where none is given, the one that goes with `model`.
+    #[must_use]
+    pub fn resolved(&self, model: &dyn Model) -> Self {
+        let by_width = || 5e-4 * (2000.0 / model.info().width as f64).powf(0.781);
+        // Two digits are what such a rule knows.
+        let rounded = |rate: f64| format!("{rate:.1e}").parse().expect("a number");
+        let rate = self.learning_rate.unwrap_or_else(|| match self.takes_our_defaults(model) {
+            true => rounded(by_width()),
+            false => FLAT_RATE,
+        });
+        Self { learning_rate: Some(rate), ..self.clone() }
     }
 
     /// Positions that virtual tokens take from every text.
@@ -598,8 +745,14 @@ impl TrainOptions {
             "max_row_bytes",
             "log_json",
             "tensorboard",
+            "preset",
             "eval_steps",
+            "early_stopping_patience",
+            "early_stopping_threshold",
+            "load_best_model_at_end",
             "save_steps",
+            "save_total_limit",
+            "logging_steps",
             "eval_data",
             "checkpoint_activations",
             "stream_base",

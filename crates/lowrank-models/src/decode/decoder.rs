@@ -6,7 +6,7 @@ use lowrank_engine::{ActiveAdapters, Device, Params};
 use rayon::prelude::*;
 
 use super::job::Job;
-use super::lanes::{Lane, Lanes, Pass};
+use super::lanes::{Lane, Lanes, PREFILL_CHUNK, Pass};
 use super::request::{Event, Finish, Request, RequestId, Strategy};
 use super::search::Decoded;
 use crate::model::Model;
@@ -24,7 +24,7 @@ pub struct DecoderOptions {
 impl Default for DecoderOptions {
     /// No bound on rows; 512 tokens a chunk, enough for full speed.
     fn default() -> Self {
-        Self { cache_rows: usize::MAX, prefill_chunk: 512 }
+        Self { cache_rows: usize::MAX, prefill_chunk: PREFILL_CHUNK }
     }
 }
 

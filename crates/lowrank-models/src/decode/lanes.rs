@@ -4,10 +4,12 @@ use std::ops::Range;
 
 use lowrank_engine::{ActiveAdapters, Device, LmHead, Params, Scope, Segment, Tape};
 
-use super::DecoderOptions;
 use super::rows::{BlockId, Rows};
 use crate::model::{Model, TokenBatch};
 use crate::{Error, Result};
+
+/// Tokens of a prompt that one pass computes: enough for full speed.
+pub(super) const PREFILL_CHUNK: usize = 512;
 
 /// A sequence: the rows of a prompt that it shares with others, if any, then its own.
 #[derive(Debug)]
@@ -112,7 +114,7 @@ impl<'m> Lanes<'m> {
 
     /// Appends `tokens` and reads nothing, some at a time: they are part of a sequence of `length` tokens.
     pub fn refill(&mut self, lane: &Lane, tokens: &[u32], length: usize) {
-        for chunk in tokens.chunks(DecoderOptions::default().prefill_chunk) {
+        for chunk in tokens.chunks(PREFILL_CHUNK) {
             let mut pass = Pass::default();
             self.reserve(lane, chunk.len());
             self.append(&mut pass, lane, chunk, length);

@@ -2,8 +2,7 @@
 
 use lowrank_engine::{ActiveAdapters, Device, Params};
 
-use super::DecoderOptions;
-use super::lanes::{Lane, Lanes, Pass};
+use super::lanes::{Lane, Lanes, PREFILL_CHUNK, Pass};
 use crate::Result;
 use crate::model::Model;
 
@@ -42,7 +41,7 @@ impl<'m> Sequence<'m> {
         let tokens = if first { &[&self.virtual_ids, tokens].concat()[..] } else { tokens };
         let mut logits = Vec::new();
         let length = self.lanes.len(&self.lane) + tokens.len();
-        let mut chunks = tokens.chunks(DecoderOptions::default().prefill_chunk).peekable();
+        let mut chunks = tokens.chunks(PREFILL_CHUNK).peekable();
         while let Some(chunk) = chunks.next() {
             let mut pass = Pass::default();
             self.lanes.reserve(&self.lane, chunk.len());

@@ -30,7 +30,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -41,6 +41,7 @@ pub use lowrank_models::{Conversation, Message, Texts};
 use rayon::prelude::*;
 
 use crate::Error;
+use crate::batches::{Random, shuffle};
 use crate::task::Task;
 pub use contract::{DataFormat, DataOptions, Encode, EncodeError, Example, ExampleId, Target};
 use encode::Encoded;
@@ -91,6 +92,13 @@ impl DataReport {
     /// How many lines are named of each kind.
     pub const LINES_SHOWN: usize = 5;
 
+    fn count_example(&mut self, example: &Example) {
+        self.examples += 1;
+        self.tokens += example.tokens.len();
+        self.labels += example.labels();
+        self.longest = self.longest.max(example.tokens.len());
+    }
+
     /// What the user should know, one sentence each; empty where all went well.
     pub fn warnings(&self) -> Vec<String> {
         let mut out = Vec::new();
@@ -138,7 +146,7 @@ impl fmt::Display for DataReport {
 }
 
 /// The examples of a file, in its order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Dataset {
     /// The examples.
     pub examples: Examples,
@@ -306,6 +314,53 @@ pub fn outputs(path: &Path, options: &DataOptions) -> Result<usize, Error> {
 pub const MOST_LABELS: usize = 10_000;
 
 impl Dataset {
+    /// Splits off a share of the examples, chosen by `seed`: what is left, and what is held out. Examples of one prompt, and
+    /// equal texts, stay together.
+    ///
+    /// # Errors
+    /// Where one of the two would be empty.
+    pub fn split(self, share: f64, seed: u64) -> Result<(Self, Self), Error> {
+        let key = |example: &Example| match example.prompt_len {
+            0 => example.tokens.clone(),
+            n => example.tokens[..n].to_vec(),
+        };
+        let keys: Vec<Vec<u32>> = self.examples.iter().map(|example| key(&example)).collect();
+        let mut groups: Vec<&Vec<u32>> = keys.iter().collect();
+        groups.sort_unstable();
+        groups.dedup();
+        // No epoch of training has this number.
+        shuffle(&mut groups, &mut Random::new(seed, u64::MAX));
+        let wanted = (share * keys.len() as f64).round().max(1.0) as usize;
+        let mut count: HashMap<&Vec<u32>, usize> = HashMap::new();
+        keys.iter().for_each(|key| *count.entry(key).or_default() += 1);
+        let mut held = HashSet::new();
+        let mut rows = 0;
+        for group in groups {
+            if rows >= wanted {
+                break;
+            }
+            rows += count[group];
+            held.insert(group);
+        }
+        let (mut train, mut eval) = (Self::default(), Self::default());
+        for (example, key) in self.examples.iter().zip(&keys) {
+            let part = if held.contains(key) { &mut eval } else { &mut train };
+            part.report.count_example(&example);
+            part.examples.push(&example);
+        }
+        if train.examples.is_empty() || eval.examples.is_empty() {
+            let (rows, share) = (keys.len(), 100.0 * share);
+            return Err(Error::Options(format!(
+                "`eval_split` of {share} % of {rows} examples leaves none to train on or none to evaluate: give \
+                 `eval_data`, or another share (examples of one prompt stay together)"
+            )));
+        }
+        let seen = DataReport { examples: 0, tokens: 0, labels: 0, longest: 0, ..self.report };
+        let DataReport { examples, tokens, labels, longest, .. } = train.report;
+        train.report = DataReport { examples, tokens, labels, longest, ..seen };
+        Ok((train, eval))
+    }
+
     fn add(
         &mut self,
         path: &Path,
@@ -317,10 +372,7 @@ impl Dataset {
         let report = &mut self.report;
         match encoded {
             Ok(Encoded::Kept { mut example, truncated, empty }) => {
-                report.examples += 1;
-                report.tokens += example.tokens.len();
-                report.labels += example.labels();
-                report.longest = report.longest.max(example.tokens.len());
+                report.count_example(&example);
                 report.truncated += usize::from(truncated);
                 if empty {
                     count(line, &mut report.empty, &mut report.first_empty);

@@ -20,6 +20,10 @@ pub struct RunLog {
     pub tensorboard: Option<TensorBoard>,
     /// The progress bar, or lines, or nothing.
     pub progress: Progress,
+    /// A record in the logs is of so many steps.
+    pub every: u64,
+    /// The steps since the last record.
+    pub waiting: Vec<StepRecord>,
 }
 
 impl RunLog {
@@ -29,6 +33,20 @@ impl RunLog {
     /// Where a log file cannot be written.
     pub fn step(&mut self, record: &StepRecord) -> Result<(), Error> {
         self.progress.step(record);
+        self.waiting.push(*record);
+        if !record.step.is_multiple_of(self.every.max(1)) {
+            return Ok(());
+        }
+        self.flush()
+    }
+
+    /// Records the steps that wait for their record.
+    ///
+    /// # Errors
+    /// Where a log file cannot be written.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        let Some(record) = StepRecord::mean(&std::mem::take(&mut self.waiting)) else { return Ok(()) };
+        let record = &record;
         if let Some(json) = &mut self.json {
             json.write(record)?;
         }
@@ -52,6 +70,7 @@ impl RunLog {
     /// Where a log file cannot be written.
     pub fn eval(&mut self, record: &EvalRecord) -> Result<(), Error> {
         self.progress.eval(record);
+        self.flush()?;
         if let Some(json) = &mut self.json {
             json.write(record)?;
         }

@@ -31,6 +31,25 @@ pub struct StepRecord {
     pub peak_rss_bytes: Option<u64>,
 }
 
+impl StepRecord {
+    /// One record of several steps in a row: means, sums of tokens, examples and time, and the rest of the last.
+    pub(crate) fn mean(steps: &[Self]) -> Option<Self> {
+        let last = *steps.last()?;
+        let mean = |of: fn(&Self) -> f64| steps.iter().map(of).sum::<f64>() / steps.len() as f64;
+        let tokens = steps.iter().map(|step| step.tokens).sum();
+        let step_s = steps.iter().map(|step| step.step_s).sum::<f64>();
+        Some(Self {
+            loss: mean(|step| step.loss),
+            grad_norm: mean(|step| step.grad_norm),
+            tokens,
+            examples: steps.iter().map(|step| step.examples).sum(),
+            tokens_per_s: if steps.len() == 1 { last.tokens_per_s } else { tokens as f64 / step_s },
+            step_s,
+            ..last
+        })
+    }
+}
+
 /// One evaluation on held-out data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRecord {

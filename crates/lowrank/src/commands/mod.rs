@@ -4,6 +4,7 @@
 #[macro_use]
 mod output;
 
+mod completions;
 mod compose;
 mod convert;
 mod diff;
@@ -13,6 +14,7 @@ mod extract;
 mod flags;
 mod generate;
 mod inspect;
+mod man;
 mod merge;
 mod plan;
 mod predict;
@@ -75,6 +77,8 @@ commands! {
     Dtype: dtype,
     Rename: rename,
     Diff: diff,
+    Completions: completions,
+    Man: man,
 }
 
 /// The text of a file, or of a pipe.

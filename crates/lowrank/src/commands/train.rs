@@ -55,17 +55,47 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
         note!("stopped after step {}; continue with --resume", summary.steps);
         return Ok(ExitCode::from(130));
     }
+    if summary.stopped_early {
+        note!("stopped early: the held-out loss falls no more");
+    }
     for (name, value) in &summary.eval_metrics {
         note!("held-out {} {value:.4}", name.replace('_', " "));
     }
     if let (true, Some(first), Some(last)) = (summary.loss_rose, summary.first_loss, summary.last_loss) {
-        let rate = options.learning_rate;
         note!(
             "warning: the loss rose from {first:.4} to {last:.4}: try a lower --learning-rate, such as {:e}",
-            rate / 10.0
+            summary.learning_rate / 10.0
         );
     }
-    let loss = summary.last_loss.map(|l| format!(", loss {l:.4}")).unwrap_or_default();
+    if let (true, Some(first), Some(last)) = (summary.loss_stayed, summary.first_loss, summary.last_loss) {
+        note!(
+            "warning: hardly anything was learned, the loss went from {first:.4} to {last:.4}: try a higher \
+             --learning-rate, such as {:e}, --target-modules all-linear, or more --epochs",
+            summary.learning_rate * 5.0
+        );
+    }
+    if let (Some((step, best)), Some(now)) = (summary.best, summary.eval_loss)
+        && now > 1.05 * best
+        && !summary.wrote_best
+    {
+        note!(
+            "warning: the held-out loss was lowest at step {step}, {best:.4}, and is {now:.4} now: the data is being \
+             memorised. Try --load-best-model-at-end, --early-stopping-patience 3, or fewer --epochs"
+        );
+    } else if let (Some(last), Some(now)) = (summary.last_loss, summary.eval_loss)
+        && now > 1.0
+        && last < 0.1 * now
+    {
+        note!(
+            "warning: the training loss, {last:.4}, is far below the held-out one, {now:.4}: the data is being memorised. \
+             Try fewer --epochs, or --eval-steps with --early-stopping-patience 3"
+        );
+    }
+    if let (true, Some((step, best))) = (summary.wrote_best, summary.best) {
+        note!("the adapter is that of step {step}, whose held-out loss was lowest: {best:.4}");
+    }
+    let of_last = summary.final_loss.map(|l| format!(" (last step {l:.4})")).unwrap_or_default();
+    let loss = summary.last_loss.map(|l| format!(", loss {l:.4}{of_last}")).unwrap_or_default();
     let eval = summary.eval_loss.map(|l| format!(", held-out loss {l:.4}")).unwrap_or_default();
     note!("{} steps{loss}{eval}; adapter written to {out}", summary.steps);
     Ok(ExitCode::SUCCESS)

@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use lowrank::adapters::NamedMethod;
-use lowrank::{Field, FieldKind, Result, TrainOptions};
+use lowrank::{ALIASES, Field, FieldKind, Result, TrainOptions};
 use serde_json::Value;
 
 /// Options that the short help (`-h`) shows; `--help` shows all.
@@ -135,6 +135,7 @@ fn argument<K: Known>(field: &'static Field, default: &Value) -> Arg {
     };
     let arg = Arg::new(field.name)
         .long(flag_name(field))
+        .aliases(aliases(field.name))
         .help(short)
         .long_help(help)
         .help_heading(field.group)
@@ -145,11 +146,22 @@ fn argument<K: Known>(field: &'static Field, default: &Value) -> Arg {
     };
     match field.kind {
         FieldKind::Switch => arg.action(ArgAction::SetTrue),
+        FieldKind::Value if WORDS.contains(&field.name) => valued(arg).num_args(1..),
         FieldKind::Value => valued(arg).allow_negative_numbers(true),
         FieldKind::Path => valued(arg),
-        FieldKind::List => valued(arg).value_delimiter(',').action(ArgAction::Append),
+        FieldKind::List => valued(arg).num_args(1..).value_delimiter(',').action(ArgAction::Append),
         FieldKind::Map => valued(arg).action(ArgAction::Append),
     }
+}
+
+/// Options of one value that may be a list of names, with commas or with spaces between.
+const WORDS: [&str; 2] = ["target_modules", "exclude_modules"];
+
+/// What other trainers call an option, with dashes.
+fn aliases(name: &str) -> Vec<String> {
+    let found = ALIASES.iter().find(|(own, _)| *own == name);
+    let dashed = |alias: &&str| alias.replace('_', "-");
+    found.map(|(_, aliases)| aliases.iter().map(dashed).collect()).unwrap_or_default()
 }
 
 /// What stands for the value in the help text.
@@ -193,6 +205,10 @@ fn value(field: &Field, matches: &ArgMatches) -> std::result::Result<toml::Value
     let all = || matches.get_many::<toml::Value>(field.name).into_iter().flatten().cloned();
     Ok(match field.kind {
         FieldKind::Switch => toml::Value::Boolean(matches.get_flag(field.name)),
+        FieldKind::Value if WORDS.contains(&field.name) => {
+            let words: Vec<String> = all().filter_map(|value| value.as_str().map(str::to_owned)).collect();
+            toml::Value::String(words.join(","))
+        }
         FieldKind::Value | FieldKind::Path => all().next_back().expect("the flag was given"),
         FieldKind::List => toml::Value::Array(all().collect()),
         FieldKind::Map => {
