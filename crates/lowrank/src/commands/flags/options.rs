@@ -187,7 +187,13 @@ fn flag_name(field: &Field) -> String {
 fn help(field: &Field, default: &Value) -> String {
     let text = field.help();
     if let Some(at) = text.find("(default: ") {
-        let end = text[at..].find(')').map_or(text.len(), |end| at + end);
+        // The end of the parenthesis, in which others may be.
+        let mut depth = 0;
+        let end = text[at..].char_indices().find_map(|(i, c)| {
+            depth += i32::from(c == '(') - i32::from(c == ')');
+            (depth == 0).then_some(at + i)
+        });
+        let end = end.unwrap_or(text.len());
         let rest = text.get(end + 1..).unwrap_or_default();
         return format!("{}[{}]{}", &text[..at], &text[at + 1..end], rest.strip_prefix('.').unwrap_or(rest));
     }
