@@ -13,6 +13,7 @@
 `cargo test --test readme` checks the values of the options as well, and that docs/commands is what the command says.
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -168,6 +169,51 @@ def check():
     return 1 if problems else 0
 
 
+def stage(folder):
+    """Copies docs to `folder`, and to `folder`/more the files outside of docs that its pages link to; mdBook knows one folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(DOCS, folder, ignore=shutil.ignore_patterns("README.md"))
+    titles, todo, done = {}, sorted(DOCS.rglob("*.md")), set()
+
+    def place_of(path):
+        inside = path.is_relative_to(DOCS)
+        place = folder / path.relative_to(DOCS) if inside else folder / "more" / path.relative_to(ROOT)
+        # mdBook writes README.md to index.html, and leaves links to it as they are.
+        return place.with_name("index.md") if path.name == "README.md" else place
+
+    while todo:
+        page = todo.pop(0)
+        if page in done:
+            continue
+        done.add(page)
+        text = page.read_text()
+
+        def link(match, page=page):
+            target, _, anchor = match.group(1).partition("#")
+            path = (page.parent / target).resolve()
+            if OUTSIDE.match(match.group(1)) or not target or not path.exists():
+                return match.group()
+            # A folder has no page, and the table of contents stands beside every page.
+            if path.is_dir() or path.name == "SUMMARY.md":
+                return re.sub(r"^!?\[(.*)\]\(.*$", r"\1", match.group(), flags=re.S)
+            if not path.is_relative_to(DOCS) and path not in done:
+                if path.suffix == ".md":
+                    todo.append(path)
+                else:
+                    place_of(path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, place_of(path))
+            new = os.path.relpath(place_of(path), place_of(page).parent) + ("#" + anchor if anchor else "")
+            return match.group().replace(f"({match.group(1)}", f"({new}")
+
+        place_of(page).parent.mkdir(parents=True, exist_ok=True)
+        place_of(page).write_text(LINK.sub(link, text))
+        if not page.is_relative_to(DOCS):
+            titles[place_of(page).relative_to(folder)] = re.search(r"^# (.+)$", text, re.M).group(1)
+    rows = "".join(f"- [{title}]({path})\n" for path, title in sorted(titles.items()))
+    with open(folder / "SUMMARY.md", "a") as summary:
+        summary.write(f"\n# In the repository\n\n{rows}")
+
+
 def help_of(binary, *command):
     words = ["lowrank", *command, "--help"]
     return subprocess.run(words, executable=binary, capture_output=True, text=True, check=True).stdout
@@ -231,7 +277,9 @@ def main(args):
         if shutil.which("mdbook") is None:
             print("book: mdbook is not installed (cargo install mdbook): checked only; docs/ is also read as it is")
             return failed
-        return failed or subprocess.run(["mdbook", "build", str(ROOT)], check=False).returncode
+        stage(ROOT / "target/book-src")
+        build = {**os.environ, "MDBOOK_BOOK__SRC": "target/book-src"}
+        return failed or subprocess.run(["mdbook", "build", str(ROOT)], env=build, check=False).returncode
     print(__doc__.strip())
     return 2
 
