@@ -74,19 +74,19 @@ def check_links():
     """What is wrong with the links of all pages."""
     for page in pages():
         text = prose(page.read_text())
-        for number, line in enumerate(text.split("\n"), 1):
-            for target in LINK.findall(line) + HTML_LINK.findall(line):
-                if OUTSIDE.match(target):
-                    continue
-                name, _, anchor = target.partition("#")
-                place = (page.parent / name).resolve() if name else page
-                where = f"{page.relative_to(ROOT)}:{number}"
-                if ROOT not in place.parents:
-                    yield f"{where}: {target} leaves the repository"
-                elif not place.exists():
-                    yield f"{where}: there is no {target}"
-                elif anchor and place.suffix == ".md" and anchor not in anchors(place):
-                    yield f"{where}: {name or page.name} has no heading #{anchor}"
+        for match in (*LINK.finditer(text), *HTML_LINK.finditer(text)):
+            target = match.group(1)
+            if OUTSIDE.match(target):
+                continue
+            name, _, anchor = target.partition("#")
+            place = (page.parent / name).resolve() if name else page
+            where = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.end()) + 1}"
+            if ROOT not in place.parents:
+                yield f"{where}: {target} leaves the repository"
+            elif not place.exists():
+                yield f"{where}: there is no {target}"
+            elif anchor and place.suffix == ".md" and anchor not in anchors(place):
+                yield f"{where}: {name or page.name} has no heading #{anchor}"
 
 
 def check_summary():
