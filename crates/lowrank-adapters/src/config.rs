@@ -132,6 +132,7 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Dropout on the adapter's input, a probability.
     #[serde(default)]
+    #[serde(serialize_with = "shortest")]
     pub lora_dropout: f32,
     /// Modules with an adapter.
     pub target_modules: Option<Targets>,
@@ -202,6 +203,11 @@ fn default_alpha() -> f64 {
 
 fn yes() -> Value {
     Value::Bool(true)
+}
+
+/// A number of single precision as it was written, such as 0.1.
+fn shortest<S: serde::Serializer>(value: &f32, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_f64(lowrank_files::round_f32(f64::from(*value)))
 }
 
 impl Default for LoraConfig {

@@ -275,8 +275,8 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// Decays of the means of gradients and of their squares.
     pub betas: (f64, f64),
-    /// Added to the root of the second moment.
-    pub eps: f64,
+    /// Added to the root of the second moment; where it is not given, 1e-8, and 1e-6 in transformers' form.
+    pub eps: Option<f64>,
     /// Steps taken so far.
     pub step: u64,
     /// First moments, one per parameter; without rows for those that are not trained.
@@ -289,7 +289,7 @@ impl AdamW {
     /// Before the first step.
     pub fn new(params: &Params, weight_decay: f64) -> Self {
         let zeros = || params.list.iter().map(zeros_like).collect();
-        let (form, betas, eps) = (AdamWForm::default(), (0.9, 0.999), 1e-8);
+        let (form, betas, eps) = (AdamWForm::default(), (0.9, 0.999), None);
         Self { form, weight_decay, betas, eps, step: 0, m: zeros(), v: zeros() }
     }
 
@@ -297,7 +297,11 @@ impl AdamW {
     pub fn update(&mut self, device: &Device, params: &mut Params, grads: &Grads, lr: f64) {
         self.step += 1;
         params.version = next_version();
-        let ((beta1, beta2), eps) = (self.betas, self.eps);
+        let (beta1, beta2) = self.betas;
+        let eps = self.eps.unwrap_or(match self.form {
+            AdamWForm::Torch => 1e-8,
+            AdamWForm::Transformers => 1e-6,
+        });
         for (i, p) in params.list.iter_mut().enumerate().filter(|(_, p)| p.trained) {
             let (lr, weight_decay) = (lr * p.lr_ratio, if p.decay { self.weight_decay } else { 0.0 });
             let settings = match self.form {

@@ -216,7 +216,7 @@ impl Spec {
             whole("[latency] repeats", Range::Whole(1, 10_000), &[latency.repeats])?;
         }
         if let Some(sweep) = &self.sweep {
-            check("[sweep] learning-rates", Range::Real(0.0, 1000.0), &sweep.learning_rates)?;
+            check("[sweep] learning-rates", Range::Real(0.0, 1e38), &sweep.learning_rates)?;
         }
         Ok(())
     }

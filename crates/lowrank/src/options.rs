@@ -197,7 +197,7 @@ options! {
     }
     "Optimizer" {
         /// Peak learning rate (default: for LoRA on a decoder by its width, 5e-4 * (2000 / hidden_size)^0.781; else 2e-4).
-        learning_rate: Option<f64> = None, Range::Real(0.0, 1000.0);
+        learning_rate: Option<f64> = None, Range::Real(0.0, 1e38);
         /// Schedule after the warm-up: linear, cosine or constant.
         lr_scheduler: LrScheduler = LrScheduler::Linear;
         /// Warm-up steps.
@@ -644,13 +644,9 @@ impl TrainOptions {
 
     /// Gives the optimiser its settings.
     pub(crate) fn set_optimizer(&self, optimizer: &mut AdamW) {
-        let (form, eps) = match self.lora_fa {
-            true => (AdamWForm::Transformers, 1e-6),
-            false => (AdamWForm::Torch, 1e-8),
-        };
-        optimizer.form = form;
+        optimizer.form = if self.lora_fa { AdamWForm::Transformers } else { AdamWForm::Torch };
         optimizer.betas = (self.adam_beta1, self.adam_beta2);
-        optimizer.eps = self.adam_epsilon.unwrap_or(eps);
+        optimizer.eps = self.adam_epsilon;
     }
 
     /// Whether Lowrank's own defaults of modules and rate hold: for LoRA on a decoder, where no preset is chosen.

@@ -249,10 +249,10 @@ fn flags_win_over_the_file() {
     let config: Value =
         serde_json::from_slice(&fs::read(place.path("b/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((config["r"].as_u64(), config["lora_alpha"].as_f64()), (Some(3), Some(3.0)));
-    fs::write(&file, text + "rank = 4\n").unwrap();
+    fs::write(&file, text + "rnak = 4\n").unwrap();
     let ran = lowrank(&["train", "--config", &file, "--force"]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("rank"), "{}", ran.err);
+    assert!(ran.err.contains("rnak"), "{}", ran.err);
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn generates_evaluates_merges_plans_and_inspects() {
     assert!(!Path::new(&out).exists(), "planning writes nothing");
 
     let found: Value = serde_json::from_str(&lowrank_ok(&["inspect", &adapter, "--json"]).out).unwrap();
-    assert_eq!(found["summary"]["sites"], 4);
+    assert_eq!(found["summary"]["sites"], 14);
     let found: Value = serde_json::from_str(&lowrank_ok(&["inspect", model, "--json"]).out).unwrap();
     assert_eq!(found["summary"]["kind"], "llama");
     assert!(lowrank_ok(&["inspect", model]).out.contains("model.layers.1.mlp.up_proj.weight"));
@@ -469,7 +469,7 @@ fn an_interrupted_run_resumes_to_the_same_bits() {
 #[test]
 fn gpt3_is_planned_without_weights() {
     let plan = |model: &str| -> Value {
-        let args = ["--r", "4", "--batch-size", "1", "--max-seq-len", "2048", "--json"];
+        let args = ["--preset", "paper", "--batch-size", "1", "--max-seq-len", "2048", "--json"];
         serde_json::from_str(&lowrank_ok(&[&["plan", "--model", model], &args[..]].concat()).out).unwrap()
     };
     let (layers, d) = (96u64, 12288u64);
@@ -524,7 +524,7 @@ fn a_configuration_alone_is_planned() {
     };
     refused("gpt3:1t", "125m, 350m");
     for (change, says) in [
-        (json!({"n_layer": 1_000_000_000u64}), "num_hidden_layers: is 1000000000; expected a whole number"),
+        (json!({"n_layer": 1_000_000_000u64}), "n_layer: is 1000000000; expected a whole number"),
         (json!({"n_embd": "wide"}), "n_embd"),
         (json!({"window_size": null}), "window_size"),
         (json!({"model_type": "gpt5"}), "choose one of bert"),

@@ -158,7 +158,7 @@ fn what_nothing_acts_on_is_refused() {
     option("layers_pattern=blocks", &["layers_pattern needs layers_to_transform"]);
     option("exclude_modules=c_attn", &["exclude_modules", "c_attn", "q_proj"]);
     option(r#"rank_pattern={"c_attn": 4}"#, &["rank_pattern", "c_attn"]);
-    option(r#"alpha_pattern={"up_proj": 4}"#, &["alpha_pattern", "up_proj"]);
+    option(r#"alpha_pattern={"lm_head": 4}"#, &["alpha_pattern", "lm_head"]);
     option(r#"eva_config={"rho": 2}"#, &["is for --init-lora-weights eva"]);
     place.refuses(
         &["--peft-option", r#"eva_config={"whitten": true}"#, "--init-lora-weights", "eva"],

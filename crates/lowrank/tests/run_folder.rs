@@ -392,7 +392,8 @@ fn a_run_that_diverges_keeps_a_good_checkpoint() {
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     };
     // The first step has the rate 0, the second one that destroys everything.
-    let rate = ["--learning-rate", "1e38", "--lr-scheduler", "constant", "--save-steps", "1"];
+    let rate =
+        ["--preset=peft", "--learning-rate", "1e38", "--lr-scheduler", "constant", "--save-steps", "1"];
     let ran = place.train("a", &[&rate[..], &["--warmup-steps", "2"]].concat());
     assert_eq!(ran.code, 1, "{}", ran.err);
     for word in [
@@ -408,15 +409,18 @@ fn a_run_that_diverges_keeps_a_good_checkpoint() {
     let again = place.train("b", &["--init-adapter", &place.path("a/checkpoints/last")]);
     assert_eq!(again.code, 0, "{}", again.err);
     // Nothing before it.
-    let rate = ["--learning-rate", "1e37", "--lr-scheduler", "constant", "--save-steps", "2"];
+    let rate =
+        ["--preset=peft", "--learning-rate", "1e37", "--lr-scheduler", "constant", "--save-steps", "2"];
     let ran = place.train("c", &rate);
     assert!(ran.code == 1 && ran.err.contains("the only checkpoint leads here: use --force"), "{}", ran.err);
     // Without a checkpoint there is none to speak of.
-    let ran = place.train("d", &[&rate[..4], &["--save-steps", "0"]].concat());
+    let ran = place.train("d", &[&rate[..5], &["--save-steps", "0"]].concat());
     assert!(ran.code == 1 && !ran.err.contains("checkpoint"), "{}", ran.err);
     // Values that overflow are not saved.
-    let ran =
-        place.train("e", &["--learning-rate", "1e38", "--lr-scheduler", "constant", "--save-steps", "1"]);
+    let ran = place.train(
+        "e",
+        &["--preset=peft", "--learning-rate", "1e38", "--lr-scheduler", "constant", "--save-steps", "1"],
+    );
     assert!(ran.code == 1 && ran.err.contains("lora_A.weight is not finite any more"), "{}", ran.err);
     assert!(!Path::new(&place.path("e/checkpoints/last")).exists());
 }

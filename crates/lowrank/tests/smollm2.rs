@@ -133,9 +133,10 @@ fn memory_stays_in_bounds_and_is_forecast() {
     std::fs::write(path("data.jsonl"), text).unwrap();
     let none = f64::INFINITY;
     for (more, bound) in [
-        (&["--saved-activations=f32"][..], 900e6),
-        (&[], 560e6),
-        (&["--checkpoint-activations"], 350e6),
+        (&["--preset", "peft", "--saved-activations=f32"][..], 900e6),
+        (&["--preset", "peft"], 560e6),
+        (&["--preset", "peft", "--checkpoint-activations"], 350e6),
+        (&["--batch-size", "4"], none),
         (&["--use-dora", "--batch-size", "2"], none),
         (&["--init-lora-weights", "pissa", "--batch-size", "2"], none),
         (&["--method", "adalora", "--batch-size", "2"], none),
@@ -159,7 +160,9 @@ fn memory_stays_in_bounds_and_is_forecast() {
             (last["peak_rss_bytes"].as_f64().unwrap(), plan["peak_bytes"].as_f64().unwrap());
         assert!(peak < bound, "{more:?}: {peak} bytes");
         let ratio = forecast / peak;
-        assert!((1.0..1.03).contains(&ratio), "{more:?}: {peak} bytes, forecast {forecast}: {plan}");
+        // Pages of a file that is read once may be gone again by the time they count.
+        let most = if more.contains(&"--stream-base") { 1.05 } else { 1.03 };
+        assert!((1.0..most).contains(&ratio), "{more:?}: {peak} bytes, forecast {forecast}: {plan}");
     }
 }
 

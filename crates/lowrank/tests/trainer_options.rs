@@ -130,8 +130,8 @@ fn defaults_of_decoders_and_presets() {
     assert_eq!(config("plain")["target_modules"], "all-linear");
     assert!(said.contains("14 layers adapted"), "{said}");
     // 5e-4 * (2000 / 64)^0.781
-    assert_eq!(rate("plain"), 7.3e-3);
-    assert!(said.contains("learning rate 7.3e-3"), "{said}");
+    assert_eq!(rate("plain"), 7.4e-3);
+    assert!(said.contains("learning rate 7.4e-3"), "{said}");
     place.train("peft", &[&steps[..], &["--preset", "peft"]].concat());
     assert_eq!(config("peft")["target_modules"].as_array().unwrap().len(), 2);
     assert_eq!(rate("peft"), 2e-4);
