@@ -230,6 +230,11 @@ impl Base {
         }
     }
 
+    /// Whether there is one. It may still not parse.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat_template.is_some()
+    }
+
     /// Uses `template` in place of the model's own, also in what is written of the model.
     pub fn replace_chat_template(&mut self, template: ChatTemplate) {
         self.chat_template = Some(Ok(template));

@@ -104,6 +104,7 @@ pub const ALIASES: &[(&str, &[&str])] = &[
     ("checkpoint_activations", &["gradient_checkpointing", "grad_checkpoint"]),
     ("resume", &["resume_from_checkpoint"]),
     ("text_column", &["dataset_text_field"]),
+    ("loss_on_prompt", &["train_on_inputs"]),
     ("eval_steps", &["steps_per_eval"]),
     ("logging_steps", &["steps_per_report"]),
     ("save_steps", &["save_every"]),
@@ -230,6 +231,8 @@ options! {
         eval_split: f64 = 0.0, Range::Real(0.0, 0.99);
         /// Truncate examples to this number of tokens.
         max_seq_len: usize = 1024, Range::Whole(1, 1 << 20);
+        /// Compute the loss on prompts and on all turns of conversations too; prompts are then not shared.
+        loss_on_prompt: bool = false;
         /// Keep the order of the file.
         no_shuffle: bool = false;
         /// Compute a prompt again for each of its completions.
@@ -691,6 +694,7 @@ impl TrainOptions {
             text_column: self.text_column.clone(),
             pair_column: self.pair_column.clone(),
             label_column: self.label_column.clone(),
+            loss_on_prompt: self.loss_on_prompt,
             skip_bad_lines: self.skip_bad_lines,
             max_row_bytes: Some(self.max_row_bytes),
             task: self.task,
@@ -756,6 +760,10 @@ impl TrainOptions {
             "data",
         ];
         all.retain(|key, _| !free.contains(&key.as_str()));
+        // The examples are the same as those of a run that did not know it.
+        if !self.loss_on_prompt {
+            all.remove("loss_on_prompt");
+        }
         // A run that goes on need not be told again what it began with.
         if self.init_adapter.is_none() {
             all.remove("init_adapter");

@@ -491,6 +491,10 @@ impl Encode for Encoder<'_> {
         Ok(self.tokenizer.encode_with_spans(&rendered.text, &rendered.assistant)?)
     }
 
+    fn has_chat_template(&self) -> bool {
+        self.session.base.has_chat_template()
+    }
+
     fn eos(&self) -> Option<u32> {
         self.tokenizer.eos()
     }

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lowrank_files::shown_at_most;
@@ -13,7 +13,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, ErrorKind, State, Value, context};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use super::limits::{Stopped, bounded};
 use crate::{Error, Result};
@@ -41,6 +41,20 @@ impl Message {
         self.fields.get("role").and_then(Json::as_str).unwrap_or("")
     }
 
+    /// The parts of the message, where its content is a list.
+    fn parts(&self) -> Option<&Vec<Json>> {
+        self.fields.get("content").and_then(Json::as_array)
+    }
+
+    /// Makes one text of parts that are texts.
+    fn join_parts(&mut self) {
+        let text = |part: &Json| part.get("text").and_then(Json::as_str).map(str::to_owned);
+        if let Some(text) = self.parts().and_then(|parts| parts.iter().map(text).collect::<Option<String>>())
+        {
+            self.fields.insert("content".into(), Json::String(text));
+        }
+    }
+
     /// The text of the message, where its content is one.
     pub fn content(&self) -> Option<&str> {
         self.fields.get("content").and_then(Json::as_str)
@@ -52,6 +66,8 @@ impl Message {
 pub struct Conversation {
     /// The turns.
     pub messages: Vec<Message>,
+    /// How many of them are the prompt: what the assistant says in these carries no loss.
+    pub prompt_turns: usize,
     /// Descriptions of the tools that the assistant may call (JSON schemas).
     pub tools: Option<Json>,
     /// Further variables of the template (`documents`, `enable_thinking`, ...).
@@ -124,6 +140,8 @@ struct Shared {
     marks_generation: bool,
     /// The file it came from, for messages.
     path: Option<PathBuf>,
+    /// Whether it reads lists of parts, asked once.
+    takes_parts: OnceLock<bool>,
     /// A rendering took too long and may still go on: no other is started.
     stuck: AtomicBool,
 }
@@ -161,6 +179,7 @@ impl ChatTemplate {
                 eos: eos.into(),
                 marks_generation,
                 path: None,
+                takes_parts: OnceLock::new(),
                 stuck: AtomicBool::new(false),
             }),
         })
@@ -234,9 +253,16 @@ impl ChatTemplate {
         if self.shared.stuck.load(Ordering::Relaxed) {
             return Err(named("chat template: an earlier rendering took too long".into()));
         }
-        let (shared, talk) = (self.shared.clone(), talk.clone());
+        let (shared, mut talk) = (self.shared.clone(), talk.clone());
         let stack = (talk.fuel() as usize).saturating_mul(STACK_PER_STEP);
-        match bounded(stack, TIME, move || work(&shared, &talk)) {
+        let run = move || {
+            // A template that knows texts alone gets the parts as one.
+            if talk.messages.iter().any(|message| message.parts().is_some()) && !shared.takes_parts() {
+                talk.messages.iter_mut().for_each(Message::join_parts);
+            }
+            work(&shared, &talk)
+        };
+        match bounded(stack, TIME, run) {
             Ok(Err(Error::Template(what))) => Err(named(what)),
             Ok(result) => result,
             Err(stopped) => {
@@ -268,16 +294,31 @@ impl Conversation {
 }
 
 impl Shared {
+    /// Whether the template reads `content` that is a list of parts: it then writes their texts, and no list.
+    fn takes_parts(&self) -> bool {
+        *self.takes_parts.get_or_init(|| {
+            const TEXT: &str = "lowrank";
+            let mut message = Message::new("user", TEXT);
+            message.fields.insert("content".into(), json!([{ "type": "text", "text": TEXT }]));
+            let rendered = self.run(&Conversation::default(), &[message], false);
+            let is_list = |text: &str| text.contains("'type'") || text.contains("\"type\"");
+            rendered.is_ok_and(|text| text.contains(TEXT) && !is_list(&text))
+        })
+    }
+
     fn render_with_spans(&self, talk: &Conversation) -> Result<Rendered> {
         let messages = &talk.messages;
         let render = |messages, prompt| Ok::<_, Error>(unmark(&self.run(talk, messages, prompt)?).text);
         let rendered = unmark(&self.run(talk, messages, false)?);
         if self.marks_generation {
-            return Ok(rendered);
+            return self.without_prompt(rendered, talk);
         }
         let text = rendered.text;
         let mut assistant = Vec::new();
-        for (at, message) in messages.iter().enumerate().filter(|(_, m)| m.role() == "assistant") {
+        for (at, message) in messages.iter().enumerate().skip(talk.prompt_turns) {
+            if message.role() != "assistant" {
+                continue;
+            }
             let lost = || {
                 Error::Template(format!(
                     "chat template: cannot tell which part of the text is message {at} (assistant): the template changes \
@@ -308,6 +349,29 @@ impl Shared {
                 start + found + content.len() + after.len()
             };
             assistant.push(start..end);
+        }
+        Ok(Rendered { text, assistant })
+    }
+
+    /// Leaves out the marks in the turns of the prompt: those that begin in it, or else one for each of its answers.
+    fn without_prompt(&self, rendered: Rendered, talk: &Conversation) -> Result<Rendered> {
+        let Rendered { text, mut assistant } = rendered;
+        let answers = |turns: &[Message]| turns.iter().filter(|m| m.role() == "assistant").count();
+        let prompt = &talk.messages[..talk.prompt_turns.min(talk.messages.len())];
+        let skipped = answers(prompt);
+        if skipped > 0 {
+            let before = unmark(&self.run(talk, prompt, false)?).text;
+            if text.starts_with(&before) {
+                assistant.retain(|span| span.start >= before.len());
+            } else if assistant.len() == answers(&talk.messages) {
+                assistant.drain(..skipped);
+            } else {
+                return Err(Error::Template(
+                    "chat template: cannot tell which part of the text is the prompt: the template changes earlier turns \
+                     when later ones follow"
+                        .into(),
+                ));
+            }
         }
         Ok(Rendered { text, assistant })
     }
@@ -602,6 +666,41 @@ mod tests {
         assert_eq!(rendered.text, "<Hi>[Hello.</s>]<2+2?>[4</s>]");
         assert_eq!(spoken(&rendered), ["Hello.</s>", "4</s>"]);
         assert_eq!(template.source(), source);
+    }
+
+    #[test]
+    fn turns_of_the_prompt_are_left_out() {
+        let of = |source: &str| {
+            let template = ChatTemplate::new(source, "", "<|im_end|>").unwrap();
+            let talk = Conversation { prompt_turns: 3, ..Conversation::from(&talk()[..]) };
+            let rendered = template.render_with_spans(&talk).unwrap();
+            spoken(&rendered).join("|")
+        };
+        assert_eq!(of(SMOLLM), "4<|im_end|>\n");
+        let marked = "{% for m in messages %}{% if m.role == 'assistant' %}[{% generation %}{{ m.content }}\
+            {% endgeneration %}]{% else %}<{{ m.content }}>{% endif %}{% endfor %}";
+        assert_eq!(of(marked), "4");
+        // The end of the whole is no part of a turn: the prompt does not begin the text.
+        assert_eq!(of(&format!("{marked}!{{{{ messages | length }}}}")), "4");
+    }
+
+    #[test]
+    fn parts_are_a_text_for_a_template_that_knows_no_lists() {
+        let parts = json!([{ "type": "text", "text": "2+" }, { "type": "text", "text": "2?" }]);
+        let mut talk = talk();
+        talk[2].fields.insert("content".into(), parts);
+        let rendered = |source: &str| {
+            let rendered = ChatTemplate::new(source, "", "</s>").unwrap().render_with_spans(&talk[..].into());
+            let rendered = rendered.unwrap();
+            (rendered.text.clone(), spoken(&rendered).join("|"))
+        };
+        let plain = "{% for m in messages %}<{{ m.content }}>{% endfor %}";
+        assert_eq!(rendered(plain).0, "<Hi><Hello.><2+2?><4>");
+        let strict = "{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}";
+        assert_eq!(rendered(strict), ("<Hi><Hello.><2+2?><4>".into(), "<Hello.>|<4>".into()));
+        let lists = "{% for m in messages %}<{% if m.content is string %}{{ m.content }}{% else %}\
+            {% for part in m.content %}{{ part.text }}/{% endfor %}{% endif %}>{% endfor %}";
+        assert_eq!(rendered(lists).0, "<Hi><Hello.><2+/2?/><4>");
     }
 
     /// Qwen3's template drops the reasoning of earlier turns: their text is not a prefix of the whole.

@@ -32,6 +32,11 @@ pub trait Encode: Sync {
     /// Where there is no chat template, or it refuses these messages.
     fn encode_chat(&self, talk: &Conversation) -> Result<(Vec<u32>, Vec<bool>), EncodeError>;
 
+    /// Whether conversations can be encoded.
+    fn has_chat_template(&self) -> bool {
+        true
+    }
+
     /// The token that ends a text, where there is one.
     fn eos(&self) -> Option<u32>;
 
@@ -228,6 +233,8 @@ pub struct DataOptions {
     pub text_column: Option<String>,
     /// What the prompt is made of: `{prompt}` is the prompt column, `{name}` any other.
     pub prompt_template: Option<Template>,
+    /// Loss on prompts and on all turns too.
+    pub loss_on_prompt: bool,
     /// Longer examples lose their tail.
     pub max_seq_len: Option<usize>,
     /// Count and report bad lines instead of stopping at the first.

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use lowrank_models::Message;
+use lowrank_models::{Conversation, Message};
 use serde_json::Value;
 
+use super::alpaca::Alpaca;
 use super::contract::{DataOptions, Encode, EncodeError, Example};
 use super::fields::{Fields, Roles, Row};
 
@@ -14,21 +15,54 @@ pub(super) enum Encoded {
         truncated: bool,
         /// The answer to learn is blank: there is its end alone.
         empty: bool,
+        /// What the row was read as; empty where there is no choice.
+        form: &'static str,
     },
     /// Cut so short that no token with loss is left.
     Dropped,
 }
 
+/// Tokens, which of them carry loss, and how many lead without.
+type Marked = (Vec<u32>, Vec<bool>, usize);
+
 /// The tokens of a row and which of them carry loss, cut to `max_seq_len`; or why there are none.
 pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> Result<Encoded, String> {
     let fields = Fields::of(&row.raw)?;
     let roles = fields.roles(options)?;
-    let mut empty = false;
-    let (mut tokens, mut loss_mask, mut prompt_len) = match roles {
+    encode_as(roles, &fields, options, encoder)
+        .map_err(|reason| format!("{reason}; the row is read as {}", roles.describe()))
+}
+
+fn encode_as(
+    roles: Roles<'_>,
+    fields: &Fields<'_>,
+    options: &DataOptions,
+    encoder: &dyn Encode,
+) -> Result<Encoded, String> {
+    let (empty, form, marked) = match roles {
+        Roles::Pair { prompt, completion }
+            if options.prompt_template.is_none()
+                && (fields.is_list(prompt) || fields.is_list(completion)) =>
+        {
+            let talk = fields.conversation_pair(prompt, completion)?;
+            let empty = talk.messages[talk.prompt_turns..].iter().any(is_blank_answer);
+            (empty, "prompts and completions of turns", chat(&talk, "the completion", options, encoder)?)
+        }
         Roles::Pair { prompt, completion } => {
-            let (prompt, completion) = pair_texts(&fields, options, prompt, completion)?;
-            empty = completion.trim().is_empty();
-            pair(&prompt, completion, encoder).map_err(|e| e.to_string())?
+            let (prompt, completion) = pair_texts(fields, options, prompt, completion)?;
+            let marked = pair(&prompt, completion, encoder).map_err(|e| e.to_string())?;
+            (completion.trim().is_empty(), "prompts and completions", marked)
+        }
+        Roles::Alpaca => {
+            let alpaca = Alpaca::of(fields)?;
+            let empty = alpaca.output.trim().is_empty();
+            if encoder.has_chat_template() {
+                let talk = fields.talk(alpaca.messages(), 0)?;
+                (empty, "Alpaca's rows, as turns of the chat template", chat(&talk, "it", options, encoder)?)
+            } else {
+                let marked = pair(&alpaca.prompt(), alpaca.output, encoder).map_err(|e| e.to_string())?;
+                (empty, "Alpaca's rows, in Alpaca's template", marked)
+            }
         }
         Roles::Text(name) => {
             let text = fields.text(name)?;
@@ -38,25 +72,19 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
             }
             end(&mut tokens, encoder)?;
             let loss_mask = vec![true; tokens.len()];
-            (tokens, loss_mask, 0)
+            (false, "texts", (tokens, loss_mask, 0))
         }
-        Roles::Messages => {
-            let talk = fields.conversation()?;
-            empty = talk.messages.iter().any(is_blank_answer);
-            let (tokens, loss_mask) = encoder.encode_chat(&talk).map_err(|e| e.to_string())?;
-            if tokens.len() != loss_mask.len() {
-                return Err(format!(
-                    "the chat encoder gave {} tokens and {} marks",
-                    tokens.len(),
-                    loss_mask.len()
-                ));
-            }
-            let Some(prompt_len) = loss_mask.iter().position(|&m| m) else {
-                return Err("\"messages\" has no turn of the assistant to learn".into());
-            };
-            (tokens, loss_mask, prompt_len)
+        Roles::Messages(name) => {
+            let talk = fields.conversation(name)?;
+            let empty = talk.messages.iter().any(is_blank_answer);
+            (empty, "conversations", chat(&talk, &format!("{name:?}"), options, encoder)?)
         }
     };
+    let (mut tokens, mut loss_mask, mut prompt_len) = marked;
+    if options.loss_on_prompt {
+        loss_mask.fill(true);
+        prompt_len = 0;
+    }
     // Nothing stands before the first token that could predict it.
     if let Some(first) = loss_mask.first_mut() {
         *first = false;
@@ -64,9 +92,10 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     if !loss_mask.contains(&true) {
         return Err(match roles {
             Roles::Pair { .. } => "nothing to learn: the completion adds no token to the prompt".into(),
+            Roles::Alpaca => "nothing to learn: the output adds no token to the prompt".into(),
             Roles::Text(_) => "nothing to learn: the text is empty".into(),
-            Roles::Messages => {
-                "nothing to learn: \"messages\" has no token of the assistant after the first".into()
+            Roles::Messages(name) => {
+                format!("nothing to learn: {name:?} has no token of the assistant after the first")
             }
         });
     }
@@ -83,7 +112,26 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     tokens.shrink_to_fit();
     loss_mask.shrink_to_fit();
     let example = Example { tokens, loss_mask, prompt_len, ..Example::default() };
-    Ok(Encoded::Kept { example, truncated, empty })
+    Ok(Encoded::Kept { example, truncated, empty, form })
+}
+
+/// A conversation in the chat template. `name` holds its turns.
+fn chat(
+    talk: &Conversation,
+    name: &str,
+    options: &DataOptions,
+    encoder: &dyn Encode,
+) -> Result<Marked, String> {
+    let (tokens, loss_mask) = encoder.encode_chat(talk).map_err(|e| e.to_string())?;
+    if tokens.len() != loss_mask.len() {
+        let (tokens, marks) = (tokens.len(), loss_mask.len());
+        return Err(format!("the chat encoder gave {tokens} tokens and {marks} marks"));
+    }
+    match loss_mask.iter().position(|&marked| marked) {
+        Some(prompt_len) => Ok((tokens, loss_mask, prompt_len)),
+        None if options.loss_on_prompt => Ok((tokens, loss_mask, 0)),
+        None => Err(format!("{name} has no turn of the assistant to learn")),
+    }
 }
 
 /// Whether a turn is the assistant's and says nothing.
@@ -113,11 +161,7 @@ pub(super) fn pair_texts<'a>(
 }
 
 /// Prompt and completion are encoded as one text, as TRL does: what the prompt alone takes has no loss.
-fn pair(
-    prompt: &str,
-    completion: &str,
-    encoder: &dyn Encode,
-) -> Result<(Vec<u32>, Vec<bool>, usize), EncodeError> {
+fn pair(prompt: &str, completion: &str, encoder: &dyn Encode) -> Result<Marked, EncodeError> {
     let prompt_len = encoder.encode(prompt)?.len();
     let mut tokens = encoder.encode(&[prompt, completion].concat())?;
     end(&mut tokens, encoder)?;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use lowrank_models::{Conversation, Message};
 
 use super::contract::DataOptions;
+use super::turns::{self, CONVERSATIONS, kind};
 use crate::Error;
 
 /// One row as it was read, not yet looked into: that happens in parallel.
@@ -36,11 +37,17 @@ impl Row {
 }
 
 /// What the fields of a row are for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Roles<'a> {
-    Pair { prompt: &'a str, completion: &'a str },
-    Messages,
+    Pair {
+        prompt: &'a str,
+        completion: &'a str,
+    },
+    /// The key of the turns.
+    Messages(&'a str),
     Text(&'a str),
+    /// `instruction`, `input`, `output`.
+    Alpaca,
 }
 
 impl<'a> Roles<'a> {
@@ -63,18 +70,42 @@ impl<'a> Roles<'a> {
         {
             return Ok(pair);
         }
-        let prompt = has("prompt") || has("completion");
-        match (prompt, messages && has("messages"), has("text")) {
-            (true, false, false) => Ok(pair),
-            (false, true, false) => Ok(Self::Messages),
-            (false, false, true) => Ok(Self::Text("text")),
-            (false, false, false) => {
-                let chat = if messages { ", \"messages\"" } else { "" };
-                Err(format!("found neither \"prompt\" and \"completion\"{chat} nor \"text\""))
+        let alpaca = has("instruction") && has("output");
+        let talk = CONVERSATIONS.iter().find(|name| messages && has(name));
+        // Many sets repeat a row's prompt, or all of it as a text, beside its other columns.
+        let prompt = has("completion") || (has("prompt") && !alpaca && talk.is_none());
+        match (prompt, talk, alpaca, has("text") && !alpaca) {
+            (true, None, false, false) => Ok(pair),
+            (false, Some(name), false, false) => Ok(Self::Messages(name)),
+            (false, None, true, false) => Ok(Self::Alpaca),
+            (false, None, false, true) => Ok(Self::Text("text")),
+            (false, None, false, false) => {
+                let chat = if messages { ", \"messages\", \"conversations\"" } else { "" };
+                Err(format!(
+                    "found neither \"prompt\" and \"completion\"{chat}, \"instruction\" and \"output\" nor \"text\""
+                ))
             }
-            _ => Err("found more than one of \"prompt\"/\"completion\", \"messages\" and \"text\": \
-                      choose with `prompt_column` and `completion_column`, or with `text_column`"
+            _ => Err("found more than one of \"prompt\"/\"completion\", \"messages\", \"instruction\"/\"output\" \
+                      and \"text\": choose with `prompt_column` and `completion_column`, or with `text_column`"
                 .into()),
+        }
+    }
+
+    /// What such a row is called, and the options that name its columns.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Pair { prompt, completion } => {
+                format!(
+                    "prompt {prompt:?} (`prompt_column`) and completion {completion:?} (`completion_column`)"
+                )
+            }
+            Self::Messages(name) => format!("conversation {name:?}"),
+            Self::Text(name) => format!("text {name:?} (`text_column`)"),
+            Self::Alpaca => {
+                "Alpaca's instruction, input and output (`prompt_column` and `completion_column` name \
+                             others)"
+                    .into()
+            }
         }
     }
 }
@@ -121,6 +152,20 @@ impl<'a> Fields<'a> {
                 .and_then(|at| values.get(at).copied())
                 .ok_or_else(|| missing_column(name, names)),
         }
+    }
+
+    /// The text in a field that may be missing, null or empty.
+    pub fn optional_text(&self, name: &str) -> Result<Option<&str>, String> {
+        let null = matches!(self, Self::Json(map) if map.get(name) == Some(&Value::Null));
+        if null || !self.has(name) {
+            return Ok(None);
+        }
+        Ok(Some(self.text(name)?).filter(|text| !text.trim().is_empty()))
+    }
+
+    /// Whether a field holds a list.
+    pub fn is_list(&self, name: &str) -> bool {
+        matches!(self, Self::Json(map) if matches!(map.get(name), Some(Value::Array(_))))
     }
 
     /// Whether there is such a field.
@@ -195,23 +240,48 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A conversation: its turns, the `tools` it may use and the variables of `chat_template_kwargs`.
-    pub fn conversation(&self) -> Result<Conversation, String> {
+    /// The conversation under `name`: its turns, the `tools` it may use and the variables of `chat_template_kwargs`.
+    pub fn conversation(&self, name: &str) -> Result<Conversation, String> {
         let Self::Json(map) = self else {
             return Err("a table holds no conversations: use JSONL".into());
         };
-        let list = match map.get("messages") {
-            Some(Value::Array(list)) if !list.is_empty() => list,
-            Some(Value::Array(_)) => return Err("\"messages\" is empty".into()),
-            Some(other) => {
-                return Err(format!(
-                    "\"messages\" is {}, expected a list of {{\"role\", \"content\"}}",
-                    kind(other)
-                ));
-            }
-            None => return Err(format!("\"messages\" is missing; {}", self.keys())),
+        let Some(list) = map.get(name) else {
+            return Err(format!("{name:?} is missing; {}", self.keys()));
         };
-        let messages = list.iter().enumerate().map(|(i, turn)| message(i, turn)).collect::<Result<_, _>>()?;
+        let mut messages = turns::messages(name, list)?;
+        // Beside ShareGPT's turns.
+        if name != "messages"
+            && messages[0].role() != "system"
+            && let Some(system) = self.optional_text("system")?
+        {
+            messages.insert(0, Message::new("system", system));
+        }
+        self.talk(messages, 0)
+    }
+
+    /// A prompt and a completion that are lists of turns.
+    pub fn conversation_pair(&self, prompt: &str, completion: &str) -> Result<Conversation, String> {
+        let Self::Json(map) = self else {
+            return Err("a table holds no conversations: use JSONL".into());
+        };
+        let turns = |name: &str| match map.get(name) {
+            Some(list @ Value::Array(_)) => turns::messages(name, list),
+            Some(other) => {
+                Err(format!("{name:?} is {}, expected a list of turns as the other is", kind(other)))
+            }
+            None => Err(format!("{name:?} is missing; {}", self.keys())),
+        };
+        let mut messages = turns(prompt)?;
+        let prompt_turns = messages.len();
+        messages.extend(turns(completion)?);
+        self.talk(messages, prompt_turns)
+    }
+
+    /// The turns with the `tools` and `chat_template_kwargs` of the row.
+    pub fn talk(&self, messages: Vec<Message>, prompt_turns: usize) -> Result<Conversation, String> {
+        let Self::Json(map) = self else {
+            return Ok(Conversation { messages, prompt_turns, ..Conversation::default() });
+        };
         let tools = match map.get("tools") {
             None | Some(Value::Null) => None,
             // Columns of tables hold them as JSON in a string.
@@ -232,7 +302,7 @@ impl<'a> Fields<'a> {
                 return Err(format!("\"chat_template_kwargs\" is {}, expected an object", kind(other)));
             }
         };
-        Ok(Conversation { messages, tools, arguments })
+        Ok(Conversation { messages, prompt_turns, tools, arguments })
     }
 
     fn keys(&self) -> String {
@@ -244,29 +314,6 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn message(index: usize, turn: &Value) -> Result<Message, String> {
-    let Value::Object(turn) = turn else {
-        return Err(format!("messages[{index}] is {}, expected {{\"role\", \"content\"}}", kind(turn)));
-    };
-    match turn.get("role") {
-        Some(Value::String(_)) => {}
-        Some(other) => return Err(format!("messages[{index}].role is {}, expected a string", kind(other))),
-        None => return Err(format!("messages[{index}] has no \"role\"")),
-    }
-    match turn.get("content") {
-        Some(Value::String(_) | Value::Array(_)) => {}
-        None | Some(Value::Null) if turn.contains_key("tool_calls") => {}
-        Some(other) => {
-            return Err(format!(
-                "messages[{index}].content is {}, expected a string or a list of parts",
-                kind(other)
-            ));
-        }
-        None => return Err(format!("messages[{index}] has no \"content\"")),
-    }
-    Ok(Message { fields: turn.clone() })
-}
-
 fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| not_utf8(&e))?;
     match serde_json::from_str(text.trim_end()) {
@@ -276,10 +323,14 @@ fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, String> {
             kind(&other)
         )),
         Err(error) => {
-            // Each line is parsed on its own: "line 1" would only confuse.
+            // Each row is parsed on its own: "line 1" would only confuse.
             let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
-            Err(format!("not JSON: {message} at column {}", error.column()))
+            let line = match error.line() {
+                0 | 1 => String::new(),
+                line => format!(" of line {line} of the object"),
+            };
+            Err(format!("not JSON: {message} at column {}{line}", error.column()))
         }
     }
 }
@@ -303,17 +354,6 @@ pub(super) fn list_names(names: &[impl AsRef<str>]) -> String {
         out.push_str(&format!(" and {} more", names.len() - SHOWN));
     }
     out
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// What a row has for its label.

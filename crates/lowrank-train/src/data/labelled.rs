@@ -127,7 +127,7 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
             Some(RowLabel::One(label)) => number(&label).ok(),
             _ => None,
         };
-        return Ok(Encoded::Kept { example, truncated, empty: false });
+        return Ok(Encoded::Kept { example, truncated, empty: false, form: "" });
     }
     let texts = texts(first, second)?;
     let row = options.reads.row(&texts.ids) as u32;
@@ -159,7 +159,7 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     if example.labels() == 0 {
         return Err("there is nothing to hide: the text is empty".to_owned());
     }
-    Ok(Encoded::Kept { example, truncated: texts.truncated, empty: false })
+    Ok(Encoded::Kept { example, truncated: texts.truncated, empty: false, form: "" })
 }
 
 /// A sentence of words, with the tag of each at its first token.
@@ -193,7 +193,7 @@ fn words(
     }
     let (tokens, target) = (texts.ids, Target::Classes(labels));
     let example = Example { tokens, token_types: kinds(texts.types), target, ..Example::default() };
-    Ok(Encoded::Kept { example, truncated: texts.truncated, empty: false })
+    Ok(Encoded::Kept { example, truncated: texts.truncated, empty: false, form: "" })
 }
 
 /// The labels of a row, as they are spelled; and how many entries they have, if they are a vector of 0 and 1.

@@ -2,7 +2,7 @@
 //!
 //! | format | what a line or row gives |
 //! |---|---|
-//! | JSONL (`.jsonl`, `.ndjson`, `.json`) | `{"prompt", "completion"}`, `{"messages": [{"role", "content"}, …]}` or `{"text"}`; other keys are ignored |
+//! | JSONL (`.jsonl`, `.ndjson`, `.json`), or one JSON list | `{"prompt", "completion"}`, `{"messages": [{"role", "content"}, …]}`, `{"conversations": [{"from", "value"}, …]}` (ShareGPT), `{"instruction", "input", "output"}` (Alpaca) or `{"text"}`; other keys are ignored |
 //! | CoNLL (`.conll`) | a word and its tag a line, for `token-classification` |
 //! | `glue:TASK` | the columns of that GLUE file; recognised by its header |
 //! | CSV (`.csv`), TSV (`.tsv`) | the columns `prompt` and `completion`, or `text`, or those that [`DataOptions`] names |
@@ -11,10 +11,12 @@
 //! A prompt and a completion become `encode(prompt) + encode(completion) + eos`, with loss on the
 //! completion and eos. A text becomes `encode(text) + eos`, with loss on every token but the first,
 //! which nothing predicts. A conversation goes through the chat template, with loss on the
-//! assistant's turns. A row that has no token with loss is an error with its line; one that `max_seq_len` cuts so short is
+//! assistant's turns; so do a prompt and a completion that are lists of turns, with loss on the completion's. Alpaca's rows are
+//! turns where the model has a chat template, and else a prompt in Alpaca's own template. A row that has no token with loss is an error with its line; one that `max_seq_len` cuts so short is
 //! dropped, counted and named in a warning. For the other tasks a row is a text (`text`, `sentence`, ...), or two, with a `label`, a list of
 //! labels or numbers; or words and tags. A TSV file has no quoting: a quote in it is a character like any other.
 
+mod alpaca;
 mod conll;
 mod contract;
 mod encode;
@@ -29,6 +31,7 @@ mod table;
 mod template;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -82,6 +85,8 @@ pub struct DataReport {
     pub empty: usize,
     /// Lines of the first few of them.
     pub first_empty: Vec<u64>,
+    /// What the rows were read as, where a file may hold several kinds.
+    pub forms: Vec<&'static str>,
     /// Lines left out, because they make no example.
     pub bad_lines: usize,
     /// The first few of them.
@@ -141,7 +146,11 @@ fn count(line: u64, count: &mut usize, first: &mut Vec<u64>) {
 impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { examples, tokens, labels, longest, .. } = self;
-        write!(f, "{examples} examples, {tokens} tokens, {labels} with loss, the longest {longest}")
+        write!(f, "{examples} examples, {tokens} tokens, {labels} with loss, the longest {longest}")?;
+        match self.forms.is_empty() {
+            true => Ok(()),
+            false => write!(f, "; read as {}", self.forms.join("; ")),
+        }
     }
 }
 
@@ -219,7 +228,7 @@ fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
             nlg::rows(path, input, format)?
         }
         Some(DataFormat::Conll) => Box::new(conll::Sentences::new(path, input, options.row_limit())),
-        Some(DataFormat::Jsonl) | None => Box::new(jsonl::Lines::new(path, input, options.row_limit())?),
+        Some(DataFormat::Jsonl) | None => jsonl::rows(path, input, options.row_limit())?,
     })
 }
 
@@ -371,8 +380,11 @@ impl Dataset {
     ) -> Result<(), Error> {
         let report = &mut self.report;
         match encoded {
-            Ok(Encoded::Kept { mut example, truncated, empty }) => {
+            Ok(Encoded::Kept { mut example, truncated, empty, form }) => {
                 report.count_example(&example);
+                if !form.is_empty() && !report.forms.contains(&form) {
+                    report.forms.push(form);
+                }
                 report.truncated += usize::from(truncated);
                 if empty {
                     count(line, &mut report.empty, &mut report.first_empty);

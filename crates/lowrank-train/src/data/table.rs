@@ -183,7 +183,8 @@ fn check_header(names: &[String], options: &DataOptions) -> Result<(), String> {
     let mut wanted = Vec::new();
     match roles {
         Roles::Text(text) => wanted.push(text),
-        Roles::Messages => {}
+        Roles::Messages(_) => {}
+        Roles::Alpaca => wanted.extend(["instruction", "output"]),
         Roles::Pair { prompt, completion } => {
             wanted.push(completion);
             match &options.prompt_template {

@@ -19,13 +19,19 @@ impl Encode for Bytes {
 
     fn encode_chat(&self, talk: &Conversation) -> Result<(Vec<u32>, Vec<bool>), EncodeError> {
         let (mut tokens, mut mask) = (Vec::new(), Vec::new());
-        for message in &talk.messages {
+        for (i, message) in talk.messages.iter().enumerate() {
             let learn = match message.role() {
-                "assistant" => true,
-                "user" => false,
+                "assistant" => i >= talk.prompt_turns,
+                "user" | "system" | "tool" => false,
                 other => return Err(format!("the template knows no role {other:?}").into()),
             };
-            tokens.extend(bytes(message.content().unwrap_or_default()));
+            match message.fields.get("content").and_then(|content| content.as_array()) {
+                Some(parts) => parts.iter().for_each(|p| tokens.extend(bytes(p["text"].as_str().unwrap()))),
+                None => tokens.extend(bytes(message.content().unwrap_or_default())),
+            }
+            if let Some(calls) = message.fields.get("tool_calls") {
+                tokens.extend(bytes(&calls.to_string()));
+            }
             mask.resize(tokens.len(), learn);
         }
         Ok((tokens, mask))
@@ -53,6 +59,35 @@ impl Encode for Bytes {
             texts.words.resize(texts.words.len() + word.len(), Some(i));
         }
         Ok(texts)
+    }
+}
+
+/// The same without a chat template.
+struct Plain;
+
+impl Encode for Plain {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        Bytes.encode(text)
+    }
+
+    fn encode_chat(&self, _: &Conversation) -> Result<(Vec<u32>, Vec<bool>), EncodeError> {
+        Err("no chat template".into())
+    }
+
+    fn has_chat_template(&self) -> bool {
+        false
+    }
+
+    fn eos(&self) -> Option<u32> {
+        Bytes.eos()
+    }
+
+    fn texts(&self, first: &str, second: Option<&str>, max: Option<usize>) -> Result<Texts, EncodeError> {
+        Bytes.texts(first, second, max)
+    }
+
+    fn words(&self, words: &[&str], max: Option<usize>) -> Result<Texts, EncodeError> {
+        Bytes.words(words, max)
     }
 }
 
@@ -84,11 +119,15 @@ impl Case {
 
     /// `(prompt, rest, labels as text, line)` of every example; eos is `$`.
     fn shown(&self) -> Vec<(String, String, String, u64)> {
+        self.shown_by(&Bytes)
+    }
+
+    fn shown_by(&self, encoder: &dyn Encode) -> Vec<(String, String, String, u64)> {
         let text = |tokens: &[u32]| {
             let bytes = tokens.iter().map(|&t| if t == 0 { b'$' } else { t as u8 }).collect();
             String::from_utf8(bytes).unwrap()
         };
-        let data = self.load().unwrap();
+        let data = read(&self.path(), &self.options, encoder).unwrap();
         assert_eq!(data.report.examples, data.examples.len());
         assert_eq!(data.report.tokens, data.examples.iter().map(|e| e.tokens.len()).sum::<usize>());
         let show = |e: Example| {
@@ -337,7 +376,6 @@ fn bad_files() {
     case("a.jsonl", "\u{feff}").fails(0, &["the file is empty"]);
     case("a.csv", "").fails(0, &["the file is empty"]);
     case("a.csv", "text\n").fails(0, &["holds no example"]);
-    case("a.json", "[\n {\"text\":\"a\"}\n]").fails(0, &["one JSON list", "jq"]);
     case("a.jsonl", b"\xff\xfe{\0").fails(0, &["UTF-16", "iconv"]);
     case("a.parquet", "x").fails(0, &["unknown file extension", "`data_format`"]);
     case("a.csv", "source,ref\na,b\n").fails(0, &["neither", "\"source\", \"ref\"", "`prompt_column`"]);
@@ -473,4 +511,185 @@ fn numbers_of_a_text() {
         .fails(2, &["\"label\" is an empty list"]);
     load("a.jsonl", "{\"text\":\"a\",\"label\":[1,2]}\n{\"text\":\"a\",\"label\":3}")
         .fails(2, &["holds 1 numbers, and 2 are predicted"]);
+}
+
+/// One list of objects is read as lines are, entry by entry, with the line that each begins in.
+#[test]
+fn a_json_list_is_read_entry_by_entry() {
+    let list = "\n [\n {\"text\":\"a[]{}\\\"b,\"},\n\n {\n  \"prompt\": \"ab\",\n  \"completion\": \"c\" },{\"text\":\"yx\"}\n]\n";
+    let file = case("a.json", list);
+    let text = "a[]{}\"b,$";
+    assert_eq!(
+        file.shown(),
+        [shown("", text, &text[1..], 3), shown("ab", "c$", "c$", 5), shown("", "yx$", "x$", 7)]
+    );
+}
+
+#[test]
+fn a_broken_json_list_is_refused_at_its_line() {
+    let row = "{\"text\":\"ab\"}";
+    case("a.json", format!("[{row},\n{row}")).fails(0, &["line 2", "not closed"]);
+    case("a.json", format!("[{row},\n{{\"text\":\"a")).fails(0, &["line 2", "not closed"]);
+    case("a.json", format!("[{row}\n{row}]")).fails(0, &["line 2", "a comma or ] follows"]);
+    case("a.json", format!("[{row}]\n{row}")).fails(0, &["line 2", "nothing follows"]);
+    case("a.json", format!("[{row},]")).fails(0, &["line 1", "an entry of a list is an object"]);
+    case("a.json", format!("[{row},\n1]")).fails(2, &["a number stands here"]);
+    case("a.json", format!("[{row},\n{{\n\"text\": x}}]")).fails(2, &["not JSON", "of line 2 of the object"]);
+    case("a.json", "[]").fails(0, &["no example"]);
+    let long = format!("[{row},\n{{\"text\":\"{}\"}}]", "a".repeat(100));
+    case("a.json", &long).with(|o| o.max_row_bytes = Some(50)).fails(2, &["`max_row_bytes`"]);
+    let bad = case("a.json", format!("[{row},\n1]")).with(|o| o.skip_bad_lines = true);
+    assert_eq!(bad.load().unwrap().report.bad_lines, 1);
+}
+
+const ALPACA: &str = r#"[
+    {"instruction": "Add.", "input": "1 2", "output": "3"},
+    {"instruction": "Hi", "input": "", "output": "Ho", "text": "all of it"},
+    {"instruction": "Hi", "output": "Ho", "system": "Be brief."}
+]"#;
+
+#[test]
+fn alpaca_rows_are_turns_where_there_is_a_chat_template() {
+    let file = case("a.json", ALPACA);
+    assert_eq!(
+        file.shown(),
+        [shown("Add.\n\n1 2", "3", "3", 2), shown("Hi", "Ho", "Ho", 3), shown("Be brief.Hi", "Ho", "Ho", 4)]
+    );
+    assert!(
+        file.load()
+            .unwrap()
+            .report
+            .to_string()
+            .ends_with("read as Alpaca's rows, as turns of the chat template")
+    );
+}
+
+#[test]
+fn alpaca_rows_have_alpacas_template_without_one() {
+    let file = case("a.json", ALPACA);
+    let start = "Below is an instruction that describes a task";
+    let end = "Write a response that appropriately completes the request.\n\n### Instruction:\n";
+    let with = format!(
+        "{start}, paired with an input that provides further context. {end}Add.\n\n### Input:\n1 2\n\n### Response:\n"
+    );
+    let without = format!("{start}. {end}Hi\n\n### Response:\n");
+    let system = "Be brief.\n\n### Instruction:\nHi\n\n### Response:\n";
+    assert_eq!(
+        file.shown_by(&Plain),
+        [shown(&with, "3$", "3$", 2), shown(&without, "Ho$", "Ho$", 3), shown(system, "Ho$", "Ho$", 4)]
+    );
+    let report = read(&file.path(), &file.options, &Plain).unwrap().report;
+    assert!(report.to_string().ends_with("read as Alpaca's rows, in Alpaca's template"), "{report}");
+    let table = case("a.csv", "instruction,input,output\nHi,,Ho\n");
+    assert_eq!(table.shown_by(&Plain), [shown(&without, "Ho$", "Ho$", 2)]);
+    case("a.jsonl", r#"{"instruction": 3, "output": "a"}"#).fails(
+        1,
+        &["\"instruction\" is a number, expected a string", "Alpaca's instruction", "`prompt_column`"],
+    );
+    case("a.jsonl", r#"{"instruction": "a", "output": "b", "messages": []}"#).fails(1, &["more than one of"]);
+}
+
+#[test]
+fn sharegpt_turns_are_messages() {
+    let talk = |turns: &str| format!("{{\"conversations\": [{turns}]}}");
+    let two = r#"{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}"#;
+    assert_eq!(case("a.jsonl", talk(two)).shown(), [shown("q", "a", "a", 1)]);
+    let system = format!(r#"{{"from": "system", "value": "s"}}, {two}"#);
+    assert_eq!(case("a.jsonl", talk(&system)).shown(), [shown("sq", "a", "a", 1)]);
+    let named = talk(two).replace("[", "[ ").replacen('{', "{\"system\": \"s\", ", 1);
+    assert_eq!(case("a.jsonl", named).shown(), [shown("sq", "a", "a", 1)]);
+    let roles = r#"{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}"#;
+    for key in ["conversations", "conversation", "dialogue", "chat"] {
+        let row = format!("{{\"{key}\": [{roles}]}}");
+        assert_eq!(case("a.jsonl", row).shown(), [shown("q", "a", "a", 1)]);
+    }
+    let call = r#"{"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {\"x\": 1}}"}"#;
+    let tools =
+        format!(r#"{two}, {call}, {{"from": "observation", "value": "r"}}, {{"from": "gpt", "value": "b"}}"#);
+    let called = r#"[{"type":"function","function":{"name":"f","arguments":{"x":1}}}]"#;
+    let (rest, labels) = (format!("a{called}rb"), format!("a{called}b"));
+    assert_eq!(case("a.jsonl", talk(&tools)).shown(), [shown("q", &rest, &labels, 1)]);
+    case("a.jsonl", talk(r#"{"from": "bot", "value": "q"}"#))
+        .fails(1, &["conversations[0].from", "\"bot\"", "human", "conversation \"conversations\""]);
+    case("a.jsonl", talk(r#"{"from": "human", "value": 1}"#))
+        .fails(1, &["conversations[0].value is a number"]);
+    case("a.jsonl", talk(r#"{"value": "a"}"#)).fails(1, &["conversations[0] has no \"role\""]);
+    case("a.jsonl", talk("")).fails(1, &["\"conversations\" is empty"]);
+}
+
+/// As TRL's conversational prompt-completion form; loss on what the assistant says in the completion.
+#[test]
+fn prompts_and_completions_may_be_turns() {
+    let row = r#"{"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "r"}], "completion": [{"role": "assistant", "content": "b"}]}"#
+        .replace('\n', " ");
+    assert_eq!(case("a.jsonl", &row).shown(), [shown("qar", "b", "b", 1)]);
+    let all = case("a.jsonl", &row).with(|o| o.loss_on_prompt = true);
+    assert_eq!(all.shown(), [shown("", "qarb", "arb", 1)]);
+    case("a.jsonl", r#"{"prompt": [{"role": "user", "content": "q"}], "completion": "b"}"#)
+        .fails(1, &["\"completion\" is a string, expected a list of turns"]);
+    case(
+        "a.jsonl",
+        r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "user", "content": "b"}]}"#,
+    )
+    .fails(1, &["the completion has no turn of the assistant"]);
+    // A prompt that repeats what the turns say is left out.
+    let row = r#"{"prompt": "q", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}"#;
+    assert_eq!(case("a.jsonl", row).shown(), [shown("q", "a", "a", 1)]);
+}
+
+#[test]
+fn contents_may_be_parts_of_text() {
+    let row = |part: &str| {
+        format!(
+            r#"{{"messages": [{{"role": "user", "content": [{{"type": "text", "text": "q"}}{part}]}},
+            {{"role": "assistant", "content": [{{"type": "text", "text": "a"}}]}}]}}"#
+        )
+        .replace('\n', " ")
+    };
+    assert_eq!(case("a.jsonl", row("")).shown(), [shown("q", "a", "a", 1)]);
+    for image in [r#", {"type": "image"}"#, r#", {"type": "image_url", "image_url": {"url": "x"}}"#] {
+        case("a.jsonl", row(image))
+            .fails(1, &["messages[0].content[1] is an image, and images are not trained"]);
+    }
+    case("a.jsonl", row(r#", {"type": "audio"}"#)).fails(1, &["of the type \"audio\""]);
+    case("a.jsonl", row(r#", {"type": "text"}"#)).fails(1, &["no string \"text\""]);
+    case("a.jsonl", row(r#", "x""#)).fails(1, &["content[1] has no \"type\""]);
+}
+
+#[test]
+fn loss_on_prompts_is_loss_on_all_but_the_first_token() {
+    let lines = "{\"prompt\":\"ab\",\"completion\":\"cd\"}\n\
+                 {\"messages\":[{\"role\":\"user\",\"content\":\"qr\"}]}\n\
+                 {\"text\":\"xyz\"}\n";
+    case("a.jsonl", lines).fails(2, &["no turn of the assistant to learn"]);
+    let file = case("a.jsonl", lines).with(|o| o.loss_on_prompt = true);
+    assert_eq!(
+        file.shown(),
+        [shown("", "abcd$", "bcd$", 1), shown("", "qr", "r", 2), shown("", "xyz$", "yz$", 3)]
+    );
+    assert_eq!(file.load().unwrap().report.forms, ["prompts and completions", "conversations", "texts"]);
+}
+
+/// Every example of docs/data.md, which stands in a block with its format and, where it is not `lm`, its task.
+#[test]
+fn the_examples_of_the_docs_are_read() {
+    let page = include_str!("../../../../docs/data.md");
+    let mut blocks = 0;
+    for block in page.split("\n```").skip(1).step_by(2) {
+        let (head, content) = block.split_once('\n').unwrap();
+        let (format, task) = head.split_once(' ').unwrap_or((head, "lm"));
+        if format == "sh" || format == "toml" {
+            continue;
+        }
+        let mut file = case(&format!("a.{format}"), content);
+        file.options.task = serde_json::from_value(task.into()).unwrap();
+        if file.options.task.has_labels() {
+            file.options.labels = labels(&file.path(), &file.options, &[]).unwrap();
+        }
+        let data = file.load().unwrap_or_else(|error| panic!("{error}\n{block}"));
+        assert!(data.report.warnings().is_empty(), "{block}");
+        blocks += 1;
+    }
+    assert!(blocks > 10, "{blocks}");
 }

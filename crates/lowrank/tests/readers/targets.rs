@@ -341,6 +341,16 @@ fn data_seeds() -> Vec<Vec<u8>> {
         of(0, 0, "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"text\": \"c\"}\n"),
         of(0, 0, chat),
         of(0, 0, r#"[{"instruction": "a", "input": "b", "output": "c"}]"#),
+        of(
+            0,
+            0,
+            r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "{}"}]}"#,
+        ),
+        of(
+            0,
+            0,
+            r#"[{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}]"#,
+        ),
         of(0, 1, "{\"text\": \"a\", \"label\": \"0\"}\n{\"text\": \"b\", \"label\": 1}\n"),
         of(0, 2, "{\"sentence1\": \"a\", \"sentence2\": \"b\", \"label\": \"0\"}\n"),
         of(0, 4, "{\"tokens\": [\"a\", \"b\"], \"tags\": [\"0\", \"1\"]}\n"),

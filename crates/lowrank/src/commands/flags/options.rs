@@ -77,6 +77,7 @@ impl Known for Scoring {
         "label_column",
         "prompt_template",
         "chat_template",
+        "loss_on_prompt",
         "skip_bad_lines",
         "max_row_bytes",
         "threads",
