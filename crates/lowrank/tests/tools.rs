@@ -184,3 +184,78 @@ fn the_papers_checkpoint_attaches_to_roberta_base() {
     let query = set.layers.iter().find(|l| l.site.path.ends_with("layer.0.attention.self.query")).unwrap();
     assert_eq!((query.variant.rank(), query.variant.scaling()), (Some(8), Some(2.0)));
 }
+
+/// What each program needs lies in the folder, and the command is printed.
+#[test]
+fn adapters_are_exported_for_other_programs() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let model = common::tiny_model(place.path());
+    let tokenizer = Path::new(&model).join("tokenizer.json");
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&tokenizer).unwrap()).unwrap();
+    let level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    // A tokenizer that GGUF has a form for.
+    (json["pre_tokenizer"], json["decoder"]) = (level.clone(), level);
+    fs::write(&tokenizer, json.to_string()).unwrap();
+    common::tiny_data(Path::new(&path("data.jsonl")), 12);
+    let run = path("my run");
+    let train =
+        ["train", "--model", &model, "--data", &path("data.jsonl"), "--out", &run, "--max-steps", "2"];
+    common::lowrank_ok(&train);
+    let export = |model: &str, to: &str, out: &str| {
+        let args =
+            ["export", "--model", model, "--adapter", &run, "--to", to, "--out", out, "--name", "mine"];
+        common::lowrank_ok(&args).out
+    };
+    let out = path("ollama");
+    assert_eq!(
+        export(&model, "ollama", &out),
+        format!("ollama create mine -f {out}/Modelfile && ollama run mine\n")
+    );
+    assert_eq!(fs::read_to_string(format!("{out}/Modelfile")).unwrap(), "FROM ./model.gguf\n");
+    let gguf = format!("{out}/model.gguf");
+    common::lowrank_ok(&["inspect", &gguf]);
+    let out = path("llama");
+    let command = export(&gguf, "llama.cpp", &out);
+    assert!(command.contains(&format!("--lora {out}/mine.gguf")), "{command}");
+    let data = path("data.jsonl");
+    common::lowrank_ok(&[
+        "eval",
+        "--model",
+        &gguf,
+        "--adapter",
+        &format!("{out}/mine.gguf"),
+        "--data",
+        &data,
+    ]);
+    let out = path("vllm");
+    let command = export(&model, "vllm", &out);
+    assert!(
+        command.contains("--max-lora-rank 8") && command.contains(&format!("mine={out}/mine")),
+        "{command}"
+    );
+    common::lowrank_ok(&["eval", "--model", &model, "--adapter", &format!("{out}/mine"), "--data", &data]);
+    let out = path("mlx");
+    let command = export(&model, "mlx", &out);
+    assert!(command.contains(&format!("--adapter-path {out}/mine")), "{command}");
+    assert!(Path::new(&out).join("mine/adapters.safetensors").is_file());
+    let out = path("folder");
+    assert!(export(&gguf, "vllm", &out).starts_with(&format!("vllm serve {out}/model")));
+    common::lowrank_ok(&["eval", "--model", &format!("{out}/model"), "--data", &data]);
+    let wrong = [
+        "export",
+        "--model",
+        &model,
+        "--adapter",
+        &run,
+        "--to",
+        "vllm",
+        "--out",
+        &path("x"),
+        "--name",
+        "a b;c",
+    ];
+    assert_eq!(common::lowrank(&wrong).code, 2);
+    assert!(!Path::new(&path("x")).exists());
+}

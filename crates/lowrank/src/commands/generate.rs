@@ -1,6 +1,5 @@
 //! `lowrank generate`.
 
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -157,26 +156,35 @@ fn chat(
     limits.stop.extend(session.stops()?);
     let mut messages: Vec<Message> = args.system.iter().map(|s| Message::new("system", s)).collect();
     let mut next = args.prompt()?;
+    let mut lines = super::Lines::new()?;
     loop {
         let said = match next.take() {
             Some(text) => text,
-            None => {
-                if io::stdin().is_terminal() {
-                    note_part!("> ");
-                }
-                match super::read_standard_input(true)? {
-                    None => return Ok(ExitCode::SUCCESS),
-                    Some(line) => line,
-                }
-            }
+            None => match lines.next("> ")? {
+                None => return Ok(ExitCode::SUCCESS),
+                Some(line) => line,
+            },
         };
-        if said.trim().is_empty() {
-            continue;
+        match said.trim() {
+            "" => continue,
+            "/help" if lines.is_terminal() => {
+                note!("/reset begins a new conversation, /exit or Ctrl-D ends; an empty line is passed over");
+                continue;
+            }
+            "/reset" if lines.is_terminal() => {
+                messages.retain(|message| message.role() == "system");
+                continue;
+            }
+            "/exit" if lines.is_terminal() => return Ok(ExitCode::SUCCESS),
+            _ => {}
         }
         messages.push(Message::new("user", &said));
         let tokens = session.chat_prompt(&messages[..].into())?;
         let answer = generator.generate(&tokens, &sampling, &limits, |text| out.show(text, stop))?;
         writeln!(out)?;
+        if answer.tokens.len() >= limits.max_new_tokens && lines.is_terminal() {
+            note!("(cut at {} tokens: --max-new-tokens takes more)", limits.max_new_tokens);
+        }
         messages.push(Message::new("assistant", answer.text));
     }
 }

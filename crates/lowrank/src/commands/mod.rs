@@ -10,6 +10,7 @@ mod convert;
 mod diff;
 mod dtype;
 mod eval;
+mod export;
 mod extract;
 mod flags;
 mod generate;
@@ -26,7 +27,7 @@ mod signals;
 mod study;
 mod train;
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -69,6 +70,7 @@ commands! {
     Inspect: inspect,
     Study: study,
     Report: report,
+    Export: export,
     Convert: convert,
     Compose: compose,
     Extract: extract,
@@ -100,6 +102,39 @@ fn read_standard_input(line: bool) -> Result<Option<String>> {
             Ok(text) => Ok(Some(text)),
             Err(e) => Err(Error::Usage(format!("{NAME}: is not UTF-8: {e}"))),
         },
+    }
+}
+
+/// Lines of standard input, edited and with a history where that is a terminal.
+struct Lines {
+    editor: Option<rustyline::DefaultEditor>,
+}
+
+impl Lines {
+    fn new() -> Result<Self> {
+        let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
+        let failed = |e: rustyline::error::ReadlineError| Error::Failed(format!("cannot read a line: {e}"));
+        let config = rustyline::Config::builder().behavior(rustyline::Behavior::PreferTerm).build();
+        let editor = terminal.then(|| rustyline::DefaultEditor::with_config(config).map_err(failed));
+        Ok(Self { editor: editor.transpose()? })
+    }
+
+    fn is_terminal(&self) -> bool {
+        self.editor.is_some()
+    }
+
+    /// The next line; nothing at the end and after Ctrl-C.
+    fn next(&mut self, prompt: &str) -> Result<Option<String>> {
+        use rustyline::error::ReadlineError::{Eof, Interrupted};
+        let Some(editor) = &mut self.editor else { return read_standard_input(true) };
+        match editor.readline(prompt) {
+            Ok(line) => {
+                let _ = editor.add_history_entry(&line);
+                Ok(Some(line))
+            }
+            Err(Eof | Interrupted) => Ok(None),
+            Err(e) => Err(Error::Failed(format!("cannot read a line: {e}"))),
+        }
     }
 }
 

@@ -20,7 +20,11 @@ pub struct Args {
 
 /// Plans: a run over data, or without `--data` a step by the model's shape.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    let options = args.train.options()?;
+    let mut options = args.train.options()?;
+    if options.out.as_os_str().is_empty() {
+        // Nothing is written.
+        options.out = "adapter".into();
+    }
     if options.data.as_os_str().is_empty() {
         return by_shape(args, &options, out);
     }
