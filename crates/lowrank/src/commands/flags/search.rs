@@ -2,7 +2,7 @@
 
 use lowrank::models::SearchOptions;
 use lowrank::models::decode::EarlyStopping;
-use lowrank::{Error, Result};
+use lowrank::Result;
 
 /// How to search, in transformers' words.
 #[derive(clap::Args)]
@@ -24,7 +24,7 @@ pub struct SearchFlags {
     #[arg(long, value_parser = super::ranges::whole::<usize>("no_repeat_ngram_size"), default_value_t = 0, help_heading = "Beam search", hide_short_help = true)]
     no_repeat_ngram_size: usize,
     /// When to stop a beam search: false, true (once as many texts as beams have ended) or never (until no beam can improve)
-    #[arg(long, default_value = "false", help_heading = "Beam search", hide_short_help = true)]
+    #[arg(long, value_parser = ["false", "true", "never"], default_value = "false", help_heading = "Beam search", hide_short_help = true)]
     early_stopping: String,
 }
 
@@ -37,12 +37,9 @@ impl SearchFlags {
     /// What they say.
     pub fn options(&self) -> Result<SearchOptions> {
         let early_stopping = match self.early_stopping.as_str() {
-            "false" => EarlyStopping::Likely,
             "true" => EarlyStopping::Always,
             "never" => EarlyStopping::Never,
-            other => {
-                return Err(Error::Usage(format!("--early-stopping {other}: choose false, true or never")));
-            }
+            _ => EarlyStopping::Likely,
         };
         let options = SearchOptions {
             num_beams: self.num_beams,
