@@ -14,7 +14,7 @@ from ._lowrank import Engine
 from ._progress import Progress
 
 PathLike = Union[str, "os.PathLike[str]"]
-Dataset = Union[PathLike, Iterable[Mapping[str, Any]]]
+Dataset = Union[PathLike, Iterable[PathLike], Iterable[Mapping[str, Any]]]
 Prompt = Union[str, Sequence[Mapping[str, str]]]
 
 
@@ -119,8 +119,9 @@ class Model:
     ) -> TrainResult:
         """Trains an adapter into the folder ``out`` and leaves it on the model.
 
-        ``dataset`` is a file (.jsonl, .csv, .tsv) or rows: dictionaries with ``prompt`` and ``completion``, with
-        ``messages`` or with ``text``. ``config`` (a dictionary or a TOML file) and ``options`` are those of
+        ``dataset`` is a file (.jsonl, .csv, .tsv), a list of files (``"facts.jsonl:0.5"`` takes half of its rows) or rows:
+        dictionaries with ``prompt`` and ``completion``, with ``messages``, with ``text`` or in any other form of
+        ``docs/data.md``. ``config`` (a dictionary or a TOML file) and ``options`` are those of
         ``lowrank train``, with underscores: ``r=16, learning_rate=1e-4, max_steps=200``.
 
         ``callback(record)`` is called after each step and each evaluation with what ``--log-json`` logs; if it
@@ -291,9 +292,11 @@ class _Files:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def path(self, dataset: Dataset, name: str) -> str:
+    def path(self, dataset: Dataset, name: str) -> Union[str, list[str]]:
         if isinstance(dataset, (str, os.PathLike)):
             return os.fspath(dataset)
+        if isinstance(dataset, (list, tuple)) and dataset and isinstance(dataset[0], (str, os.PathLike)):
+            return [os.fspath(file) for file in dataset]
         if self.folder is None:
             self.folder = tempfile.mkdtemp(prefix="lowrank-")
         path = os.path.join(self.folder, f"{name}.jsonl")

@@ -249,8 +249,7 @@ impl Engine {
         let adapter = AdapterSet::clone(&self.adapter());
         let result = self.work(py, threads, || {
             let model = &*self.session.model;
-            let data_options = options.data_options(model)?;
-            let data = lowrank::train::data::read(&options.data, &data_options, &self.session.encoder()?)?;
+            let data = self.session.read_data(&options.data, &options, false)?;
             let device = self.session.device();
             let scorer = Scorer::new(model, &adapter, &device);
             Ok(lowrank::train::evaluate(&scorer, &data.examples, options.batch_size, true))

@@ -224,8 +224,9 @@ impl Job<'_> {
             command.arg("--adapter").arg(self.dir.join("adapter"));
         }
         if !self.spec.eval.contains_key("data") {
-            let data = self.spec.key("eval-data").and_then(toml::Value::as_str).unwrap_or_default();
-            command.args(["--data", data]);
+            for file in self.spec.files("eval-data") {
+                command.args(["--data", file]);
+            }
         }
         let shared = self.run.options.iter().filter(|(key, _)| SHARED.contains(&key.as_str()));
         let shared: Table = shared.map(|(k, v)| (k.clone(), v.clone())).collect();

@@ -153,7 +153,8 @@ impl Spec {
     fn check(&self) -> Result<()> {
         let wrong = |what: &str| Err(Error::Spec(what.to_owned()));
         for key in ["model", "data", "eval-data"] {
-            if !matches!(self.key(key), Some(Value::String(_))) {
+            let list = key != "model" && matches!(self.key(key), Some(Value::Array(_)));
+            if !list && !matches!(self.key(key), Some(Value::String(_))) {
                 return wrong(&format!("[train] needs {key}"));
             }
         }
@@ -219,6 +220,14 @@ impl Spec {
             check("[sweep] learning-rates", Range::Real(0.0, 1e38), &sweep.learning_rates)?;
         }
         Ok(())
+    }
+
+    /// The data files of `[train]` under `key`.
+    pub(crate) fn files(&self, key: &str) -> Vec<&str> {
+        match self.key(key) {
+            Some(Value::Array(files)) => files.iter().filter_map(Value::as_str).collect(),
+            file => file.and_then(Value::as_str).into_iter().collect(),
+        }
     }
 
     /// A shared key of training, with dashes or underscores.

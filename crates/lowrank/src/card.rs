@@ -69,7 +69,7 @@ pub(crate) fn write(
     card.push_str("\n## Training\n\n| | |\n|---|---|\n");
     let mut row =
         |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("writes to a string");
-    let file = options.data.file_name().unwrap_or_default().to_string_lossy();
+    let file = options.data.title();
     row("data", format!("{file}: {} examples, {} tokens", data.examples, data.tokens));
     row("steps", summary.steps.to_string());
     row("batch_size", options.batch_size.to_string());

@@ -34,6 +34,8 @@ pub enum FieldKind {
     Value,
     /// `--name PATH`.
     Path,
+    /// `--name PATH`, as often as there are files.
+    Paths,
     /// `--name A,B,C`.
     List,
     /// `--name KEY=VALUE`, as often as there are keys.

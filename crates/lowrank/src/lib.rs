@@ -25,6 +25,7 @@
 
 mod adapter_source;
 mod card;
+mod data_files;
 mod describe;
 mod error;
 mod extraction;
@@ -40,6 +41,7 @@ mod shape_plan;
 mod task;
 mod texts;
 
+pub use data_files::{DataFile, DataFiles};
 pub use describe::describe;
 pub use error::{Error, Result};
 pub use extraction::extract_adapter;

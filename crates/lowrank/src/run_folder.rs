@@ -177,12 +177,9 @@ fn check_inputs(options: &TrainOptions) -> Result<()> {
     let TrainOptions { out, data, eval_data, init_adapter, .. } = options;
     let template = options.chat_template.as_ref().map(PathBuf::from);
     let model = PathBuf::from(&options.model);
-    let read: Vec<&Path> =
-        [Some(data), eval_data.as_ref(), init_adapter.as_ref(), template.as_ref(), Some(&model)]
-            .into_iter()
-            .flatten()
-            .map(PathBuf::as_path)
-            .collect();
+    let data = [Some(data), eval_data.as_ref()].into_iter().flatten().flat_map(|data| &data.files);
+    let others = [init_adapter.as_ref(), template.as_ref(), Some(&model)].into_iter().flatten();
+    let read: Vec<&Path> = data.map(|file| file.path.as_path()).chain(others.map(PathBuf::as_path)).collect();
     let log = options.log_json.as_deref();
     for output in FILES.iter().map(|name| out.join(name)).chain(log.map(Path::to_owned)) {
         check_output(&output, &read, true)?;

@@ -11,6 +11,7 @@ use lowrank_models::{Base, ChatTemplate, Head, Model, Texts, Tokenizer, template
 use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Scorer, Task, TaskSpec};
 
 use crate::adapter_source::PeftFolder;
+use crate::data_files::DataFiles;
 use crate::options::TrainOptions;
 use crate::{Error, Result, task};
 
@@ -375,11 +376,18 @@ impl Session {
         Ok(Encoder { session: self, tokenizer: self.tokenizer()? })
     }
 
-    /// Reads a data file for the session's task.
+    /// Reads data files for the session's task.
     ///
     /// # Errors
     /// Where the model has no head for it, or the data are wrong.
-    pub fn read_data(&self, path: &Path, options: &TrainOptions, unlabelled: bool) -> Result<Dataset> {
+    pub fn read_data(
+        &self,
+        files: impl Into<DataFiles>,
+        options: &TrainOptions,
+        unlabelled: bool,
+    ) -> Result<Dataset> {
+        let files = files.into().weighted()?;
+        let seed = options.seed;
         if let Head::None = self.model.head() {
             return Err(Error::Usage(format!(
                 "{}: an encoder has no language-model head: choose `task` mlm, embedding or one of classification",
@@ -393,7 +401,7 @@ impl Session {
             unlabelled,
             ..options.data_options(&*self.model)?
         };
-        Ok(lowrank_train::data::read(path, &options, &self.encoder()?)?)
+        Ok(lowrank_train::data::read_files(&files, seed, &options, &self.encoder()?)?)
     }
 
     /// How tokens are hidden, where that is the task.

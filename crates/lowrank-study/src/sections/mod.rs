@@ -60,7 +60,7 @@ pub fn study_report(
     let subtitle = format!(
         "{} on {}: {} of {total} runs done, {seeds} seed{}.",
         spec.model(),
-        spec.key("data").and_then(toml::Value::as_str).unwrap_or_default(),
+        spec.files("data").join(", "),
         study.done.len(),
         if seeds == 1 { "" } else { "s" }
     );

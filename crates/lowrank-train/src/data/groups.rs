@@ -1,7 +1,7 @@
 //! Prompts and all their completions, as text: what generated texts are scored against.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::encode::pair_texts;
 use super::fields::{Fields, Roles};
@@ -22,10 +22,33 @@ pub struct PromptGroup {
 /// # Errors
 /// As [`super::read`]; also for a row without prompt.
 pub fn read_groups(path: &Path, options: &DataOptions) -> Result<Vec<PromptGroup>, Error> {
-    let options = options.resolved(path)?;
-    options.check()?;
+    read_groups_of(&[path.to_owned()], options)
+}
+
+/// The same of several files.
+///
+/// # Errors
+/// As [`read_groups`].
+pub fn read_groups_of(paths: &[PathBuf], options: &DataOptions) -> Result<Vec<PromptGroup>, Error> {
     let mut groups: Vec<PromptGroup> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
+    for path in paths {
+        add_groups(path, options, &mut groups, &mut places)?;
+    }
+    match (groups.is_empty(), paths.first()) {
+        (true, Some(path)) => Err(Error::DataFile { path: path.into(), reason: "it holds no prompt".into() }),
+        _ => Ok(groups),
+    }
+}
+
+fn add_groups(
+    path: &Path,
+    options: &DataOptions,
+    groups: &mut Vec<PromptGroup>,
+    places: &mut HashMap<String, usize>,
+) -> Result<(), Error> {
+    let options = options.resolved(path)?;
+    options.check()?;
     for row in rows(path, &options)? {
         let row = row?;
         let pair = Fields::of(&row.raw).and_then(|fields| match fields.roles(&options)? {
@@ -33,7 +56,11 @@ pub fn read_groups(path: &Path, options: &DataOptions) -> Result<Vec<PromptGroup
                 let (prompt, completion) = pair_texts(&fields, &options, prompt, completion)?;
                 Ok((prompt.into_owned(), completion.trim().to_owned()))
             }
-            _ => Err("it has no prompt to generate from".into()),
+            other => Err(format!(
+                "it has no prompt to generate from: it is read as {}, and `prompt_column` and `completion_column` name \
+                 columns of texts",
+                other.describe()
+            )),
         });
         match pair {
             Ok((prompt, reference)) => {
@@ -47,8 +74,5 @@ pub fn read_groups(path: &Path, options: &DataOptions) -> Result<Vec<PromptGroup
             Err(reason) => return Err(Error::Line { path: path.into(), line: row.line, reason }),
         }
     }
-    if groups.is_empty() {
-        return Err(Error::DataFile { path: path.into(), reason: "it holds no prompt".into() });
-    }
-    Ok(groups)
+    Ok(())
 }

@@ -37,7 +37,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use lowrank_models::{Conversation, Message, Texts};
@@ -50,7 +50,7 @@ pub use contract::{DataFormat, DataOptions, Encode, EncodeError, Example, Exampl
 use encode::Encoded;
 use fields::Rows;
 pub use glue::Glue;
-pub use groups::{PromptGroup, read_groups};
+pub use groups::{PromptGroup, read_groups, read_groups_of};
 pub use labelled::class;
 pub use store::Examples;
 pub use template::Template;
@@ -87,6 +87,8 @@ pub struct DataReport {
     pub first_empty: Vec<u64>,
     /// What the rows were read as, where a file may hold several kinds.
     pub forms: Vec<&'static str>,
+    /// Where there are several files or weights: each file, how many examples it gave, and its own counts.
+    pub files: Vec<(String, usize, DataReport)>,
     /// Lines left out, because they make no example.
     pub bad_lines: usize,
     /// The first few of them.
@@ -107,6 +109,10 @@ impl DataReport {
     /// What the user should know, one sentence each; empty where all went well.
     pub fn warnings(&self) -> Vec<String> {
         let mut out = Vec::new();
+        for (file, taken, report) in &self.files {
+            out.push(format!("{file}: {taken} of {} examples", report.examples));
+            out.extend(report.warnings().iter().map(|warning| format!("  {warning}")));
+        }
         if self.truncated > 0 {
             out.push(format!("{} examples cut to `max_seq_len`", self.truncated));
         }
@@ -217,6 +223,47 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
     Ok(data)
 }
 
+/// Reads several files, each with its weight: 0.5 keeps half of its examples, chosen by `seed`, 2 has each twice.
+///
+/// # Errors
+/// As [`read`], and where the weights leave no example.
+pub fn read_files(
+    files: &[(PathBuf, f64)],
+    seed: u64,
+    options: &DataOptions,
+    encoder: &dyn Encode,
+) -> Result<Dataset, Error> {
+    if let [(path, 1.0)] = files {
+        return read(path, options, encoder);
+    }
+    let mut all = Dataset::default();
+    for (number, (path, weight)) in (1..).zip(files) {
+        let data = read(path, options, encoder)?;
+        let mut order: Vec<usize> = (0..data.examples.len()).collect();
+        // No epoch of training has this number, and no other file.
+        shuffle(&mut order, &mut Random::new(seed, u64::MAX - number));
+        order.truncate((weight.fract() * order.len() as f64).round() as usize);
+        order.sort_unstable();
+        let copies = (0..weight.trunc() as usize).flat_map(|_| 0..data.examples.len());
+        let before = all.examples.len();
+        for example in copies.chain(order).map(|index| data.examples.get(index)) {
+            all.report.count_example(&example);
+            all.examples.push(&example);
+        }
+        let taken = all.examples.len() - before;
+        for form in &data.report.forms {
+            if !all.report.forms.contains(form) {
+                all.report.forms.push(form);
+            }
+        }
+        all.report.files.push((path.display().to_string(), taken, data.report));
+    }
+    match all.examples.is_empty() {
+        true => Err(Error::Options("the weights of the data files leave no example".into())),
+        false => Ok(all),
+    }
+}
+
 fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
     let input = open(path)?;
     Ok(match options.format {
@@ -239,31 +286,43 @@ fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
 /// # Errors
 /// A file that cannot be read or lacks a column, or in which there are no two classes.
 pub fn labels(path: &Path, options: &DataOptions, known: &[String]) -> Result<Vec<String>, Error> {
-    let options = &options.resolved(path)?;
-    options.check()?;
+    labels_of(&[path.to_owned()], options, known)
+}
+
+/// The same of several files.
+///
+/// # Errors
+/// As [`labels`].
+pub fn labels_of(paths: &[PathBuf], options: &DataOptions, known: &[String]) -> Result<Vec<String>, Error> {
     let mut found = BTreeSet::new();
     let mut first_bad = None;
     // The lengths of vectors; `None` for other labels.
     let mut vectors = BTreeSet::new();
-    for row in rows(path, options)? {
-        let row = row?;
-        match labelled::labels(&row, options) {
-            Ok((labels, vector)) => {
-                found.extend(labels);
-                vectors.insert(vector);
+    let mut glue = None;
+    for path in paths {
+        let options = &options.resolved(path)?;
+        options.check()?;
+        glue = glue.or(options.glue());
+        for row in rows(path, options)? {
+            let row = row?;
+            match labelled::labels(&row, options) {
+                Ok((labels, vector)) => {
+                    found.extend(labels);
+                    vectors.insert(vector);
+                }
+                Err(reason) => first_bad = first_bad.or(Some((path, row.line, reason))),
             }
-            Err(reason) => first_bad = first_bad.or(Some((row.line, reason))),
-        }
-        let entries = vectors.last().copied().flatten().unwrap_or(0);
-        if options.task != Task::TokenClassification && found.len().max(entries) > MOST_LABELS {
-            let reason = format!(
-                "has more than {MOST_LABELS} different labels: `task` regression is for numbers, and \
-                 `label_column` names the column of the labels"
-            );
-            return Err(Error::DataFile { path: path.into(), reason });
+            let entries = vectors.last().copied().flatten().unwrap_or(0);
+            if options.task != Task::TokenClassification && found.len().max(entries) > MOST_LABELS {
+                let reason = format!(
+                    "has more than {MOST_LABELS} different labels: `task` regression is for numbers, and \
+                     `label_column` names the column of the labels"
+                );
+                return Err(Error::DataFile { path: path.into(), reason });
+            }
         }
     }
-    if let (true, Some((line, reason))) = (found.is_empty(), first_bad) {
+    if let (true, Some((path, line, reason))) = (found.is_empty(), first_bad) {
         return Err(Error::Line { path: path.into(), line, reason });
     }
     if let (1, Some(Some(classes))) = (vectors.len(), vectors.first()) {
@@ -280,7 +339,7 @@ pub fn labels(path: &Path, options: &DataOptions, known: &[String]) -> Result<Ve
     if enough && covers && found.iter().all(|label| class(label, known).is_ok()) {
         return Ok(known.to_vec());
     }
-    let fixed = options.glue().map(|glue| glue.layout().labels).unwrap_or_default();
+    let fixed = glue.map(|glue| glue.layout().labels).unwrap_or_default();
     if !fixed.is_empty() && found.iter().all(|label| fixed.contains(&label.as_str())) {
         return Ok(fixed.iter().map(ToString::to_string).collect());
     }
@@ -289,12 +348,20 @@ pub fn labels(path: &Path, options: &DataOptions, known: &[String]) -> Result<Ve
             Some(only) => format!("has one label only, {only:?}: there is nothing to tell apart"),
             None => "has no labels".to_owned(),
         };
-        return Err(Error::DataFile { path: path.into(), reason });
+        return Err(Error::DataFile { path: paths.first().cloned().unwrap_or_default(), reason });
     }
     Ok(labelled::ordered(found))
 }
 
 /// How many numbers the labels of a data file have: as many as that of its first row that has any.
+///
+/// # Errors
+/// A file that cannot be read or lacks a column.
+pub fn outputs_of(paths: &[PathBuf], options: &DataOptions) -> Result<usize, Error> {
+    paths.first().map_or(Ok(1), |path| outputs(path, options))
+}
+
+/// The same of one file.
 ///
 /// # Errors
 /// A file that cannot be read or lacks a column.

@@ -693,3 +693,39 @@ fn the_examples_of_the_docs_are_read() {
     }
     assert!(blocks > 10, "{blocks}");
 }
+
+#[test]
+fn several_files_have_their_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a.jsonl"), dir.path().join("b.json"));
+    let rows: String = (0..10).map(|i| format!("{{\"text\":\"a{i}\"}}\n")).collect();
+    std::fs::write(&a, rows + "{\"prompt\":\"x\",\"completion\":\"\"}\n").unwrap();
+    std::fs::write(&b, ALPACA).unwrap();
+    let load = |weights: [f64; 2], seed| {
+        let files = [(a.clone(), weights[0]), (b.clone(), weights[1])];
+        read_files(&files, seed, &DataOptions::default(), &Bytes)
+    };
+    let lines = |weights, seed| -> Vec<u64> {
+        load(weights, seed).unwrap().examples.iter().map(|example| example.id.line).collect()
+    };
+    assert_eq!(lines([1.0, 1.0], 1), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3, 4]);
+    assert_eq!(lines([0.01, 2.0], 1), [2, 3, 4, 2, 3, 4]);
+    let half = lines([0.5, 1.0], 1);
+    assert_eq!(half.len(), 6 + 3);
+    assert!(half[..6].windows(2).all(|pair| pair[0] < pair[1]));
+    assert!(half == lines([0.5, 1.0], 1) && (2..9).any(|seed| half != lines([0.5, 1.0], seed)));
+    let report = load([1.0, 2.0], 1).unwrap().report;
+    assert_eq!(report.examples, 17);
+    let warnings = report.warnings();
+    assert!(warnings[0].ends_with("a.jsonl: 11 of 11 examples"), "{warnings:?}");
+    assert!(warnings[1].starts_with("  1 examples have an empty answer"), "{warnings:?}");
+    assert!(warnings[2].ends_with("b.json: 6 of 3 examples"), "{warnings:?}");
+    assert!(load([0.01, 0.01], 1).unwrap_err().to_string().contains("leave no example"));
+    assert!(load([1.0, 1.0], 1).unwrap().examples.iter().any(|example| example.id.file.ends_with("b.json")));
+    let options = DataOptions { task: Task::Classification, ..DataOptions::default() };
+    for (name, label) in [("c.jsonl", "x"), ("d.jsonl", "y")] {
+        std::fs::write(dir.path().join(name), format!("{{\"text\":\"a\",\"label\":\"{label}\"}}")).unwrap();
+    }
+    let paths = ["c.jsonl", "d.jsonl"].map(|name| dir.path().join(name));
+    assert_eq!(labels_of(&paths, &options, &[]).unwrap(), ["x", "y"]);
+}

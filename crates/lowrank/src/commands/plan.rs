@@ -25,7 +25,7 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         // Nothing is written.
         options.out = "adapter".into();
     }
-    if options.data.as_os_str().is_empty() {
+    if options.data.is_empty() {
         return by_shape(args, &options, out);
     }
     let plan = super::on_threads(options.threads, || forecast(&Session::for_plan(&options)?, &options))?;

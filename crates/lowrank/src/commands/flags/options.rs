@@ -150,6 +150,7 @@ fn argument<K: Known>(field: &'static Field, default: &Value) -> Arg {
         FieldKind::Value if WORDS.contains(&field.name) => valued(arg).num_args(1..),
         FieldKind::Value => valued(arg).allow_negative_numbers(true),
         FieldKind::Path => valued(arg),
+        FieldKind::Paths => valued(arg).action(ArgAction::Append),
         FieldKind::List => valued(arg).num_args(1..).value_delimiter(',').action(ArgAction::Append),
         FieldKind::Map => valued(arg).action(ArgAction::Append),
     }
@@ -168,7 +169,7 @@ fn aliases(name: &str) -> Vec<String> {
 /// What stands for the value in the help text.
 fn value_name(field: &Field) -> String {
     match field.kind {
-        FieldKind::Path => "PATH".to_owned(),
+        FieldKind::Path | FieldKind::Paths => "PATH".to_owned(),
         FieldKind::Map => "KEY=VALUE".to_owned(),
         FieldKind::List => format!("{},...", field.name.trim_end_matches('s').to_uppercase()),
         FieldKind::Switch | FieldKind::Value => field.name.to_uppercase(),
@@ -217,7 +218,8 @@ fn value(field: &Field, matches: &ArgMatches) -> std::result::Result<toml::Value
             toml::Value::String(words.join(","))
         }
         FieldKind::Value | FieldKind::Path => all().next_back().expect("the flag was given"),
-        FieldKind::List => toml::Value::Array(all().collect()),
+        FieldKind::Paths if all().count() == 1 => all().next().expect("counted"),
+        FieldKind::List | FieldKind::Paths => toml::Value::Array(all().collect()),
         FieldKind::Map => {
             let mut entries = toml::Table::new();
             for (key, value) in all().filter_map(|value| value.as_table().cloned()).flatten() {

@@ -23,7 +23,10 @@ impl ScoringFlags {
     pub fn inputs(&self) -> Result<Vec<PathBuf>> {
         let options = self.options()?;
         let named = [options.chat_template.map(PathBuf::from), self.adapter.clone()];
-        Ok([options.data, options.model.into()].into_iter().chain(named.into_iter().flatten()).collect())
+        let mut inputs = options.data.paths();
+        inputs.push(options.model.into());
+        inputs.extend(named.into_iter().flatten());
+        Ok(inputs)
     }
 
     /// The options that the flags give.
