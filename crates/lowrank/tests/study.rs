@@ -218,3 +218,53 @@ fn runs_are_reported_with_curves_spectra_and_samples() {
     assert_eq!(ran.code, 2);
     assert!(ran.err.contains("log.jsonl"), "{}", ran.err);
 }
+
+/// A page of the run's log, for this machine alone.
+#[test]
+fn a_run_is_shown_as_it_goes() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let place = Place::new();
+    let text = |name: &str| place.path(name).to_str().unwrap().to_owned();
+    let model = tiny_model(place.dir.path());
+    let train = [
+        "train",
+        "--model",
+        &model,
+        "--data",
+        &text("train.jsonl"),
+        "--out",
+        &text("run"),
+        "--max-steps",
+        "4",
+    ];
+    let ran = lowrank_ok(&[&train[..], &["--dashboard=0", "--threads", "1"]].concat());
+    assert!(ran.err.contains("http://127.0.0.1:"), "{}", ran.err);
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_lowrank"))
+        .args(["report", &text("run"), "--watch", "--port", "0"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned();
+    let get = |path: &str, host: &str| {
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let page = get("/", &address);
+    assert!(page.starts_with("HTTP/1.1 200") && page.contains("<!doctype html>"), "{page}");
+    let log = get("/log", "localhost:6006");
+    assert!(log.contains("\"step\":4") && log.contains("X-Next: "), "{log}");
+    let next = log.split("X-Next: ").nth(1).unwrap().split("\r\n").next().unwrap().to_owned();
+    assert!(!get(&format!("/log?from={next}"), &address).contains("\"step\""));
+    assert!(get(&format!("/log?from={next}0"), &address).contains("\"step\":1"), "a log that began anew");
+    assert!(get("/log", "example.org").starts_with("HTTP/1.1 403"));
+    assert!(get("/../train.jsonl", &address).starts_with("HTTP/1.1 404"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let ran = lowrank(&["report", &text("none"), "--watch"]);
+    assert_eq!(ran.code, 1, "{}", ran.err);
+}

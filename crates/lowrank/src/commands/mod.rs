@@ -7,6 +7,7 @@ mod output;
 mod completions;
 mod compose;
 mod convert;
+mod dashboard;
 mod diff;
 mod dtype;
 mod eval;

@@ -30,6 +30,12 @@ pub struct Args {
     /// Folder for the report
     #[arg(long, value_name = "DIR", default_value = "report")]
     out: PathBuf,
+    /// Show the run as it goes, on a page of this machine, in place of a report
+    #[arg(long, conflicts_with_all = ["model", "prompt", "force"])]
+    watch: bool,
+    /// Port of the page; 0 takes a free one
+    #[arg(long, requires = "watch", default_value_t = super::dashboard::PORT, value_parser = super::flags::ranges::whole::<u16>("port"))]
+    port: u16,
     /// Replace files in --out that are of no report
     #[arg(long)]
     force: bool,
@@ -37,6 +43,16 @@ pub struct Args {
 
 /// Writes one report of all runs.
 pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
+    if args.watch {
+        let [run] = &args.runs[..] else {
+            return Err(Error::Usage("--watch shows one run: name one folder".into()));
+        };
+        std::fs::metadata(run).map_err(IoError::at(run))?;
+        let (url, thread) = super::dashboard::serve(&run.join(LOG_FILE), args.port)?;
+        note!("{url} shows the run; Ctrl-C ends this");
+        let _ = thread.join();
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut runs = args.runs.iter().map(|dir| read(dir)).collect::<Result<Vec<_>>>()?;
     if let Some(model) = &args.model {
         let session = Session::open(model)?;

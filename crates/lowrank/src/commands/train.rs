@@ -14,6 +14,9 @@ pub struct Args {
     /// TOML file with any of the flags as keys; flags take precedence, those with KEY=VALUE key by key
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Show the run as it goes on a page of this machine; with a port, there (0 takes a free one)
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "6006", value_parser = super::flags::ranges::whole::<u16>("port"))]
+    dashboard: Option<u16>,
     #[command(flatten)]
     flags: OptionFlags<All>,
 }
@@ -47,6 +50,11 @@ impl Args {
 pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let options = args.options()?;
     options.check()?;
+    if let Some(port) = args.dashboard {
+        let log = options.log_json.clone().unwrap_or_else(|| options.out.join(lowrank::LOG_FILE));
+        let (url, _) = super::dashboard::serve(&log, port)?;
+        note!("{url} shows the run as it goes");
+    }
     let stop = super::signals::stop("stopping after this step; again to stop at once")?;
     let summary =
         super::on_threads(options.threads, || finetune(&Session::for_run(&options)?, &options, &stop))?;

@@ -16,9 +16,11 @@ const RANGES: &[(&str, Range)] = &[
     ("max_prompts", Range::Whole(1, 1 << 32)),
     ("max_rank", Range::RANK),
     ("min_norm", Range::Real(0.0, 1.0)),
+    ("dashboard", PORTS),
     ("min_p", Range::Real(0.0, 1.0)),
     ("no_repeat_ngram_size", Range::Whole(0, 1 << 24)),
     ("num_beams", Range::Whole(1, 1024)),
+    ("port", PORTS),
     ("rank", Range::RANK),
     ("ratio", Range::Real(1.0, 1e30)),
     ("repetition_penalty", Range::Above(0.0, 100.0)),
@@ -28,6 +30,7 @@ const RANGES: &[(&str, Range)] = &[
     ("top_p", SHARE),
 ];
 
+const PORTS: Range = Range::Whole(0, 65_535);
 const SHARE: Range = Range::Above(0.0, 1.0);
 
 /// The range of the flag with this name as a field.

@@ -1,8 +1,8 @@
 //! Flags of greedy and beam search.
 
+use lowrank::Result;
 use lowrank::models::SearchOptions;
 use lowrank::models::decode::EarlyStopping;
-use lowrank::Result;
 
 /// How to search, in transformers' words.
 #[derive(clap::Args)]
