@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::JoinHandle;
 
 use lowrank::{Error, Result};
@@ -34,7 +34,7 @@ pub fn serve(log: &Path, port: u16) -> Result<(String, JoinHandle<()>)> {
     Ok((format!("http://{address}/"), thread))
 }
 
-fn answer(request: Request, log: &PathBuf) -> std::io::Result<()> {
+fn answer(request: Request, log: &Path) -> std::io::Result<()> {
     // A page of another site could have its name point here.
     let local = |host: &str| {
         let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
