@@ -5,6 +5,8 @@
 
 mod cache;
 mod client;
+mod dataset;
+mod id;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,6 +16,9 @@ use lowrank_files::folder::{INDEX, SINGLE, shards};
 
 use self::cache::Cache;
 use self::client::{Client, Failure};
+pub use self::dataset::DatasetId;
+use self::dataset::{shard_count, train_files};
+use self::id::is_plain as plain;
 
 use crate::{Error, Result};
 
@@ -47,15 +52,6 @@ impl HubId {
         };
         let (repo, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (org, name) = repo.split_once('/')?;
-        let plain = |part: &str, more: &str| {
-            let letters =
-                part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c) || more.contains(c));
-            letters
-                && !part.is_empty()
-                && !part.starts_with('.')
-                && !part.contains("..")
-                && !part.starts_with('/')
-        };
         let good =
             plain(org, "") && plain(name, "") && plain(revision, "/") && file.is_none_or(|f| plain(f, "/ +"));
         // `models/llama.gguf` is a file that is not there, not a repository.
@@ -120,7 +116,7 @@ pub fn fetch(id: &HubId) -> Result<PathBuf> {
 }
 
 pub(crate) fn fetch_with(id: &HubId, settings: &Settings) -> Result<PathBuf> {
-    let cached = Cache::new(&settings.cache, &id.repo, &id.revision);
+    let cached = Cache::new(&settings.cache, "models", &id.repo, &id.revision);
     let missing = match in_cache(id, &cached)? {
         Ok(path) => return Ok(path),
         Err(missing) => missing,
@@ -142,13 +138,13 @@ pub(crate) fn fetch_with(id: &HubId, settings: &Settings) -> Result<PathBuf> {
         let advice = "Copy it again from the hub's settings";
         return Err(fail("the access token holds characters that no token has".into(), advice));
     }
-    let client = Client::new(&settings.endpoint, settings.token.clone());
+    let client = Client::new(&settings.endpoint, settings.token.clone(), "models");
     let refused = |e: Failure| fail(describe(&e), advice_for(&e));
-    let available = client.files(&id.repo, &id.revision).map_err(refused)?;
+    let (available, _) = client.files(&id.repo, &id.revision).map_err(refused)?;
     let has = |name: &str| available.iter().any(|have| have == name);
     let get = |name: &str| {
         let failed = |e: Failure| fail(format!("{name}: {}", describe(&e)), advice_for(&e));
-        download(&client, &cached, id, name).map_err(failed)
+        download(&client, &cached, (&id.repo, &id.revision), name).map_err(failed)
     };
 
     if let Some(file) = &id.file {
@@ -189,14 +185,63 @@ pub(crate) fn fetch_with(id: &HubId, settings: &Settings) -> Result<PathBuf> {
     Ok(folder_of(&config))
 }
 
+/// The files of a data set's train split in the cache, downloading what is missing. Without a network, those that the cache has.
+///
+/// # Errors
+/// Where there are none, files are missing, or the hub is off, unreachable or refuses.
+pub fn fetch_dataset(id: &DatasetId) -> Result<Vec<PathBuf>> {
+    fetch_dataset_with(id, &Settings::from_env())
+}
+
+pub(crate) fn fetch_dataset_with(id: &DatasetId, settings: &Settings) -> Result<Vec<PathBuf>> {
+    let cached = Cache::new(&settings.cache, "datasets", &id.repo, &id.revision);
+    let fail = |what: String| Error::Hub { repo: id.to_string(), what };
+    let client = Client::new(&settings.endpoint, settings.token.clone(), "datasets");
+    let good_token = settings.token.as_ref().is_none_or(|token| token.bytes().all(|b| b.is_ascii_graphic()));
+    let listed = match (settings.offline, good_token) {
+        (true, _) => Err("HF_HUB_OFFLINE is set".to_owned()),
+        (_, false) => return Err(fail("the access token holds characters that no token has".into())),
+        _ => match client.files(&id.repo, &id.revision) {
+            Ok(listed) => Ok(listed),
+            Err(failure @ Failure::Broken(_)) => Err(describe(&failure)),
+            Err(failure @ Failure::Status(_)) => {
+                let advice = "check the id, accept the terms on the data set's page, and set HF_TOKEN to your access token";
+                return Err(fail(format!("{}: {advice}", describe(&failure))));
+            }
+        },
+    };
+    let (names, commit) = match listed {
+        Ok(listed) => listed,
+        Err(why) => {
+            let chosen = train_files(&cached.files(), id.file.as_deref()).unwrap_or_default();
+            let whole = chosen.first().and_then(|name| shard_count(name)).is_none_or(|n| n == chosen.len());
+            let paths: Vec<PathBuf> = chosen.iter().filter_map(|name| cached.get(name)).collect();
+            if paths.is_empty() || !whole || paths.len() < chosen.len() {
+                let (have, cache) = (paths.len(), settings.cache.display());
+                return Err(fail(format!(
+                    "{why}, and the cache {cache} has {have} files of the train split, not all: connect to the network, set \
+                     HF_HOME to a cache that holds them, or name a local file"
+                )));
+            }
+            return Ok(paths);
+        }
+    };
+    let get = |name: String| match cached.at_commit(&commit, &name) {
+        Some(path) => Ok(path),
+        None => download(&client, &cached, (&id.repo, &id.revision), &name)
+            .map_err(|failure| fail(format!("{name}: {}", describe(&failure)))),
+    };
+    train_files(&names, id.file.as_deref()).map_err(&fail)?.into_iter().map(get).collect()
+}
+
 /// Fetches a file into the cache.
 fn download(
     client: &Client,
     cached: &Cache,
-    id: &HubId,
+    (repo, revision): (&str, &str),
     name: &str,
 ) -> std::result::Result<PathBuf, Failure> {
-    let mut file = client.file(&id.repo, &id.revision, name)?;
+    let mut file = client.file(repo, revision, name)?;
     let (broken, wrong) = (
         |e: io::Error| Failure::Broken(e.to_string()),
         |e: lowrank_files::Error| Failure::Broken(e.to_string()),
@@ -204,7 +249,7 @@ fn download(
     let blob = cached.blob(&file.etag).map_err(broken)?;
     if !blob.exists() {
         if let Some(bytes) = file.bytes.filter(|bytes| *bytes > 1_000_000) {
-            eprintln!("downloading {id}: {name}, {} MB", bytes / 1_000_000);
+            eprintln!("downloading {repo}: {name}, {} MB", bytes / 1_000_000);
         }
         let mut out = AtomicFile::create(&blob).map_err(wrong)?;
         let bytes = io::copy(&mut file.body, &mut out).map_err(broken)?;

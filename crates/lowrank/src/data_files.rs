@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lowrank_adapters::OneOrMany;
 use lowrank_files::Range;
+use lowrank_models::hub::{DatasetId, fetch_dataset};
 use serde::{Deserialize, Serialize};
 use toml::Value as Toml;
 
@@ -37,6 +38,13 @@ impl DataFile {
     }
 }
 
+impl DataFile {
+    /// The data set of the hub that it names, where it is no file.
+    fn dataset(&self) -> Option<DatasetId> {
+        DatasetId::parse(self.path.to_str()?).filter(|_| !self.path.exists())
+    }
+}
+
 impl fmt::Display for DataFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, weight } = self;
@@ -48,6 +56,7 @@ impl fmt::Display for DataFile {
 }
 
 /// The data files of a run. A path or a text (`FILE` or `FILE:WEIGHT`) is one file; in TOML and JSON several are a list.
+/// `hub:org/name` is a data set of the hub.
 ///
 /// ```
 /// # use lowrank::DataFiles;
@@ -68,26 +77,42 @@ impl DataFiles {
         self.files.iter().all(|file| file.path.as_os_str().is_empty())
     }
 
-    /// The files without their weights.
+    /// The files as they are named, without their weights.
     pub fn paths(&self) -> Vec<PathBuf> {
         self.files.iter().map(|file| file.path.clone()).collect()
     }
 
-    /// The files and their weights, which `name` names.
+    /// The files and their weights. Data sets of the hub are the files of their train split, downloaded where they are missing.
     ///
     /// # Errors
-    /// For a weight out of range.
-    pub fn weighted(&self) -> Result<Vec<(PathBuf, f64)>> {
+    /// For a weight out of range, and a data set that cannot be had.
+    pub fn resolve(&self) -> Result<Vec<(PathBuf, f64)>> {
+        let mut resolved = Vec::new();
         for file in &self.files {
             WEIGHT.check(file.weight).map_err(|what| Error::Usage(format!("{file}: the weight {what}")))?;
+            match file.dataset() {
+                Some(id) => {
+                    resolved.extend(fetch_dataset(&id)?.into_iter().map(|path| (path, file.weight)));
+                }
+                None => resolved.push((file.path.clone(), file.weight)),
+            }
         }
-        Ok(self.files.iter().map(|file| (file.path.clone(), file.weight)).collect())
+        Ok(resolved)
+    }
+
+    /// The same without the weights.
+    ///
+    /// # Errors
+    /// As [`DataFiles::resolve`].
+    pub fn resolved_paths(&self) -> Result<Vec<PathBuf>> {
+        Ok(self.resolve()?.into_iter().map(|(path, _)| path).collect())
     }
 
     /// Names of the files without their folders, for people.
     pub(crate) fn title(&self) -> String {
         let name = |file: &DataFile| {
-            let path = file.path.file_name().map_or_else(|| file.path.clone(), PathBuf::from);
+            let name = file.path.file_name().filter(|_| file.dataset().is_none());
+            let path = name.map_or_else(|| file.path.clone(), PathBuf::from);
             DataFile { path, ..file.clone() }.to_string()
         };
         self.files.iter().map(name).collect::<Vec<_>>().join(", ")
@@ -179,7 +204,7 @@ mod tests {
         let literal = DataFiles::from(PathBuf::from("b:0.5"));
         assert_eq!(literal.files[0].path, Path::new("b:0.5"));
         for wrong in ["b:0", "b:-1", "b:inf", "b:nan", "b:1e9"] {
-            let error = DataFiles::from(wrong).weighted().unwrap_err().to_string();
+            let error = DataFiles::from(wrong).resolve().unwrap_err().to_string();
             assert!(
                 error.contains("the weight") && error.contains(wrong.split(':').next().unwrap()),
                 "{error}"
@@ -192,5 +217,9 @@ mod tests {
                 .unwrap();
         assert_eq!(both.title(), "a.jsonl, b.jsonl:2");
         assert!(DataFiles::default().is_empty() && !both.is_empty());
+        let hub: DataFiles = ["hub:a/b:0.5", "datasets/a/b@v1:data/x.parquet"].into();
+        assert_eq!(hub.title(), "hub:a/b:0.5, datasets/a/b@v1:data/x.parquet");
+        assert!(hub.files.iter().all(|file| file.dataset().is_some()) && hub.files[0].weight == 0.5);
+        assert_eq!(DataFile::parse("a/b").dataset(), None);
     }
 }

@@ -386,7 +386,7 @@ impl Session {
         options: &TrainOptions,
         unlabelled: bool,
     ) -> Result<Dataset> {
-        let files = files.into().weighted()?;
+        let files = files.into().resolve()?;
         let seed = options.seed;
         if let Head::None = self.model.head() {
             return Err(Error::Usage(format!(

@@ -46,7 +46,7 @@ pub(crate) fn of_run(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
     let columns = DataOptions { task, ..options.column_options() };
     if task == Task::Regression {
         let outputs = match options.task {
-            Task::Regression => data::outputs_of(&options.data.paths(), &columns)?,
+            Task::Regression => data::outputs_of(&options.data.resolved_paths()?, &columns)?,
             _ => config_outputs(&base.config),
         };
         return Ok(TaskSpec { outputs, ..TaskSpec::new(task, Vec::new()) });
@@ -56,7 +56,7 @@ pub(crate) fn of_run(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
     }
     let labels = match &options.labels {
         Some(labels) => labels.clone(),
-        None => data::labels_of(&options.data.paths(), &columns, &config_labels(&base.config))?,
+        None => data::labels_of(&options.data.resolved_paths()?, &columns, &config_labels(&base.config))?,
     };
     check_labels(&labels)?;
     Ok(TaskSpec::new(task, labels))

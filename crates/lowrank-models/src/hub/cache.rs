@@ -12,9 +12,9 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// The part of `cache` for `repo` (`org/name`) at `revision`.
-    pub fn new(cache: &Path, repo: &str, revision: &str) -> Self {
-        let repo = cache.join(format!("models--{}", repo.replace('/', "--")));
+    /// The part of `cache` for `repo` (`org/name`, of `models` or `datasets`) at `revision`.
+    pub fn new(cache: &Path, kind: &str, repo: &str, revision: &str) -> Self {
+        let repo = cache.join(format!("{kind}--{}", repo.replace('/', "--")));
         Self { repo, revision: revision.to_owned() }
     }
 
@@ -25,6 +25,22 @@ impl Cache {
         let commit = commit.map_or_else(|_| self.revision.clone(), |commit| commit.trim().to_owned());
         let path = self.snapshot(&commit, name).ok()?;
         path.exists().then_some(path)
+    }
+
+    /// The files of the revision that are there, wherever they lie in the repository.
+    pub fn files(&self) -> Vec<String> {
+        let commit = fs::read_to_string(self.repo.join("refs").join(&self.revision));
+        let commit = commit.map_or_else(|_| self.revision.clone(), |commit| commit.trim().to_owned());
+        let mut found = Vec::new();
+        if plain(&commit).is_ok() {
+            list(&self.repo.join("snapshots").join(commit), "", &mut found);
+        }
+        found
+    }
+
+    /// A file of a commit, where it is there.
+    pub fn at_commit(&self, commit: &str, name: &str) -> Option<PathBuf> {
+        self.snapshot(commit, name).ok().filter(|path| path.exists())
     }
 
     /// Where the bytes with this etag lie.
@@ -55,6 +71,17 @@ impl Cache {
 
     fn snapshot(&self, commit: &str, name: &str) -> io::Result<PathBuf> {
         Ok(self.repo.join("snapshots").join(plain(commit)?).join(plain(name)?))
+    }
+}
+
+/// The files below `folder`, with `before` in front of their names.
+fn list(folder: &Path, before: &str, found: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = format!("{before}{}", entry.file_name().to_string_lossy());
+        match entry.path() {
+            path if path.is_file() => found.push(name),
+            path => list(&path, &format!("{name}/"), found),
+        }
     }
 }
 

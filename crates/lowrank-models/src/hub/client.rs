@@ -37,30 +37,35 @@ pub(super) struct Client {
     agent: Agent,
     endpoint: String,
     token: Option<String>,
+    /// `models` or `datasets`.
+    kind: &'static str,
 }
 
 impl Client {
-    pub fn new(endpoint: &str, token: Option<String>) -> Self {
+    pub fn new(endpoint: &str, token: Option<String>, kind: &'static str) -> Self {
         let agent =
             ureq::builder().try_proxy_from_env(true).redirects(0).timeout_connect(Duration::from_secs(30));
         let agent = agent.timeout_read(Duration::from_secs(60)).user_agent("lowrank").build();
-        Self { agent, endpoint: endpoint.trim_end_matches('/').to_owned(), token }
+        Self { agent, endpoint: endpoint.trim_end_matches('/').to_owned(), token, kind }
     }
 
-    /// The names of the repository's files.
-    pub fn files(&self, repo: &str, revision: &str) -> Result<Vec<String>, Failure> {
-        let url = format!("{}/api/models/{repo}/revision/{}", self.endpoint, encoded(revision));
+    /// The names of the repository's files, and the commit that they are of.
+    pub fn files(&self, repo: &str, revision: &str) -> Result<(Vec<String>, String), Failure> {
+        let url = format!("{}/api/{}/{repo}/revision/{}", self.endpoint, self.kind, encoded(revision));
         let (response, _) = self.get(&url)?;
         let info: Value = serde_json::from_reader(response.into_reader().take(MOST_INFO_BYTES))
             .map_err(|e| Failure::Broken(format!("its list of files: {e}")))?;
         let files = info.get("siblings").and_then(Value::as_array).into_iter().flatten();
-        Ok(files.filter_map(|file| Some(file.get("rfilename")?.as_str()?.to_owned())).collect())
+        let names = files.filter_map(|file| Some(file.get("rfilename")?.as_str()?.to_owned())).collect();
+        Ok((names, info.get("sha").and_then(Value::as_str).unwrap_or_default().to_owned()))
     }
 
     /// Begins to fetch a file.
     pub fn file(&self, repo: &str, revision: &str, name: &str) -> Result<Download, Failure> {
         let path: Vec<String> = name.split('/').map(encoded).collect();
-        let url = format!("{}/{repo}/resolve/{}/{}", self.endpoint, encoded(revision), path.join("/"));
+        let folder = if self.kind == "models" { "" } else { "datasets/" };
+        let (endpoint, revision) = (&self.endpoint, encoded(revision));
+        let url = format!("{endpoint}/{folder}{repo}/resolve/{revision}/{}", path.join("/"));
         let (response, Told { commit, etag }) = self.get(&url)?;
         let missing = |what: &str| Failure::Broken(format!("the answer has no {what}"));
         Ok(Download {

@@ -40,12 +40,17 @@ fn serve(files: &[(&str, &[u8])], status: u16) -> (String, Arc<Mutex<Vec<String>
             };
             if status != 200 {
                 answer(status, "", b"no");
-            } else if path == "/api/models/org/tiny/revision/main" {
+            } else if ["models", "datasets"]
+                .iter()
+                .any(|kind| path == format!("/api/{kind}/org/tiny/revision/main"))
+            {
                 let names: Vec<_> = files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
                 let info = serde_json::json!({"siblings": names, "sha": "c0ffee"}).to_string();
                 answer(200, "", info.as_bytes());
-            } else if let Some(bytes) =
-                path.strip_prefix("/org/tiny/resolve/main/").and_then(|n| files.get(n))
+            } else if let Some(bytes) = path
+                .trim_start_matches("/datasets")
+                .strip_prefix("/org/tiny/resolve/main/")
+                .and_then(|n| files.get(n))
             {
                 let range = header("range").and_then(|r| {
                     let (from, to) = r.strip_prefix("bytes=")?.split_once('-')?;
@@ -303,4 +308,51 @@ fn half_a_file_is_no_file() {
     assert!(error.contains("m.gguf"), "{error}");
     assert!(fetch_with(&id, &Settings { offline: true, ..settings }).is_err());
     assert!(fs::read_dir(cache.path().join("models--org--tiny/blobs")).unwrap().next().is_none());
+}
+
+#[test]
+fn a_data_set_is_downloaded_once_and_then_found_offline() {
+    let cache = tempfile::tempdir().unwrap();
+    let files: [(&str, &[u8]); 4] = [
+        ("README.md", b"x"),
+        ("data/train-00000-of-00002.jsonl", b"one"),
+        ("data/train-00001-of-00002.jsonl", b"two"),
+        ("data/test-00000-of-00001.jsonl", b"x"),
+    ];
+    let (address, asked) = serve(&files, 200);
+    let on = settings(cache.path(), &address);
+    let id = DatasetId::parse("hub:org/tiny").unwrap();
+    let texts = |settings: &Settings| {
+        let paths = fetch_dataset_with(&id, settings).unwrap();
+        paths.iter().map(|path| fs::read_to_string(path).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(texts(&on), ["one", "two"]);
+    let log = asked.lock().unwrap().clone();
+    assert!(log[0].starts_with("/api/datasets/org/tiny/revision/main"), "{log:?}");
+    assert!(log[1].starts_with("/datasets/org/tiny/resolve/main/data/train-00000-of-00002.jsonl"), "{log:?}");
+    assert_eq!(log.len(), 3, "{log:?}");
+    assert!(cache.path().join("datasets--org--tiny/snapshots/c0ffee/data").is_dir());
+    // What is there is not sent again.
+    assert_eq!(texts(&on), ["one", "two"]);
+    assert_eq!(asked.lock().unwrap().len(), 4);
+    let offline = Settings { offline: true, ..settings(cache.path(), &address) };
+    assert_eq!(texts(&offline), ["one", "two"]);
+    let gone = settings(cache.path(), "http://127.0.0.1:1");
+    assert_eq!(texts(&gone), ["one", "two"]);
+    // A shard that is missing is not passed over.
+    fs::remove_file(
+        cache.path().join("datasets--org--tiny/snapshots/c0ffee/data/train-00001-of-00002.jsonl"),
+    )
+    .unwrap();
+    let error = fetch_dataset_with(&id, &offline).unwrap_err().to_string();
+    assert!(
+        error.contains("hub:org/tiny") && error.contains("has 1 files of the train split, not all"),
+        "{error}"
+    );
+    let none = DatasetId::parse("hub:org/tiny:x.csv").unwrap();
+    let error = fetch_dataset_with(&none, &on).unwrap_err().to_string();
+    assert!(error.contains("has no x.csv"), "{error}");
+    let (address, _) = serve(&[], 403);
+    let error = fetch_dataset_with(&id, &settings(cache.path(), &address)).unwrap_err().to_string();
+    assert!(error.contains("refuses access") && error.contains("HF_TOKEN"), "{error}");
 }

@@ -61,7 +61,7 @@ impl TextFlags {
     ) -> Result<ExitCode> {
         self.replace
             .check(self.predictions.as_deref(), &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
-        let mut groups = read_groups_of(&options.data.paths(), &options.read_options()?)?;
+        let mut groups = read_groups_of(&options.data.resolved_paths()?, &options.read_options()?)?;
         groups.truncate(self.max_prompts.unwrap_or(usize::MAX));
         if groups.is_empty() {
             return Err(Error::Usage("`max_prompts` must be at least 1".into()));
