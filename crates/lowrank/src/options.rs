@@ -125,8 +125,8 @@ options! {
     "Input and output" {
         /// Base model: Hugging Face folder, GGUF file or hub id.
         model: String = String::new();
-        /// Data: .jsonl, .json, .csv, .tsv, .conll, or the files of GLUE, E2E, WebNLG and DART; several times for several files.
-        /// FILE:0.5 takes half of a file's rows, FILE:2 each row twice.
+        /// Data: .jsonl, .json, .csv, .tsv, .conll, .parquet, the files of GLUE, E2E, WebNLG and DART, or a data set of the hub
+        /// (hub:org/name); several times for several files. FILE:0.5 takes half of a file's rows, FILE:2 each row twice.
         data: DataFiles = DataFiles::default();
         /// Folder to write the adapter to.
         out: PathBuf = PathBuf::new();
@@ -241,7 +241,7 @@ options! {
         no_share_prefix: bool = false;
         /// Number of examples with the same prompt that shuffling keeps together.
         prompt_group: usize = 4, Range::Whole(1, 65_536);
-        /// Format of the data: jsonl, csv, tsv, e2e, webnlg, dart, conll or glue:TASK (cola, sst2, mrpc, rte, qnli, qqp, mnli,
+        /// Format of the data: jsonl, csv, tsv, parquet, e2e, webnlg, dart, conll or glue:TASK (cola, sst2, mrpc, rte, qnli, qqp, mnli,
         /// stsb) (default: by the file's name and columns).
         data_format: Option<DataFormat> = None;
         /// Column or key of the prompt (default: prompt).

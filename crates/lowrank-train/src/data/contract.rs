@@ -58,7 +58,7 @@ pub trait Encode: Sync {
 pub struct ExampleId {
     /// The data file as it was named.
     pub file: Arc<str>,
-    /// Its line, from 1; in a JSON file of WebNLG or DART the number of its entry.
+    /// Its line, from 1; in a Parquet file its row, in a JSON file of WebNLG or DART the number of its entry.
     pub line: u64,
 }
 
@@ -150,6 +150,8 @@ pub enum DataFormat {
     Webnlg,
     /// DART: JSON of triples and texts.
     Dart,
+    /// Parquet: each row an object as in JSONL.
+    Parquet,
 }
 
 impl DataFormat {
@@ -161,9 +163,10 @@ impl DataFormat {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
         extension.parse().map_err(|_| Error::DataFile {
             path: path.into(),
-            reason: "unknown file extension: use .jsonl, .csv, .tsv or .conll, or give the format with \
+            reason:
+                "unknown file extension: use .jsonl, .csv, .tsv, .parquet or .conll, or give the format with \
                      `data_format`"
-                .into(),
+                    .into(),
         })
     }
 }
@@ -180,10 +183,12 @@ impl std::str::FromStr for DataFormat {
             "webnlg" => Ok(Self::Webnlg),
             "dart" => Ok(Self::Dart),
             "conll" => Ok(Self::Conll),
+            "parquet" => Ok(Self::Parquet),
             _ => match name.strip_prefix("glue:") {
                 Some(task) => Ok(Self::Glue(Glue::parse(task)?)),
                 None => {
-                    let known = ["jsonl", "csv", "tsv", "e2e", "webnlg", "dart", "conll", "glue:TASK"];
+                    let known =
+                        ["jsonl", "csv", "tsv", "parquet", "e2e", "webnlg", "dart", "conll", "glue:TASK"];
                     Err(Error::Options(lowrank_files::unknown("data format", name, known)))
                 }
             },
@@ -201,6 +206,7 @@ impl fmt::Display for DataFormat {
             Self::Webnlg => f.write_str("webnlg"),
             Self::Dart => f.write_str("dart"),
             Self::Conll => f.write_str("conll"),
+            Self::Parquet => f.write_str("parquet"),
             Self::Glue(glue) => write!(f, "glue:{}", glue.name()),
         }
     }

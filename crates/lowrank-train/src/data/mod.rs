@@ -3,6 +3,7 @@
 //! | format | what a line or row gives |
 //! |---|---|
 //! | JSONL (`.jsonl`, `.ndjson`, `.json`), or one JSON list | `{"prompt", "completion"}`, `{"messages": [{"role", "content"}, …]}`, `{"conversations": [{"from", "value"}, …]}` (ShareGPT), `{"instruction", "input", "output"}` (Alpaca) or `{"text"}`; other keys are ignored |
+//! | Parquet (`.parquet`; feature `parquet`) | a row is such an object |
 //! | CoNLL (`.conll`) | a word and its tag a line, for `token-classification` |
 //! | `glue:TASK` | the columns of that GLUE file; recognised by its header |
 //! | CSV (`.csv`), TSV (`.tsv`) | the columns `prompt` and `completion`, or `text`, or those that [`DataOptions`] names |
@@ -26,6 +27,8 @@ mod groups;
 mod jsonl;
 mod labelled;
 mod nlg;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod store;
 mod table;
 mod template;
@@ -265,6 +268,9 @@ pub fn read_files(
 }
 
 fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
+    if options.format == Some(DataFormat::Parquet) {
+        return parquet_rows(path, options);
+    }
     let input = open(path)?;
     Ok(match options.format {
         Some(DataFormat::Csv) => Box::new(table::Rows::new(path, input, b',', options)?),
@@ -275,8 +281,27 @@ fn rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
             nlg::rows(path, input, format)?
         }
         Some(DataFormat::Conll) => Box::new(conll::Sentences::new(path, input, options.row_limit())),
-        Some(DataFormat::Jsonl) | None => jsonl::rows(path, input, options.row_limit())?,
+        Some(DataFormat::Jsonl | DataFormat::Parquet) | None => {
+            jsonl::rows(path, input, options.row_limit())?
+        }
     })
+}
+
+#[cfg(feature = "parquet")]
+fn parquet_rows(path: &Path, options: &DataOptions) -> Result<Rows, Error> {
+    if !path.is_file() {
+        // The footer is at the end: a pipe has none.
+        std::fs::metadata(path).map_err(Error::io(path))?;
+        return Err(Error::DataFile { path: path.into(), reason: "a Parquet file is a regular file".into() });
+    }
+    parquet::rows(path, options.row_limit())
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet_rows(path: &Path, _: &DataOptions) -> Result<Rows, Error> {
+    let reason =
+        "this build reads no Parquet: build with the feature `parquet`, or convert the file to .jsonl";
+    Err(Error::DataFile { path: path.into(), reason: reason.into() })
 }
 
 /// The names of the classes in a data file: `known`, where all labels are of those; else in GLUE's order, numbers by

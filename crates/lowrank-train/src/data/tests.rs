@@ -377,7 +377,7 @@ fn bad_files() {
     case("a.csv", "").fails(0, &["the file is empty"]);
     case("a.csv", "text\n").fails(0, &["holds no example"]);
     case("a.jsonl", b"\xff\xfe{\0").fails(0, &["UTF-16", "iconv"]);
-    case("a.parquet", "x").fails(0, &["unknown file extension", "`data_format`"]);
+    case("a.arrow", "x").fails(0, &["unknown file extension", "`data_format`"]);
     case("a.csv", "source,ref\na,b\n").fails(0, &["neither", "\"source\", \"ref\"", "`prompt_column`"]);
     let named = |prompt: &str, content: &str| {
         case("a.csv", content).with(|o| {
@@ -728,4 +728,45 @@ fn several_files_have_their_weights() {
     }
     let paths = ["c.jsonl", "d.jsonl"].map(|name| dir.path().join(name));
     assert_eq!(labels_of(&paths, &options, &[]).unwrap(), ["x", "y"]);
+}
+
+/// Files that pyarrow wrote, with each codec.
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_rows_are_objects() {
+    let fixture = |name: &str| {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("tests/fixtures/parquet/{name}.parquet"));
+        case(&format!("{name}.parquet"), std::fs::read(path).unwrap())
+    };
+    assert_eq!(fixture("messages.zstd").shown(), [shown("q", "a", "a", 1), shown("r", "b", "b", 2)]);
+    assert_eq!(
+        fixture("alpaca.snappy").shown(),
+        [shown("Add.\n\n1 2", "3", "3", 1), shown("Hi", "Ho", "Ho", 2)]
+    );
+    let labelled = fixture("labels.gzip").with(|o| o.task = Task::Classification);
+    assert_eq!(labels(&labelled.path(), &labelled.options, &[]).unwrap(), ["0", "1"]);
+    let score = fixture("messages.zstd").with(|o| {
+        o.task = Task::Regression;
+        (o.text_column, o.label_column) = (Some("note".into()), Some("score".into()));
+    });
+    score.fails(1, &["\"note\" is missing"]);
+    let skipped = score.with(|o| o.skip_bad_lines = true).load().unwrap();
+    assert_eq!(skipped.examples.get(0).target, Target::Values { row: 0, values: vec![2.5] });
+    fixture("messages.zstd").with(|o| o.max_row_bytes = Some(20)).fails(1, &["`max_row_bytes`"]);
+    let bytes = std::fs::read(fixture("messages.zstd").path()).unwrap();
+    case("a.parquet", b"PAR1").fails(0, &["not Parquet"]);
+    case("a.parquet", &bytes[..bytes.len() - 9]).fails(0, &["not Parquet, or damaged"]);
+    // Damage ends in an error or in rows, never in a panic.
+    for at in 0..bytes.len() {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 0x55;
+        let _ = case("a.parquet", bytes).load();
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn parquet_needs_its_feature() {
+    case("a.parquet", "PAR1").fails(0, &["feature `parquet`"]);
 }
