@@ -108,7 +108,7 @@ fn an_option_is_given_once() {
         assert!(ran.err.contains(word), "{more:?}: {}", ran.err);
         assert!(!Path::new(&place.path("x")).exists());
     };
-    refuses(&["--data", &data], "'--data <PATH>' cannot be used multiple times");
+    refuses(&["--model", &data], "'--model <MODEL>' cannot be used multiple times");
     refuses(&["--seed", "1", "--seed", "2"], "--seed");
     refuses(
         &["--rank-pattern", "q_proj=1", "--rank-pattern", "q_proj=2"],
@@ -118,7 +118,7 @@ fn an_option_is_given_once() {
     let file = place.path("run.toml");
     fs::write(&file, "learning-rate = 1\nlearning_rate = 2\n").unwrap();
     refuses(&["--config", &file], "--learning-rate is given twice");
-    let ran = lowrank(&["eval", "--model", &place.model, "--data", &data, "--data", &data]);
+    let ran = lowrank(&["eval", "--model", &place.model, "--model", &place.model, "--data", &data]);
     assert!(ran.code == 2 && ran.err.contains("multiple times"), "{}", ran.err);
 
     // Lists and tables are joined, and those of a file with those of the command line.
