@@ -354,8 +354,12 @@ fn tokenizers_that_hurt() {
 
 /// The configuration of a tiny Llama with a field changed.
 fn config_error(field: &str, value: serde_json::Value) -> String {
+    config_error_of("llama", field, value)
+}
+
+fn config_error_of(kind: &str, field: &str, value: serde_json::Value) -> String {
     let mut config = serde_json::json!({
-        "model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
+        "model_type": kind, "vocab_size": 8, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "max_position_embeddings": 32,
         "rms_norm_eps": 1e-5, "rope_theta": 1e4, "rope_scaling": null,
     });
@@ -389,13 +393,17 @@ fn configurations_that_overflow() {
     for (field, numbers) in [
         ("rope_theta", &["0", "-1", "1e300", "1e-60"][..]),
         ("rms_norm_eps", &["-1e-5", "1e300"]),
-        ("sliding_window", &["-1", "1e300"]),
         ("num_key_value_heads", &["0", "3", "9223372036854775808"]),
     ] {
         for number in numbers {
             let error = config_error(field, serde_json::from_str(number).unwrap());
             assert!(error.contains("config.json: ") && error.contains(field), "{field} {number}: {error}");
         }
+    }
+    // Llama has no window.
+    for number in ["-1", "1e300"] {
+        let error = config_error_of("mistral", "sliding_window", serde_json::from_str(number).unwrap());
+        assert!(error.contains("config.json: ") && error.contains("sliding_window"), "{number}: {error}");
     }
     for (scaling, part) in [
         (r#"{"rope_type": "linear", "factor": 0}"#, "factor"),
