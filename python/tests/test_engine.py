@@ -265,8 +265,11 @@ def test_errors_are_pythons_with_the_commands_texts(model, rows, tmp_path):
         model.train(rows, out=tmp_path / "a", target_modules=["nowhere"], progress=False)
     with pytest.raises(ValueError, match=r"dataset.jsonl:2: .*found neither"):
         model.train([rows[0], {"question": "?"}], out=tmp_path / "a", progress=False)
-    with pytest.raises(ValueError, match="row 1 of the dataset is a str"):
-        model.train(["red"], out=tmp_path / "a", progress=False)
+    with pytest.raises(ValueError, match="row 2 of the dataset is a str"):
+        model.train([rows[0], "red"], out=tmp_path / "a", progress=False)
+    # A list of texts is one of files.
+    with pytest.raises(FileNotFoundError, match="red.jsonl"):
+        model.train(["red.jsonl"], out=tmp_path / "a", progress=False)
     with pytest.raises(ValueError, match="temperature"):
         model.generate("red", temperature=-1.0)
     with pytest.raises(ValueError, match="token 1000"):
