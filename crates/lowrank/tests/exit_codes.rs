@@ -290,14 +290,17 @@ fn threads_that_cannot_be_started_are_an_error() {
     let place = Place::new();
     let command = env!("CARGO_BIN_EXE_lowrank");
     let generate = format!("{command} generate --model {} --prompt red --threads 1024", place.model);
-    // A thread's stack takes 2 MB of addresses.
-    let ran = Command::new("sh")
-        .args(["-c", &format!("export MALLOC_ARENA_MAX=1; ulimit -v 1000000; exec {generate}")])
-        .output()
-        .unwrap();
-    let err = String::from_utf8_lossy(&ran.stderr);
-    assert_eq!(ran.status.code(), Some(1), "{err}");
-    assert!(err.contains("error: cannot start 1024 threads"), "{err}");
+    // A thread's stack takes 2 MB of addresses. What is left behind the last one may be too little for what the standard
+    // library does at a thread's start, which ends the process: not at all of these limits, which are no whole stacks apart.
+    let ran = [1_000_000, 1_000_500, 1_001_000, 1_001_500].map(|limit| {
+        let limited = format!("export MALLOC_ARENA_MAX=1; ulimit -v {limit}; exec {generate}");
+        Command::new("sh").args(["-c", &limited]).output().unwrap()
+    });
+    let said = ran.map(|ran| (ran.status.code(), String::from_utf8_lossy(&ran.stderr).into_owned()));
+    let clean = |(code, err): &(Option<i32>, String)| {
+        *code == Some(1) && err.contains("error: cannot start 1024 threads") && !err.contains("panicked")
+    };
+    assert!(said.iter().any(clean), "{said:?}");
 }
 
 #[test]
