@@ -147,8 +147,8 @@ options! {
         stream_base: bool = false;
     }
     "Adapter" {
-        /// Defaults of another kind, for options that are not given: peft (PEFT's modules, rate 2e-4) or paper (LoRA's on GPT-2:
-        /// q and v, r 4, alpha 32, dropout 0.1, rate 2e-4, 500 warm-up steps, weight decay 0.01, 5 epochs).
+        /// Defaults of another kind, for options that are not given: peft (PEFT's modules, rate 2e-4) or paper (the same with LoRA's
+        /// settings on GPT-2: r 4, alpha 32, dropout 0.1, 500 warm-up steps, weight decay 0.01, 5 epochs).
         preset: Option<Preset> = None;
         /// Method: one of PEFT's, such as lora, or a baseline such as full (default: lora).
         method: Option<String> = None;

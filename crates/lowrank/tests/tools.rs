@@ -240,6 +240,8 @@ fn adapters_are_exported_for_other_programs() {
     let command = export(&model, "mlx", &out);
     assert!(command.contains(&format!("--adapter-path {out}/mine")), "{command}");
     assert!(Path::new(&out).join("mine/adapters.safetensors").is_file());
+    let out = path("two words");
+    assert!(export(&model, "mlx", &out).contains(&format!("--adapter-path '{out}'/mine ")));
     let out = path("folder");
     assert!(export(&gguf, "vllm", &out).starts_with(&format!("vllm serve {out}/model")));
     common::lowrank_ok(&["eval", "--model", &format!("{out}/model"), "--data", &data]);

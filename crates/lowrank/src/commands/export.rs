@@ -73,9 +73,9 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     }
     let gguf = is_gguf(Path::new(&args.model));
     let staged = Staged::beside(&args.out)?;
-    let (to, shown) = (staged.path().to_owned(), args.out.display());
+    let (to, shown) = (staged.path().to_owned(), quoted(&args.out.display().to_string()));
     std::fs::create_dir_all(&to).map_err(lowrank::files::IoError::at(&to))?;
-    let model = &args.model;
+    let model = quoted(&args.model);
     let command = match (args.to, gguf) {
         (Runtime::Ollama, _) => {
             merged(args, &to.join("model.gguf"))?;
@@ -113,6 +113,14 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     staged.keep()?;
     writeln!(out, "{command}")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    match word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:@".contains(c)) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
 }
 
 /// Writes base and adapter as one model, checked against the two.
