@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowrank_engine::{Adapter, Linear, ParamId, Params, Scope, Tensor, kernels};
+use lowrank_engine::{Adapter, Linear, LowRankFactors, ParamId, Params, Scope, Tensor, kernels};
 
 use crate::contract::{InitContext, Variant, WeightRows};
 use crate::error::Error;
@@ -70,6 +70,10 @@ impl Adapter for Mixture {
     /// The store mixes no norms.
     fn norm_tensors<'a>(&'a self, _: &'a Params) -> [Option<&'a Tensor>; 2] {
         self.single().map(|part| part.variant.norm_tensors(&part.params)).unwrap_or_default()
+    }
+
+    fn low_rank<'a>(&'a self, _: &'a Params, weight: f32, out: &mut Vec<LowRankFactors<'a>>) -> bool {
+        self.parts.iter().all(|part| part.variant.low_rank(&part.params, weight * part.weight, out))
     }
 
     fn add(&self, scope: &Scope<'_>, base: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {

@@ -1,8 +1,11 @@
 //! One batch for several adapters: each row has its own, and one product with the base serves them all. For inference only.
 
-use lowrank_engine::{Adapter, AdapterIndex, Linear, Params, Scope, Tensor};
+use lowrank_engine::{Adapter, AdapterIndex, Linear, LowRankRows, Params, Scope, Tensor};
 
 use crate::mixture::Part;
+
+/// Rows of an adapter for which products with its matrices one row at a time are as fast as those with all of them.
+const FEW_ROWS: usize = 8;
 
 /// The adapters of one site, by their place in the set; `None` where an adapter leaves the site to the base.
 pub struct Routed {
@@ -31,13 +34,23 @@ impl Adapter for Routed {
     ) -> Vec<Tensor> {
         base.forward(scope, x, y, beta);
         let device = scope.device;
+        // Low-rank changes of a few rows each are one operation for all of them.
+        let mut low_rank = Vec::new();
         for (part, rows) in self.groups(scope, x.rows()) {
+            let mut factors = Vec::new();
+            if rows.len() <= FEW_ROWS && part.variant.low_rank(&part.params, part.weight, &mut factors) {
+                low_rank.push(LowRankRows { rows, factors });
+                continue;
+            }
             let mut own = device.alloc(rows.len(), x.cols());
             device.gather_rows(&mut own, x, &rows);
             let mut change = device.zeros(rows.len(), y.cols());
             let scope = Scope { params: &part.params, rows: None, ..*scope };
             part.variant.add(&scope, base, &own, &mut change, part.weight);
             device.scatter_add_rows(y, &change, &rows);
+        }
+        if !low_rank.is_empty() {
+            device.add_low_rank_rows(y, x, &low_rank);
         }
         Vec::new()
     }

@@ -94,9 +94,22 @@ impl AdapterStore {
     /// # Errors
     /// As [`AdapterStore::select`].
     pub fn route(&self, names: &[&str]) -> Result<ActiveAdapters, Error> {
+        let names: Vec<Option<&str>> = names.iter().map(|name| Some(*name)).collect();
+        self.route_slots(&names)
+    }
+
+    /// The same where places may be empty: adapters that stay keep theirs when others come and go.
+    ///
+    /// # Errors
+    /// As [`AdapterStore::select`].
+    pub fn route_slots(&self, names: &[Option<&str>]) -> Result<ActiveAdapters, Error> {
         let mut active = ActiveAdapters::default();
         let mut by_site: BTreeMap<usize, Vec<Option<Part>>> = BTreeMap::new();
-        for (index, &name) in names.iter().enumerate() {
+        for (index, name) in names.iter().enumerate() {
+            let Some(name) = name else {
+                active.prefixes.push(None);
+                continue;
+            };
             let Entry { set, params } = self.entry(name)?;
             for layer in &set.layers {
                 let part = Part { variant: layer.variant.clone(), params: params.clone(), weight: 1.0 };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::accumulator::Accumulator;
+use crate::backend::LowRankFactors;
 use crate::layer::Linear;
 use crate::params::{Grads, ParamId, Params};
 use crate::row_adapters::AdapterIndex;
@@ -37,6 +38,12 @@ pub trait Adapter: Send + Sync {
     ) -> Vec<Tensor> {
         let _ = (scope, base, x, y, beta);
         panic!("this adapter is not for linear layers")
+    }
+
+    /// What [`Adapter::add`] with `weight` adds, where that is low-rank changes and nothing else. Returns whether it is.
+    fn low_rank<'a>(&'a self, params: &'a Params, weight: f32, out: &mut Vec<LowRankFactors<'a>>) -> bool {
+        let _ = (params, weight, out);
+        false
     }
 
     /// Given `dy: [N,O]`, accumulates the gradients of the adapter's parameters and, where asked, of `x`.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use lowrank_kernels::{self as kernels, Activation, AttentionShape, DisentangledShape, Segment};
 
 use crate::backend::{
-    AttentionGradients, AttentionInputs, Backend, Cpu, DistanceGradients, Distances, Lifetime, Mask,
-    NormWeights, Plan, Targets, WeightView,
+    AttentionGradients, AttentionInputs, Backend, Cpu, DistanceGradients, Distances, Lifetime, LowRankRows,
+    Mask, NormWeights, Plan, Targets, WeightView,
 };
 use crate::for_each_operation;
 use crate::stream::{BaseStream, Direction};

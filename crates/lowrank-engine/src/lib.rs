@@ -32,8 +32,8 @@ pub use accumulator::Accumulator;
 pub use adapter::{ActiveAdapters, Adapter, NormParams, Prefix};
 pub use arena::Block;
 pub use backend::{
-    AttentionGradients, AttentionInputs, Backend, Cpu, DistanceGradients, Distances, Lifetime, Mask,
-    NormWeights, Plan, Targets, WeightView, flops,
+    AttentionGradients, AttentionInputs, Backend, Cpu, DistanceGradients, Distances, Lifetime,
+    LowRankFactors, LowRankRows, Mask, NormWeights, Plan, Targets, WeightView, flops,
 };
 pub use buffer::{Buffer, DeviceBuffer, HostMemory};
 pub use cache::KvCache;

@@ -24,12 +24,15 @@ pub mod text;
 pub use arch::{base_prefix, gguf_names, load};
 pub use base::{Base, Kind, base_name};
 pub use config::GenerationConfig;
-pub use decode::{Decoded, Decoder, DecoderOptions, Request, Sampling, SearchOptions, Sequence, Strategy};
+pub use decode::{
+    Decoded, Decoder, DecoderOptions, Request, RequestAdapter, Sampling, SearchOptions, Sequence, Strategy,
+};
 pub use error::{Error, Result};
 pub use export::{Changes, Fill, save_folder, save_folder_with, save_gguf};
 pub use heads::{ClassHead, Head, HeadKind, load_for};
 pub use loader::Loader;
 pub use model::{Model, ModelInfo, TokenBatch};
 pub use text::chat::{ChatTemplate, Conversation, Message};
+pub use text::stop::StopFilter;
 pub use text::templates::{self, CHAT_TEMPLATE_FILE};
 pub use text::tokenizer::{StreamDecoder, Texts, Tokenizer};

@@ -1,6 +1,5 @@
 //! Text in, text out: prompts, chat, stop strings.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 use lowrank_adapters::AdapterSet;
 use lowrank_engine::Device;
 use lowrank_models::decode::Event;
-use lowrank_models::{Decoder, DecoderOptions, Request, Sampling, Strategy};
+use lowrank_models::{Decoder, DecoderOptions, Request, Sampling, StopFilter, Strategy};
 
 use crate::{Result, Session};
 
@@ -84,6 +83,12 @@ impl<'m> TextGenerator<'m> {
         let tokenizer = self.session.tokenizer()?;
         let mut stream = tokenizer.stream(true);
         let mut text = StopFilter::new(&limits.stop);
+        let mut give = |out: &mut Generated, text: String| {
+            if !text.is_empty() {
+                show(&text);
+                out.text.push_str(&text);
+            }
+        };
         let begin = Instant::now();
         let mut first = None;
         let id = self.decoder.join(&Request {
@@ -106,8 +111,8 @@ impl<'m> TextGenerator<'m> {
                 if self.ends.contains(&token) {
                     continue;
                 }
-                let flow = text.push(&stream.push(token)?, &mut show);
-                if flow.is_break() || self.stop.load(Ordering::Relaxed) {
+                give(&mut out, text.push(&stream.push(token)?));
+                if text.stopped() || self.stop.load(Ordering::Relaxed) {
                     break 'text;
                 }
             }
@@ -115,90 +120,8 @@ impl<'m> TextGenerator<'m> {
         self.decoder.leave(id);
         let first = first.unwrap_or_else(Instant::now);
         (out.prompt_time, out.decode_time) = (first - begin, first.elapsed());
-        let rest = stream.finish()?;
-        if text.push(&rest, &mut show).is_continue() {
-            text.finish(&mut show);
-        }
-        out.text = text.given;
+        give(&mut out, text.push(&stream.finish()?));
+        give(&mut out, text.finish());
         Ok(out)
-    }
-}
-
-/// Holds back text that may be the beginning of a stop string.
-struct StopFilter<'a> {
-    stop: &'a [String],
-    given: String,
-    held: String,
-    stopped: bool,
-}
-
-impl<'a> StopFilter<'a> {
-    fn new(stop: &'a [String]) -> Self {
-        Self { stop, given: String::new(), held: String::new(), stopped: false }
-    }
-
-    fn push(&mut self, text: &str, show: &mut impl FnMut(&str)) -> ControlFlow<()> {
-        if self.stopped {
-            return ControlFlow::Break(());
-        }
-        self.held.push_str(text);
-        let first =
-            self.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str())).min();
-        if let Some(at) = first {
-            self.give(at, show);
-            self.stopped = true;
-            return ControlFlow::Break(());
-        }
-        // The longest end of the text that begins a stop string stays.
-        let begins = |at: &usize| self.stop.iter().any(|s| s.starts_with(&self.held[*at..]));
-        let keep = self.held.char_indices().map(|(at, _)| at).find(begins).unwrap_or(self.held.len());
-        self.give(keep, show);
-        ControlFlow::Continue(())
-    }
-
-    fn finish(&mut self, show: &mut impl FnMut(&str)) {
-        self.give(self.held.len(), show);
-    }
-
-    fn give(&mut self, until: usize, show: &mut impl FnMut(&str)) {
-        let text: String = self.held.drain(..until).collect();
-        if !text.is_empty() {
-            show(&text);
-            self.given.push_str(&text);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(stop: &[&str], pieces: &[&str]) -> (String, Vec<String>) {
-        let stop: Vec<String> = stop.iter().map(ToString::to_string).collect();
-        let mut shown = Vec::new();
-        let mut filter = StopFilter::new(&stop);
-        for piece in pieces {
-            if filter.push(piece, &mut |t| shown.push(t.to_owned())).is_break() {
-                break;
-            }
-        }
-        if !filter.stopped {
-            filter.finish(&mut |t| shown.push(t.to_owned()));
-        }
-        (filter.given, shown)
-    }
-
-    #[test]
-    fn stop_strings_end_the_text_even_across_pieces() {
-        assert_eq!(run(&["\n\n"], &["one\n", "two\n", "\nthree"]).0, "one\ntwo");
-        assert_eq!(run(&["END", "ENOUGH"], &["a EN", "OU", "GH b"]).0, "a ");
-        assert_eq!(run(&["END"], &["a E", "N"]).0, "a EN");
-        assert_eq!(run(&[], &["é", "è"]).1, ["é", "è"]);
-        assert_eq!(run(&["x"], &["héllo ", "wörld"]).0, "héllo wörld");
-    }
-
-    #[test]
-    fn certain_text_is_shown_at_once() {
-        assert_eq!(run(&["STOP"], &["a", "S", "o"]).1, ["a", "So"]);
     }
 }

@@ -5,52 +5,11 @@ mod common;
 use std::ops::Range;
 
 use common::fixture;
-use lowrank::adapters::{AdapterSet, AdapterStore, Targets};
-use lowrank::engine::{ActiveAdapters, Device, Params, Record, RowAdapters, Scope, Segment, Tape, kernels};
+use common::kinds::{adapter, kinds};
+use lowrank::Session;
+use lowrank::adapters::AdapterStore;
+use lowrank::engine::{ActiveAdapters, Device, Params, Record, RowAdapters, Scope, Segment, Tape};
 use lowrank::models::TokenBatch;
-use lowrank::{Session, TrainOptions};
-use serde_json::json;
-
-/// Options of adapters of every kind that can stand beside others.
-fn kinds() -> Vec<(&'static str, TrainOptions)> {
-    let lora = || TrainOptions {
-        r: 3,
-        target_modules: Some(Targets::parse("all-linear")),
-        ..TrainOptions::default()
-    };
-    let method = |name: &str| TrainOptions { method: Some(name.into()), ..TrainOptions::default() };
-    let virtual_tokens = |name: &str, n: usize| TrainOptions {
-        peft_options: json!({"num_virtual_tokens": n}).as_object().unwrap().clone(),
-        ..method(name)
-    };
-    vec![
-        ("LoRA", lora()),
-        ("rsLoRA", TrainOptions { use_rslora: true, r: 5, ..lora() }),
-        ("DoRA", TrainOptions { use_dora: true, ..lora() }),
-        ("IA3", method("ia3")),
-        ("biases", TrainOptions { bias: "all".into(), ..lora() }),
-        ("a head", TrainOptions { modules_to_save: vec!["lm_head".into()], ..lora() }),
-        ("prefix", virtual_tokens("prefix", 3)),
-        ("prompt", virtual_tokens("prompt", 2)),
-        ("VeRA", method("vera")),
-        ("LoKr", method("lokr")),
-    ]
-}
-
-/// An adapter whose parameters are all random.
-fn adapter(session: &Session, options: &TrainOptions, seed: u64) -> AdapterSet {
-    let config = options.lora(&*session.model, 20).unwrap();
-    let mut set = AdapterSet::new_on(config, session.sites(), seed, session).unwrap();
-    let ids: Vec<_> = set.params.iter().map(|(id, _)| id).collect();
-    for (stream, id) in ids.into_iter().enumerate() {
-        let mut values = set.params.values(id).to_vec();
-        let mut noise = vec![0.0; values.len()];
-        kernels::normal(&mut noise, 0.0, 0.05, seed, stream as u64);
-        values.iter_mut().zip(noise).for_each(|(x, noise)| *x += noise);
-        set.params.set(id, values);
-    }
-    set
-}
 
 /// The logits of some sequences, each with as many virtual tokens before it and the adapter of its rows: of all rows, or of
 /// the last of each.

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use lowrank_engine::{Accumulator, Adapter, Grads, Linear, ParamId, Params, Scope, Site, SiteKind, Tensor};
+use lowrank_engine::{
+    Accumulator, Adapter, Grads, Linear, LowRankFactors, ParamId, Params, Scope, Site, SiteKind, Tensor,
+};
 
 use crate::base::{stored_weight, whole_weight};
 use crate::config::LoraConfig;
@@ -73,6 +75,12 @@ impl Adapter for Lora {
         let Some(dx) = dx else { return };
         base.backward(scope, dy, dx);
         scope.gemm_through_dropout(du.mat(), scope.param(self.a), &mut dx.tensor, self.dropout, self.stream);
+    }
+
+    fn low_rank<'a>(&'a self, params: &'a Params, weight: f32, out: &mut Vec<LowRankFactors<'a>>) -> bool {
+        let (a, b) = (params.mat(self.a), params.mat(self.b));
+        out.push(LowRankFactors { a, b, scaling: weight * self.scaling });
+        true
     }
 
     fn add(&self, scope: &Scope<'_>, _: &Linear, x: &Tensor, y: &mut Tensor, weight: f32) {

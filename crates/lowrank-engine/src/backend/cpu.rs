@@ -8,8 +8,8 @@ use lowrank_kernels::{
 };
 
 use super::{
-    AttentionGradients, AttentionInputs, Backend, DistanceGradients, Distances, Lifetime, Mask, NormWeights,
-    Targets, WeightView,
+    AttentionGradients, AttentionInputs, Backend, DistanceGradients, Distances, Lifetime, LowRankFactors,
+    LowRankRows, Mask, NormWeights, Targets, WeightView,
 };
 use crate::arena::Arena;
 use crate::buffer::{Buffer, HostMemory};
@@ -57,6 +57,17 @@ fn product(w: &FrozenWeight, backward: bool) -> Product {
 fn operand<'a>(x: &Mat<'a>) -> kernels::MatRef<'a> {
     let (rs, cs) = x.strides();
     kernels::MatRef { data: x.tensor.host(), rs, cs }
+}
+
+fn factors<'a>(of: &LowRankFactors<'a>) -> kernels::LowRankFactors<'a> {
+    kernels::LowRankFactors { a: whole(&of.a), b: whole(&of.b), r: of.a.shape().0, scaling: of.scaling }
+}
+
+/// The values of a matrix that is stored row after row.
+fn whole<'a>(x: &Mat<'a>) -> &'a [f32] {
+    let (rows, cols) = x.shape();
+    assert_eq!(x.strides(), (cols, 1), "a matrix stored row after row");
+    &x.tensor.host()[..rows * cols]
 }
 
 fn contents<'a>(inputs: AttentionInputs<'a>, distances: Distances<'a>) -> DisentangledInputs<'a> {
@@ -273,6 +284,18 @@ impl Backend for Cpu {
         assert_eq!((m, n), c.shape(), "result of a product");
         let c = kernels::MatMut { data: c.tensor.host_mut(), rs: n, cs: 1 };
         kernels::gemm(m, n, k, alpha, operand(&a), operand(&b), beta, c);
+    }
+
+    fn add_low_rank_rows(&self, y: &mut Tensor, x: &Tensor, groups: &[LowRankRows<'_>]) {
+        let all: Vec<Vec<_>> =
+            groups.iter().map(|group| group.factors.iter().map(factors).collect()).collect();
+        let rows = groups
+            .iter()
+            .zip(&all)
+            .map(|(group, factors)| kernels::LowRankRows { rows: &group.rows, factors });
+        let groups: Vec<_> = rows.collect();
+        let (k, o) = (x.cols(), y.cols());
+        kernels::add_low_rank_rows(y.host_mut(), x.host(), k, o, &groups);
     }
 
     fn linear(&self, y: &mut Tensor, x: &Tensor, w: WeightView<'_>, beta: f32) {

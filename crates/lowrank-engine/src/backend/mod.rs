@@ -100,6 +100,33 @@ pub struct DistanceGradients<'a> {
     pub dpos_query: Option<&'a mut Tensor>,
 }
 
+/// A low-rank change, `s B A` for `A: [R,K]`, `B: [O,R]`.
+#[derive(Clone, Copy)]
+pub struct LowRankFactors<'a> {
+    /// `A`.
+    pub a: Mat<'a>,
+    /// `B`.
+    pub b: Mat<'a>,
+    /// `s`.
+    pub scaling: f32,
+}
+
+/// Rows of a batch, all different, and the low-rank changes that are theirs.
+pub struct LowRankRows<'a> {
+    /// The rows.
+    pub rows: Vec<u32>,
+    /// What is added, in this order.
+    pub factors: Vec<LowRankFactors<'a>>,
+}
+
+impl LowRankRows<'_> {
+    /// Floating-point operations.
+    pub fn flops(&self) -> usize {
+        let of = |f: &LowRankFactors<'_>| 2 * (f.a.shape().0 * f.a.shape().1 + f.b.shape().0 * f.b.shape().1);
+        self.rows.len() * self.factors.iter().map(of).sum::<usize>()
+    }
+}
+
 /// Targets of a cross-entropy.
 #[derive(Clone, Copy)]
 pub struct Targets<'a> {
@@ -207,6 +234,9 @@ macro_rules! for_each_operation {
         /// `y[j,:] = T[j,:] - W[rows[j],:]` for `T, y: [M,D]`, `W: [V,D]`: what trained rows change in a table.
         fn table_change(y: &mut Tensor, table: &Tensor, w: &FrozenWeight, rows: &[u32]) -> () [0];
 
+        /// `y[i,:] += s B (A x[i,:])` for the rows of each group, which no other group has, and each of its changes.
+        fn add_low_rank_rows(y: &mut Tensor, x: &Tensor, groups: &[LowRankRows<'_>]) -> ()
+            [groups.iter().map(LowRankRows::flops).sum::<usize>()];
         /// `c = alpha a b + beta c`; with `beta` 0, `c` is only written.
         fn gemm(alpha: f32, a: Mat<'_>, b: Mat<'_>, beta: f32, c: MatMut<'_>) -> ()
             [2 * c.shape().0 * c.shape().1 * a.shape().1];

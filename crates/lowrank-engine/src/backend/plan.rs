@@ -5,8 +5,8 @@ use std::ops::Range;
 use lowrank_kernels::{self as kernels, Activation, AttentionShape, DisentangledShape, Segment};
 
 use super::{
-    AttentionGradients, AttentionInputs, Backend, DistanceGradients, Distances, Lifetime, Mask, NormWeights,
-    Targets, WeightView,
+    AttentionGradients, AttentionInputs, Backend, DistanceGradients, Distances, Lifetime, LowRankRows, Mask,
+    NormWeights, Targets, WeightView,
 };
 use crate::arena::Arena;
 use crate::buffer::Buffer;

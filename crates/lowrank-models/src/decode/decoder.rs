@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::job::Job;
 use super::lanes::{Lane, Lanes, PREFILL_CHUNK, Pass};
-use super::request::{Event, Finish, Request, RequestId, Strategy};
+use super::request::{Event, Finish, Request, RequestAdapter, RequestId, Strategy};
 use super::search::Decoded;
 use crate::model::Model;
 use crate::{Error, Result};
@@ -35,10 +35,18 @@ pub struct Decoder<'m> {
     /// In the order they joined.
     jobs: Vec<Job>,
     /// Sequences whose rows are kept, oldest first.
-    kept: VecDeque<(Vec<u32>, Lane)>,
+    kept: VecDeque<Kept>,
     /// What is said in the next step.
     events: Vec<(RequestId, Event)>,
     next: u64,
+}
+
+/// A sequence whose keys and values are kept, with what they were computed under.
+struct Kept {
+    tokens: Vec<u32>,
+    /// [`RequestAdapter::contents`], of a request that had an adapter.
+    contents: Option<u64>,
+    lane: Lane,
 }
 
 /// Lengths that follow from a request.
@@ -75,12 +83,25 @@ impl<'m> Decoder<'m> {
         model: &'m dyn Model,
         device: &'m Device,
         params: &'m Params,
-        adapters: &'m ActiveAdapters,
+        adapters: &ActiveAdapters,
         options: DecoderOptions,
     ) -> Result<Self> {
         let lanes = Lanes::new(model, device, params, adapters, options.cache_rows)?;
         let (jobs, kept, events) = (Vec::new(), VecDeque::new(), Vec::new());
         Ok(Self { lanes, options, jobs, kept, events, next: 0 })
+    }
+
+    /// From now on each request has the adapter that it names among those of the routed set `adapters` (whose values are in
+    /// the set), or the base alone. Requests that go on must find theirs at the same place.
+    ///
+    /// # Panics
+    /// Where a request joined before the first set: it has no adapter of its own.
+    pub fn set_adapters(&mut self, adapters: ActiveAdapters) {
+        assert!(
+            self.lanes.is_routed() || self.jobs.is_empty() && self.kept.is_empty(),
+            "requests have adapters or not"
+        );
+        self.lanes.route(adapters);
     }
 
     /// Rows of the cache that a request needs at most: `P + n - 1` for a prompt of `P` tokens and one text of `n`,
@@ -99,7 +120,7 @@ impl<'m> Decoder<'m> {
 
     /// Rows of the cache that no request may come to use. Those kept for later prompts count as free.
     pub fn free_rows(&self) -> usize {
-        let kept = self.kept.iter().map(|(_, lane)| self.lanes.len(lane)).sum::<usize>();
+        let kept = self.kept.iter().map(|kept| self.lanes.len(&kept.lane)).sum::<usize>();
         self.lanes.rows.capacity().saturating_sub(self.lanes.rows.committed() - kept)
     }
 
@@ -131,7 +152,7 @@ impl<'m> Decoder<'m> {
             }
             return Ok(id);
         }
-        let known = self.take_kept(&plan.tokens);
+        let known = self.take_kept(&plan.tokens, request.adapter);
         let reused = known.as_ref().map_or(0, |(_, lane)| self.lanes.len(lane));
         let capacity = self.lanes.rows.capacity();
         while self.lanes.rows.committed() - reused > capacity - needed && !self.kept.is_empty() {
@@ -142,7 +163,7 @@ impl<'m> Decoder<'m> {
                 self.lanes.truncate(&lane, len, plan.prompt_rows());
                 lane
             }
-            None => self.lanes.open(plan.prompt_rows()),
+            None => self.lanes.open(plan.prompt_rows(), request.adapter.map(|adapter| adapter.index)),
         };
         let virtual_tokens = plan.tokens.len() - request.prompt.len();
         let job = Job::new(id, request, plan.tokens, virtual_tokens, plan.limit, prompt, &mut self.lanes);
@@ -173,6 +194,22 @@ impl<'m> Decoder<'m> {
                 self.leave(id);
             }
         }
+    }
+
+    /// Tokens of the request's prompt whose keys and values would be used again if it joined now.
+    pub fn cached(&self, request: &Request) -> usize {
+        self.plan(request)
+            .ok()
+            .and_then(|plan| self.find_kept(&plan.tokens, request.adapter))
+            .map_or(0, |(_, len)| len)
+    }
+
+    /// Frees the rows that are kept under adapter contents that no later request has.
+    pub fn forget(&mut self, contents: u64) {
+        let (forgotten, kept): (Vec<Kept>, Vec<Kept>) =
+            self.kept.drain(..).partition(|kept| kept.contents == Some(contents));
+        self.kept = kept.into();
+        forgotten.into_iter().for_each(|kept| self.lanes.close(kept.lane));
     }
 
     /// Frees the rows that are kept for later prompts.
@@ -321,39 +358,53 @@ impl<'m> Decoder<'m> {
         if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocab) {
             return wrong(format!("the prompt has token {token}; the vocabulary has {vocab}"));
         }
-        let (n, most) = (request.prompt.len(), self.lanes.position_limit());
+        let virtual_tokens = match (self.lanes.is_routed(), request.adapter) {
+            (false, None) => self.lanes.virtual_tokens(),
+            (true, adapter) => adapter.map_or(0, |adapter| adapter.virtual_tokens),
+            (false, Some(_)) => return wrong("this decoder has one adapter for all requests".into()),
+        };
+        let (n, most) = (request.prompt.len(), self.lanes.position_limit(virtual_tokens));
         if n > most {
             return wrong(format!("the prompt has {n} tokens; the model's positions end at {most}"));
         }
-        let tokens = [&self.lanes.virtual_ids(), &request.prompt[..]].concat();
+        let tokens = [&self.lanes.virtual_ids(virtual_tokens), &request.prompt[..]].concat();
         let limit = request.max_new_tokens.min(most.saturating_add(1) - n);
         Ok(Plan { tokens, limit, branches: request.branches() })
     }
 
-    /// Of the kept sequences the one that begins like `tokens` for longest, and for how many tokens: at least one
-    /// token of the prompt has to be computed, to give the logits of what follows.
-    fn take_kept(&mut self, tokens: &[u32]) -> Option<(usize, Lane)> {
+    /// Of the sequences kept under the same adapter the one that begins like `tokens` for longest, and for how many tokens:
+    /// at least one token of the prompt has to be computed, to give the logits of what follows.
+    fn find_kept(&self, tokens: &[u32], adapter: Option<RequestAdapter>) -> Option<(usize, usize)> {
         let long = |tokens: &[u32]| self.lanes.switch().is_some_and(|switch| tokens.len() > switch);
         let common = |kept: &[u32]| kept.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         // Where a long sequence is rotated otherwise, its keys are none of a short one.
-        let same = |kept: &[u32]| long(kept) == long(tokens);
-        let usable = |kept: &[u32]| if same(kept) { common(kept).min(tokens.len() - 1) } else { 0 };
-        let lengths = self.kept.iter().map(|(kept, _)| usable(kept));
-        let (at, len) = lengths.enumerate().max_by_key(|(_, len)| *len).filter(|(_, len)| *len > 0)?;
-        let (_, lane) = self.kept.remove(at)?;
+        let same = |kept: &Kept| {
+            kept.contents == adapter.map(|adapter| adapter.contents) && long(&kept.tokens) == long(tokens)
+        };
+        let usable = |kept: &Kept| if same(kept) { common(&kept.tokens).min(tokens.len() - 1) } else { 0 };
+        let lengths = self.kept.iter().map(usable);
+        lengths.enumerate().max_by_key(|(_, len)| *len).filter(|(_, len)| *len > 0)
+    }
+
+    /// Takes that sequence and its length.
+    fn take_kept(&mut self, tokens: &[u32], adapter: Option<RequestAdapter>) -> Option<(usize, Lane)> {
+        let (at, len) = self.find_kept(tokens, adapter)?;
+        let mut lane = self.kept.remove(at)?.lane;
+        self.lanes.set_adapter(&mut lane, adapter.map(|adapter| adapter.index));
         Some((len, lane))
     }
 
     fn drop_oldest_kept(&mut self) {
-        if let Some((_, lane)) = self.kept.pop_front() {
-            self.lanes.close(lane);
+        if let Some(kept) = self.kept.pop_front() {
+            self.lanes.close(kept.lane);
         }
     }
 
     fn retire(&mut self, job: Job) {
+        let contents = job.adapter.map(|adapter| adapter.contents);
         if let Some((tokens, lane)) = job.leave(&mut self.lanes) {
             self.lanes.truncate(&lane, tokens.len(), tokens.len());
-            self.kept.push_back((tokens, lane));
+            self.kept.push_back(Kept { tokens, contents, lane });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A request on its way: its prompt's lane, then one for each text that is followed.
 
 use super::lanes::{Lane, Lanes, Pass};
-use super::request::{Event, Finish, Request, RequestId, Strategy};
+use super::request::{Constrained, Constraint, Event, Finish, Request, RequestAdapter, RequestId, Strategy};
 use super::sampling::{Logprobs, Sampling};
 use super::search::Search;
 
@@ -9,6 +9,7 @@ use super::search::Search;
 pub(super) struct Job {
     pub id: RequestId,
     pub keep: bool,
+    pub adapter: Option<RequestAdapter>,
     /// Virtual tokens, then the prompt.
     tokens: Vec<u32>,
     virtual_tokens: usize,
@@ -35,10 +36,11 @@ struct Samples {
     choices: Vec<Choice>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Choice {
     tokens: Vec<u32>,
     ended: bool,
+    constraint: Option<Box<dyn Constraint>>,
 }
 
 impl Job {
@@ -64,11 +66,12 @@ impl Job {
                 stop_tokens,
                 limit,
                 logprobs: request.logprobs,
-                choices: vec![Choice::default(); request.choices],
+                choices: (0..request.choices).map(|_| Choice::new(request.constraint.as_ref())).collect(),
             }),
             Strategy::Search(how) => Text::Search(Search::new(how, limit, &stop_tokens)),
         };
-        Self { id, keep: request.keep, tokens, virtual_tokens, prompt, lanes, text, failed: false }
+        let (keep, adapter) = (request.keep, request.adapter);
+        Self { id, keep, adapter, tokens, virtual_tokens, prompt, lanes, text, failed: false }
     }
 
     /// Tokens of the prompt that are still to be fed.
@@ -224,6 +227,12 @@ impl Job {
     }
 }
 
+impl Choice {
+    fn new(constraint: Option<&Constrained>) -> Self {
+        Self { constraint: constraint.map(|Constrained(constraint)| constraint.start()), ..Self::default() }
+    }
+}
+
 impl Samples {
     fn advance(&mut self, prompt: &[u32], logits: &[f32], vocab: usize) -> Vec<Event> {
         let mut events = Vec::new();
@@ -231,11 +240,21 @@ impl Samples {
         // The logits behind the prompt are those of all its texts.
         for ((i, choice), logits) in going.zip(logits.chunks_exact(vocab).cycle()) {
             let seed = self.sampling.seed.wrapping_add(i as u64);
-            let token = self.sampling.choose(prompt, &choice.tokens, logits, seed);
+            let mut complete = false;
+            let token = match &mut choice.constraint {
+                None => self.sampling.choose(prompt, &choice.tokens, logits, seed),
+                Some(constraint) => {
+                    let mut allowed = logits.to_vec();
+                    constraint.mask(&mut allowed);
+                    let token = self.sampling.choose(prompt, &choice.tokens, &allowed, seed);
+                    complete = constraint.accept(token);
+                    token
+                }
+            };
             choice.tokens.push(token);
             let logprobs = self.logprobs.map(|count| Logprobs::new(logits, token, count));
             events.push(Event::Token { choice: i, token, logprobs });
-            let reason = if self.stop_tokens.contains(&token) {
+            let reason = if complete || self.stop_tokens.contains(&token) {
                 Finish::Stop
             } else if choice.tokens.len() == self.limit {
                 Finish::Length

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use lowrank_engine::{ActiveAdapters, Device, LmHead, Params, Scope, Segment, Tape};
+use lowrank_engine::{
+    ActiveAdapters, AdapterIndex, Device, LmHead, Params, RowAdapters, Scope, Segment, Tape,
+};
 
 use super::rows::{BlockId, Rows};
 use crate::model::{Model, TokenBatch};
@@ -16,6 +18,7 @@ pub(super) const PREFILL_CHUNK: usize = 512;
 pub(super) struct Lane {
     prompt: Option<BlockId>,
     own: BlockId,
+    adapter: Option<AdapterIndex>,
 }
 
 /// A base model with its adapters, and the lanes over it.
@@ -24,7 +27,9 @@ pub(super) struct Lanes<'m> {
     head: &'m LmHead,
     device: &'m Device,
     params: &'m Params,
-    adapters: &'m ActiveAdapters,
+    adapters: ActiveAdapters,
+    /// Whether each row has an adapter of its own.
+    routed: bool,
     pub rows: Rows,
 }
 
@@ -37,7 +42,7 @@ impl<'m> Lanes<'m> {
         model: &'m dyn Model,
         device: &'m Device,
         params: &'m Params,
-        adapters: &'m ActiveAdapters,
+        adapters: &ActiveAdapters,
         capacity: usize,
     ) -> Result<Self> {
         let Some(head) = model.lm_head() else {
@@ -45,7 +50,17 @@ impl<'m> Lanes<'m> {
             return Err(Error::Config(what));
         };
         let rows = Rows::new(device, &model.info().kv_widths, capacity);
-        Ok(Self { model, head, device, params, adapters, rows })
+        Ok(Self { model, head, device, params, adapters: adapters.clone(), routed: false, rows })
+    }
+
+    /// From the next pass on, each row has the adapter of its lane among those of `adapters`.
+    pub fn route(&mut self, adapters: ActiveAdapters) {
+        (self.adapters, self.routed) = (adapters, true);
+    }
+
+    /// Whether each row has an adapter of its own.
+    pub fn is_routed(&self) -> bool {
+        self.routed
     }
 
     /// Values of one row of logits.
@@ -53,9 +68,14 @@ impl<'m> Lanes<'m> {
         self.model.info().vocab
     }
 
-    /// The ids of the virtual tokens that every sequence begins with.
-    pub fn virtual_ids(&self) -> Vec<u32> {
-        (self.model.info().vocab as u32..).take(self.adapters.virtual_tokens).collect()
+    /// The ids of the `count` virtual tokens that a sequence begins with.
+    pub fn virtual_ids(&self, count: usize) -> Vec<u32> {
+        (self.model.info().vocab as u32..).take(count).collect()
+    }
+
+    /// Virtual tokens of every sequence, where all have the same adapters.
+    pub fn virtual_tokens(&self) -> usize {
+        self.adapters.virtual_tokens
     }
 
     /// Bytes of a row of the cache.
@@ -63,15 +83,20 @@ impl<'m> Lanes<'m> {
         2 * size_of::<f32>() * self.model.info().kv_widths.iter().sum::<usize>()
     }
 
-    /// Tokens of a sequence at most, without the virtual ones.
-    pub fn position_limit(&self) -> usize {
+    /// Tokens of a sequence at most, those of `virtual_tokens` not counted.
+    pub fn position_limit(&self, virtual_tokens: usize) -> usize {
         let limit = self.model.info().position_limit.unwrap_or(usize::MAX);
-        limit.saturating_sub(self.adapters.virtual_tokens)
+        limit.saturating_sub(virtual_tokens)
     }
 
-    /// An empty lane that may come to have `limit` tokens.
-    pub fn open(&mut self, limit: usize) -> Lane {
-        Lane { prompt: None, own: self.rows.open(limit) }
+    /// An empty lane that may come to have `limit` tokens, whose rows have `adapter` in a routed set.
+    pub fn open(&mut self, limit: usize, adapter: Option<AdapterIndex>) -> Lane {
+        Lane { prompt: None, own: self.rows.open(limit), adapter }
+    }
+
+    /// The place of a lane's adapter in a set that has changed.
+    pub fn set_adapter(&self, lane: &mut Lane, adapter: Option<AdapterIndex>) {
+        lane.adapter = adapter;
     }
 
     /// A lane that goes on behind the tokens of `prompt` with at most `limit` of its own. The rows of the prompt are
@@ -79,7 +104,7 @@ impl<'m> Lanes<'m> {
     pub fn branch(&mut self, prompt: &Lane, limit: usize) -> Lane {
         assert!(prompt.prompt.is_none(), "a lane of its own has branches");
         let shared = self.rows.share(&prompt.own);
-        Lane { prompt: Some(shared), own: self.rows.open(limit) }
+        Lane { prompt: Some(shared), own: self.rows.open(limit), adapter: prompt.adapter }
     }
 
     /// Frees the rows that no other lane reads.
@@ -138,7 +163,7 @@ impl<'m> Lanes<'m> {
     pub fn append(&mut self, pass: &mut Pass, lane: &Lane, tokens: &[u32], length: usize) {
         let own = self.rows.extend(&lane.own, tokens.len());
         let prompt = lane.prompt.as_ref().map_or(0..0, |prompt| self.rows.used(prompt));
-        pass.add(tokens, prompt, own, length);
+        pass.add(tokens, prompt, own, length, lane.adapter);
     }
 
     /// Runs a pass; returns the logits of its output rows, `[outputs, V]`.
@@ -148,7 +173,8 @@ impl<'m> Lanes<'m> {
         let cache = self.rows.cache();
         cache.borrow_mut().targets = std::mem::take(&mut pass.targets);
         let scope = Scope::inference(self.device, self.params);
-        let mut tape = Tape::with_cache(scope, self.adapters, cache);
+        let adapters = self.routed.then(|| RowAdapters::new(pass.tokens.len(), &pass.adapters));
+        let mut tape = Tape::with_cache(scope, &self.adapters, cache);
         let batch = TokenBatch {
             tokens: &pass.tokens,
             positions: &pass.positions,
@@ -156,7 +182,7 @@ impl<'m> Lanes<'m> {
             token_types: &[],
             segments: &pass.segments,
             output_rows: Some(if pass.outputs.is_empty() { &last } else { &pass.outputs }),
-            adapters: None,
+            adapters: adapters.as_ref(),
         };
         let h = self.model.hidden(&mut tape, &batch);
         if pass.outputs.is_empty() {
@@ -177,6 +203,8 @@ pub(super) struct Pass {
     targets: Vec<usize>,
     /// Rows whose logits are read.
     outputs: Vec<usize>,
+    /// The rows of each adapter.
+    adapters: Vec<(Range<usize>, AdapterIndex)>,
 }
 
 impl Pass {
@@ -191,13 +219,21 @@ impl Pass {
     }
 
     /// Tokens that see the rows `prompt` and `own` of the cache; the last ones of `own` are theirs.
-    fn add(&mut self, tokens: &[u32], prompt: Range<usize>, own: Range<usize>, length: usize) {
+    fn add(
+        &mut self,
+        tokens: &[u32],
+        prompt: Range<usize>,
+        own: Range<usize>,
+        length: usize,
+        adapter: Option<AdapterIndex>,
+    ) {
         let (n, len) = (tokens.len(), prompt.len() + own.len());
         let q = self.tokens.len()..self.tokens.len() + n;
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((len - n..len).map(|p| p as u32));
         self.lengths.resize(q.end, len.max(length) as u32);
         self.targets.extend(own.end - n..own.end);
+        self.adapters.extend(adapter.map(|adapter| (q.clone(), adapter)));
         self.segments.push(Segment { q, prefix: prompt, own });
     }
 }

@@ -12,6 +12,8 @@
 //! whose segments have the prompt's rows as their prefix. Nothing is padded and nothing is copied when a lane joins or
 //! leaves.
 //!
+//! A decoder over a routed set ([`Decoder::set_adapters`]) serves requests with adapters of their own in one pass.
+//!
 //! The tokens of a request do not depend on the requests beside it, except where kernels round the products of one row
 //! and of several rows differently: then logits differ in their last bits, and a text where two tokens are that close.
 //! The same requests in the same order give the same bits.
@@ -28,7 +30,7 @@ mod sequence;
 mod tests;
 
 pub use decoder::{Decoder, DecoderOptions};
-pub use request::{Event, Finish, Request, RequestId, Strategy};
+pub use request::{Constrained, Constraint, Event, Finish, Request, RequestAdapter, RequestId, Strategy};
 pub use sampling::{Logprobs, Sampling};
 pub use search::{Decoded, EarlyStopping, SearchOptions};
 pub use sequence::Sequence;

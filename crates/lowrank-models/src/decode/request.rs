@@ -1,5 +1,10 @@
 //! What is asked of the decoder and what it answers.
 
+use std::fmt;
+use std::sync::Arc;
+
+use lowrank_engine::AdapterIndex;
+
 use super::sampling::{Logprobs, Sampling};
 use super::search::{Decoded, SearchOptions};
 
@@ -14,6 +19,43 @@ pub enum Strategy {
     Sample(Sampling),
     /// The likeliest text that greedy or beam search finds.
     Search(SearchOptions),
+}
+
+/// The adapter of a request, where a decoder serves several ([`super::Decoder::set_adapters`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestAdapter {
+    /// Its place in the routed set, for as long as the request goes on.
+    pub index: AdapterIndex,
+    /// Virtual tokens that its sequences begin with.
+    pub virtual_tokens: usize,
+    /// Names its contents and weights: keys and values that are kept are used again under the same number only.
+    pub contents: u64,
+}
+
+/// What a text may go on with: a grammar, for example.
+pub trait Constraint: Send + Sync {
+    /// Sets the logits `[V]` of tokens that may not follow to negative infinity.
+    fn mask(&mut self, logits: &mut [f32]);
+    /// Takes note of the token that was chosen. Returns whether the text is complete: nothing may follow.
+    fn accept(&mut self, token: u32) -> bool;
+    /// The constraint at its beginning.
+    fn start(&self) -> Box<dyn Constraint>;
+}
+
+/// A constraint that each text of a request begins with anew.
+#[derive(Clone)]
+pub struct Constrained(pub Arc<dyn Constraint>);
+
+impl fmt::Debug for Constrained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Constrained")
+    }
+}
+
+impl PartialEq for Constrained {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// A prompt and how to continue it.
@@ -34,6 +76,10 @@ pub struct Request {
     /// Keep the keys and values when the only text ends or leaves, for a later prompt that begins with the same tokens
     /// (the next turn of a conversation).
     pub keep: bool,
+    /// Which adapter its rows have, where the decoder serves several; without one, the base alone.
+    pub adapter: Option<RequestAdapter>,
+    /// What sampled texts may go on with.
+    pub constraint: Option<Constrained>,
 }
 
 impl Default for Request {
@@ -47,6 +93,8 @@ impl Default for Request {
             choices: 1,
             logprobs: None,
             keep: false,
+            adapter: None,
+            constraint: None,
         }
     }
 }

@@ -21,6 +21,12 @@ pub struct Sampling {
     pub min_p: f32,
     /// Divides (or, below 0, multiplies) the logits of tokens that occurred (Keskar et al. 2019); 1 for none.
     pub repetition_penalty: f32,
+    /// Taken off the logit of every token that the text has already (not the prompt); 0 for none.
+    pub presence_penalty: f32,
+    /// The same for each time that the text has it.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Of the random choice.
     pub seed: u64,
 }
@@ -28,7 +34,17 @@ pub struct Sampling {
 impl Default for Sampling {
     /// Greedy.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
     }
 }
 
@@ -43,8 +59,15 @@ impl Sampling {
             ("top_p", self.top_p, Range::Above(0.0, 1.0)),
             ("min_p", self.min_p, Range::Real(0.0, 1.0)),
             ("repetition_penalty", self.repetition_penalty, Range::Above(0.0, 100.0)),
+            ("presence_penalty", self.presence_penalty, Range::Real(-2.0, 2.0)),
+            ("frequency_penalty", self.frequency_penalty, Range::Real(-2.0, 2.0)),
         ] {
             range.check(value.into()).map_err(|what| Error::Request(format!("`{name}` {what}")))?;
+        }
+        for (token, bias) in &self.logit_bias {
+            let range = Range::Real(-100.0, 100.0);
+            let wrong = |what| Error::Request(format!("`logit_bias` of token {token} {what}"));
+            range.check((*bias).into()).map_err(wrong)?;
         }
         Ok(())
     }
@@ -65,6 +88,19 @@ impl Sampling {
                 } else {
                     *logit / self.repetition_penalty
                 };
+            }
+        }
+        if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
+            let logits = logits.to_mut();
+            let mut seen = text.to_vec();
+            seen.sort_unstable();
+            for run in seen.chunk_by(|a, b| a == b) {
+                logits[run[0] as usize] -= self.presence_penalty + self.frequency_penalty * run.len() as f32;
+            }
+        }
+        for &(token, bias) in &self.logit_bias {
+            if let Some(logit) = logits.to_mut().get_mut(token as usize) {
+                *logit += bias;
             }
         }
         if self.temperature == 0.0 {

@@ -25,7 +25,7 @@ impl<'m> Sequence<'m> {
         adapters: &'m ActiveAdapters,
     ) -> Result<Self> {
         let mut lanes = Lanes::new(model, device, params, adapters, usize::MAX)?;
-        let (lane, virtual_ids) = (lanes.open(usize::MAX), lanes.virtual_ids());
+        let (lane, virtual_ids) = (lanes.open(usize::MAX, None), lanes.virtual_ids(lanes.virtual_tokens()));
         Ok(Self { lanes, lane, virtual_ids })
     }
 

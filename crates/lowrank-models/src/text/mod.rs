@@ -2,5 +2,6 @@
 
 pub mod chat;
 mod limits;
+pub mod stop;
 pub mod templates;
 pub mod tokenizer;

@@ -80,6 +80,7 @@ impl Args {
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
+            ..Sampling::default()
         };
         sampling.check()?;
         Ok(sampling)

@@ -24,6 +24,7 @@ mod prune;
 mod rename;
 mod report;
 mod resize;
+mod serve;
 mod signals;
 mod study;
 mod train;
@@ -66,6 +67,7 @@ commands! {
     Generate: generate,
     Eval: eval,
     Predict: predict,
+    Serve: serve,
     Merge: merge,
     Plan: plan,
     Inspect: inspect,

@@ -1,6 +1,8 @@
 //! Shared by the integration tests.
 #![allow(dead_code)]
 
+pub mod kinds;
+
 use std::path::{Path, PathBuf};
 
 use lowrank::Session;

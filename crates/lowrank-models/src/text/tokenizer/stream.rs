@@ -1,5 +1,7 @@
 //! Decoding while tokens arrive.
 
+use std::ops::Deref;
+
 use super::Tokenizer;
 use crate::Result;
 
@@ -9,22 +11,23 @@ const LONGEST_WAIT: usize = 4;
 
 impl Tokenizer {
     /// A decoder for tokens that arrive one by one.
-    pub fn stream(&self, skip_special: bool) -> StreamDecoder<'_> {
+    pub fn stream(&self, skip_special: bool) -> StreamDecoder<&Self> {
         StreamDecoder::new(self, skip_special)
     }
 }
 
 /// Turns tokens into text as they arrive and never gives out half a character.
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct StreamDecoder<T> {
+    tokenizer: T,
     skip_special: bool,
     ids: Vec<u32>,
     /// Tokens before `given` have been given out; they are context for the decoder of those after.
     given: usize,
 }
 
-impl<'a> StreamDecoder<'a> {
-    fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
+impl<T: Deref<Target = Tokenizer>> StreamDecoder<T> {
+    /// A decoder without tokens, which may share its tokenizer.
+    pub fn new(tokenizer: T, skip_special: bool) -> Self {
         Self { tokenizer, skip_special, ids: Vec::new(), given: 0 }
     }
 
