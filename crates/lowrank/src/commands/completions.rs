@@ -19,7 +19,7 @@ pub struct Args {
 /// Prints the script.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut crate::command(), "lowrank", &mut script);
+    clap_complete::generate(args.shell, &mut crate::cli::command(), "lowrank", &mut script);
     write!(out, "{}", String::from_utf8_lossy(&script))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -20,7 +20,7 @@ pub struct Args {
 
 /// Prints or writes pages.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    let command = crate::command();
+    let command = crate::cli::command();
     let page = |command: clap::Command| {
         let mut text = Vec::new();
         clap_mangen::Man::new(command).render(&mut text).map_err(IoError::at("the manual page"))?;

@@ -20,6 +20,7 @@ mod man;
 mod merge;
 mod plan;
 mod predict;
+pub mod program;
 mod prune;
 mod rename;
 mod report;

@@ -34,8 +34,7 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     if !args.report_only {
         // The run at work saves its state and ends with 130; this process continues to the report.
         let signals = super::signals::count("stopping; run the same command again to continue")?;
-        let command = std::env::current_exe()
-            .map_err(|e| Error::Failed(format!("cannot find this program's own file: {e}")))?;
+        let command = super::program::words()?;
         outcome = lowrank_study::run_all(&spec, &runs, &command, &signals, &mut |line| note!("{line}"))?;
         // One report at a time; on the way out none waits.
         if outcome != Outcome::Interrupted {
