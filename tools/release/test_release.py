@@ -168,3 +168,8 @@ def test_versions_that_differ_are_refused_and_set_together(tmp_path, monkeypatch
     # Other versions of the manifests stay.
     assert 'rust-version = "1.89"' in (tmp_path / "Cargo.toml").read_text()
     assert 'rayon = "1.12"' in (tmp_path / "Cargo.toml").read_text()
+
+
+def test_the_wheel_has_the_licences():
+    for name in ("LICENSE-APACHE", "LICENSE-MIT"):
+        assert (release.ROOT / "python" / name).read_bytes() == (release.ROOT / name).read_bytes()
