@@ -203,10 +203,10 @@ def stage(folder):
                     place_of(path).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(path, place_of(path))
             new = os.path.relpath(place_of(path), place_of(page).parent) + ("#" + anchor if anchor else "")
-            return match.group().replace(f"({match.group(1)}", f"({new}")
+            return match.group().replace(f"({match.group(1)}", f"({new}").replace(f'"{match.group(1)}"', f'"{new}"')
 
         place_of(page).parent.mkdir(parents=True, exist_ok=True)
-        place_of(page).write_text(LINK.sub(link, text))
+        place_of(page).write_text(HTML_LINK.sub(link, LINK.sub(link, text)))
         if not page.is_relative_to(DOCS):
             titles[place_of(page).relative_to(folder)] = re.search(r"^# (.+)$", text, re.M).group(1)
     rows = "".join(f"- [{title}]({path})\n" for path, title in sorted(titles.items()))
