@@ -1,6 +1,7 @@
-//! How this program is started again, as `study` does for each of its runs.
+//! How this program is started again, as `study` and `serve` do for each of their runs.
 
 use std::ffi::OsString;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use lowrank::{Error, Result};
@@ -24,4 +25,15 @@ pub fn words() -> Result<Vec<OsString>> {
     let file = std::env::current_exe();
     let file = file.map_err(|e| Error::Failed(format!("cannot find this program's own file: {e}")))?;
     Ok(vec![file.into()])
+}
+
+/// A process of this program that is to be started.
+///
+/// # Errors
+/// Where the system does not know the file of this program.
+pub fn command() -> Result<Command> {
+    let words = words()?;
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    Ok(command)
 }

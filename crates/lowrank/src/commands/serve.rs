@@ -207,7 +207,7 @@ impl Host for Served {
         }
         TrainOptions::from_table(table.clone())?;
         write_atomic(&run.config, toml::to_string(&table)?.as_bytes())?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = super::program::command()?;
         command.arg("train").arg("--config").arg(&run.config);
         if run.resume {
             command.arg("--resume");
