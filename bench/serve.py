@@ -30,7 +30,7 @@ def train(args, folder, name, seed):
     words = [rows.choice(["red", "blue", "stone", "river", "seven", "night", "paper"]) for _ in range(64)]
     data.write_text("".join(json.dumps({"prompt": words[i], "completion": f" {words[i + 1]} {name}."}) + "\n" for i in range(16)))
     command = [args.bin, "train", "--model", args.model, "--data", data, "--out", folder / name, "--seed", str(seed)]
-    command += ["--r", str(RANK), "--max-steps", "2", "--batch-size", "4", "--learning-rate", "1e-2", "--force"]
+    command += ["--target-modules", args.modules, "--r", str(RANK), "--max-steps", "2", "--batch-size", "4", "--learning-rate", "1e-2", "--force"]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     return folder / name
 
@@ -43,9 +43,10 @@ class Server:
         self.address = None
         while self.address is None:
             time.sleep(0.05)
-            assert self.process.poll() is None, "the server ended"
             self.log.seek(0)
-            for line in self.log.read().splitlines():
+            said = self.log.read()
+            assert self.process.poll() is None, f"the server ended: {said}"
+            for line in said.splitlines():
                 if "http://" in line:
                     host, port = line.split("http://")[1].split(":")
                     self.address = host, int(port)
@@ -107,7 +108,7 @@ async def throughput(args, folder):
     count = max(args.adapters)
     dirs = [train(args, folder, f"a{i}", i) for i in range(count)]
     flags = [flag for i, path in enumerate(dirs) for flag in ("--adapter", f"a{i}={path}")]
-    server = Server(args, *flags, "--max-batch", BATCH, "--max-new-tokens", args.tokens, "--cache-mb", 2048)
+    server = Server(args, *flags, "--max-batch", BATCH, "--max-new-tokens", args.tokens, "--cache-mb", 2048, "--adapter-mb", 8192)
 
     async def once(adapters):
         names = [f"a{i % adapters}" if adapters else "base" for i in range(BATCH)]
@@ -241,6 +242,7 @@ def main():
     parser.add_argument("--bin", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--modules", default="all-linear", help="what the adapters adapt")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--adapters", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--streams", type=int, default=500)

@@ -37,6 +37,18 @@ pub struct TrainRun {
     pub options: Map<String, Value>,
 }
 
+/// A base with an adapter and its head, for classes or values.
+pub trait HeadModel: Send + Sync {
+    /// The names of the classes; none for values.
+    fn labels(&self) -> &[String];
+
+    /// Probabilities of the classes, or values, of each text or pair of texts.
+    ///
+    /// # Errors
+    /// Where a text cannot be read.
+    fn outputs(&self, texts: &[(String, Option<String>)]) -> Result<Vec<Vec<f32>>, HostError>;
+}
+
 /// A base model, and how adapters for it are read.
 pub trait Host: Send + Sync {
     /// The name of the base in requests.
@@ -76,6 +88,15 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// Where it is no adapter for this base.
     fn load_adapter(&self, path: &Path) -> Result<AdapterSet, HostError>;
+
+    /// Whether the adapter at `path` has a head of its own, for classes or values.
+    fn has_head(&self, path: &Path) -> bool;
+
+    /// The base with that adapter and head.
+    ///
+    /// # Errors
+    /// Where it is no such adapter for this base.
+    fn head(&self, path: &Path) -> Result<Box<dyn HeadModel>, HostError>;
 
     /// The command that does a run of training: it saves its state and ends when it is asked to terminate.
     ///

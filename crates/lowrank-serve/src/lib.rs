@@ -22,6 +22,6 @@ mod registry;
 mod server;
 
 pub use error::{Error, Result};
-pub use host::{Host, HostError, TrainRun};
+pub use host::{HeadModel, Host, HostError, TrainRun};
 pub use options::{ServeOptions, parse_adapter};
 pub use server::{Server, serve};

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::host::Host;
+use crate::host::{HeadModel, Host};
 use crate::metrics::Metrics;
 use crate::options::check_name;
 use crate::random;
@@ -100,6 +100,8 @@ struct Entry {
     pinned: bool,
     created: u64,
     loaded: Option<Arc<Loaded>>,
+    /// With its head, where it has one.
+    head: Option<Arc<dyn HeadModel>>,
     /// When it was last asked for, in requests.
     used: u64,
     /// Whether it was found in the adapters folder.
@@ -185,11 +187,14 @@ impl Registry {
         }
         let entry = Entry::new(path.to_owned(), pinned, false);
         self.lock().entries.insert(name.to_owned(), entry);
-        let loaded = self.lease(name).await;
+        let loaded = match self.host.has_head(path) {
+            true => self.head(name).await.map(|_| ()),
+            false => self.lease(name).await.map(|_| ()),
+        };
         if loaded.is_err() {
             self.lock().entries.remove(name);
         }
-        loaded.map(|_| ())
+        loaded
     }
 
     /// Makes an adapter known whose files are read when it is first asked for.
@@ -302,6 +307,47 @@ impl Registry {
         let loaded = self.insert(&mut inner, set)?;
         inner.mixtures.insert(key, (loaded.clone(), now));
         Ok(self.lend(loaded))
+    }
+
+    /// Whether the adapter has a head of its own, for classes or values.
+    ///
+    /// # Errors
+    /// Where there is none of that name.
+    pub fn is_head(&self, name: &str) -> Result<bool> {
+        Ok(self.host.has_head(&self.path(name)?))
+    }
+
+    /// The base with the adapter `name` and its head.
+    ///
+    /// # Errors
+    /// Where there is none, or it has no head for classes or values.
+    pub async fn head(self: &Arc<Self>, name: &str) -> Result<Arc<dyn HeadModel>> {
+        let path = self.path(name)?;
+        let _one = self.loading.lock().await;
+        if let Some(head) = self.lock().entries.get(name).and_then(|entry| entry.head.clone()) {
+            return Ok(head);
+        }
+        let host = self.host.clone();
+        let read = tokio::task::spawn_blocking(move || host.head(&path).map_err(|e| e.to_string())).await;
+        let read = read.map_err(|e| Error::failed(format!("reading adapter {name:?} failed: {e}")))?;
+        let head: Arc<dyn HeadModel> =
+            read.map_err(|e| Error::request(format!("adapter {name:?}: {e}")))?.into();
+        if let Some(entry) = self.lock().entries.get_mut(name) {
+            entry.head = Some(head.clone());
+        }
+        Ok(head)
+    }
+
+    /// Where the adapter `name` is.
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        let path = |inner: &Inner| inner.entries.get(name).map(|entry| entry.path.clone());
+        if let Some(path) = path(&self.lock()) {
+            return Ok(path);
+        }
+        // It may be new in the folder.
+        self.scan();
+        let found = path(&self.lock());
+        found.ok_or_else(|| self.unknown(name))
     }
 
     fn unknown(&self, name: &str) -> Error {
@@ -430,7 +476,7 @@ impl Registry {
 
 impl Entry {
     fn new(path: PathBuf, pinned: bool, found: bool) -> Self {
-        Self { path, pinned, created: random::now(), loaded: None, used: 0, found }
+        Self { path, pinned, created: random::now(), loaded: None, head: None, used: 0, found }
     }
 }
 

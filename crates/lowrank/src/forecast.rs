@@ -143,7 +143,7 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
 }
 
 /// Bytes of the process without weights and tensors.
-fn process_bytes() -> usize {
+pub(crate) fn process_bytes() -> usize {
     let Some(all) = current_rss_bytes() else { return 0 };
     let program = program_rss_bytes();
     (all.saturating_sub(program) + program.max(PROGRAM_BYTES)) as usize

@@ -44,9 +44,11 @@ mod generation;
 mod merging;
 mod options;
 mod run_folder;
+mod serve_plan;
 mod session;
 mod shape_plan;
 mod task;
+mod task_model;
 mod texts;
 
 pub use data_files::{DataFile, DataFiles};
@@ -68,6 +70,8 @@ pub use merging::{
 };
 pub use options::{ALIASES, Preset, SavedActivations, TrainOptions};
 pub use run_folder::LOG_FILE;
+pub use serve_plan::{ServeForecast, forecast_serving};
 pub use session::{Encoder, Session};
 pub use shape_plan::{Need, ShapePlan, plan_shapes};
+pub use task_model::TaskModel;
 pub use texts::{MAX_TEXT, TextOptions, continue_texts, read_texts, segments, write_texts};

@@ -596,6 +596,47 @@ fn embeddings_have_length_one_and_know_adapters() {
     assert_eq!(server.try_post("/v1/embeddings", &json!({"model": "tiny", "input": ""})).0, 400);
 }
 
+/// An encoder as base: classes, values and cosines.
+#[test]
+fn heads_classify_score_and_rerank() {
+    let mut place = Place::new();
+    place.model = common::tiny_bert(place.dir.path());
+    let (data, out) = (place.path("labels.jsonl"), place.path("mood"));
+    let rows = ["good film", "bad plot", "great story", "awful actor"].iter().enumerate();
+    let lines =
+        rows.map(|(i, text)| json!({"text": text, "label": (["up", "down"][i % 2])}).to_string() + "\n");
+    fs::write(&data, lines.collect::<String>()).unwrap();
+    let mut args =
+        vec!["train", "--task", "classification", "--model", &place.model, "--data", &data, "--out", &out];
+    args.extend(["--epochs", "10", "--learning-rate", "0.05", "--threads", "1"]);
+    lowrank_ok(&args);
+    let printed = lowrank_ok(&["predict", "--model", &place.model, "--adapter", &out, "--data", &data]).out;
+    let wanted: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mood = format!("mood={out}");
+    let server = Server::start(&place, &["--adapter", &mood]);
+    let texts = json!(["good film", "bad plot", "great story", "awful actor"]);
+    let answer = server.post("/v1/classify", &json!({"model": "mood", "input": texts}));
+    for (got, want) in answer["data"].as_array().unwrap().iter().zip(&wanted) {
+        assert_eq!(got["label"], want["label"]);
+        let best = got["probs"].as_array().unwrap().iter().map(|p| p.as_f64().unwrap()).fold(0.0, f64::max);
+        let same = want["scores"][want["label"].as_str().unwrap()].as_f64().unwrap();
+        assert!((best - same).abs() < 1e-6, "{got} {want}");
+    }
+    let body = json!({"model": "tiny", "text_1": "good film", "text_2": ["good film", "bad plot"]});
+    let scores = server.post("/v1/score", &body);
+    let score = |at: usize| scores["data"][at]["score"].as_f64().unwrap();
+    assert!((score(0) - 1.0).abs() < 1e-5 && score(1) < 0.9999, "{scores}");
+    let ranked = server.post(
+        "/v1/rerank",
+        &json!({"model": "tiny", "query": "good film", "documents": ["bad plot", "good film"], "top_n": 1}),
+    );
+    assert_eq!((ranked["results"].as_array().unwrap().len(), &ranked["results"][0]["index"]), (1, &json!(1)));
+    assert_eq!(server.try_post("/v1/classify", &json!({"model": "tiny", "input": "x"})).0, 404);
+    let body = json!({"model": "tiny", "prompt": "good"});
+    let (status, answer) = server.try_post("/v1/completions", &body);
+    assert!(status == 400 && answer.to_string().contains("does not generate"), "{answer}");
+}
+
 #[test]
 fn a_request_to_stop_lets_requests_end() {
     let place = Place::new();
@@ -650,6 +691,27 @@ fn options_of_a_file_and_wrong_ones() {
         let ran = common::lowrank(&args);
         assert!(ran.code == code && ran.err.contains(words), "{more:?}: {} {}", ran.code, ran.err);
     }
+}
+
+#[test]
+fn the_plan_of_a_server_is_the_sum_of_its_parts() {
+    let place = Place::new();
+    let plan = |more: &[&str]| -> Value {
+        let args = [&["plan", "--serve", "--json", "--model", place.model.as_str()], more].concat();
+        serde_json::from_str(&lowrank_ok(&args).out).unwrap()
+    };
+    let (small, large) =
+        (plan(&["--cache-mb", "1", "--max-batch", "2"]), plan(&["--cache-mb", "2", "--max-batch", "64"]));
+    let bytes = |plan: &Value, key: &str| plan[key].as_u64().unwrap();
+    assert_eq!(bytes(&large, "cache_rows"), 2 * bytes(&small, "cache_rows"));
+    assert!(bytes(&large, "activation_bytes") >= bytes(&small, "activation_bytes"));
+    assert!(bytes(&large, "logit_bytes") > bytes(&small, "logit_bytes"));
+    let parts = ["base", "cache", "adapter", "activation", "logit", "scratch", "process"];
+    assert_eq!(
+        parts.iter().map(|part| bytes(&small, &format!("{part}_bytes"))).sum::<u64>(),
+        bytes(&small, "peak_bytes")
+    );
+    assert_eq!(common::lowrank(&["plan", "--cache-mb", "1", "--model", &place.model]).code, 2);
 }
 
 /// A job from upload to use: its adapter is bit for bit that of `lowrank train` with the same seed, whatever happens to the

@@ -68,6 +68,34 @@ pub async fn create(
     };
     let count = texts.iter().map(Vec::len).sum::<usize>();
     let mut data = Vec::new();
+    for mut row in vectors(&state, texts, target.lease).await? {
+        row.truncate(dimensions);
+        normalize(&mut row);
+        let embedding = if base64 { json!(encode(&row)) } else { json!(row) };
+        data.push(json!({"object": "embedding", "index": data.len(), "embedding": embedding}));
+    }
+    let usage = json!({"prompt_tokens": count, "total_tokens": count});
+    Ok(Json(json!({"object": "list", "data": data, "model": target.name, "usage": usage})))
+}
+
+/// The embeddings of texts by the base or an adapter, of length 1.
+pub async fn of_texts(state: &Arc<State>, model: &str, texts: Vec<String>) -> Result<Vec<Vec<f32>>> {
+    let target = TargetFields::named(model).find(state).await?;
+    let of = state.clone();
+    let texts = state.blocking(move || tokens(&of, Input::Texts(texts))).await?;
+    let mut rows = vectors(state, texts, target.lease).await?;
+    rows.iter_mut().for_each(|row| normalize(row));
+    Ok(rows)
+}
+
+fn normalize(row: &mut [f32]) {
+    let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+    row.iter_mut().for_each(|x| *x /= length);
+}
+
+/// The mean hidden states of texts, some texts at a time.
+async fn vectors(state: &Arc<State>, texts: Vec<Vec<u32>>, lease: Option<Lease>) -> Result<Vec<Vec<f32>>> {
+    let mut vectors = Vec::new();
     let mut rest = &texts[..];
     while !rest.is_empty() {
         let mut tokens = 0;
@@ -78,18 +106,10 @@ pub async fn create(
         let take = rest.iter().take_while(fits).count().max(1);
         let (batch, later) = rest.split_at(take);
         rest = later;
-        let (batch, lease, of) = (batch.to_vec(), target.lease.clone(), state.clone());
-        let rows = state.engine.compute(move || embed(&of, &batch, lease.as_ref())).await??;
-        for mut row in rows {
-            row.truncate(dimensions);
-            let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
-            row.iter_mut().for_each(|x| *x /= length);
-            let embedding = if base64 { json!(encode(&row)) } else { json!(row) };
-            data.push(json!({"object": "embedding", "index": data.len(), "embedding": embedding}));
-        }
+        let (batch, lease, of) = (batch.to_vec(), lease.clone(), state.clone());
+        vectors.extend(state.engine.compute(move || embed(&of, &batch, lease.as_ref())).await??);
     }
-    let usage = json!({"prompt_tokens": count, "total_tokens": count});
-    Ok(Json(json!({"object": "list", "data": data, "model": target.name, "usage": usage})))
+    Ok(vectors)
 }
 
 fn tokens(state: &State, input: Input) -> Result<Vec<Vec<u32>>> {
@@ -112,7 +132,7 @@ fn tokens(state: &State, input: Input) -> Result<Vec<Vec<u32>>> {
         Some(text) => {
             Err(Error::field("input", format!("a text has {} tokens: it must have 1 to {limit}", text.len())))
         }
-        None if texts.is_empty() || texts.len() > MAX_TEXTS => {
+        None if texts.is_empty() || texts.len() > 2 * MAX_TEXTS => {
             Err(Error::field("input", format!("has not 1 to {MAX_TEXTS} texts")))
         }
         None => match texts.iter().flatten().find(|token| **token as usize >= info.vocab) {

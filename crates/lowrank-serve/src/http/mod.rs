@@ -7,6 +7,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod fine_tuning;
+mod heads;
 mod sampling;
 mod sse;
 mod target;
@@ -175,6 +176,9 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/classify", post(heads::classify))
+        .route("/v1/score", post(heads::score))
+        .route("/v1/rerank", post(heads::rerank))
         .route("/v1/load_lora_adapter", post(adapters::load))
         .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/lora-adapters", get(adapters::weights).post(adapters::set_weights))

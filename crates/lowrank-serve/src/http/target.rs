@@ -27,6 +27,11 @@ pub struct Target {
 }
 
 impl TargetFields {
+    /// The base or the adapter of this name.
+    pub fn named(model: &str) -> Self {
+        Self { model: Some(model.to_owned()), adapters: None }
+    }
+
     /// Finds the base, the adapter or the mixture.
     ///
     /// # Errors

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use lowrank::{Error, Need, Result, Session, TrainOptions, forecast, plan_shapes};
+use lowrank::{Error, Need, Result, Session, TrainOptions, forecast, forecast_serving, plan_shapes};
 
 use super::Stdout;
+use super::flags::ranges;
 
 /// Plan the memory and work of a training run.
 ///
@@ -16,6 +17,18 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Plan the memory of `serve` instead
+    #[arg(long, help_heading = "Serving")]
+    serve: bool,
+    /// Maximum number of texts decoded together [default: 32]
+    #[arg(long, value_name = "N", requires = "serve", value_parser = ranges::whole::<usize>("max_batch"), hide_short_help = true, help_heading = "Serving")]
+    max_batch: Option<usize>,
+    /// Memory for keys and values, in MiB [default: 1024]
+    #[arg(long, value_name = "MIB", requires = "serve", value_parser = ranges::whole::<usize>("cache_mb"), hide_short_help = true, help_heading = "Serving")]
+    cache_mb: Option<usize>,
+    /// Memory for loaded adapters, in MiB [default: 1024]
+    #[arg(long, value_name = "MIB", requires = "serve", value_parser = ranges::whole::<usize>("adapter_mb"), hide_short_help = true, help_heading = "Serving")]
+    adapter_mb: Option<usize>,
 }
 
 /// Plans: a run over data, or without `--data` a step by the model's shape.
@@ -24,6 +37,9 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     if options.out.as_os_str().is_empty() {
         // Nothing is written.
         options.out = "adapter".into();
+    }
+    if args.serve {
+        return serving(args, &options, out);
     }
     if options.data.is_empty() {
         return by_shape(args, &options, out);
@@ -49,6 +65,32 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     writeln!(out, "steps           {:>12}  ({} an epoch)", plan.steps, plan.steps_per_epoch)?;
     writeln!(out, "tokens an epoch {:>12}  ({} rows computed)", plan.tokens_per_epoch, plan.rows_per_epoch)?;
     writeln!(out, "work an epoch   {:>12.1} TFLOP", plan.flops_per_epoch as f64 / 1e12)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serving(args: &Args, options: &TrainOptions, out: &mut Stdout) -> Result<ExitCode> {
+    let default = lowrank_serve::ServeOptions::default();
+    let mib = |given: Option<usize>, default: usize| given.map_or(default, |mib| mib << 20);
+    let (cache, adapters) =
+        (mib(args.cache_mb, default.cache_bytes), mib(args.adapter_mb, default.adapter_bytes));
+    let max_batch = args.max_batch.unwrap_or(default.max_batch);
+    let plan = super::on_threads(options.threads, || {
+        let session = Session::open_to_plan(&options.model, options.load_options())?;
+        forecast_serving(&session, max_batch, cache, adapters)
+    })?;
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&plan).expect("plain numbers"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mb = |bytes: usize| format!("{:>9.1} MB", bytes as f64 / 1e6);
+    writeln!(out, "base weights    {}  (mapped, shared)", mb(plan.base_bytes))?;
+    writeln!(out, "cache           {}  ({} tokens)", mb(plan.cache_bytes), plan.cache_rows)?;
+    writeln!(out, "adapters        {}", mb(plan.adapter_bytes))?;
+    writeln!(out, "activations     {}", mb(plan.activation_bytes))?;
+    writeln!(out, "logits          {}", mb(plan.logit_bytes))?;
+    writeln!(out, "scratch         {}", mb(plan.scratch_bytes))?;
+    writeln!(out, "process         {}", mb(plan.process_bytes))?;
+    writeln!(out, "peak memory     {}", mb(plan.peak_bytes))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use lowrank::adapters::AdapterSet;
+use lowrank::adapters::{AdapterSet, read_task};
 use lowrank::engine::Device;
 use lowrank::files::write_atomic;
 use lowrank::models::{ChatTemplate, Model, Tokenizer, base_name};
-use lowrank::{Error, Result, Session, TrainOptions};
-use lowrank_serve::{Host, HostError, ServeOptions, TrainRun, parse_adapter, serve};
+use lowrank::{Error, Result, Session, TaskModel, TrainOptions};
+use lowrank_serve::{HeadModel, Host, HostError, ServeOptions, TrainRun, parse_adapter, serve};
 use serde::Deserialize;
 use toml::Value as Toml;
 
@@ -189,6 +189,15 @@ impl Host for Served {
         Ok(self.session.adapter(Some(path))?)
     }
 
+    fn has_head(&self, path: &Path) -> bool {
+        read_task(path).is_ok_and(|task| task.is_some())
+    }
+
+    fn head(&self, path: &Path) -> std::result::Result<Box<dyn HeadModel>, HostError> {
+        let options = TrainOptions::from_table(self.base.clone())?;
+        Ok(Box::new(Head(TaskModel::open(&options.model, options.load_options(), path)?)))
+    }
+
     fn train(&self, run: &TrainRun) -> std::result::Result<Command, HostError> {
         let mut table = self.base.clone();
         table.extend(TrainOptions::named(toml::Table::try_from(&run.options)?)?);
@@ -216,6 +225,18 @@ impl Host for Served {
     }
 }
 
+struct Head(TaskModel);
+
+impl HeadModel for Head {
+    fn labels(&self) -> &[String] {
+        self.0.labels()
+    }
+
+    fn outputs(&self, texts: &[(String, Option<String>)]) -> std::result::Result<Vec<Vec<f32>>, HostError> {
+        Ok(self.0.outputs(texts)?)
+    }
+}
+
 /// Serves.
 pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let (base, flags) = args.merged()?;
@@ -224,7 +245,9 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let session = Session::open_as(&options.model, options.load_options())?
         .with_chat_template(options.chat_template.as_deref(), [])?;
     let host = Served {
-        id: flags.served_model_name.unwrap_or_else(|| base_name(&options.model)),
+        id: flags
+            .served_model_name
+            .unwrap_or_else(|| base_name(&options.model).trim_end_matches(".gguf").to_owned()),
         tokenizer: session.tokenizer()?,
         stop_tokens: session.ends()?,
         session,
