@@ -17,8 +17,9 @@ openai = pytest.importorskip("openai")
 def binary():
     named = os.environ.get("LOWRANK_BIN")
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    found = named or shutil.which("lowrank") or target / "release/lowrank"
-    if not Path(found).exists():
+    found = named or target / "release/lowrank"
+    found = found if Path(found).exists() else shutil.which("lowrank")
+    if not found:
         pytest.skip("the lowrank command is not built (LOWRANK_BIN names it)")
     return str(found)
 
