@@ -195,6 +195,12 @@ impl Tensors {
         Some((dtype, &self.files[entry.file].map[entry.bytes.clone()]))
     }
 
+    /// The bytes of a tensor as they lie in the file; `None` where other values are read in its place.
+    pub fn stored(&self, name: &str) -> Option<&[u8]> {
+        let entry = self.entry(name).filter(|_| !self.replaced.contains_key(name))?;
+        Some(&self.files[entry.file].map[entry.bytes.clone()])
+    }
+
     /// The order of the stored rows.
     pub fn order(&self, name: &str) -> Option<RowOrder> {
         self.entry(name).map(|e| e.order)

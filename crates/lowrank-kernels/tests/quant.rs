@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lowrank_kernels::{Format, QuantizeError, RowOrder, WeightRef, quantize};
+use lowrank_kernels::{Format, QuantizeError, RowOrder, WeightRef, quantize, quantize_matrix};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -83,6 +83,69 @@ fn quantisers_round_as_the_reference_does() {
     }
 }
 
+#[derive(Deserialize)]
+struct Ggml {
+    rows: String,
+    blocks: HashMap<String, String>,
+}
+
+/// Every block format against ggml's own quantisers (`tools/reference/ggml_quants.py`).
+#[test]
+fn blocks_are_ggmls_to_the_bit() {
+    let fixture: Ggml = serde_json::from_str(include_str!("fixtures/ggml_quants.json")).unwrap();
+    let rows = numbers(&fixture.rows);
+    let blocks = Format::ALL.into_iter().filter(|f| f.block_len() > 1 && *f != Format::NF4);
+    assert_eq!(blocks.clone().count(), fixture.blocks.len());
+    for format in blocks {
+        let (want, size) = (bytes(&fixture.blocks[format.name()]), format.row_bytes(256).unwrap());
+        assert_eq!(want.len(), rows.len() / 256 * size);
+        for (i, (row, want)) in rows.chunks_exact(256).zip(want.chunks_exact(size)).enumerate() {
+            let mut got = Vec::new();
+            quantize(format, row, &mut got).unwrap();
+            assert_eq!(got, want, "{}, row {i}", format.name());
+        }
+        // A matrix is its rows, whatever the threads.
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut got = vec![0; want.len()];
+            let fill = |row: usize, out: &mut [f32]| out.copy_from_slice(&rows[row * 256..][..256]);
+            pool.install(|| quantize_matrix(format, rows.len() / 256, 256, fill, &mut got)).unwrap();
+            assert!(got == want, "{} on {threads} threads", format.name());
+        }
+    }
+}
+
+/// What is read again is as near as the bits allow: the root mean square error of normal values, over theirs.
+#[test]
+fn more_bits_lose_less() {
+    let mut values = vec![0.0; 64 * 256];
+    lowrank_kernels::normal(&mut values, 0.0, 0.02, 5, 0);
+    let error = |format: Format| {
+        let mut bytes = Vec::new();
+        quantize(format, &values, &mut bytes).unwrap();
+        let cols = values.len();
+        let w = WeightRef { format, rows: 1, cols, order: RowOrder::Plain, bytes: &bytes };
+        let mut read = vec![f32::NAN; cols];
+        w.expand(0, 0..cols, &mut read);
+        let lost: f64 = read.iter().zip(&values).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        (lost / values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()).sqrt()
+    };
+    let bounds = [
+        (Format::Q4_0, 0.088),
+        (Format::Q4_1, 0.080),
+        (Format::Q4_K, 0.073),
+        (Format::Q5_0, 0.044),
+        (Format::Q5_1, 0.039),
+        (Format::Q5_K, 0.037),
+        (Format::Q6_K, 0.018),
+        (Format::Q8_0, 0.0055),
+    ];
+    for (format, most) in bounds {
+        let error = error(format);
+        assert!((most * 0.9..most).contains(&error), "{}: {error}", format.name());
+    }
+}
+
 #[test]
 fn what_cannot_be_quantised_says_so() {
     let mut out = vec![1];
@@ -90,6 +153,6 @@ fn what_cannot_be_quantised_says_so() {
         quantize(Format::Q4_0, &[0.0; 33], &mut out),
         Err(QuantizeError::Cols { format: Format::Q4_0, cols: 33 })
     );
-    assert_eq!(quantize(Format::Q6_K, &[0.0; 256], &mut out), Err(QuantizeError::Unsupported(Format::Q6_K)));
+    assert_eq!(quantize(Format::NF4, &[0.0; 256], &mut out), Err(QuantizeError::WholeMatrix(Format::NF4)));
     assert_eq!(out, [1], "nothing is written");
 }

@@ -248,12 +248,8 @@ pub(crate) fn generation(gguf: &Gguf) -> Result<GenerationConfig> {
     Ok(GenerationConfig { bos: id("bos")?, eos, pad: id("padding")?, ..GenerationConfig::default() })
 }
 
-/// Writes the metadata that describes the model of a `config.json`; returns its GGUF architecture.
-pub(crate) fn metadata_of(
-    path: &Path,
-    config: &Map<String, Value>,
-    out: &mut GgufWriter,
-) -> Result<&'static str> {
+/// Writes the metadata that describes the model of a `config.json`.
+pub(crate) fn metadata_of(path: &Path, config: &Map<String, Value>, out: &mut GgufWriter) -> Result<()> {
     let wrong = |field: &str, what: &str| Error::field(path, field, what);
     let text = |name: &str| config.get(name).and_then(Value::as_str);
     let model_type = text("model_type").ok_or_else(|| wrong("model_type", "is missing"))?;
@@ -294,8 +290,7 @@ pub(crate) fn metadata_of(
         let what = format!("a GGUF file of {model_type} has no place for a rope of type llama3; {INSTEAD}");
         return Err(wrong("rope_scaling", &what));
     }
-    write_rope(path, &rope, config, architecture, out)?;
-    Ok(architecture)
+    write_rope(path, &rope, config, architecture, out)
 }
 
 /// Writes the scaling of a rope, where GGUF can say it.

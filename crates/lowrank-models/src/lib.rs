@@ -28,7 +28,7 @@ pub use decode::{
     Decoded, Decoder, DecoderOptions, Request, RequestAdapter, Sampling, SearchOptions, Sequence, Strategy,
 };
 pub use error::{Error, Result};
-pub use export::{Changes, Fill, save_folder, save_folder_with, save_gguf};
+pub use export::{Changes, FileType, Fill, gguf_formats, save_folder, save_folder_with, save_gguf};
 pub use heads::{ClassHead, Head, HeadKind, load_for};
 pub use loader::Loader;
 pub use model::{Model, ModelInfo, TokenBatch};

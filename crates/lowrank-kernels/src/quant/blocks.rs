@@ -191,7 +191,7 @@ block!(Q8_0, 32, 34, |block, out| {
 /// The 6-bit scale and minimum of sub-block `j` (of 8) in a Q4_K or Q5_K block: twelve bytes hold
 /// the low six bits of the first four of each, then nibbles whose upper bits sit in the first eight.
 #[inline(always)]
-fn k_scale_min(scales: &[u8], j: usize) -> (f32, f32) {
+pub(super) fn k_scale_min(scales: &[u8], j: usize) -> (f32, f32) {
     let (scale, min) = if j < 4 {
         (scales[j] & 63, scales[j + 4] & 63)
     } else {

@@ -5,9 +5,9 @@ use crate::format::Format;
 /// Why a row could not be stored in a format.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QuantizeError {
-    /// The format can be read but not written.
-    #[error("{} can be read but not written: choose F32, F16, BF16, Q8_0, Q4_0 or Q4_1", .0.name())]
-    Unsupported(Format),
+    /// Rows of the format share their scales.
+    #[error("{} is no format of single rows, and no file holds it: choose F16 or a format of GGUF", .0.name())]
+    WholeMatrix(Format),
     /// No scale makes a finite level of it.
     #[error("row {row} holds a value that is not finite")]
     NotFinite {

@@ -6,6 +6,7 @@ pub(crate) mod blocks;
 mod encode;
 mod error;
 pub(crate) mod expand;
+mod k_quants;
 pub(crate) mod nf4;
 
 pub use encode::{quantize, quantize_matrix};

@@ -1,33 +1,22 @@
-//! Writing a whole model, streamed: to a Hugging Face folder or to a GGUF file.
+//! Writing a whole model as a Hugging Face folder.
 
 use std::io::Write;
-use std::ops::Range;
 use std::path::Path;
 
 use lowrank_files::folder::{INDEX, SINGLE};
-use lowrank_files::{AtomicFile, GgufWriter, TensorPlan, read_limited, read_object, write_atomic};
-use lowrank_kernels::{Format, RowOrder, WeightRef, quantize};
-use rayon::prelude::*;
+use lowrank_files::{AtomicFile, read_limited, read_object, write_atomic};
+use lowrank_kernels::{Format, RowOrder};
 use serde_json::{Map, Value, json};
 
-use crate::arch::{gguf_names, gguf_of, tied_of};
-use crate::architecture::INSTEAD;
+use super::stream::{Fill, Target, refuse_plan, stream};
+use crate::arch::tied_of;
 use crate::base::{Base, Kind};
-use crate::gguf::{factors_of, metadata_of};
 use crate::text::templates::CHAT_TEMPLATE_FILE;
-use crate::text::tokenizer::write_metadata;
 use crate::tied;
 use crate::{Error, Result};
 
 /// A shard of a folder holds at most this many bytes of numbers, as save_pretrained's.
 const SHARD: u64 = 5_000_000_000;
-
-/// Numbers in memory at a time (16 MB of f32).
-const PIECE: usize = 4 << 20;
-
-/// What the written model is made of: `fill(name, rows, out)` writes rows `rows` of the tensor `name`
-/// (Hugging Face's name and order) as f32. To change nothing: [`lowrank_files::Tensors::read_rows`].
-pub type Fill<'a> = dyn FnMut(&str, Range<usize>, &mut [f32]) -> Result<()> + 'a;
 
 /// Writes the model as a Hugging Face folder that transformers loads: `config.json`, `.safetensors` in
 /// `format` (F32, F16 or BF16; shards of 5 GB with their index where one does not do), the tokenizer's
@@ -178,15 +167,6 @@ fn save_folder_in_shards(
     Ok(())
 }
 
-fn refuse_plan(base: &Base) -> Result<()> {
-    match base.kind {
-        Kind::Config => {
-            Err(Error::file(&base.source, "is a configuration alone: it has no weights to write"))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Everything a tokenizer or generation may need, as it is.
 fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
     const NAMES: [&str; 10] = [
@@ -260,7 +240,8 @@ fn write_safetensors(
             None => {
                 let shape =
                     (tensor.shape.first().copied().unwrap_or(1), tensor.shape.iter().skip(1).product());
-                stream(path, tensor.name, shape, format, RowOrder::Plain, fill, &mut file)?;
+                let target = Target { name: tensor.name, shape, format, order: RowOrder::Plain, added: 0.0 };
+                stream(path, &target, None, fill, &mut file)?;
             }
         }
         // A model that is written need not fit in memory.
@@ -270,172 +251,10 @@ fn write_safetensors(
     Ok(offset)
 }
 
-/// Writes the model as a GGUF file: matrices in `format` (F32, F16, BF16 or Q8_0; a matrix whose rows
-/// are no whole number of blocks in F16), vectors in F32, q and k of the Llama family in llama.cpp's row
-/// order. Metadata and tokenizer are those of a GGUF source, or made from the folder's files.
-///
-/// # Errors
-/// Where GGUF cannot express the model, a file cannot be written, or `fill` fails.
-pub fn save_gguf(base: &Base, path: &Path, format: Format, fill: &mut Fill<'_>) -> Result<()> {
-    let file_type = match format {
-        Format::F32 => 0,
-        Format::F16 => 1,
-        Format::Q4_0 => 2,
-        Format::Q4_1 => 3,
-        Format::Q8_0 => 7,
-        Format::BF16 => 32,
-        other => return Err(Error::file(path, format!("writing GGUF as {} is not supported", other.name()))),
-    };
-    refuse_plan(base)?;
-    let mut writer = GgufWriter::new();
-    let architecture = match &base.kind {
-        Kind::Gguf(source) => {
-            const OURS: [&str; 3] =
-                ["general.alignment", "general.file_type", "general.quantization_version"];
-            const TEMPLATE: &str = "tokenizer.chat_template";
-            let replaced = base.replaced_chat_template();
-            writer.copy_metadata(source, |key| {
-                !OURS.contains(&key) && (key != TEMPLATE || replaced.is_none())
-            })?;
-            if let Some(template) = replaced {
-                writer.string(TEMPLATE, template.source())?;
-            }
-            source.architecture()?.to_owned()
-        }
-        Kind::Folder | Kind::Config => {
-            let config = base.config_map();
-            let architecture = metadata_of(&base.source.join("config.json"), config, &mut writer)?;
-            let vocab = base.tensors.shape("model.embed_tokens.weight").and_then(|s| s.first().copied());
-            let vocab = vocab.ok_or_else(|| {
-                Error::tensor(&base.source, "model.embed_tokens.weight", "is missing; nothing GGUF knows")
-            })?;
-            let template = base.chat_template.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.source());
-            write_metadata(&base.tokenizer()?, template, vocab, &mut writer)?;
-            architecture.to_owned()
-        }
-    };
-    writer.u32("general.file_type", file_type)?;
-    writer.u32("general.quantization_version", 2)?;
-
-    let head_dim = head_dim(base)?;
-    let model = gguf_of(base.config["model_type"].as_str().unwrap_or_default());
-    let factors = match model {
-        Some(model) if !base.tensors.contains("rope_freqs") => {
-            factors_of(&(model.rope)(base.config_map())?, head_dim)
-        }
-        _ => None,
-    };
-    let names = gguf_names(&architecture);
-    let mut plans = Vec::new();
-    let mut sources = Vec::new();
-    for name in base.tensors.names() {
-        // Old checkpoints carry constants that every implementation computes for itself.
-        if name.ends_with(".rotary_emb.inv_freq") {
-            continue;
-        }
-        let gguf = names.from_hf(name).filter(|_| model.is_none_or(|model| model.holds(name)));
-        let gguf = gguf.ok_or_else(|| {
-            let what = format!("has no place in a GGUF file of {architecture}; {INSTEAD}");
-            Error::tensor(&base.source, name, what)
-        })?;
-        let mut dims = base.tensors.shape(name).unwrap_or_default().to_vec();
-        dims.reverse();
-        let format = match dims.as_slice() {
-            [_] => Format::F32,
-            [cols, ..] if cols.is_multiple_of(format.block_len()) => format,
-            _ => Format::F16,
-        };
-        plans.push(TensorPlan { name: gguf, dims, format });
-        sources.push(Some(name));
-    }
-    if let Some(factors) = &factors {
-        plans.push(TensorPlan {
-            name: "rope_freqs.weight".into(),
-            dims: vec![factors.len()],
-            format: Format::F32,
-        });
-        sources.push(None);
-    }
-    let mut sources = sources.into_iter();
-    writer.write(path, &plans, |plan, out| match sources.next().flatten() {
-        Some(name) => {
-            let order = match names.permutes_rows(name) {
-                true => RowOrder::RopeInterleaved { head_dim },
-                false => RowOrder::Plain,
-            };
-            let added = names.added(name);
-            let mut fill = |name: &str, rows: Range<usize>, out: &mut [f32]| {
-                fill(name, rows, out)?;
-                out.iter_mut().for_each(|x| *x += added);
-                Ok(())
-            };
-            let shape = base.tensors.matrix_shape(name).unwrap_or_default();
-            stream(path, name, shape, plan.format, order, &mut fill, out)?;
-            base.tensors.release(name);
-            Ok(())
-        }
-        None => {
-            let bytes: Vec<u8> = factors.iter().flatten().flat_map(|f| f.to_le_bytes()).collect();
-            out.write_all(&bytes).map_err(Error::io(path))
-        }
-    })
-}
-
-fn head_dim(base: &Base) -> Result<usize> {
-    let number = |name: &str| base.config.get(name).and_then(Value::as_u64);
-    let dim =
-        number("head_dim").or_else(|| number("hidden_size")?.checked_div(number("num_attention_heads")?));
-    let dim = dim.and_then(|dim| usize::try_from(dim).ok()).filter(|dim| *dim > 0 && dim % 2 == 0);
-    dim.ok_or_else(|| Error::field(&base.source, "head_dim", "is missing or no even number"))
-}
-
-/// Writes the numbers of one tensor of `shape`, some rows at a time, its rows in `order`.
-fn stream(
-    path: &Path,
-    name: &str,
-    (rows, cols): (usize, usize),
-    format: Format,
-    order: RowOrder,
-    fill: &mut Fill<'_>,
-    out: &mut dyn Write,
-) -> Result<()> {
-    let fail = |what: String| Error::tensor(path, name, what);
-    if rows == 0 || cols == 0 {
-        return Ok(());
-    }
-    // Whole heads at a time: only within a head does llama.cpp's order differ.
-    let unit = match order {
-        RowOrder::Plain => 1,
-        RowOrder::RopeInterleaved { head_dim } if rows.is_multiple_of(head_dim) => head_dim,
-        RowOrder::RopeInterleaved { head_dim } => {
-            return Err(fail(format!("its {rows} rows are not a whole number of heads of {head_dim}")));
-        }
-    };
-    let step = (PIECE / cols / unit).max(1) * unit;
-    let mut numbers = Vec::new();
-    for start in (0..rows).step_by(step) {
-        let piece = start..rows.min(start + step);
-        numbers.resize(piece.len() * cols, 0.0);
-        fill(name, piece.clone(), &mut numbers)?;
-        let view = WeightRef { order, ..WeightRef::from_f32(piece.len(), cols, &numbers) };
-        let mut source: Vec<usize> = vec![0; piece.len()];
-        (0..piece.len()).for_each(|row| source[view.stored_row(row)] = row);
-        let encode = |rows: &[usize]| {
-            let mut bytes = Vec::new();
-            rows.iter().try_for_each(|row| quantize(format, &numbers[row * cols..][..cols], &mut bytes))?;
-            Ok(bytes)
-        };
-        let encoded: Result<Vec<Vec<u8>>, lowrank_kernels::QuantizeError> =
-            source.par_chunks(piece.len().div_ceil(rayon::current_num_threads())).map(encode).collect();
-        for bytes in encoded.map_err(|e| fail(e.to_string()))? {
-            out.write_all(&bytes).map_err(Error::io(path))?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     #[test]
