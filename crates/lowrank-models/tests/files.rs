@@ -9,7 +9,7 @@ use common::{HEAD_DIM, HIDDEN, llama_shapes, ramp, write_llama_folder};
 use lowrank_engine::{Format, RowOrder};
 use lowrank_files::Gguf;
 use lowrank_models::{Base, Message, Result};
-use lowrank_models::{save_folder, save_gguf};
+use lowrank_models::{FileType, save_folder, save_gguf};
 use serde_json::{Value, json};
 
 const VOCAB: usize = 40;
@@ -144,10 +144,16 @@ fn a_folder_becomes_a_gguf_file_and_a_folder_again() {
     let folder = tempfile::tempdir().unwrap();
     let base = folder_with_tokenizer(folder.path());
     let q = "model.layers.0.self_attn.q_proj.weight";
-    for (format, error) in [(Format::F32, 0.0), (Format::F16, 0.0), (Format::BF16, 0.0), (Format::Q8_0, 0.02)]
-    {
-        let path = folder.path().join(format!("{}.gguf", format.name()));
-        save_gguf(&base, &path, format, &mut copy(&base)).unwrap();
+    for (file_type, format, error) in [
+        (FileType::F32, Format::F32, 0.0),
+        (FileType::F16, Format::F16, 0.0),
+        (FileType::BF16, Format::BF16, 0.0),
+        (FileType::Q8_0, Format::Q8_0, 0.02),
+        // Rows of 64 are no super-blocks.
+        (FileType::Q5_K_S, Format::Q5_1, 0.1),
+    ] {
+        let path = folder.path().join(format!("{}.gguf", file_type.name()));
+        save_gguf(&base, &path, Some(file_type), &mut copy(&base)).unwrap();
         let again = Base::open_path(&path).unwrap();
         assert_eq!(again.tensors.order(q), Some(RowOrder::RopeInterleaved { head_dim: HEAD_DIM }));
         assert_eq!(again.tensors.format(q), Some(format));
@@ -204,11 +210,11 @@ fn what_is_changed_on_the_way_arrives() {
         Ok(())
     };
     let path = folder.path().join("changed.gguf");
-    save_gguf(&base, &path, Format::F16, &mut changed).unwrap();
+    save_gguf(&base, &path, Some(FileType::F16), &mut changed).unwrap();
     let again = Base::open_path(&path).unwrap();
     let q = numbers(&again, "model.layers.0.self_attn.q_proj.weight");
     assert!(q.chunks(HIDDEN).enumerate().all(|(row, numbers)| numbers[0] == row as f32));
-    let failing = save_gguf(&base, &path, Format::F16, &mut |name, _, _| {
+    let failing = save_gguf(&base, &path, Some(FileType::F16), &mut |name, _, _| {
         Err(lowrank_models::Error::Template(format!("no {name}")))
     });
     assert!(failing.is_err());
@@ -227,7 +233,7 @@ fn other_architectures_and_scalings_of_rope() {
         fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let base = Base::open_path(folder.path()).unwrap();
         let path = folder.path().join("m.gguf");
-        save_gguf(&base, &path, Format::F32, &mut copy(&base)).unwrap();
+        save_gguf(&base, &path, Some(FileType::F32), &mut copy(&base)).unwrap();
         Base::open_path(&path).unwrap()
     };
     let q = "model.layers.0.self_attn.q_proj.weight";
@@ -286,7 +292,7 @@ fn a_head_that_only_the_configuration_ties_is_kept() {
         assert_eq!(base.notes.len(), usize::from(own), "{:?}", base.notes);
         let (out, gguf) = (folder.path().join("out"), folder.path().join("out.gguf"));
         save_folder(&base, &out, Format::F32, &mut copy(&base)).unwrap();
-        save_gguf(&base, &gguf, Format::F32, &mut copy(&base)).unwrap();
+        save_gguf(&base, &gguf, Some(FileType::F32), &mut copy(&base)).unwrap();
         for path in [out, gguf] {
             let again = Base::open_path(&path).unwrap();
             assert_eq!(again.config["tie_word_embeddings"], !own);
@@ -298,6 +304,45 @@ fn a_head_that_only_the_configuration_ties_is_kept() {
             let table = "model.embed_tokens.weight";
             assert_eq!(numbers(&again, table), numbers(&base, table));
         }
+    }
+}
+
+/// Without a file type every tensor keeps its format, and every row that is not changed its bytes.
+#[test]
+fn a_gguf_file_keeps_its_types_and_what_is_not_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let dense = folder_with_tokenizer(folder.path());
+    let refused = save_gguf(&dense, &folder.path().join("kept.gguf"), None, &mut copy(&dense));
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("no type of GGUF that could be kept: choose a `dtype`"), "{refused}");
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    let changed_row = HEAD_DIM + 3;
+    for file_type in [FileType::Q4_K_M, FileType::Q4_1, FileType::F16] {
+        let (path, out) = (folder.path().join("base.gguf"), folder.path().join("out.gguf"));
+        save_gguf(&dense, &path, Some(file_type), &mut copy(&dense)).unwrap();
+        let base = Base::open_path(&path).unwrap();
+        save_gguf(&base, &out, None, &mut copy(&base)).unwrap();
+        assert!(fs::read(&path).unwrap() == fs::read(&out).unwrap(), "a copy of {}", file_type.name());
+        let mut change = |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| {
+            base.tensors.read_rows(name, rows.clone(), out)?;
+            if name == q && rows.contains(&changed_row) {
+                out[(changed_row - rows.start) * HIDDEN] = 7.0;
+            }
+            Ok(())
+        };
+        save_gguf(&base, &out, None, &mut change).unwrap();
+        let again = Base::open_path(&out).unwrap();
+        assert_eq!(again.tensors.len(), base.tensors.len());
+        for name in base.tensors.names() {
+            assert_eq!(again.tensors.format(name), base.tensors.format(name), "{name}");
+            let (before, after) = (base.tensors.stored(name).unwrap(), again.tensors.stored(name).unwrap());
+            assert_eq!(before == after, name != q, "{name} of {}", file_type.name());
+        }
+        let (before, after) = (numbers(&base, q), numbers(&again, q));
+        for (row, (before, after)) in before.chunks(HIDDEN).zip(after.chunks(HIDDEN)).enumerate() {
+            assert_eq!(before == after, row != changed_row, "row {row} of {}", file_type.name());
+        }
+        assert!((after[changed_row * HIDDEN] - 7.0).abs() < 0.5, "{}", after[changed_row * HIDDEN]);
     }
 }
 
@@ -329,7 +374,7 @@ fn the_real_gguf() {
     // A copy of the file through the writer keeps every bit of the metadata it should.
     let folder = tempfile::tempdir().unwrap();
     let copied = folder.path().join("copy.gguf");
-    save_gguf(&base, &copied, Format::Q8_0, &mut copy(&base)).unwrap();
+    save_gguf(&base, &copied, Some(FileType::Q8_0), &mut copy(&base)).unwrap();
     let again = Base::open_path(&copied).unwrap();
     assert_eq!(again.config, base.config);
     assert_eq!(

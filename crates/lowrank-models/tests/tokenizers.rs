@@ -75,8 +75,8 @@ fn tokenizers_survive_the_way_through_both_formats() {
         let base = Base::open_path(folder.path()).unwrap();
         check(&base.tokenizer().unwrap(), &expected);
         let path = folder.path().join("model.gguf");
-        let format = lowrank_engine::Format::F32;
-        lowrank_models::save_gguf(&base, &path, format, &mut |n, r, o| {
+        let file_type = Some(lowrank_models::FileType::F32);
+        lowrank_models::save_gguf(&base, &path, file_type, &mut |n, r, o| {
             Ok(base.tensors.read_rows(n, r, o)?)
         })
         .unwrap();

@@ -41,6 +41,7 @@ mod fields;
 mod finetune;
 mod forecast;
 mod generation;
+mod merge_target;
 mod merging;
 mod options;
 mod run_folder;
@@ -65,9 +66,8 @@ pub use lowrank_files as files;
 pub use lowrank_models as models;
 pub use lowrank_tools as tools;
 pub use lowrank_train as train;
-pub use merging::{
-    Loss, MergeCheck, MergeTarget, Merged, Verified, merge, merge_checked, unmerge, verify_merge,
-};
+pub use merge_target::MergeTarget;
+pub use merging::{Loss, MergeCheck, Merged, Verified, merge, merge_checked, unmerge, verify_merge};
 pub use options::{ALIASES, Preset, SavedActivations, TrainOptions};
 pub use run_folder::LOG_FILE;
 pub use serve_plan::{ServeForecast, forecast_serving};

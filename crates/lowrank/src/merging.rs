@@ -10,46 +10,13 @@ use lowrank_engine::{
     WeightRef, kernels,
 };
 use lowrank_files::Staged;
-use lowrank_models::{Changes, save_folder_with, save_gguf};
-use lowrank_models::{Head, Sequence, TokenBatch};
+use lowrank_models::{Changes, Head, Sequence, TokenBatch, save_folder_with, save_gguf};
 use lowrank_train::Task;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use crate::merge_target::{MergeTarget, largest_value};
 use crate::{Error, Result, Session};
-
-/// What a merged model is written as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MergeTarget {
-    /// A Hugging Face folder with safetensors: F32, F16 or BF16.
-    Folder(Format),
-    /// A GGUF file: F32, F16, BF16 or Q8_0.
-    Gguf(Format),
-}
-
-impl MergeTarget {
-    /// What to write to `out`: a GGUF file where its name ends in `.gguf`, else a folder. The format is that
-    /// of the name `dtype`; without one the base's, if it is plain, or F16.
-    ///
-    /// # Errors
-    /// Where `dtype` is not possible there.
-    pub fn choose(session: &Session, out: &Path, dtype: Option<&str>) -> Result<Self> {
-        let gguf = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-        let allowed: &[Format] = match gguf {
-            true => &[Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_0, Format::Q4_1],
-            false => &[Format::F32, Format::F16, Format::BF16],
-        };
-        let format = match dtype {
-            None => session.base.tensors.plain_format().unwrap_or(Format::F16),
-            Some(name) => *allowed.iter().find(|f| f.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
-                let names: Vec<String> = allowed.iter().map(|f| f.name().to_lowercase()).collect();
-                let kind = if gguf { "a GGUF file" } else { "safetensors" };
-                Error::Usage(format!("`dtype` {name:?} is not possible in {kind}: {}", names.join(", ")))
-            })?,
-        };
-        Ok(if gguf { Self::Gguf(format) } else { Self::Folder(format) })
-    }
-}
 
 /// What rounding to the format of the merged model costs one adapted layer.
 #[derive(Clone, Debug)]
@@ -67,14 +34,13 @@ pub struct Loss {
 /// Where the adapter cannot be merged (it is on a head that shares its weight with the embedding), or
 /// the model cannot be written in that form.
 pub fn merge(session: &Session, adapters: &AdapterSet, out: &Path, target: MergeTarget) -> Result<Vec<Loss>> {
-    let format = match target {
-        MergeTarget::Folder(format) | MergeTarget::Gguf(format) => format,
-    };
+    let formats = target.formats(session)?;
     // Squared norms of the error and of the weight, by layer.
     let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
     write(session, adapters, out, target, &mut |name, rows, numbers| {
         adapters.merge_rows(session, name, rows.clone(), numbers)?;
         let path = name.strip_suffix(".weight").filter(|path| adapters.layer(path).is_some());
+        let format = formats.of(&session.tensor_name(name));
         let (Some(path), true) = (path, format != Format::F32) else { return Ok(()) };
         if let Some((error, square)) = rounding(format, numbers, rows.len()) {
             let sum = sums.entry(path.to_owned()).or_default();
@@ -147,19 +113,6 @@ fn first_beyond(values: &[f32], largest: f32) -> Option<(usize, f32)> {
         Some((chunk << 16 | at, values[at]))
     })?;
     Some(found)
-}
-
-/// The largest value that `format` can hold: that of its scale, where it has one in f16.
-fn largest_value(format: Format) -> f32 {
-    const F16: f32 = 65519.0;
-    match format {
-        Format::F16 | Format::Q4_1 => F16,
-        Format::Q4_0 => 8.0 * F16,
-        Format::Q8_0 => 127.0 * F16,
-        // What rounds to infinity in BF16.
-        Format::BF16 => 3.395e38,
-        _ => f32::MAX,
-    }
 }
 
 fn not_finite(name: &str, rows: &Range<usize>, len: usize, at: usize, what: &str) -> lowrank_models::Error {
@@ -256,7 +209,7 @@ fn write(
     change: &mut Change<'_>,
 ) -> Result<()> {
     let tensors = &session.base.tensors;
-    let (MergeTarget::Folder(format) | MergeTarget::Gguf(format)) = target;
+    let formats = target.formats(session)?;
     let mut head = changes_of_head(session);
     if let Some(site) = head_to_untie(session, adapters) {
         if let MergeTarget::Gguf(_) = target {
@@ -291,6 +244,7 @@ fn write(
         if let Some((at, x)) = first_beyond(out, f32::MAX) {
             return Err(not_finite(name, &rows, out.len(), at, &format!("the adapter makes it {x}")));
         }
+        let format = formats.of(name);
         if let Some((at, x)) = first_beyond(out, largest_value(format)) {
             let what =
                 format!("{x} is beyond the range of {}: choose f32 or bf16", format.name().to_lowercase());
@@ -302,13 +256,7 @@ fn write(
         MergeTarget::Folder(format) => {
             save_folder_with(&session.base, &head, out, format, &mut fill)?;
         }
-        MergeTarget::Gguf(_) if session.task.task != Task::Lm => {
-            let task = session.task.task.name();
-            return Err(Error::Usage(format!(
-                "GGUF has no place for the head of the task {task}; give a folder"
-            )));
-        }
-        MergeTarget::Gguf(format) => save_gguf(&session.base, out, format, &mut fill)?,
+        MergeTarget::Gguf(file_type) => save_gguf(&session.base, out, file_type, &mut fill)?,
     }
     Ok(())
 }
@@ -435,8 +383,8 @@ impl Verified {
         let plain = matches!(format, Format::F32 | Format::F16 | Format::BF16);
         (!plain && 10 * self.same_best < 9 * self.positions).then(|| {
             format!(
-                "only {} of {} positions keep their most likely token: {} is too coarse for this model; choose a finer \
-                 dtype, or set a tolerance to make this an error",
+                "only {} of {} positions keep their most likely token: {} is too coarse for this adapter; choose a finer \
+                 dtype (q8_0 keeps most), or set a tolerance to make this an error",
                 self.same_best,
                 self.positions,
                 format.name().to_lowercase()
@@ -479,7 +427,7 @@ pub fn merge_checked(
     target: MergeTarget,
     check: Option<&MergeCheck>,
 ) -> Result<Merged> {
-    let (MergeTarget::Folder(format) | MergeTarget::Gguf(format)) = target;
+    let format = target.formats(session)?.all;
     let staged = Staged::beside(out)?;
     let losses = merge(session, adapters, staged.path(), target)?;
     let verified = check

@@ -10,6 +10,7 @@ use lowrank::Session;
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::{Device, Format};
 use lowrank::files::{Gguf, GgufWriter, TensorPlan};
+use lowrank::models::FileType;
 use lowrank::train::{Example, StepOptions, Stepper, pack};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -162,7 +163,7 @@ fn changed(case: &str, change: Value, folder: &Path) -> lowrank::Result<Session>
 }
 
 fn to_gguf(session: &Session, out: &Path) -> lowrank::Result<Vec<lowrank::Loss>> {
-    lowrank::merge(session, &AdapterSet::none(), out, lowrank::MergeTarget::Gguf(Format::F32))
+    lowrank::merge(session, &AdapterSet::none(), out, lowrank::MergeTarget::Gguf(Some(FileType::F32)))
 }
 
 fn head_dim(case: &str) -> Value {

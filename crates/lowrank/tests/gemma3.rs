@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{Expected, fixture, lowrank_ok};
 use lowrank::adapters::AdapterSet;
 use lowrank::engine::Device;
-use lowrank::models::Sampling;
+use lowrank::models::{Base, Sampling};
 use lowrank::train::{DataOptions, StepOptions, Stepper, Template, pack};
 use lowrank::{Limits, Session, TextGenerator};
 use serde_json::Value;
@@ -135,4 +135,41 @@ fn merged_to_gguf_says_the_same() {
     let base = loss(dir.path(), &model, &text);
     assert!((merged - apart).abs() < 1e-4, "{merged} for {apart}");
     assert!((base - apart).abs() > 1e-3, "the adapter changes nothing");
+}
+
+/// Merged into its own types (Q4_K_M), the file has every other tensor's bytes, and generates.
+#[test]
+fn merged_into_its_own_types_it_generates() {
+    let Some(model) = model() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (adapter, out) = (fixture("gemma3").join("start_adapter"), dir.path().join("merged.gguf"));
+    let (adapter, out) = (adapter.to_str().unwrap(), out.to_str().unwrap());
+    let ran = lowrank_ok(&["merge", "--model", &model, "--adapter", adapter, "--out", out]);
+    let (base, merged) = (Base::open(&model).unwrap(), Base::open(out).unwrap());
+    let (mut kept, mut changed) = (0, 0);
+    for name in base.tensors.names() {
+        assert_eq!(merged.tensors.format(name), base.tensors.format(name), "{name}");
+        let path = name.strip_suffix(".weight").unwrap_or(name);
+        match ran.out.lines().any(|line| line.split_whitespace().next() == Some(path)) {
+            true => changed += 1,
+            false => {
+                kept += 1;
+                assert!(merged.tensors.stored(name).unwrap() == base.tensors.stored(name).unwrap(), "{name}");
+            }
+        }
+    }
+    assert!(changed == 36 && kept > 100, "{changed} changed, {kept} kept");
+    let text = json("texts.json")[0]["text"].as_str().unwrap().to_owned();
+    let (before, after) = (loss(dir.path(), &model, &text), loss(dir.path(), out, &text));
+    assert!((before - after).abs() < 0.5, "{after} for {before}");
+    let said = lowrank_ok(&[
+        "generate",
+        "--model",
+        out,
+        "--prompt",
+        "The capital of France is",
+        "--max-new-tokens",
+        "8",
+    ]);
+    assert!(said.out.contains("Paris"), "{}", said.out);
 }

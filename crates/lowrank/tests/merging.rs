@@ -5,7 +5,9 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Ran, lowrank, lowrank_ok, tiny_data, tiny_model};
+use common::{Ran, lowrank, lowrank_ok, tiny_data, tiny_gguf, tiny_model};
+use lowrank::files::Gguf;
+use lowrank::models::{Base, FileType};
 use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize};
 
@@ -15,6 +17,12 @@ struct Place {
 }
 
 impl Place {
+    fn of_gguf(file_type: FileType) -> Self {
+        let place = Self::new();
+        let model = tiny_gguf(place.dir.path(), file_type);
+        Self { model, ..place }
+    }
+
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let model = tiny_model(dir.path());
@@ -135,6 +143,66 @@ fn a_tied_table_that_is_trained_alone_is_written_apart_from_the_head() {
         let ran = place.merge(&adapter, &place.path("merged.gguf"), &["--dtype", "f32"]);
         assert!(ran.code != 0 && ran.err.contains("merge into a folder"), "{}", ran.err);
     }
+}
+
+/// A GGUF file is merged into its own types: only the rows of adapted layers change their bytes.
+#[test]
+fn a_merged_gguf_file_has_the_types_of_its_base() {
+    let place = Place::of_gguf(FileType::Q4_K_M);
+    let adapter = place.adapter(&["--target-modules", "q_proj,down_proj", "--learning-rate", "0.01"]);
+    let out = place.path("merged.gguf");
+    let ran = place.merge(&adapter, &out, &[]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let (base, merged) = (Base::open(&place.model).unwrap(), Base::open(&out).unwrap());
+    let names: Vec<&str> = base.tensors.names().collect();
+    assert_eq!(merged.tensors.names().collect::<Vec<_>>(), names);
+    let mut changed = 0;
+    for name in names {
+        assert_eq!(merged.tensors.format(name), base.tensors.format(name), "{name}");
+        let adapted = name.ends_with("q_proj.weight") || name.ends_with("down_proj.weight");
+        let same = merged.tensors.stored(name).unwrap() == base.tensors.stored(name).unwrap();
+        assert_eq!(same, !adapted, "{name}");
+        changed += usize::from(adapted);
+    }
+    assert_eq!(changed, 4);
+    let file_type = |path: &str| Gguf::open(Path::new(path)).unwrap().integer("general.file_type").unwrap();
+    assert_eq!((file_type(&place.model), file_type(&out)), (Some(15), Some(15)));
+    // Rounding is said of each layer in its own type: Q5_0 for rows of 64 here.
+    assert_eq!(ran.out.matches(" relative error ").count(), 4, "{}", ran.out);
+
+    // A folder has no types of GGUF, and a folder of a GGUF file none but plain ones.
+    for (model, out, want) in [("model", "of-folder.gguf", "BF16"), ("model.gguf", "folder", "F16")] {
+        let (model, out) = (place.path(model), place.path(out));
+        lowrank_ok(&["merge", "--model", &model, "--adapter", &adapter, "--out", &out]);
+        let format = Base::open(&out).unwrap().tensors.format(&format!("{Q}.weight")).unwrap();
+        assert_eq!(format.name(), want);
+    }
+}
+
+/// Every file type is written with its number and read again, and computes what base and adapter do.
+#[test]
+fn every_file_type_is_merged_into() {
+    let place = Place::of_gguf(FileType::F32);
+    let adapter = place.adapter(&["--learning-rate", "0.01"]);
+    let data = place.path("data.jsonl");
+    let loss = |more: &[&str]| -> f64 {
+        let ran = lowrank_ok(&[&["eval", "--json", "--data", &data], more].concat());
+        serde_json::from_str::<serde_json::Value>(&ran.out).unwrap()["loss"].as_f64().unwrap()
+    };
+    let apart = loss(&["--model", &place.model, "--adapter", &adapter]);
+    let numbers = [0, 1, 32, 7, 18, 17, 16, 9, 8, 15, 14, 3, 2];
+    for (file_type, number) in FileType::ALL.into_iter().zip(numbers) {
+        let out = place.path(&format!("{}.gguf", file_type.name()));
+        let ran = place.merge(&adapter, &out, &["--dtype", file_type.name()]);
+        assert_eq!(ran.code, 0, "{}: {}", file_type.name(), ran.err);
+        let written = Gguf::open(Path::new(&out)).unwrap().integer("general.file_type").unwrap();
+        assert_eq!(written, Some(number), "{}", file_type.name());
+        let merged = loss(&["--model", &out]);
+        let most = if out.contains("q4") || out.contains("q5") { 0.1 } else { 0.02 };
+        assert!((merged - apart).abs() < most, "{}: {merged} for {apart}", file_type.name());
+    }
+    let ran = place.merge(&adapter, &place.path("none.gguf"), &["--dtype", "q3_k_m"]);
+    assert!(ran.code == 2 && ran.err.contains("q6_k, q5_k_m, q5_k_s"), "{} {}", ran.code, ran.err);
 }
 
 /// Every command that computes with an adapter or a base says where there is no number, and never shows one that looks fine.

@@ -8,6 +8,7 @@ mod error;
 pub(crate) mod expand;
 mod k_quants;
 pub(crate) mod nf4;
+mod small_blocks;
 
 pub use encode::{quantize, quantize_matrix};
 pub use error::QuantizeError;

@@ -171,3 +171,76 @@ impl Stack {
         block < eighth || block >= 7 * self.blocks / 8 || (block - eighth) % 3 == 2
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        title: String,
+        blocks: usize,
+        tied: bool,
+        grouped: bool,
+        cols: HashMap<String, usize>,
+        types: HashMap<String, Mix>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Mix {
+        most: String,
+        others: HashMap<String, Vec<String>>,
+    }
+
+    /// `tools/reference/file_types.py` asked llama.cpp.
+    #[test]
+    fn tensors_have_the_formats_of_llama_quantize() {
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../../tests/fixtures/file_types.json")).unwrap();
+        for Case { title, blocks, tied, grouped, cols, types } in cases {
+            let stack = Stack { blocks, tied, is_70b: blocks == 80 && grouped };
+            assert_eq!(types.len(), 5);
+            for (name, mix) in types {
+                let file_type = FileType::ALL.into_iter().find(|t| t.name() == name).unwrap();
+                let want: HashMap<&str, &str> = mix
+                    .others
+                    .iter()
+                    .flat_map(|(kind, tensors)| tensors.iter().map(|t| (t.as_str(), kind.as_str())))
+                    .collect();
+                let mut seen = 0;
+                for (tensor, cols) in &cols {
+                    let of_all = |block: usize| tensor.replace("blk.0.", &format!("blk.{block}."));
+                    let blocks = if tensor.starts_with("blk.") { 0..blocks } else { 0..1 };
+                    for tensor in blocks.map(of_all) {
+                        if tensor.ends_with("_norm.weight") {
+                            assert_eq!(file_type.format_of(&tensor, &[*cols], &stack), Format::F32);
+                            continue;
+                        }
+                        let want = want.get(tensor.as_str()).copied();
+                        seen += usize::from(want.is_some());
+                        let got = file_type.format_of(&tensor, &[*cols, 32], &stack).name();
+                        assert_eq!(got, want.unwrap_or(&mix.most), "{tensor} of {title}, {name}");
+                    }
+                }
+                assert_eq!(seen, want.len(), "{title}, {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_file_types_have_one_format() {
+        let stack = Stack { blocks: 4, tied: true, is_70b: false };
+        for file_type in FileType::ALL {
+            let plain = matches!(file_type, FileType::F32 | FileType::F16 | FileType::BF16);
+            if plain || file_type.format().block_len() == 32 {
+                for name in ["token_embd.weight", "blk.0.attn_v.weight"] {
+                    assert_eq!(file_type.format_of(name, &[64, 8], &stack), file_type.format());
+                }
+                let narrow = if plain { file_type.format() } else { Format::F16 };
+                assert_eq!(file_type.format_of("blk.0.attn_v.weight", &[40, 8], &stack), narrow);
+            }
+            assert_eq!(file_type.format_of("output_norm.weight", &[64], &stack), Format::F32);
+        }
+    }
+}

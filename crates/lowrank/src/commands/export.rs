@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use lowrank::engine::Format;
 use lowrank::files::{Staged, check_output, is_gguf, write_atomic};
+use lowrank::models::FileType;
 use lowrank::tools::{FileFormat, Options, formats};
 use lowrank::{Error, MergeCheck, MergeTarget, Result, Session, merge_checked};
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ pub struct Args {
     /// Name of the adapter there [default: the name of its folder]
     #[arg(long)]
     name: Option<String>,
-    /// Number type of a merged model: f16, bf16, f32, or for GGUF q8_0, q4_0, q4_1 [default: q8_0 for GGUF, else the base's or f16]
+    /// Number type of a merged model, as in `merge` [default: q8_0 for GGUF, else the base's or f16]
     #[arg(long)]
     dtype: Option<String>,
     /// Replace --out if it exists
@@ -129,7 +129,7 @@ fn merged(args: &Args, to: &Path) -> Result<()> {
     let session = Session::for_adapters(&args.model, &adapters, None)?;
     let set = session.adapters(&adapters)?;
     let target = match (MergeTarget::choose(&session, to, args.dtype.as_deref())?, &args.dtype) {
-        (MergeTarget::Gguf(_), None) => MergeTarget::Gguf(Format::Q8_0),
+        (MergeTarget::Gguf(_), None) => MergeTarget::Gguf(Some(FileType::Q8_0)),
         (target, _) => target,
     };
     let check = MergeCheck { probe: "The quick brown fox jumps over the lazy dog.".into(), tolerance: None };

@@ -23,7 +23,8 @@ pub struct Args {
     /// Folder (safetensors) or .gguf file to write
     #[arg(long)]
     out: PathBuf,
-    /// Number type: f32, f16, bf16, or for GGUF q8_0, q4_0, q4_1 [default: the base's if listed, else f16]
+    /// Number type: f32, f16, bf16, or for GGUF q8_0, q6_k, q5_k_m, q5_k_s, q5_1, q5_0, q4_k_m, q4_k_s, q4_1, q4_0
+    /// [default: GGUF from GGUF: that of each tensor, else the base's or f16]
     #[arg(long)]
     dtype: Option<String>,
     /// Chat template to write with the model: a Jinja file or a name as in `train` [default: the adapter's, else the base's]

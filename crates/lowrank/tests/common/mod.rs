@@ -137,6 +137,24 @@ pub fn tiny_model(dir: &Path) -> String {
     model.to_str().unwrap().to_owned()
 }
 
+/// The model of [`tiny_model`] as a GGUF file in `dir`, of the given file type.
+pub fn tiny_gguf(dir: &Path, file_type: lowrank::models::FileType) -> String {
+    let model = tiny_model(dir);
+    // The characters as GGUF's byte-level tokenizers spell them.
+    let path = Path::new(&model).join("tokenizer.json");
+    let text = std::fs::read_to_string(&path)
+        .unwrap()
+        .replace("\" \":", "\"\u{120}\":")
+        .replace("\"\\n\":", "\"\u{10a}\":");
+    let mut tokenizer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    (tokenizer["pre_tokenizer"], tokenizer["decoder"]) = (level.clone(), level);
+    std::fs::write(path, tokenizer.to_string()).unwrap();
+    let (session, out) = (Session::open(&model).unwrap(), dir.join("model.gguf"));
+    lowrank::merge(&session, &AdapterSet::none(), &out, lowrank::MergeTarget::Gguf(Some(file_type))).unwrap();
+    out.to_str().unwrap().to_owned()
+}
+
 /// Writes a `tokenizer.json` of 96 single characters into the folder `model`.
 pub fn character_tokenizer(model: &Path) {
     let mut vocab = serde_json::Map::new();
