@@ -180,7 +180,8 @@ class Model:
         threads: int = 0,
     ) -> dict:
         """Writes base and adapter as one model: a folder (safetensors), or a GGUF file where ``out`` ends in
-        ``.gguf``. Returns how far its logits on ``probe`` are from the unmerged ones."""
+        ``.gguf``. ``dtype`` is a number type or a file type of GGUF (``"q4_k_m"``); without one a GGUF base keeps its types
+        in a GGUF file. Returns how far the logits on ``probe`` are from the unmerged ones."""
         out = Path(out)
         if out.exists() and not force:
             raise ValueError(f"{out} exists; --force replaces it")
