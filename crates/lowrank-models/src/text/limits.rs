@@ -1,12 +1,11 @@
 //! Work on files that nobody vouches for: its panics become errors, and it may be bounded in time and stack.
 
-use std::cell::Cell;
 use std::fmt;
-use std::panic::{self, AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
+
+use lowrank_files::catch_panic;
 
 /// Why there is no result.
 #[derive(Debug)]
@@ -31,26 +30,7 @@ impl fmt::Display for Stopped {
 
 /// Runs `work`. A panic of it prints nothing and is its result.
 pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Stopped> {
-    thread_local! {
-        static QUIET: Cell<bool> = const { Cell::new(false) };
-    }
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let usual = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !QUIET.try_with(Cell::get).unwrap_or(false) {
-                usual(info);
-            }
-        }));
-    });
-    let was = QUIET.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(work));
-    QUIET.set(was);
-    result.map_err(|payload| {
-        let text = payload.downcast_ref::<String>().map(String::as_str);
-        let text = text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
-        Stopped::Panicked(lowrank_files::shown(text))
-    })
+    catch_panic(work).map_err(Stopped::Panicked)
 }
 
 /// [`catch`] on a thread of its own with `stack` bytes, for at most `time`.

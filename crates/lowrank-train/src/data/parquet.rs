@@ -2,9 +2,9 @@
 //! where a file of structs has a field for some rows only.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use lowrank_files::catch_panic;
 use parquet::errors::ParquetError;
 use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::record::reader::RowIter;
@@ -61,9 +61,9 @@ impl Iterator for ParquetRows {
 
 /// What `work` gives. The parser is not made for damaged files everywhere: a panic is an error of the file.
 fn guarded<T>(work: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
+    match catch_panic(work) {
         Ok(result) => result.map_err(|error| format!("not Parquet, or damaged: {error}")),
-        Err(_) => Err("not Parquet, or damaged".to_owned()),
+        Err(what) => Err(format!("not Parquet, or damaged: {what}")),
     }
 }
 

@@ -67,6 +67,7 @@ pub const TARGETS: &[Target] = &[
         seeds: corpus!("template": "chatml" "generation" "json" "refuses" "tag_within_a_tag" "unclosed"),
     },
     Target { name: "adapter", run: adapter, seeds: corpus!("safetensors": "good" "zero_axis" "float8") },
+    Target { name: "gguf_adapter", run: gguf_adapter, seeds: gguf_adapter_seeds },
     Target { name: "model", run: model, seeds: model_seeds },
     Target { name: "adapter_config", run: adapter_config, seeds: adapter_config_seeds },
     Target {
@@ -103,6 +104,8 @@ pub const TARGETS: &[Target] = &[
         seeds: || texts(&["0one\ntwo\n", "1{\"prediction\": \"one\"}\n{\"prediction\": \"\"}\n"]),
     },
     Target { name: "log", run: log, seeds: || texts(&[LOG]) },
+    Target { name: "result", run: result, seeds: || texts(&[RESULT]) },
+    Target { name: "parquet", run: parquet, seeds: parquet_seeds },
 ];
 
 fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
@@ -186,6 +189,46 @@ fn adapter(bytes: &[u8]) {
         let _ = FileFormat::detect(path);
         let _ = formats::read(path, format, &Options::default());
     }
+}
+
+/// A folder that stands for the base of an adapter.
+fn base() -> &'static TempDir {
+    static BASE: OnceLock<TempDir> = OnceLock::new();
+    BASE.get_or_init(|| {
+        let folder = folder();
+        write(&folder, "config.json", LLAMA.as_bytes());
+        write(&folder, "model.safetensors", WEIGHTS);
+        folder
+    })
+}
+
+fn with_base() -> Options {
+    Options { base: Some(base().path().to_string_lossy().into_owned()), ..Options::default() }
+}
+
+/// llama.cpp's adapters, for a base that is at hand.
+fn gguf_adapter(bytes: &[u8]) {
+    let folder = folder();
+    let path = write(&folder, "a.gguf", bytes);
+    let _ = FileFormat::detect(&path);
+    let _ = formats::read(&path, formats::gguf::FORMAT, &with_base());
+}
+
+fn gguf_adapter_seeds() -> Vec<Vec<u8>> {
+    let config = LoraConfig {
+        target_modules: Some(Targets::parse("q_proj,down_proj")),
+        r: 2,
+        ..LoraConfig::default()
+    };
+    let folder = folder();
+    AdapterSet::new(config, sites(), 1)
+        .expect("an adapter of the fixtures")
+        .save(folder.path())
+        .expect("room");
+    let lora = formats::read(folder.path(), formats::peft::FORMAT, &with_base()).expect("PEFT's folder");
+    let path = folder.path().join("a.gguf");
+    formats::write(&lora, &path, formats::gguf::FORMAT, &with_base()).expect("a file for llama.cpp");
+    vec![fs::read(path).expect("just written")]
 }
 
 /// `config.json` and the model that it makes, with planned tensors.
@@ -473,4 +516,36 @@ fn log(bytes: &[u8]) {
     let _ = RunLog::read(&path);
     let _ = lowrank::train::log::JsonLog::is_log(&path);
     let _ = lowrank::train::log::JsonLog::resume(&path, 1);
+}
+
+const RESULT: &str = r#"{"error": null, "parameters": 1000, "bytes": 4000, "peak_rss_bytes": 1e9, "tokens_per_s": 100.5, "train_s": 2,
+    "eval": {"loss": 2.5, "accuracy": null}}"#;
+
+/// What a run of a study came to.
+fn result(bytes: &[u8]) {
+    let folder = folder();
+    let runs = plan(&Spec::parse(STUDY).expect("a study"), sites()).expect("its runs");
+    let dir = runs[0].dir(folder.path());
+    fs::create_dir_all(&dir).expect("room");
+    fs::write(dir.join("result.json"), bytes).expect("room");
+    if let Ok(Some(result)) = runs[0].result(folder.path()) {
+        let _ = result.metric("loss");
+    }
+}
+
+/// Data in Parquet.
+fn parquet(bytes: &[u8]) {
+    let folder = folder();
+    let path = write(&folder, "data.parquet", bytes);
+    let _ = read(&path, &DataOptions { max_seq_len: Some(64), ..DataOptions::default() }, &Bytes);
+    let _ = labels(&path, &DataOptions { task: Task::Classification, ..DataOptions::default() }, &[]);
+}
+
+fn parquet_seeds() -> Vec<Vec<u8>> {
+    let files: [&[u8]; 3] = [
+        include_bytes!("../../../lowrank-train/tests/fixtures/parquet/alpaca.snappy.parquet"),
+        include_bytes!("../../../lowrank-train/tests/fixtures/parquet/messages.zstd.parquet"),
+        include_bytes!("../../../lowrank-train/tests/fixtures/parquet/labels.gzip.parquet"),
+    ];
+    files.iter().map(|file| file.to_vec()).collect()
 }
