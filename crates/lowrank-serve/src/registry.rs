@@ -265,10 +265,9 @@ impl Registry {
         let loaded = self.insert(&mut inner, set)?;
         self.metrics.adapter_loads.add(1);
         let now = inner.tick();
-        match inner.entries.get_mut(name) {
-            Some(entry) => (entry.loaded, entry.used) = (Some(loaded.clone()), now),
-            // It was removed while it was read: this request is its last.
-            None => {}
+        // Where it was removed while it was read, this request is its last.
+        if let Some(entry) = inner.entries.get_mut(name) {
+            (entry.loaded, entry.used) = (Some(loaded.clone()), now);
         }
         Ok(self.lend(loaded))
     }

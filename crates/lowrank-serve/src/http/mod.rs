@@ -116,10 +116,8 @@ impl State {
     }
 
     /// Ends `work` when a request may take no longer.
-    fn limited(self: Arc<Self>, work: impl Future<Output = ()> + Send) -> impl Future<Output = ()> + Send {
-        async move {
-            let _ = tokio::time::timeout(self.options.request_timeout, work).await;
-        }
+    async fn limited(self: Arc<Self>, work: impl Future<Output = ()> + Send) {
+        let _ = tokio::time::timeout(self.options.request_timeout, work).await;
     }
 
     fn default_mixture(&self) -> Vec<(String, f32)> {
