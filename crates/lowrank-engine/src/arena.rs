@@ -36,6 +36,8 @@ struct Reserved {
     /// The first huge page of the mapping.
     base: *mut f32,
     floats: usize,
+    // Where memory cannot be given back it is held and not used.
+    #[cfg_attr(not(unix), allow(dead_code))]
     map: MmapMut,
 }
 
