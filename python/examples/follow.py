@@ -30,8 +30,9 @@ def follow(path, alive=lambda: True, wait=1.0):
                 time.sleep(wait)
 
 
-def values(record):
-    return {key: value for key, value in record.items() if value is not None and key != "step"}
+def numbers(record):
+    """What a tracker draws: a sample's texts are left out."""
+    return {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
 
 
 def to_wandb(records, name):
@@ -39,7 +40,7 @@ def to_wandb(records, name):
 
     run = wandb.init(project="lowrank", name=name)
     for record in records:
-        run.log(values(record), step=record["step"])
+        run.log(numbers(record), step=record["step"])
     run.finish()
 
 
@@ -48,7 +49,7 @@ def to_mlflow(records, name):
 
     with mlflow.start_run(run_name=name):
         for record in records:
-            mlflow.log_metrics(values(record), step=record["step"])
+            mlflow.log_metrics(numbers(record), step=record["step"])
 
 
 def to_trackio(records, name):
@@ -56,13 +57,13 @@ def to_trackio(records, name):
 
     trackio.init(project="lowrank", name=name)
     for record in records:
-        trackio.log(values(record), step=record["step"])
+        trackio.log(numbers(record), step=record["step"])
     trackio.finish()
 
 
 def to_print(records, name):
     for record in records:
-        print(name, record["step"], values(record), flush=True)
+        print(name, record["step"], numbers(record), flush=True)
 
 
 TRACKERS = {"wandb": to_wandb, "mlflow": to_mlflow, "trackio": to_trackio, "print": to_print}

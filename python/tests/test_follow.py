@@ -22,11 +22,13 @@ RECORDS = [
     {"step": 1, "epoch": 0.5, "loss": 2.5, "peak_rss_bytes": None},
     {"step": 2, "epoch": 1.0, "loss": 1.5, "peak_rss_bytes": 7},
     {"step": 2, "epoch": 1.0, "eval_loss": 1.75},
+    {"step": 2, "epoch": 1.0, "sample_prompt": "a", "sample_text": "b", "sample_tokens": 3, "sample_s": 0.5},
 ]
 LOGGED = [
     (1, {"epoch": 0.5, "loss": 2.5}),
     (2, {"epoch": 1.0, "loss": 1.5, "peak_rss_bytes": 7}),
     (2, {"epoch": 1.0, "eval_loss": 1.75}),
+    (2, {"epoch": 1.0, "sample_tokens": 3, "sample_s": 0.5}),
 ]
 
 
@@ -66,7 +68,7 @@ def test_every_tracker_gets_every_record(example, monkeypatch):
 def test_a_log_is_followed_while_it_is_written(example, tmp_path):
     path = tmp_path / "log.jsonl"
     lines = [json.dumps(record) + "\n" for record in RECORDS]
-    parts = [lines[0], lines[1][:9], lines[1][9:] + lines[2]]
+    parts = [lines[0], lines[1][:9], lines[1][9:] + lines[2] + lines[3]]
 
     def alive():
         if not parts:

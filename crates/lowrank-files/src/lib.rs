@@ -6,6 +6,7 @@
 //! * [`write_pytorch`] writes what `torch.load` reads.
 //! * [`AtomicFile`] and [`write_atomic`] write a file that appears only when it is whole, [`Staged`] a folder;
 //!   [`check_output`] refuses to write over an input, and [`FolderLock`] is held by who writes to a folder.
+//! * [`Provenance`] says what made a file.
 //! * [`folder`] knows how a Hugging Face folder lays out its weights.
 //!
 //! Nothing in a file is believed before it is checked: sizes, offsets and overlaps are compared with the file, and every
@@ -36,6 +37,7 @@ mod nearest;
 mod outputs;
 mod panics;
 mod planned;
+mod provenance;
 mod pytorch;
 mod range;
 mod safetensors;
@@ -52,6 +54,7 @@ pub use lock::FolderLock;
 pub use nearest::{nearest, unknown};
 pub use outputs::{Staged, check_output, is_inside, is_same_file};
 pub use panics::catch_panic;
+pub use provenance::{Provenance, shell_quoted};
 pub use pytorch::{PytorchTensor, write_pytorch};
 pub use range::Range;
 pub use tensors::Tensors;

@@ -134,13 +134,28 @@ pub struct StepLog {
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// A run's log: its steps and its evaluations.
+/// A text that the model generated on its way.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SampleLog {
+    /// Steps done.
+    pub step: u64,
+    /// What it continues.
+    #[serde(rename = "sample_prompt")]
+    pub prompt: String,
+    /// The text.
+    #[serde(rename = "sample_text")]
+    pub text: String,
+}
+
+/// A run's log: its steps, its evaluations and its samples.
 #[derive(Clone, Debug, Default)]
 pub struct RunLog {
     /// The steps.
     pub steps: Vec<StepLog>,
     /// Step and held-out loss.
     pub evaluations: Vec<(u64, f64)>,
+    /// Generated texts.
+    pub samples: Vec<SampleLog>,
 }
 
 /// Bytes of one line of a log.
@@ -169,6 +184,8 @@ impl RunLog {
             let number = |key: &str| record.get(key).and_then(Value::as_f64);
             if let (Some(step), Some(loss)) = (number("step"), number("eval_loss")) {
                 log.evaluations.push((step as u64, loss));
+            } else if record.get("sample_text").is_some() {
+                log.samples.push(serde_json::from_value(record).map_err(|e| wrong(e.to_string()))?);
             } else {
                 log.steps.push(serde_json::from_value(record).map_err(|e| wrong(e.to_string()))?);
             }
@@ -195,12 +212,15 @@ mod tests {
     }
 
     #[test]
-    fn a_log_holds_steps_and_evaluations() {
+    fn a_log_holds_steps_evaluations_and_samples() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.jsonl");
         let step = r#"{"step":1,"epoch":0.1,"loss":2.5,"learning_rate":1e-4,"grad_norm":0.5,"tokens":10,"examples":2,"tokens_per_s":100.0,"step_s":0.1,"peak_rss_bytes":5}"#;
-        fs::write(&path, format!("{step}\n{{\"step\":1,\"epoch\":0.1,\"eval_loss\":2.25}}\n")).unwrap();
+        let sample = r#"{"step":1,"epoch":0.1,"sample_prompt":"Once","sample_text":"upon"}"#;
+        fs::write(&path, format!("{step}\n{{\"step\":1,\"epoch\":0.1,\"eval_loss\":2.25}}\n{sample}\n"))
+            .unwrap();
         let log = RunLog::read(&path).unwrap();
+        assert_eq!((log.samples[0].prompt.as_str(), log.samples[0].text.as_str()), ("Once", "upon"));
         assert_eq!((log.steps[0].loss, log.evaluations[0]), (2.5, (1, 2.25)));
         fs::write(&path, format!("{step}\n{{}}\n")).unwrap();
         assert!(RunLog::read(&path).unwrap_err().to_string().contains("line 2"));

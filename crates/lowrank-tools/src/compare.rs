@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::lora::{Lora, Pair};
+use crate::modules::natural_order;
 
 /// What the singular values of a layer's `alpha / r * B A` say.
 #[derive(Clone, Debug)]
@@ -27,12 +28,15 @@ pub struct Spectrum {
     pub rank_99: usize,
 }
 
-/// The spectrum of every layer.
+/// The spectrum of every layer, in the order of their numbers.
 ///
 /// # Errors
 /// Names a layer with a number that is not finite.
 pub fn spectra(lora: &Lora) -> Result<Vec<Spectrum>> {
-    lora.pairs.par_iter().map(|(path, pair)| spectrum(path, pair)).collect()
+    let mut found: Vec<Spectrum> =
+        lora.pairs.par_iter().map(|(path, pair)| spectrum(path, pair)).collect::<Result<_>>()?;
+    found.sort_by(|a, b| natural_order(&a.path, &b.path));
+    Ok(found)
 }
 
 fn spectrum(path: &str, pair: &Pair) -> Result<Spectrum> {
@@ -84,7 +88,7 @@ pub struct Difference {
 pub fn diff(left: &Lora, right: &Lora) -> Result<Vec<Difference>> {
     left.check_same_layers(right)?;
     let mut paths: Vec<&String> = left.pairs.keys().chain(right.pairs.keys()).collect();
-    paths.sort();
+    paths.sort_by(|a, b| natural_order(a, b));
     paths.dedup();
     paths.into_iter().map(|path| difference(path, left.pairs.get(path), right.pairs.get(path))).collect()
 }

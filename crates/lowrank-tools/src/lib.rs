@@ -27,6 +27,7 @@ mod error;
 pub mod extract;
 pub mod formats;
 mod lora;
+pub mod modules;
 mod rank;
 pub mod raw;
 pub mod report;

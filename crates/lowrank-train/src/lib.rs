@@ -1,7 +1,8 @@
 //! From a data file to a trained adapter.
 //!
 //! [`data`] reads examples, [`mod@pack`] lays them out as batches without padding, [`schedule`] gives the
-//! learning rate of a step, [`Stepper`] takes the step, [`run`] all of them, [`Scorer`] evaluates, [`checkpoint`] keeps a run
+//! learning rate of a step, [`Stepper`] takes the step, [`run`] all of them, [`Scorer`] evaluates, [`SamplePrompts`]
+//! are continued on the way, [`checkpoint`] keeps a run
 //! able to go on, [`log`] writes what happened, [`memory`] says what it took.
 
 pub mod batches;
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod nlg;
 mod objective;
 pub mod pack;
+mod samples;
 pub mod schedule;
 mod scorer;
 mod step;
@@ -35,6 +37,7 @@ pub use evaluate::{Evaluation, evaluate};
 pub use masking::Masking;
 pub use objective::{Metrics, Prediction, Scores};
 pub use pack::{PackedBatch, pack};
+pub use samples::{SamplePrompt, SamplePrompts, Samples, ToText};
 pub use schedule::{LrScheduler, Schedule};
 pub use scorer::Scorer;
 pub use step::{Outcome, StepOptions, Stepper};

@@ -74,6 +74,11 @@ impl<'m> Stepper<'m> {
         Scorer::new(self.model, &self.adapters, &self.device).for_task(&self.task, self.masking)
     }
 
+    /// The base model.
+    pub(crate) fn model(&self) -> &'m dyn Model {
+        self.model
+    }
+
     /// The device it runs on.
     pub fn device(&self) -> &Device {
         &self.device

@@ -10,6 +10,7 @@ use crate::checkpoint::{self, RunState};
 use crate::error::Kept;
 use crate::evaluate::evaluate;
 use crate::log::{RunLog, StepRecord};
+use crate::samples::Samples;
 use crate::step::Stepper;
 use crate::{Batches, Error, Examples, PackedBatch, Schedule, memory};
 
@@ -46,6 +47,8 @@ pub struct RunData<'a> {
     pub batches: &'a Batches,
     /// Held out.
     pub eval: Option<&'a Examples>,
+    /// What the model continues on the way.
+    pub samples: Option<Samples<'a>>,
 }
 
 /// What a run came to.
@@ -102,7 +105,11 @@ pub fn run(
     let learning_rate = options.schedule.peak;
     let mut summary = Summary { best: state.best, learning_rate, ..Summary::default() };
     let mut recent = Vec::new();
-    let mut evaluated_at = None;
+    let (mut evaluated_at, mut sampled_at) = (None, None);
+    if state.step == 0 && options.total_steps > 0 {
+        sample(stepper, data, state, log)?;
+        sampled_at = Some(0);
+    }
     // The next step says whether the last checkpoint is good.
     let mut unproven = state.step > 0;
     for step in data.batches.starting_at(state.step) {
@@ -176,6 +183,11 @@ pub fn run(
             run_evaluation(stepper, data, options, run_dir, state, log, &mut summary)?;
             evaluated_at = Some(state.step);
         }
+        let sample_steps = data.samples.as_ref().map_or(0, |samples| samples.prompts.steps);
+        if every(if sample_steps > 0 { sample_steps } else { options.eval_steps }) {
+            sample(stepper, data, state, log)?;
+            sampled_at = Some(state.step);
+        }
         if every(options.save_steps) && state.step < options.total_steps {
             save(stepper, run_dir, "last", state)?;
             if options.save_total_limit > 1 {
@@ -187,6 +199,9 @@ pub fn run(
     log.flush()?;
     if evaluated_at != Some(state.step) && !summary.interrupted {
         run_evaluation(stepper, data, options, run_dir, state, log, &mut summary)?;
+    }
+    if sampled_at != Some(state.step) && !summary.interrupted {
+        sample(stepper, data, state, log)?;
     }
     save(stepper, run_dir, "last", state)?;
     let best = options.load_best_model_at_end && !summary.interrupted;
@@ -236,6 +251,23 @@ fn run_evaluation(
         checkpoint::confirm(run_dir, "best")?;
     }
     Ok(())
+}
+
+/// Generates the samples of the step, in the memory that the activations had. A run goes on without them where they cannot be
+/// had.
+fn sample(stepper: &Stepper<'_>, data: &RunData<'_>, state: &RunState, log: &mut RunLog) -> Result<(), Error> {
+    let Some(samples) = &data.samples else { return Ok(()) };
+    stepper.device().trim();
+    let made = samples.generate(stepper, (state.step, state.epoch));
+    stepper.device().trim();
+    lowrank_kernels::trim_heap();
+    match made {
+        Ok(records) => records.iter().try_for_each(|record| log.sample(record)),
+        Err(error) => {
+            log.progress.message(&format!("warning: no samples at step {}: {error}", state.step));
+            Ok(())
+        }
+    }
 }
 
 /// Saves a checkpoint, unless something in it is no number any more: in the memory that the activations had, and leaving

@@ -15,7 +15,7 @@ const HEAD: usize = 4096;
 const LINES: usize = 1000;
 
 /// Files that a training run or a model has, by name.
-const NAMED: [(&str, &str); 24] = [
+const NAMED: [(&str, &str); 25] = [
     ("adapter_config.json", "configuration of an adapter"),
     ("added_tokens.json", "part of a tokenizer"),
     ("chat_template.jinja", "chat template"),
@@ -38,6 +38,7 @@ const NAMED: [(&str, &str); 24] = [
     ("tokenizer_config.json", "part of a tokenizer"),
     ("trainer_state.json", "state of a training run"),
     ("training_args.bin", "arguments of a training run"),
+    ("training_args.json", "arguments of a training run"),
     ("vocab.json", "part of a tokenizer"),
     ("vocab.txt", "tokenizer"),
 ];

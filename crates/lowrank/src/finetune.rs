@@ -9,14 +9,15 @@ use lowrank_engine::{Device, Param};
 use lowrank_files::LoadOptions;
 use lowrank_train::log::{JsonLog, Progress, RunLog, TensorBoard};
 use lowrank_train::{
-    BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, Schedule, StepOptions, Stepper, Summary,
-    TrainingInputs, checkpoint,
+    BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, SamplePrompts, Samples, Schedule,
+    StepOptions, Stepper, Summary, TrainingInputs, checkpoint,
 };
 
 use crate::options::TrainOptions;
 use crate::run_folder::{LOG_FILE, RunFolder};
 use crate::session::Session;
-use crate::{Error, Result, card};
+use crate::training_args::TrainingArgs;
+use crate::{Error, Result, card, sample_prompts};
 
 /// What is trained: the adapter on its model and the examples.
 pub struct Prepared<'m> {
@@ -30,6 +31,8 @@ pub struct Prepared<'m> {
     pub batches: Batches,
     /// How long to go on.
     pub loop_options: LoopOptions,
+    /// What is continued on the way.
+    pub samples: Option<SamplePrompts>,
     state: RunState,
 }
 
@@ -129,6 +132,10 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         stepper.optimizer = optimizer;
     }
     options.set_optimizer(&mut stepper.optimizer);
+    let samples = sample_prompts::read(session, options, &train.report)?;
+    if let Some(samples) = &samples {
+        samples.check(&stepper).map_err(|what| Error::Usage(format!("`sample_prompts`: {what}")))?;
+    }
     let loop_options = LoopOptions {
         total_steps,
         schedule,
@@ -141,7 +148,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         load_best_model_at_end: options.load_best_model_at_end || options.early_stopping_patience > 0,
         save_total_limit: options.save_total_limit,
     };
-    Ok(Prepared { stepper, train, eval, batches, loop_options, state })
+    Ok(Prepared { stepper, train, eval, batches, loop_options, samples, state })
 }
 
 /// The adapter that training starts from.
@@ -217,11 +224,24 @@ pub fn finetune_with(
         every: options.logging_steps,
         waiting: Vec::new(),
     };
+    let stops = if prepared.samples.is_some() { session.stops()? } else { Vec::new() };
+    // The tokenizer is read for the samples, and dropped again.
+    let to_text = |made: &[Vec<u32>]| {
+        let tokenizer = session.tokenizer()?;
+        let texts = made.iter().map(|tokens| Ok(until(&tokenizer.decode(tokens, true)?, &stops)));
+        let texts = texts.collect();
+        drop(tokenizer);
+        session.forget_tokenizer();
+        texts
+    };
+    let samples = prepared.samples.as_ref().map(|prompts| Samples { prompts, to_text: &to_text });
     let data = RunData {
+        samples,
         train: &prepared.train.examples,
         batches: &prepared.batches,
         eval: prepared.eval.as_ref().map(|e| &e.examples),
     };
+    TrainingArgs::now(options).write(out)?;
     // Nothing is left that could be refused.
     if let Some(replaced) = replaced {
         replaced.discard()?;
@@ -242,6 +262,12 @@ pub fn finetune_with(
         log.progress.message(&format!("{} is not this run's and stays", out.join(card::FILE).display()));
     }
     Ok(summary)
+}
+
+/// `text` up to the first of `stops`.
+fn until(text: &str, stops: &[String]) -> String {
+    let cut = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
+    text[..cut.unwrap_or(text.len())].to_owned()
 }
 
 /// Says what is trained.

@@ -27,8 +27,8 @@ pub struct Forecast {
     pub scratch_bytes: usize,
     /// Bytes of the program, its data and its threads.
     pub process_bytes: usize,
-    /// Most bytes before the first step (reading and tokenizing the data, converting weights, finding initial values) and
-    /// while saving, which takes the memory of the activations.
+    /// Most bytes before the first step (reading and tokenizing the data, converting weights, finding initial values), while
+    /// generating samples, and while saving: these take the memory of the activations.
     pub preparation_bytes: usize,
     /// Peak resident memory: the sum of base, adapter, activations, scratch and process, or `preparation_bytes` where that
     /// is more.
@@ -102,6 +102,11 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
     let most_rows = plan_heaviest(&mut prepared)?.max(most_rows);
 
     let (device, adapters) = (prepared.stepper.device(), &prepared.stepper.adapters);
+    let activation_bytes = device.peak_page_bytes();
+    let sampling = prepared.samples.as_ref().map(|samples| {
+        device.reset_peak();
+        samples.plan(&prepared.stepper) + device.peak_page_bytes()
+    });
     let tensors = &session.base.tensors;
     let adapter_bytes = adapters.params.training_bytes() + adapters.cached_bytes();
     let mut forecast = Forecast {
@@ -109,7 +114,7 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
         base_parameters: tensors.parameters(),
         trainable_parameters: adapters.params.count(),
         adapter_bytes,
-        activation_bytes: device.peak_page_bytes(),
+        activation_bytes,
         scratch_bytes: device.scratch_bytes(longest_side(session, most_rows)),
         process_bytes: process_bytes(),
         preparation_bytes: 0,
@@ -134,6 +139,9 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
         // The base is read, and the tokenizer is still there.
         if start > 0 { read + base_bytes + values + looking + start } else { 0 },
         lasting + adapters.saving_bytes()?,
+        // Tokens are generated without the tokenizer, and turned into text without the decoder.
+        sampling.map_or(0, |bytes| lasting + bytes),
+        sampling.map_or(0, |_| reading + lasting - process_bytes),
     ]
     .into_iter()
     .max()

@@ -273,6 +273,13 @@ options! {
         early_stopping_threshold: f64 = 0.0, Range::Real(0.0, 1e9);
         /// Write the adapter of the lowest held-out loss at the end, in place of the last (with early stopping always).
         load_best_model_at_end: bool = false;
+        /// Text or file of prompts (one a line, or the rows of a data file) to continue at each evaluation: the samples go to the log and
+        /// the report.
+        sample_prompts: Option<String> = None;
+        /// Generate the samples every N steps; 0 generates them at each evaluation.
+        sample_steps: u64 = 0, STEPS;
+        /// Maximum number of new tokens in a sample.
+        sample_max_new_tokens: usize = 64, Range::Whole(1, 65_536);
         /// Save a checkpoint every N steps; 0 saves at the end only.
         save_steps: u64 = 500, STEPS;
         /// Number of checkpoints to keep: the last, and before it adapter folders checkpoints/step-N.
@@ -428,6 +435,9 @@ impl TrainOptions {
             return Err(Error::Usage(
                 "`early_stopping_patience` counts evaluations: give `eval_steps`".into(),
             ));
+        }
+        if self.sample_prompts.is_none() && self.sample_steps > 0 {
+            return Err(Error::Usage("`sample_steps` is for samples: give `sample_prompts`".into()));
         }
         if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
             return Err(Error::Usage("give `warmup_steps` or `warmup_ratio`, not both".into()));
@@ -752,6 +762,9 @@ impl TrainOptions {
             "early_stopping_patience",
             "early_stopping_threshold",
             "load_best_model_at_end",
+            "sample_prompts",
+            "sample_steps",
+            "sample_max_new_tokens",
             "save_steps",
             "save_total_limit",
             "logging_steps",

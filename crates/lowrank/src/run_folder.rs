@@ -12,13 +12,14 @@ use lowrank_train::checkpoint;
 use lowrank_train::log::JsonLog;
 
 use crate::options::TrainOptions;
-use crate::{Error, Result, card};
+use crate::{Error, Result, card, sample_prompts, training_args};
 
 /// The log of a run in its folder.
 pub const LOG_FILE: &str = "log.jsonl";
 
 /// Files that a run writes, beside its checkpoints.
-const FILES: [&str; 6] = [CONFIG_FILE, TENSORS_FILE, TASK_FILE, CHAT_TEMPLATE_FILE, LOG_FILE, card::FILE];
+const FILES: [&str; 7] =
+    [CONFIG_FILE, TENSORS_FILE, TASK_FILE, CHAT_TEMPLATE_FILE, LOG_FILE, training_args::FILE, card::FILE];
 
 /// The former run while the new one begins, and while it is removed.
 const ASIDE: &str = ".replaced";
@@ -178,7 +179,9 @@ fn check_inputs(options: &TrainOptions) -> Result<()> {
     let template = options.chat_template.as_ref().map(PathBuf::from);
     let model = PathBuf::from(&options.model);
     let data = [Some(data), eval_data.as_ref()].into_iter().flatten().flat_map(|data| &data.files);
-    let others = [init_adapter.as_ref(), template.as_ref(), Some(&model)].into_iter().flatten();
+    let prompts = options.sample_prompts.as_deref().and_then(sample_prompts::file).map(Path::to_owned);
+    let others =
+        [init_adapter.as_ref(), template.as_ref(), Some(&model), prompts.as_ref()].into_iter().flatten();
     let read: Vec<&Path> = data.map(|file| file.path.as_path()).chain(others.map(PathBuf::as_path)).collect();
     let log = options.log_json.as_deref();
     for output in FILES.iter().map(|name| out.join(name)).chain(log.map(Path::to_owned)) {

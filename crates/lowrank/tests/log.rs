@@ -22,7 +22,7 @@ fn run(dir: &Path, task: &str, model: &str, name: &str, rows: &str) -> Vec<Map<S
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let (data, out) = (path(name), path(&format!("{task}-{name}-out")));
     fs::write(&data, rows).unwrap();
-    lowrank_ok(&[
+    let args = [
         "train",
         "--task",
         task,
@@ -40,7 +40,9 @@ fn run(dir: &Path, task: &str, model: &str, name: &str, rows: &str) -> Vec<Map<S
         "4",
         "--threads",
         "1",
-    ]);
+    ];
+    let samples = ["--sample-prompts", "Hello", "--sample-max-new-tokens", "3"];
+    lowrank_ok(&[&args[..], if task == "lm" { &samples } else { &[] }].concat());
     let log = fs::read_to_string(Path::new(&out).join("log.jsonl")).unwrap();
     log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

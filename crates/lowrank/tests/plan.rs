@@ -8,7 +8,10 @@ use lowrank::adapters::NamedMethod;
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
 use lowrank::engine::{Device, Label, SavedDtype};
 use lowrank::files::LoadOptions;
-use lowrank::train::{Example, PackedBatch, StepOptions, Stepper, Target, Task};
+use lowrank::models::{Decoder, DecoderOptions, Request};
+use lowrank::train::{
+    Example, PackedBatch, SamplePrompt, SamplePrompts, StepOptions, Stepper, Target, Task,
+};
 use lowrank::{Session, TrainOptions};
 use serde_json::{Map, Value, json};
 
@@ -210,6 +213,7 @@ fn the_peak_of_a_run_is_what_was_planned() {
         &["--method", "full"],
         &["--precision", "bf16"],
         &["--quantize", "q8_0", "--batch-size", "30"],
+        &["--sample-prompts", &data, "--sample-max-new-tokens", "40"],
     ] {
         let run =
             ["--model", &model, "--data", &data, "--out", &out, "--max-steps", "4", "--save-steps", "1"];
@@ -226,6 +230,40 @@ fn the_peak_of_a_run_is_what_was_planned() {
             (peak..peak + 5_000_000).contains(&planned),
             "{more:?}: {peak} bytes, planned {planned}: {plan}"
         );
+    }
+}
+
+/// Generating a sample takes on the device what its plan says.
+#[test]
+fn samples_take_what_was_planned() {
+    let session = open("llama_gqa_tied", None);
+    for (name, length, new) in [("lora", 7, 30), ("lora", 40, 2), ("lora", 5, 1), ("prefix", 9, 12)] {
+        let config = options(name).lora(&*session.model, 20).unwrap();
+        let set = AdapterSet::new_on(config.clone(), session.sites(), 3, &session).unwrap();
+        let planned = AdapterSet::planned(config, session.sites()).unwrap();
+        let step =
+            StepOptions { checkpoint_activations: false, weight_decay: 0.0, max_grad_norm: 0.0, seed: 3 };
+        let tokens: Vec<u32> = (0..length).collect();
+        let device = Device::cpu();
+        let real = {
+            let mut decoder =
+                Decoder::new(&*session.model, &device, &set.params, &set.active, DecoderOptions::default()).unwrap();
+            device.reset_peak();
+            let request = Request { prompt: tokens.clone(), max_new_tokens: new, ..Request::default() };
+            decoder.generate(&request).unwrap();
+            device.peak_bytes()
+        };
+        let stepper = Stepper::new(&*session.model, planned, Device::plan(), step);
+        let prompts = SamplePrompts {
+            prompts: vec![SamplePrompt { text: String::new(), tokens }],
+            max_new_tokens: new,
+            ..SamplePrompts::default()
+        };
+        stepper.device().reset_peak();
+        let beside = prompts.plan(&stepper);
+        let plan = stepper.device().peak_bytes();
+        assert_eq!(plan, real, "{name}, {length} and {new} tokens");
+        assert!(beside >= 4 * session.model.info().vocab);
     }
 }
 

@@ -100,7 +100,8 @@ fn the_tour_runs() {
     assert!(both["rows"].as_array().unwrap().iter().all(|row| row["r"] == 2));
     let chart = run("lowrank inspect poems --spectrum");
     assert!(chart.contains('█') && chart.contains("self_attn.q_proj"), "{chart}");
-    assert!(fs::read_to_string(dir.join("poems.html")).unwrap().contains("<svg"));
+    let page = fs::read_to_string(dir.join("poems.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("<details>") && page.contains("lowrank inspect poems"), "{page}");
     // Every adapter of the tour attaches to the base.
     for name in
         ["both", "without-letters", "ties", "dare", "small", "again", "part", "one", "most", "norm", "half"]

@@ -1,11 +1,10 @@
-//! Figures: lines and heatmaps, drawn as SVG.
-
-use std::ops::Range;
+//! Figures: lines and heat maps, drawn as SVG.
 
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
+use super::axis::{Axis, Scale};
+use super::colors::{SERIES, viridis};
 use super::table::line;
 use crate::error::{Error, Result};
 
@@ -28,23 +27,48 @@ pub enum Plot {
     /// Curves.
     Lines {
         /// Of the horizontal axis.
-        x_label: String,
+        x: Label,
         /// Of the vertical axis.
-        y_label: String,
-        /// Whether the horizontal axis is logarithmic (then every x is above 0).
-        log_x: bool,
+        y: Label,
         /// The curves.
         series: Vec<Series>,
     },
-    /// Numbers between 0 and 1 over two integers that count from 1.
+    /// Numbers over two integers that count from 1.
     Heatmap {
         /// Of the horizontal axis, the columns.
         x_label: String,
         /// Of the vertical axis, the rows.
         y_label: String,
+        /// Of the values, beside the colour bar.
+        value_label: String,
         /// `values[row][column]`.
         values: Vec<Vec<f64>>,
+        /// The smallest and the largest number of the colours, where figures share them; else those of the values.
+        bounds: Option<(f64, f64)>,
     },
+}
+
+/// What an axis shows and how it counts.
+#[derive(Clone, Debug)]
+pub struct Label {
+    /// What it shows, with its unit.
+    pub text: String,
+    /// How it counts.
+    pub scale: Scale,
+}
+
+impl From<&str> for Label {
+    /// In powers of ten where the values span decades.
+    fn from(text: &str) -> Self {
+        Self { text: text.into(), scale: Scale::Auto }
+    }
+}
+
+impl Label {
+    /// Of an axis in equal steps.
+    pub fn linear(text: &str) -> Self {
+        Self { text: text.into(), scale: Scale::Linear }
+    }
 }
 
 /// One curve.
@@ -58,25 +82,51 @@ pub struct Series {
     pub marks: bool,
 }
 
-const SIZE: (u32, u32) = (760, 430);
-/// Of the names beside curves.
-const LEGEND: u32 = 210;
+/// A width to draw for: the text is of one size in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Width {
+    /// Half of a page on a screen, and the files.
+    Wide,
+    /// A phone.
+    Narrow,
+}
+
+impl Width {
+    fn pixels(self) -> u32 {
+        match self {
+            Self::Wide => 540,
+            Self::Narrow => 350,
+        }
+    }
+
+    /// Of the part with the axes.
+    fn plot_height(self) -> u32 {
+        match self {
+            Self::Wide => 300,
+            Self::Narrow => 240,
+        }
+    }
+
+    /// Ticks of the horizontal axis.
+    fn ticks(self) -> usize {
+        match self {
+            Self::Wide => 6,
+            Self::Narrow => 4,
+        }
+    }
+}
+
+/// Pixels of the text.
+const TEXT: f64 = 14.0;
+/// Pixels of a letter, about.
+const LETTER: f64 = 7.3;
+/// Pixels from one line of text to the next.
+const LINE: u32 = 22;
+/// Points of a curve at most: more than there are pixels to draw them.
+const POINTS: usize = 700;
 const PAPER: RGBColor = RGBColor(255, 255, 255);
 const INK: RGBColor = RGBColor(29, 35, 48);
 const RULE: RGBColor = RGBColor(221, 225, 232);
-/// Told apart by readers who do not see red and green as different, and by lightness.
-const SERIES: [RGBColor; 10] = [
-    RGBColor(33, 85, 205),
-    RGBColor(209, 73, 91),
-    RGBColor(26, 147, 111),
-    RGBColor(183, 121, 31),
-    RGBColor(123, 79, 201),
-    RGBColor(18, 131, 158),
-    RGBColor(138, 109, 91),
-    RGBColor(93, 102, 119),
-    RGBColor(176, 60, 156),
-    RGBColor(88, 122, 40),
-];
 
 impl Figure {
     /// The figure as SVG with its own colours.
@@ -84,36 +134,55 @@ impl Figure {
     /// # Errors
     /// Where it cannot be drawn.
     pub fn svg(&self) -> Result<String> {
-        let mut out = String::new();
-        let root = SVGBackend::with_string(&mut out, SIZE).into_drawing_area();
-        let drawn = root.fill(&PAPER).map_err(|e| e.to_string()).and_then(|()| match &self.plot {
-            Plot::Lines { x_label, y_label, log_x, series } => {
-                let x = span(series.iter().flat_map(|s| &s.points).map(|p| p.0), *log_x);
-                let y = span(series.iter().flat_map(|s| &s.points).map(|p| p.1), false);
-                let labels = (x_label.as_str(), y_label.as_str());
-                if *log_x {
-                    lines(&root, labels, (x.start..x.end).log_scale(), y, series)
-                } else {
-                    lines(&root, labels, x, y, series)
-                }
+        Ok(self.draw(Width::Wide)?.0)
+    }
+
+    /// The SVG and its size.
+    fn draw(&self, width: Width) -> Result<(String, (u32, u32))> {
+        let pixels = width.pixels();
+        let (size, legend) = match &self.plot {
+            Plot::Lines { series, .. } => {
+                let legend = legend(series, pixels);
+                (
+                    (
+                        pixels,
+                        width.plot_height() + LINE * legend.iter().map(|e| e.line + 1).max().unwrap_or(0),
+                    ),
+                    legend,
+                )
             }
-            Plot::Heatmap { x_label, y_label, values } => heatmap(&root, x_label, y_label, values),
+            Plot::Heatmap { values, .. } => ((pixels, map_height(values, width) + BAR), Vec::new()),
+        };
+        let mut out = String::new();
+        let root = SVGBackend::with_string(&mut out, size).into_drawing_area();
+        let drawn = root.fill(&PAPER).map_err(|e| e.to_string()).and_then(|()| match &self.plot {
+            Plot::Lines { x, y, series } => {
+                let (plot, names) = root.split_vertically(width.plot_height());
+                lines(&plot, width, x, y, series)?;
+                legend.iter().try_for_each(|entry| entry.draw(&names))
+            }
+            Plot::Heatmap { x_label, y_label, value_label, values, bounds } => {
+                let (map, bar) = root.split_vertically(map_height(values, width));
+                let (low, high) = bounds.unwrap_or_else(|| bounds_of([values]));
+                heatmap(&map, width, (x_label, y_label), values, (low, high))?;
+                color_bar(&bar, width, value_label, (low, high))
+            }
         });
         drawn
             .and_then(|()| root.present().map_err(|e| e.to_string()))
             .map_err(|e| Error::Failed(format!("figure {} cannot be drawn: {e}", self.id)))?;
         drop(root);
-        Ok(out)
+        Ok((out, size))
     }
 
-    /// The same with the colours of the page it is put into.
-    pub(super) fn themed_svg(&self) -> Result<String> {
-        let mut svg = self.svg()?;
+    /// The same with the colours of the page it is put into, and one style for its text.
+    pub(super) fn themed_svg(&self, width: Width) -> Result<String> {
+        let (mut svg, (w, h)) = self.draw(width)?;
         let mut theme = |color: RGBColor, name: String| {
             let hex = format!("#{:02X}{:02X}{:02X}", color.0, color.1, color.2);
             svg = svg.replace(&format!("\"{hex}\""), &format!("\"var(--{name})\""));
         };
-        // No cell of a heatmap has one of these colours.
+        // No cell of a heat map has one of these colours.
         theme(INK, "plot-ink".into());
         theme(RULE, "plot-rule".into());
         theme(PAPER, "plot-paper".into());
@@ -123,10 +192,9 @@ impl Figure {
             }
         }
         // Two figures in one page must not share anything by name, and the size is the page's to choose.
-        let (width, height) = SIZE;
-        let title = self.title.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;");
+        let title = escaped(&self.title);
         Ok(svg.replacen(
-            &format!("<svg width=\"{width}\" height=\"{height}\""),
+            &format!("<svg width=\"{w}\" height=\"{h}\""),
             &format!("<svg role=\"img\" aria-label=\"{title}\""),
             1,
         ))
@@ -136,15 +204,15 @@ impl Figure {
     pub fn csv(&self) -> String {
         let mut out = String::new();
         match &self.plot {
-            Plot::Lines { x_label, y_label, series, .. } => {
-                line(&mut out, ["series", x_label, y_label].into_iter());
+            Plot::Lines { x, y, series } => {
+                line(&mut out, ["series", &x.text, &y.text].into_iter());
                 for s in series {
                     for (x, y) in &s.points {
                         line(&mut out, [s.name.as_str(), &x.to_string(), &y.to_string()].into_iter());
                     }
                 }
             }
-            Plot::Heatmap { x_label, y_label, values } => {
+            Plot::Heatmap { x_label, y_label, values, .. } => {
                 line(&mut out, [y_label, x_label, "value"].into_iter());
                 for (i, row) in values.iter().enumerate() {
                     for (j, value) in row.iter().enumerate() {
@@ -158,179 +226,227 @@ impl Figure {
     }
 }
 
+/// The smallest and the largest number of maps.
+pub fn bounds_of<'a>(maps: impl IntoIterator<Item = &'a Vec<Vec<f64>>>) -> (f64, f64) {
+    let values = maps.into_iter().flatten().flatten().filter(|v| v.is_finite());
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    match low < high {
+        true => (low, high),
+        // One number, or none.
+        false if low.is_finite() => (low - 0.5, low + 0.5),
+        false => (0.0, 1.0),
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
+}
+
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// The range of an axis, a little wider than the numbers.
-fn span(values: impl Iterator<Item = f64>, log: bool) -> Range<f64> {
-    let (low, high) = values
-        .filter(|v| v.is_finite())
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-    if low > high {
-        return if log { 1.0..10.0 } else { 0.0..1.0 };
-    }
-    if log {
-        return low / 1.1..high * 1.1;
-    }
-    let margin = if high > low { 0.04 * (high - low) } else { 0.5 * low.abs().max(1.0) };
-    low - margin..high + margin
+/// An error of drawing, in words.
+fn told<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> String {
+    error.to_string()
 }
 
-fn font(size: u32) -> TextStyle<'static> {
-    ("sans-serif", size).into_font().color(&INK)
+/// Text of the one size: SVG's sizes are of other units than the library's.
+fn font() -> TextStyle<'static> {
+    ("sans-serif", TEXT * 1.24).into_font().color(&INK)
 }
 
-fn lines<X>(
-    root: &Area<'_>,
-    labels: (&str, &str),
-    x: X,
-    y: Range<f64>,
-    series: &[Series],
-) -> Result<(), String>
-where
-    X: AsRangedCoord<Value = f64>,
-    X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
-{
-    let error = |e: DrawingAreaErrorKind<_>| e.to_string();
-    // Beside the curves, so that it hides none.
-    let (plot, names) = match series.len() {
-        0 | 1 => (root.clone(), None),
-        _ => {
-            let (plot, names) = root.split_horizontally(SIZE.0 - LEGEND);
-            (plot, Some(names))
+/// Where a curve's name stands below the plot.
+struct LegendEntry {
+    name: String,
+    color: RGBColor,
+    x: i32,
+    line: u32,
+}
+
+impl LegendEntry {
+    fn draw(&self, area: &Area<'_>) -> std::result::Result<(), String> {
+        let y = (self.line * LINE + LINE / 2) as i32;
+        area.draw(&PathElement::new([(self.x, y), (self.x + 18, y)], self.color.stroke_width(4)))
+            .map_err(told)?;
+        area.draw(&Text::new(self.name.clone(), (self.x + 24, y - 8), font())).map_err(told)
+    }
+}
+
+/// The names of several curves, in as many lines as they need; a name that is too long for one has its middle left out.
+fn legend(series: &[Series], pixels: u32) -> Vec<LegendEntry> {
+    if series.len() < 2 {
+        return Vec::new();
+    }
+    let right = f64::from(pixels) - 8.0;
+    let (mut x, mut line) = (12.0, 0);
+    let mut entries = Vec::new();
+    for (i, s) in series.iter().enumerate() {
+        let name = shortened(&s.name, ((right - 36.0) / LETTER) as usize);
+        let width = 24.0 + LETTER * name.chars().count() as f64 + 16.0;
+        if x > 12.0 && x + width > right {
+            (x, line) = (12.0, line + 1);
         }
-    };
-    let mut chart = ChartBuilder::on(&plot)
-        .margin(12)
-        .margin_right(20)
-        .x_label_area_size(52)
-        .y_label_area_size(76)
-        .build_cartesian_2d(x, y)
-        .map_err(error)?;
+        entries.push(LegendEntry { name, color: SERIES[i % SERIES.len()], x: x as i32, line });
+        x += width;
+    }
+    entries
+}
+
+fn shortened(name: &str, most: usize) -> String {
+    let letters: Vec<char> = name.chars().collect();
+    if letters.len() <= most {
+        return name.to_owned();
+    }
+    let half = most.saturating_sub(1) / 2;
+    let (begin, end) = (&letters[..half], &letters[letters.len() - half..]);
+    begin.iter().chain(&['…']).chain(end).collect()
+}
+
+fn lines(
+    root: &Area<'_>,
+    width: Width,
+    x: &Label,
+    y: &Label,
+    series: &[Series],
+) -> std::result::Result<(), String> {
+    let points = || series.iter().flat_map(|s| &s.points).filter(|p| p.0.is_finite() && p.1.is_finite());
+    let across = Axis::new(points().map(|p| p.0), x.scale, width.ticks());
+    let up = Axis::new(points().map(|p| p.1), y.scale, 5);
+    let longest = up.ticks.iter().map(|tick| tick.1.chars().count()).max().unwrap_or(1);
+    let mut chart = ChartBuilder::on(root)
+        .margin_top(30)
+        .margin_right(22)
+        .margin_left(6)
+        .x_label_area_size(50)
+        .y_label_area_size((LETTER * longest as f64) as u32 + 14)
+        .build_cartesian_2d(
+            across.range.clone().with_key_points(across.ticks.iter().map(|tick| tick.0).collect()),
+            up.range.clone().with_key_points(up.ticks.iter().map(|tick| tick.0).collect()),
+        )
+        .map_err(told)?;
     chart
         .configure_mesh()
-        .x_desc(labels.0)
-        .y_desc(labels.1)
-        .x_labels(6)
-        .label_style(font(16))
-        .axis_desc_style(font(17))
+        .x_desc(x.text.as_str())
+        .label_style(font())
+        .axis_desc_style(font())
         .axis_style(INK)
         .bold_line_style(RULE)
         .light_line_style(TRANSPARENT)
-        .x_label_formatter(&short)
-        .y_label_formatter(&short)
+        .x_label_formatter(&|at| across.label(*at))
+        .y_label_formatter(&|at| up.label(*at))
         .draw()
-        .map_err(error)?;
+        .map_err(told)?;
+    // Across, where it is read without turning the head.
+    root.draw(&Text::new(y.text.clone(), (8, 4), font())).map_err(told)?;
     for (i, s) in series.iter().enumerate() {
         let color = SERIES[i % SERIES.len()];
-        let points = s.points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite());
-        chart.draw_series(LineSeries::new(points.clone(), color.stroke_width(2))).map_err(error)?;
+        let points: Vec<(f64, f64)> =
+            s.points.iter().filter_map(|p| Some((across.at(p.0)?, up.at(p.1)?))).collect();
+        let every = points.len().div_ceil(POINTS).max(1);
+        let last = points.len().saturating_sub(1);
+        let drawn = points.iter().enumerate().filter(|(i, _)| i % every == 0 || *i == last).map(|(_, p)| *p);
+        chart.draw_series(LineSeries::new(drawn.clone(), color.stroke_width(2))).map_err(told)?;
         if s.marks {
-            chart.draw_series(points.map(|p| Circle::new(p, 3, color.filled()))).map_err(error)?;
+            chart.draw_series(drawn.map(|p| Circle::new(p, 3, color.filled()))).map_err(told)?;
         }
-    }
-    let Some(names) = names else { return Ok(()) };
-    for (i, s) in series.iter().enumerate() {
-        let (color, y) = (SERIES[i % SERIES.len()], 24 + 26 * i as i32);
-        names.draw(&PathElement::new([(0, y), (18, y)], color.stroke_width(3))).map_err(error)?;
-        names.draw(&Text::new(s.name.clone(), (26, y - 9), font(16))).map_err(error)?;
     }
     Ok(())
 }
 
-fn heatmap(root: &Area<'_>, x_label: &str, y_label: &str, values: &[Vec<f64>]) -> Result<(), String> {
-    let error = |e: DrawingAreaErrorKind<_>| e.to_string();
+/// Pixels of a colour bar with its ticks.
+const BAR: u32 = 72;
+/// Pixels beside and below a map.
+const LEFT: u32 = 46;
+const BELOW: u32 = 50;
+
+/// The height of a map whose cells are nearly as high as wide, within bounds.
+fn map_height(values: &[Vec<f64>], width: Width) -> u32 {
+    let (rows, cols) = (values.len().max(1) as f64, values.first().map_or(1, Vec::len).max(1) as f64);
+    let cell = (f64::from(width.pixels() - LEFT - 22) / cols).min(36.0);
+    let most = f64::from(width.pixels()) * 0.8;
+    (rows * cell).clamp(70.0, most) as u32 + 30 + BELOW
+}
+
+fn heatmap(
+    root: &Area<'_>,
+    width: Width,
+    (x_label, y_label): (&str, &str),
+    values: &[Vec<f64>],
+    (low, high): (f64, f64),
+) -> std::result::Result<(), String> {
     let (rows, cols) = (values.len(), values.first().map_or(0, Vec::len));
-    let (map, scale) = root.split_horizontally(SIZE.0 - 86);
-    let mut chart = ChartBuilder::on(&map)
-        .margin(12)
-        .x_label_area_size(52)
-        .y_label_area_size(60)
-        .build_cartesian_2d(0.5..cols as f64 + 0.5, (rows as f64 + 0.5)..0.5)
-        .map_err(error)?;
+    let mut chart = ChartBuilder::on(root)
+        .margin_top(30)
+        .margin_right(22)
+        .x_label_area_size(BELOW)
+        .y_label_area_size(LEFT)
+        .build_cartesian_2d(
+            (0.5..cols as f64 + 0.5).with_key_points(counted(cols, width.ticks())),
+            (rows as f64 + 0.5..0.5).with_key_points(counted(rows, 5)),
+        )
+        .map_err(told)?;
     chart
         .configure_mesh()
         .disable_mesh()
         .x_desc(x_label)
-        .y_desc(y_label)
-        .label_style(font(16))
-        .axis_desc_style(font(17))
+        .label_style(font())
+        .axis_desc_style(font())
         .axis_style(INK)
-        .x_label_formatter(&whole)
-        .y_label_formatter(&whole)
+        .x_label_formatter(&|at| format!("{at:.0}"))
+        .y_label_formatter(&|at| format!("{at:.0}"))
         .draw()
-        .map_err(error)?;
+        .map_err(told)?;
+    root.draw(&Text::new(y_label.to_owned(), (8, 4), font())).map_err(told)?;
     let cells = values.iter().enumerate().flat_map(|(i, row)| {
         row.iter().enumerate().map(move |(j, &value)| {
             let (x, y) = (j as f64 + 1.0, i as f64 + 1.0);
-            Rectangle::new([(x - 0.5, y - 0.5), (x + 0.5, y + 0.5)], heat(value).filled())
+            let color = viridis((value - low) / (high - low));
+            Rectangle::new([(x - 0.5, y - 0.5), (x + 0.5, y + 0.5)], color.filled())
         })
     });
-    chart.draw_series(cells).map_err(error)?;
+    chart.draw_series(cells).map(drop).map_err(told)
+}
 
-    let mut bar = ChartBuilder::on(&scale)
-        .margin_top(12)
-        .margin_bottom(64)
-        .margin_right(8)
-        .y_label_area_size(40)
-        .build_cartesian_2d(0.0..1.0, 0.0..1.0)
-        .map_err(error)?;
+/// 1 and round numbers up to `count`.
+fn counted(count: usize, ticks: usize) -> Vec<f64> {
+    let step = [1, 2, 5, 10, 20, 50, 100, 200, 500].into_iter().find(|s| count <= s * ticks).unwrap_or(1000);
+    (1..=count)
+        .filter(|i| *i == 1 || (i % step == 0 && (step == 1 || *i > step / 2)))
+        .map(|i| i as f64)
+        .collect()
+}
+
+/// The colours of a map with their numbers, below it.
+fn color_bar(
+    root: &Area<'_>,
+    width: Width,
+    label: &str,
+    (low, high): (f64, f64),
+) -> std::result::Result<(), String> {
+    let axis = Axis::exact(low..high, width.ticks());
+    root.draw(&Text::new(label.to_owned(), (LEFT as i32, 2), font())).map_err(told)?;
+    let mut bar = ChartBuilder::on(root)
+        .margin_top(22)
+        .margin_left(LEFT)
+        .margin_right(22)
+        .x_label_area_size(32)
+        .build_cartesian_2d(
+            axis.range.clone().with_key_points(axis.ticks.iter().map(|tick| tick.0).collect()),
+            0.0..1.0,
+        )
+        .map_err(told)?;
     bar.configure_mesh()
         .disable_mesh()
-        .x_labels(0)
-        .label_style(font(15))
+        .y_labels(0)
+        .label_style(font())
         .axis_style(INK)
-        .y_label_formatter(&short)
+        .x_label_formatter(&|at| axis.label(*at))
         .draw()
-        .map_err(error)?;
-    let steps = 32;
-    bar.draw_series((0..steps).map(|i| {
-        let at = |k: i32| f64::from(k) / f64::from(steps);
-        Rectangle::new([(0.0, at(i)), (1.0, at(i + 1))], heat(at(i)).filled())
-    }))
-    .map_err(error)?;
-    Ok(())
-}
-
-/// 0 dark blue, 1 light yellow: also in shades of grey the larger number is the lighter one.
-fn heat(value: f64) -> RGBColor {
-    const STOPS: [(f64, f64, f64); 5] = [
-        (20.0, 24.0, 66.0),
-        (42.0, 82.0, 138.0),
-        (32.0, 144.0, 140.0),
-        (122.0, 200.0, 92.0),
-        (252.0, 230.0, 66.0),
-    ];
-    let at = value.clamp(0.0, 1.0) * (STOPS.len() - 1) as f64;
-    let i = (at as usize).min(STOPS.len() - 2);
-    let (t, a, b) = (at - i as f64, STOPS[i], STOPS[i + 1]);
-    let mix = |a: f64, b: f64| (a + t * (b - a)).round() as u8;
-    RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
-}
-
-/// A tick in few letters.
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn short(value: &f64) -> String {
-    let size = value.abs();
-    if size >= 1e6 {
-        format!("{}M", trim(value / 1e6))
-    } else if size >= 1e4 {
-        format!("{}k", trim(value / 1e3))
-    } else if size != 0.0 && size < 1e-3 {
-        format!("{value:.0e}")
-    } else {
-        trim(*value)
-    }
-}
-
-/// The number of a row or column; nothing between them.
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn whole(value: &f64) -> String {
-    if value.fract().abs() < 1e-9 { format!("{value:.0}") } else { String::new() }
-}
-
-fn trim(value: f64) -> String {
-    let text = format!("{value:.3}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        .map_err(told)?;
+    let steps = 64;
+    let at = |i: i32| low + (high - low) * f64::from(i) / f64::from(steps);
+    let color = |i: i32| viridis((f64::from(i) + 0.5) / f64::from(steps));
+    let part = |i: i32| Rectangle::new([(at(i), 0.0), (at(i + 1), 1.0)], color(i).filled());
+    bar.draw_series((0..steps).map(part)).map(drop).map_err(told)
 }
 
 #[cfg(test)]
@@ -343,8 +459,27 @@ mod tests {
             Series { name: "one".into(), points, marks: true },
             Series { name: "two & more".into(), points: vec![(1.0, 0.5), (19.0, f64::NAN)], marks: false },
         ];
-        let plot = Plot::Lines { x_label: "step".into(), y_label: "loss".into(), log_x: true, series };
+        let plot = Plot::Lines { x: "step".into(), y: "loss".into(), series };
         Figure { id: "curves".into(), title: "Two <curves>".into(), caption: String::new(), plot }
+    }
+
+    fn map(values: Vec<Vec<f64>>, bounds: Option<(f64, f64)>) -> Figure {
+        let plot = Plot::Heatmap {
+            x_label: "j".into(),
+            y_label: "i".into(),
+            value_label: "φ(i, j)".into(),
+            values,
+            bounds,
+        };
+        Figure { id: "h".into(), title: "h".into(), caption: String::new(), plot }
+    }
+
+    /// The texts of an SVG.
+    fn texts(svg: &str) -> Vec<String> {
+        let parts = svg.split("<text ").skip(1);
+        parts
+            .map(|part| part.split_once('>').unwrap().1.split('<').next().unwrap().trim().to_owned())
+            .collect()
     }
 
     #[test]
@@ -352,7 +487,7 @@ mod tests {
         let figure = curves();
         let svg = figure.svg().unwrap();
         assert!(svg.contains("<polyline") && svg.contains("two &amp; more"), "{svg}");
-        let themed = figure.themed_svg().unwrap();
+        let themed = figure.themed_svg(Width::Wide).unwrap();
         assert!(themed.contains("var(--s0)") && themed.contains("var(--plot-ink)"));
         assert!(themed.contains("aria-label=\"Two &lt;curves>\""), "{themed}");
         assert!(!themed.contains("#2155CD"));
@@ -360,32 +495,90 @@ mod tests {
     }
 
     #[test]
-    fn heatmaps_have_a_cell_for_every_number() {
-        let values = vec![vec![0.0, 0.25, 0.5], vec![0.5, 0.75, 1.0]];
-        let plot = Plot::Heatmap { x_label: "j".into(), y_label: "i".into(), values };
-        let figure = Figure { id: "h".into(), title: "h".into(), caption: String::new(), plot };
+    fn text_is_of_one_size_at_every_width() {
+        for width in [Width::Wide, Width::Narrow] {
+            let svg = curves().themed_svg(width).unwrap();
+            assert!(svg.contains(&format!("viewBox=\"0 0 {} ", width.pixels())), "{svg}");
+            let sizes: Vec<&str> =
+                svg.split("font-size=\"").skip(1).map(|s| s.split('"').next().unwrap()).collect();
+            assert!(!sizes.is_empty() && sizes.iter().all(|s| *s == "14"), "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn a_legend_is_below_the_plot_and_within_the_figure() {
+        let mut figure = curves();
+        let Plot::Lines { series, .. } = &mut figure.plot else { unreachable!() };
+        for i in 0..8 {
+            series.push(Series {
+                name: format!("a run with a name, {i}"),
+                points: vec![(1.0, 1.0)],
+                marks: false,
+            });
+        }
+        series.push(Series { name: "x".repeat(200), points: vec![(1.0, 1.0)], marks: false });
+        for width in [Width::Wide, Width::Narrow] {
+            let Plot::Lines { series, .. } = &figure.plot else { unreachable!() };
+            let entries = legend(series, width.pixels());
+            let end = |e: &LegendEntry| f64::from(e.x) + 24.0 + LETTER * e.name.chars().count() as f64;
+            assert!(entries.iter().all(|e| end(e) <= f64::from(width.pixels())), "{width:?}");
+            assert!(entries.last().unwrap().line >= 4 && entries.last().unwrap().name.contains('…'));
+            let height = width.plot_height() + LINE * (entries.last().unwrap().line + 1);
+            assert_eq!(figure.draw(width).unwrap().1, (width.pixels(), height));
+        }
+    }
+
+    #[test]
+    fn maps_have_a_cell_for_every_number_and_the_scale_of_their_data() {
+        let figure = map(vec![vec![0.02, 0.05, 0.08], vec![0.05, 0.1, 0.12]], None);
         let svg = figure.svg().unwrap();
-        assert!(svg.matches("<rect").count() > 6, "{svg}");
-        assert!(figure.csv().contains("2,3,1\n"));
+        assert_eq!(svg.matches("<rect").count(), 1 + 6 + 64, "{svg}");
+        let found = texts(&svg);
+        for text in ["φ(i, j)", "0.02", "0.12", "i", "j", "1", "2", "3"] {
+            assert!(found.iter().any(|t| t == text), "{text}: {found:?}");
+        }
+        assert!(!found.iter().any(|t| t == "1.0" || t == "0.5"), "{found:?}");
+        // The ends of the colours are those of the data.
+        for color in [viridis(0.0), viridis(1.0)] {
+            let hex = format!("#{:02X}{:02X}{:02X}", color.0, color.1, color.2);
+            assert!(svg.contains(&hex), "{hex}");
+        }
+        assert!(figure.csv().contains("2,3,0.12\n"));
+        // Maps that are compared have one scale.
+        let shared = map(vec![vec![0.2, 0.3]], Some((0.0, 1.0))).svg().unwrap();
+        assert!(texts(&shared).iter().any(|t| t == "1.0"), "{shared}");
         // On a dark page, paper and letters change together.
-        let themed = figure.themed_svg().unwrap();
+        let themed = figure.themed_svg(Width::Narrow).unwrap();
         assert!(themed.contains("var(--plot-paper)") && !themed.contains("\"#FFFFFF\""), "{themed}");
     }
 
     #[test]
-    fn an_empty_figure_is_drawn_too() {
+    fn empty_figures_are_drawn_too() {
         let mut figure = curves();
         let Plot::Lines { series, .. } = &mut figure.plot else { unreachable!() };
         series.clear();
         figure.svg().unwrap();
+        map(vec![vec![0.5]], None).svg().unwrap();
+        map(vec![vec![f64::NAN]], None).svg().unwrap();
     }
 
     #[test]
-    fn ticks_are_short() {
-        assert_eq!([0.5, 1.0, 12.0].map(|v| whole(&v)), ["", "1", "12"]);
-        assert_eq!(
-            [0.0, 1.5, 12.0, 25_000.0, 2e6, 2e-4].map(|v| short(&v)),
-            ["0", "1.5", "12", "25k", "2M", "2e-4"]
-        );
+    fn long_curves_are_thinned() {
+        let mut figure = curves();
+        let Plot::Lines { series, .. } = &mut figure.plot else { unreachable!() };
+        *series = vec![Series {
+            name: "long".into(),
+            points: (0..100_000).map(|i| (f64::from(i), f64::from(i % 7))).collect(),
+            marks: false,
+        }];
+        assert!(figure.svg().unwrap().len() < 40_000);
+        assert_eq!(figure.csv().lines().count(), 100_001);
+    }
+
+    #[test]
+    fn rows_are_counted_in_round_numbers() {
+        assert_eq!(counted(4, 6), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(counted(32, 6), [1.0, 10.0, 20.0, 30.0]);
+        assert!(counted(0, 6).is_empty());
     }
 }

@@ -1,20 +1,24 @@
 //! A report: sections of text, tables and figures, written as one HTML file with the figures and their numbers
 //! beside it.
 
+mod axis;
+mod colors;
 mod content;
 mod figure;
 mod html;
 mod markdown;
 mod png;
 mod table;
+mod typeset;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use lowrank_files::write_atomic;
 
-pub use content::{Report, Section};
-pub use figure::{Figure, Plot, Series};
+pub use axis::{Scale, power_of_ten};
+pub use content::{Report, Samples, Section};
+pub use figure::{Figure, Label, Plot, Series, bounds_of};
 pub use table::{Cell, Table};
 
 use crate::error::{Error, Result};
@@ -34,6 +38,14 @@ pub struct Written {
 }
 
 impl Report {
+    /// The report as one page, complete in itself.
+    ///
+    /// # Errors
+    /// Where a figure cannot be drawn.
+    pub fn page(&self) -> Result<String> {
+        html::render(self)
+    }
+
     /// Writes `report.html` (complete in itself), `report.md`, and `figures/` and `data/` with each figure as SVG and
     /// PNG and each figure's and table's numbers as CSV.
     ///
@@ -69,7 +81,7 @@ impl Report {
             put(data.join(format!("{}.csv", table.id)), table.csv().as_bytes())?;
         }
         Ok(Written {
-            html: put(dir.join("report.html"), html::render(self)?.as_bytes())?,
+            html: put(dir.join("report.html"), self.page()?.as_bytes())?,
             markdown: put(dir.join("report.md"), markdown::render(self).as_bytes())?,
             no_fonts: painter.no_fonts(),
         })

@@ -13,6 +13,8 @@ pub struct Table {
     pub columns: Vec<String>,
     /// Rows of as many cells.
     pub rows: Vec<Vec<Cell>>,
+    /// Whether it is shown on demand only.
+    pub folded: bool,
 }
 
 /// A cell: a text, and for a number its value.

@@ -25,24 +25,26 @@ pub(super) fn section(study: &Study<'_>, what: &Latency) -> Result<Section> {
     let mut columns = vec!["model".to_owned()];
     for &batch in &what.batch_sizes {
         for &length in &what.lengths {
-            columns.push(format!("{batch} x {length}"));
+            columns.push(format!("{batch} × {length}"));
             let timings = time_forward(study.device, &models, batch, length, what.repeats);
             let base = timings[0].median;
             for (row, timing) in rows.iter_mut().zip(&timings) {
                 let more = 100.0 * (timing.median / base - 1.0);
                 let ms = 1e3 * timing.median;
-                row.push(Cell::number(ms, format!("{ms:.1} ms ({more:+.1} %)")));
+                let text = format!("{ms:.1} ms ({more:+.1} %)").replace('-', "−");
+                row.push(Cell::number(ms, text));
             }
         }
     }
     let table = Table {
         id: "latency".into(),
         title: format!(
-            "A forward pass of sequences x tokens up to the next token's logits: median of {} in turns.",
+            "A forward pass of sequences × tokens up to the next token's logits: median of {} in turns.",
             what.repeats
         ),
         columns,
         rows,
+        folded: false,
     };
     let text = vec![
         "A merged adapter is part of the base's weights, so that its model has the base's latency by construction; \

@@ -22,6 +22,7 @@ pub(super) fn choices(study: &Study<'_>, matrices: &Matrices) -> Section {
         title: "The same number of parameters spent on different matrices.".into(),
         columns: ["matrices", "r", "trainable", &study.spec.metric].map(Into::into).to_vec(),
         rows: rows.collect(),
+        folded: false,
     };
     let text = vec![
         "In the paper (table 5) a smaller rank on more kinds of matrices beats a larger one on a single kind; all on \
@@ -43,9 +44,10 @@ pub(super) fn ranks(study: &Study<'_>, ranks: &Ranks) -> Section {
     columns.extend(ranks.r.iter().map(|r| format!("r = {r}")));
     let table = Table {
         id: "ranks".into(),
-        title: format!("{} at each rank, alpha = 2 r throughout.", study.spec.metric),
+        title: format!("{} at each rank, α = 2r throughout.", study.spec.metric),
         columns,
         rows: rows.collect(),
+        folded: false,
     };
     let text = vec!["In the paper (table 6) a rank as small as one is nearly as good as 64.".into()];
     Section { title: "Which rank".into(), text, tables: vec![table], ..Section::default() }

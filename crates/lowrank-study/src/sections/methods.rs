@@ -2,8 +2,9 @@
 
 use super::inputs::Study;
 use crate::error::Result;
-use crate::report::{Cell, Figure, Plot, Section, Series, Table};
+use crate::report::{Cell, Figure, Label, Plot, Scale, Section, Series, Table, power_of_ten};
 use crate::run::{Role, RunLog};
+use crate::settings::{self, Setting};
 use crate::single::smooth;
 use crate::spec::Sweep;
 
@@ -47,6 +48,7 @@ pub(super) fn section(study: &Study<'_>) -> Result<Section> {
         title: "Methods. The metric is a mean over seeds with its 95 % confidence interval.".into(),
         columns: columns.map(Into::into).to_vec(),
         rows: untrained.into_iter().chain(rows).collect(),
+        folded: false,
     };
     let text = vec![format!(
         "The base has {} parameters. Hu et al. (2021, tables 2 to 4) compare the same columns: LoRA trains a thousandth \
@@ -57,6 +59,30 @@ pub(super) fn section(study: &Study<'_>) -> Result<Section> {
     Ok(Section { title: "Methods".into(), text, tables: vec![table], figures, ..Section::default() })
 }
 
+/// What the methods are: what differs between them, then what they share.
+pub(super) fn settings(study: &Study<'_>) -> Section {
+    let text = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let setting = |(key, value): (&String, &toml::Value)| Setting {
+        key: key.replace('-', "_"),
+        value: text(value),
+        given: true,
+    };
+    let methods: Vec<(&str, Vec<Setting>)> = study
+        .spec
+        .method
+        .iter()
+        .enumerate()
+        .map(|(i, method)| {
+            // What the run was really given; the method's own words where it is not done.
+            let options =
+                study.with(&Role::Method(i)).next().map_or(&method.options, |(run, _)| &run.options);
+            (method.name.as_str(), options.iter().map(setting).collect())
+        })
+        .collect();
+    let methods: Vec<(&str, &[Setting])> = methods.iter().map(|(name, list)| (*name, &list[..])).collect();
+    Section { title: "Settings".into(), tables: settings::tables(&methods), ..Section::default() }
+}
+
 fn loss_curves(study: &Study<'_>) -> Result<Figure> {
     let mut series = Vec::new();
     for (i, method) in study.spec.method.iter().enumerate() {
@@ -65,7 +91,7 @@ fn loss_curves(study: &Study<'_>) -> Result<Figure> {
         let points: Vec<_> = log.steps.iter().map(|s| (s.step as f64, s.loss)).collect();
         series.push(Series { name: method.name.clone(), points: smooth(&points), marks: false });
     }
-    let plot = Plot::Lines { x_label: "step".into(), y_label: "training loss".into(), log_x: false, series };
+    let plot = Plot::Lines { x: Label::linear("step"), y: "training loss".into(), series };
     let caption = "Running means, the first seed of each.".into();
     Ok(Figure { id: "loss".into(), title: "Training loss.".into(), caption, plot })
 }
@@ -78,9 +104,8 @@ fn against_parameters(study: &Study<'_>) -> Figure {
         Some(Series { name: method.name.clone(), points: vec![(parameters as f64, value)], marks: true })
     });
     let plot = Plot::Lines {
-        x_label: "trainable parameters".into(),
-        y_label: study.spec.metric.clone(),
-        log_x: true,
+        x: Label { text: "trainable parameters".into(), scale: Scale::Log },
+        y: study.spec.metric.as_str().into(),
         series: series.collect(),
     };
     let title = format!("{} against trainable parameters.", study.spec.metric);
@@ -105,17 +130,17 @@ pub(super) fn sweep(study: &Study<'_>, sweep: &Sweep) -> Section {
         let best = finite.min_by(|a, b| (sign * a.1).total_cmp(&(sign * b.1))).map(|p| p.0);
         let mut row = vec![Cell::text(&method.name)];
         row.extend(values.into_iter().map(|(_, cell)| cell));
-        row.push(best.map_or_else(Cell::none, |b| Cell::number(b, format!("{b:e}"))));
+        row.push(best.map_or_else(Cell::none, |b| Cell::number(b, power_of_ten(b))));
         rows.push(row);
         series.push(Series { name: method.name.clone(), points, marks: true });
     }
     let mut columns = vec!["method".to_owned()];
-    columns.extend(sweep.learning_rates.iter().map(|rate| format!("{rate:e}")));
+    columns.extend(sweep.learning_rates.iter().map(|rate| power_of_ten(*rate)));
     columns.push("best".into());
     let title = format!("{} at each learning rate.", study.spec.metric);
-    let table = Table { id: "learning-rates".into(), title: title.clone(), columns, rows };
-    let y_label = study.spec.metric.clone();
-    let plot = Plot::Lines { x_label: "learning rate".into(), y_label, log_x: true, series };
+    let table = Table { id: "learning-rates".into(), title: title.clone(), columns, rows, folded: false };
+    let x = Label { text: "learning rate".into(), scale: Scale::Log };
+    let plot = Plot::Lines { x, y: study.spec.metric.as_str().into(), series };
     let figure = Figure { id: "learning-rate-sweep".into(), title, caption: String::new(), plot };
     let text = vec![
         "A rule of thumb says that LoRA's best learning rate is about ten times that of full fine-tuning; the last \

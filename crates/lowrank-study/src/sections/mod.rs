@@ -7,6 +7,7 @@ mod methods;
 mod subspaces;
 
 use lowrank_engine::Device;
+use lowrank_files::Provenance;
 use lowrank_models::{Base, Model};
 
 use crate::error::Result;
@@ -36,6 +37,7 @@ pub fn study_report(
     let mut sections = Vec::new();
     if !spec.method.is_empty() {
         sections.push(methods::section(&study)?);
+        sections.push(methods::settings(&study));
     }
     if let Some(matrices) = &spec.matrices {
         sections.push(matrices::choices(&study, matrices));
@@ -64,7 +66,7 @@ pub fn study_report(
         study.done.len(),
         if seeds == 1 { "" } else { "s" }
     );
-    Ok(Report { title: spec.name.clone(), subtitle, sections })
+    Ok(Report { title: spec.name.clone(), subtitle, made: Provenance::now(), sections })
 }
 
 fn all_runs(study: &Study<'_>, runs: &[Run]) -> Section {
@@ -87,9 +89,10 @@ fn all_runs(study: &Study<'_>, runs: &[Run]) -> Section {
     });
     let table = Table {
         id: "all-runs".into(),
-        title: "Every run; its folder under runs/ holds options, log, adapter and result.".into(),
+        title: "Every run; its folder under runs/ holds options, log, adapter and result".into(),
         columns: ["run", "name", "seed", metric, "state"].map(Into::into).to_vec(),
         rows: rows.collect(),
+        folded: runs.len() > 12,
     };
     Section { title: "Runs".into(), tables: vec![table], ..Section::default() }
 }

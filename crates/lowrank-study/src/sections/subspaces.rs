@@ -3,7 +3,7 @@
 use super::inputs::Study;
 use crate::amplification::amplification as amplify;
 use crate::error::{Error, Result};
-use crate::report::{Cell, Figure, Plot, Section, Table};
+use crate::report::{Cell, Figure, Plot, Section, Table, bounds_of};
 use crate::run::Role;
 use crate::spec::{AmplificationSpec, Subspace};
 use crate::subspace::{pairs, phi, phi_gaussian};
@@ -32,7 +32,7 @@ pub(super) fn similarity(study: &Study<'_>, what: &Subspace) -> Result<Section> 
         let text = vec!["The adapters that this section compares are not all done.".into()];
         return Ok(Section { title, text, ..Section::default() });
     };
-    let mut figures = Vec::new();
+    let mut figures: Vec<Figure> = Vec::new();
     let mut rows = Vec::new();
     for (((module, few), (_, many)), (_, other)) in few.iter().zip(&many).zip(&other) {
         let inputs = few.inputs();
@@ -57,8 +57,9 @@ pub(super) fn similarity(study: &Study<'_>, what: &Subspace) -> Result<Section> 
         let map = |id: &str, title: String, x_label: String, y_label: String, values| Figure {
             id: format!("{id}-{name}"),
             title,
-            caption: "1: the smaller space lies in the larger; 0: they are orthogonal.".into(),
-            plot: Plot::Heatmap { x_label, y_label, values },
+            caption: "φ is 1 where the smaller space lies in the larger, and 0 where they are orthogonal."
+                .into(),
+            plot: Plot::Heatmap { x_label, y_label, value_label: "φ(i, j)".into(), values, bounds: None },
         };
         figures.push(map(
             "ranks",
@@ -82,16 +83,27 @@ pub(super) fn similarity(study: &Study<'_>, what: &Subspace) -> Result<Section> 
             chance,
         ));
     }
+    // Maps that are compared have one scale.
+    let shared = bounds_of(figures.iter().filter_map(|figure| match &figure.plot {
+        Plot::Heatmap { values, .. } => Some(values),
+        Plot::Lines { .. } => None,
+    }));
+    for figure in &mut figures {
+        if let Plot::Heatmap { bounds, .. } = &mut figure.plot {
+            *bounds = Some(shared);
+        }
+    }
     let columns = ["module", "top, ranks", "all, ranks", "top, seeds", "all, seeds", "all, chance"];
     let table = Table {
         id: "subspaces".into(),
-        title: "phi of the top direction alone and of all: between ranks, between seeds, by chance.".into(),
+        title: "φ of the top direction alone and of all: between ranks, between seeds, by chance.".into(),
         columns: columns.map(Into::into).to_vec(),
         rows,
+        folded: false,
     };
     let text = vec![
-        "phi(i, j) = ||U_i^T V_j||^2 / min(i, j) over the right-singular vectors of A (section 7.2 of the paper, \
-         figures 3 and 4). There the top direction of rank 8 lies in rank 64 (phi > 0.5) and the others are mostly \
+        "φ(i, j) = ‖UᵢᵀVⱼ‖² / min(i, j) over the right-singular vectors of A (section 7.2 of the paper, figures 3 \
+         and 4); i counts rows and j columns. There the top direction of rank 8 lies in rank 64 (φ > 0.5) and the others are mostly \
          noise; two seeds share more directions than chance."
             .into(),
         "A starts random and short runs move it little: what is shared is then little more than chance. The two ranks \
@@ -133,16 +145,16 @@ pub(super) fn amplification(study: &Study<'_>, what: &AmplificationSpec) -> Resu
             ]);
         }
     }
-    let columns =
-        ["module", "r", "by delta W", "by W", "by random", "norm of W", "norm of delta W", "factor"];
+    let columns = ["module", "r", "by ΔW", "by W", "by random", "‖W‖", "‖ΔW‖", "factor"];
     let table = Table {
         id: "amplification".into(),
-        title: "||U^T W V^T|| with the top r directions of delta W, of W and of a random matrix.".into(),
+        title: "‖UᵀWVᵀ‖ with the top r directions of ΔW, of W and of a random matrix.".into(),
         columns: columns.map(Into::into).to_vec(),
         rows,
+        folded: false,
     };
     let text = vec![
-        "The factor is the norm of delta W over that of W in delta W's directions (section 7.3, table 7). In the \
+        "The factor is ‖ΔW‖ over the norm of W in the directions of ΔW, ‖UᵀWVᵀ‖ (section 7.3, table 7). In the \
          paper W is larger in them than in random directions, smaller than in its own, and amplified 21 times at \
          r = 4 and twice at r = 64."
             .into(),

@@ -7,7 +7,7 @@ mod tensorboard;
 
 pub use json::JsonLog;
 pub use progress::{Progress, Report};
-pub use record::{EvalRecord, StepRecord};
+pub use record::{EvalRecord, SampleRecord, StepRecord};
 pub use tensorboard::TensorBoard;
 
 use crate::Error;
@@ -64,6 +64,20 @@ impl RunLog {
         Ok(())
     }
 
+    /// Records a generated text: in the JSON lines, and shown with the progress.
+    ///
+    /// # Errors
+    /// Where a log file cannot be written.
+    pub fn sample(&mut self, record: &SampleRecord) -> Result<(), Error> {
+        let (prompt, text) = (one_line(&record.sample_prompt), one_line(&record.sample_text));
+        self.progress.message(&format!("sample at step {}: {} -> {text}", record.step, last_letters(&prompt)));
+        self.flush()?;
+        match &mut self.json {
+            Some(json) => json.write(record),
+            None => Ok(()),
+        }
+    }
+
     /// Records an evaluation everywhere.
     ///
     /// # Errors
@@ -81,5 +95,41 @@ impl RunLog {
             board.scalars(record.step, &scalars)?;
         }
         Ok(())
+    }
+}
+
+/// A text in one line, with nothing in it that a terminal obeys.
+fn one_line(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.trim_end().chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push(' '),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// The end of a long prompt.
+fn last_letters(text: &str) -> String {
+    const MOST: usize = 48;
+    let count = text.chars().count();
+    match count > MOST {
+        true => format!("…{}", text.chars().skip(count - MOST).collect::<String>()),
+        false => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_one_line_that_a_terminal_does_not_obey() {
+        assert_eq!(one_line("a\nb\tc\u{1b}[2Jd\n"), "a\\nb c\u{fffd}[2Jd");
+        assert_eq!(last_letters("short"), "short");
+        assert_eq!(last_letters(&"é".repeat(100)).chars().count(), 49);
     }
 }

@@ -71,6 +71,23 @@ pub struct EvalRecord {
     pub metrics: BTreeMap<String, Option<f64>>,
 }
 
+/// A text that the model generated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SampleRecord {
+    /// Optimiser steps done; 0 is the model before training.
+    pub step: u64,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// What is continued.
+    pub sample_prompt: String,
+    /// The text behind it.
+    pub sample_text: String,
+    /// Its tokens, the ending one included.
+    pub sample_tokens: u64,
+    /// Wall time of all texts of the step in seconds.
+    pub sample_s: f64,
+}
+
 impl EvalRecord {
     /// The metrics by their plain names.
     pub(crate) fn named(&self) -> impl Iterator<Item = (&str, f64)> {

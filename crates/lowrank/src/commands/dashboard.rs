@@ -1,4 +1,4 @@
-//! A page that shows a run as it goes: loss, learning rate, speed and memory out of its log. It is served to this machine alone.
+//! A page that shows a run as it goes: loss, learning rate, speed, memory and samples out of its log. It is served to this machine alone.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

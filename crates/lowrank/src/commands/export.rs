@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use lowrank::files::{Staged, check_output, is_gguf, write_atomic};
+use lowrank::files::{Staged, check_output, is_gguf, shell_quoted, write_atomic};
 use lowrank::models::FileType;
 use lowrank::tools::{FileFormat, Options, formats};
 use lowrank::{Error, MergeCheck, MergeTarget, Result, Session, merge_checked};
@@ -73,9 +73,9 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     }
     let gguf = is_gguf(Path::new(&args.model));
     let staged = Staged::beside(&args.out)?;
-    let (to, shown) = (staged.path().to_owned(), quoted(&args.out.display().to_string()));
+    let (to, shown) = (staged.path().to_owned(), shell_quoted(&args.out.display().to_string()));
     std::fs::create_dir_all(&to).map_err(lowrank::files::IoError::at(&to))?;
-    let model = quoted(&args.model);
+    let model = shell_quoted(&args.model);
     let command = match (args.to, gguf) {
         (Runtime::Ollama, _) => {
             merged(args, &to.join("model.gguf"))?;
@@ -113,14 +113,6 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     staged.keep()?;
     writeln!(out, "{command}")?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A word as a shell reads it.
-fn quoted(word: &str) -> String {
-    match word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:@".contains(c)) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
 }
 
 /// Writes base and adapter as one model, checked against the two.

@@ -83,7 +83,8 @@ fn spectrum(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
             ("parameters", lora.parameters().to_string()),
         ];
         let facts = facts.map(|(name, value)| (name.to_owned(), value));
-        write_atomic(file, report::html(&args.path, &facts, &spectra).as_bytes())?;
+        let page = lowrank_study::adapter_report(&args.path, &facts, &spectra).page()?;
+        write_atomic(file, page.as_bytes())?;
         writeln!(out, "wrote {}", file.display())?;
         return Ok(ExitCode::SUCCESS);
     }

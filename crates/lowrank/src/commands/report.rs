@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lowrank::files::IoError;
+use lowrank::files::{IoError, read_object};
 use lowrank::models::Sampling;
-use lowrank::{Error, LOG_FILE, Limits, Result, Session, TextGenerator};
+use lowrank::{Error, LOG_FILE, Limits, Result, Session, TextGenerator, TrainOptions, TrainingArgs};
 use lowrank_study::report::Written;
-use lowrank_study::{RunLog, Sample, SingleRun, single_report};
+use lowrank_study::{RunLog, Sample, Setting, SingleRun, single_report};
 use lowrank_tools::{Options, compare, formats};
+use serde_json::Value;
 
 use super::Stdout;
 
-/// Write a report of training runs: curves, memory, spectra.
+/// Write a report of training runs: settings, curves, memory, samples, spectra.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folders written by `lowrank train`
@@ -87,16 +88,24 @@ fn read(dir: &Path) -> Result<SingleRun> {
             dir.display()
         )));
     }
-    let mut config = Vec::new();
+    let args = TrainingArgs::read(dir)?;
+    let mut settings = Vec::new();
+    if let Some(TrainingArgs { options, .. }) = &args {
+        let defaults = serde_json::to_value(TrainOptions::default()).expect("options are plain data");
+        for (key, value) in options.iter().filter(|(_, value)| is_set(value)) {
+            settings.push(setting(key, value, defaults[key] != *value));
+        }
+    }
+    // What was chosen for the model, and all of an adapter that says nothing of its run.
     let path = dir.join(lowrank::adapters::CONFIG_FILE);
-    if let Ok(text) = std::fs::read(&path) {
-        let all: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(&text).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
-        let told = all.into_iter().filter(|(_, value)| !value.is_null() && *value != serde_json::json!({}));
-        config.extend(told.map(|(key, value)| {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            (key, text)
-        }));
+    if path.exists() {
+        for (key, value) in read_object(&path)?.iter().filter(|(_, value)| is_set(value)) {
+            let known = settings.iter().any(|s| s.key == *key);
+            let chosen = args.is_none() || key == "target_modules" || key == "peft_type";
+            if !known {
+                settings.push(setting(key, value, chosen));
+            }
+        }
     }
     // Only LoRA has pairs to look at; other methods are reported without a spectrum.
     let spectra = match formats::read(dir, formats::peft::FORMAT, &Options::default()) {
@@ -105,7 +114,31 @@ fn read(dir: &Path) -> Result<SingleRun> {
     };
     let name =
         dir.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
-    Ok(SingleRun { name, log: RunLog::read(&log)?, config, spectra, samples: Vec::new() })
+    let made = args.map(|args| args.made);
+    Ok(SingleRun { name, log: RunLog::read(&log)?, made, settings, spectra, samples: Vec::new() })
+}
+
+/// Whether an option says anything.
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => true,
+    }
+}
+
+fn setting(key: &str, value: &Value, given: bool) -> Setting {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) => {
+            let words = list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
+            words.collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    };
+    Setting { key: key.to_owned(), value: text, given }
 }
 
 /// Says where the report is.

@@ -482,7 +482,8 @@ const STUDY: &str = "name = \"n\"\nout = \"o\"\nseeds = [1, 2]\ntime-limit-minut
     choices = [[\"q_proj\"], [\"q_proj\", \"v_proj\"]]\n[ranks]\nr = [1, 2]\n[subspace]\nranks = [2, 4]\nseeds = [1, 2]\n\
     modules = [\"q_proj\"]\n[latency]\nbatch-sizes = [1]\nlengths = [8]\n[sweep]\nlearning-rates = [1e-4]\n";
 const LOG: &str = "{\"step\": 1, \"loss\": 2.5, \"learning_rate\": 1e-4, \"grad_norm\": 0.5, \"tokens_per_s\": 100.0, \"step_s\": 0.5, \
-    \"peak_rss_bytes\": 1000}\n{\"step\": 1, \"eval_loss\": 2.25}\n";
+    \"peak_rss_bytes\": 1000}\n{\"step\": 1, \"eval_loss\": 2.25}\n{\"step\": 1, \"sample_prompt\": \"a\", \
+    \"sample_text\": \"b\"}\n";
 
 /// A TOML file of a run.
 fn run_file(bytes: &[u8]) {
