@@ -79,21 +79,23 @@ impl SamplePrompts {
         let tokens: Vec<u32> = (first_virtual..).take(virtual_tokens).chain(vec![0; longest]).collect();
         let rows = tokens.len() + self.max_new_tokens.saturating_sub(1);
         let cache = RefCell::new(KvCache::new(device, rows, &model.info().kv_widths));
-        let mut pass = |ids: &[u32], begin: usize| {
+        let pass = |ids: &[u32], begin: usize| {
             let (n, end) = (ids.len(), begin + ids.len());
             cache.borrow_mut().targets = (begin..end).collect();
-            let scope = Scope::inference(device, &adapters.params);
-            let mut tape = Tape::with_cache(scope, &adapters.active, &cache);
             let positions: Vec<u32> = (begin..end).map(|p| p as u32).collect();
+            let (lengths, outputs) = (vec![end as u32; n], [n - 1]);
+            let segments = [Segment { q: 0..n, prefix: 0..0, own: 0..end }];
             let batch = TokenBatch {
                 tokens: ids,
                 positions: &positions,
-                lengths: &vec![end as u32; n],
+                lengths: &lengths,
                 token_types: &[],
-                segments: &[Segment { q: 0..n, prefix: 0..0, own: 0..end }],
-                output_rows: Some(&[n - 1]),
+                segments: &segments,
+                output_rows: Some(&outputs),
                 adapters: None,
             };
+            let scope = Scope::inference(device, &adapters.params);
+            let mut tape = Tape::with_cache(scope, &adapters.active, &cache);
             let h = model.hidden(&mut tape, &batch);
             tape.logits(head, &h);
         };

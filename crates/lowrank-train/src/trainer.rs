@@ -255,7 +255,12 @@ fn run_evaluation(
 
 /// Generates the samples of the step, in the memory that the activations had. A run goes on without them where they cannot be
 /// had.
-fn sample(stepper: &Stepper<'_>, data: &RunData<'_>, state: &RunState, log: &mut RunLog) -> Result<(), Error> {
+fn sample(
+    stepper: &Stepper<'_>,
+    data: &RunData<'_>,
+    state: &RunState,
+    log: &mut RunLog,
+) -> Result<(), Error> {
     let Some(samples) = &data.samples else { return Ok(()) };
     stepper.device().trim();
     let made = samples.generate(stepper, (state.step, state.epoch));

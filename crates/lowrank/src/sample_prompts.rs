@@ -40,7 +40,8 @@ pub(crate) fn read(
         let task = session.task.task.name();
         return Err(Error::Usage(format!("`sample_prompts` is for language models, not for `task` {task}")));
     }
-    let chat = train.forms.iter().any(|form| form.contains("conversations") || form.contains("chat template"));
+    let chat =
+        train.forms.iter().any(|form| form.contains("conversations") || form.contains("chat template"));
     let prompts = match file(given) {
         Some(path) if ends_in(path, &DATA) => of_data(session, options, path)?,
         Some(path) => {

@@ -48,8 +48,8 @@ impl TrainingArgs {
             return Ok(None);
         }
         let value = Value::Object(read_object(&path)?);
-        serde_json::from_value(value)
-            .map(Some)
-            .map_err(|e| Error::Usage(format!("{}: {e}; remove the file to report without it", path.display())))
+        serde_json::from_value(value).map(Some).map_err(|e| {
+            Error::Usage(format!("{}: {e}; remove the file to report without it", path.display()))
+        })
     }
 }

@@ -9,9 +9,7 @@ use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
 use lowrank::engine::{Device, Label, SavedDtype};
 use lowrank::files::LoadOptions;
 use lowrank::models::{Decoder, DecoderOptions, Request};
-use lowrank::train::{
-    Example, PackedBatch, SamplePrompt, SamplePrompts, StepOptions, Stepper, Target, Task,
-};
+use lowrank::train::{Example, PackedBatch, SamplePrompt, SamplePrompts, StepOptions, Stepper, Target, Task};
 use lowrank::{Session, TrainOptions};
 use serde_json::{Map, Value, json};
 
@@ -247,7 +245,8 @@ fn samples_take_what_was_planned() {
         let device = Device::cpu();
         let real = {
             let mut decoder =
-                Decoder::new(&*session.model, &device, &set.params, &set.active, DecoderOptions::default()).unwrap();
+                Decoder::new(&*session.model, &device, &set.params, &set.active, DecoderOptions::default())
+                    .unwrap();
             device.reset_peak();
             let request = Request { prompt: tokens.clone(), max_new_tokens: new, ..Request::default() };
             decoder.generate(&request).unwrap();

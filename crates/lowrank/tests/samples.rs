@@ -76,15 +76,38 @@ fn samples_come_at_evaluations_and_change_no_bit() {
     // The last text is what the adapter says.
     let adapter = place.path("sampled");
     let said = lowrank_ok(&[
-        "generate", "--model", &place.model, "--adapter", &adapter, "--prompt", "Hello, world",
-        "--max-new-tokens", "5", "--threads", "1",
+        "generate",
+        "--model",
+        &place.model,
+        "--adapter",
+        &adapter,
+        "--prompt",
+        "Hello, world",
+        "--max-new-tokens",
+        "5",
+        "--threads",
+        "1",
     ]);
-    assert_eq!(said.out.trim_end_matches('\n'), samples[3]["sample_text"].as_str().unwrap().trim_end_matches('\n'));
+    assert_eq!(
+        said.out.trim_end_matches('\n'),
+        samples[3]["sample_text"].as_str().unwrap().trim_end_matches('\n')
+    );
     // And the first one what the base says.
     let said = lowrank_ok(&[
-        "generate", "--model", &place.model, "--prompt", "Hello, world", "--max-new-tokens", "5", "--threads", "1",
+        "generate",
+        "--model",
+        &place.model,
+        "--prompt",
+        "Hello, world",
+        "--max-new-tokens",
+        "5",
+        "--threads",
+        "1",
     ]);
-    assert_eq!(said.out.trim_end_matches('\n'), samples[0]["sample_text"].as_str().unwrap().trim_end_matches('\n'));
+    assert_eq!(
+        said.out.trim_end_matches('\n'),
+        samples[0]["sample_text"].as_str().unwrap().trim_end_matches('\n')
+    );
 }
 
 #[test]
@@ -112,8 +135,15 @@ fn prompts_come_from_a_text_from_lines_and_from_data() {
     assert_eq!(prompts("said", "hi", &["--data", &talk]), ["hi"]);
     let adapter = place.path("said");
     let said = lowrank_ok(&[
-        "generate", "--model", &place.model, "--adapter", &adapter, "--prompt", "[user]hi[assistant]",
-        "--max-new-tokens", "2",
+        "generate",
+        "--model",
+        &place.model,
+        "--adapter",
+        &adapter,
+        "--prompt",
+        "[user]hi[assistant]",
+        "--max-new-tokens",
+        "2",
     ]);
     let samples = place.samples("said");
     assert_eq!(said.out.trim_end(), samples[1]["sample_text"].as_str().unwrap().trim_end());
@@ -131,7 +161,10 @@ fn samples_have_steps_of_their_own_and_go_on_with_a_run() {
     assert_eq!(ran.code, 0, "{}", ran.err);
     let samples = place.samples("run");
     assert_eq!(steps(&samples), [0, 2, 3, 4]);
-    assert_eq!((samples[2]["sample_prompt"].as_str(), samples[3]["sample_prompt"].as_str()), (Some("a"), Some("b")));
+    assert_eq!(
+        (samples[2]["sample_prompt"].as_str(), samples[3]["sample_prompt"].as_str()),
+        (Some("a"), Some("b"))
+    );
 }
 
 #[test]
@@ -151,15 +184,32 @@ fn wrong_samples_are_refused_before_training() {
     refused(&["--sample-prompts", &many], &["65 prompts"]);
     let texts = place.write("texts.jsonl", "{\"text\": \"abc\"}\n");
     refused(&["--sample-prompts", &texts], &["texts.jsonl", "without a prompt", ".txt"]);
-    refused(&["--sample-prompts", "a", "--prompt-template", "{prompt} {other}"], &["other, prompt", "data file"]);
+    refused(
+        &["--sample-prompts", "a", "--prompt-template", "{prompt} {other}"],
+        &["other, prompt", "data file"],
+    );
     let long = "a".repeat(5000);
     refused(&["--sample-prompts", &long], &["prompt 1", "positions end at"]);
     // A file that is not there is no text.
     let ran = place.train("x", &["--sample-prompts", "no-such-prompts.txt"]);
     assert!(ran.code == 1 && ran.err.contains("no-such-prompts.txt"), "{}", ran.err);
     let bert = tiny_bert(place.dir.path());
-    let rows = place.write("classes.jsonl", "{\"text\": \"a film\", \"label\": \"x\"}\n{\"text\": \"a plot\", \"label\": \"y\"}\n");
-    let args = ["train", "--task", "classification", "--model", &bert, "--data", &rows, "--sample-prompts", "a", "--out"];
+    let rows = place.write(
+        "classes.jsonl",
+        "{\"text\": \"a film\", \"label\": \"x\"}\n{\"text\": \"a plot\", \"label\": \"y\"}\n",
+    );
+    let args = [
+        "train",
+        "--task",
+        "classification",
+        "--model",
+        &bert,
+        "--data",
+        &rows,
+        "--sample-prompts",
+        "a",
+        "--out",
+    ];
     let ran = lowrank(&[&args[..], &[&place.path("x")]].concat());
     assert!(ran.code == 2 && ran.err.contains("--sample-prompts is for language models"), "{}", ran.err);
     // Prompts are never written over.

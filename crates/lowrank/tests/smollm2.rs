@@ -157,9 +157,9 @@ fn memory_stays_in_bounds_and_is_forecast() {
         let train = ["train", "--force", "--log-json", &log];
         lowrank_ok(&[&train, &args[..]].concat());
         let lines = std::fs::read_to_string(&log).unwrap();
-        let steps = lines.lines().filter_map(|line| {
-            serde_json::from_str::<Value>(line).unwrap()["peak_rss_bytes"].as_f64()
-        });
+        let steps = lines
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["peak_rss_bytes"].as_f64());
         let (peak, forecast) = (steps.last().unwrap(), plan["peak_bytes"].as_f64().unwrap());
         assert!(peak < bound, "{more:?}: {peak} bytes");
         let ratio = forecast / peak;

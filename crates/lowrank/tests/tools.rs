@@ -101,7 +101,10 @@ fn the_tour_runs() {
     let chart = run("lowrank inspect poems --spectrum");
     assert!(chart.contains('█') && chart.contains("self_attn.q_proj"), "{chart}");
     let page = fs::read_to_string(dir.join("poems.html")).unwrap();
-    assert!(page.contains("<svg") && page.contains("<details>") && page.contains("lowrank inspect poems"), "{page}");
+    assert!(
+        page.contains("<svg") && page.contains("<details>") && page.contains("lowrank inspect poems"),
+        "{page}"
+    );
     // Every adapter of the tour attaches to the base.
     for name in
         ["both", "without-letters", "ties", "dare", "small", "again", "part", "one", "most", "norm", "half"]

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
+
 /// How an axis counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scale {
@@ -82,6 +84,11 @@ impl Axis {
         Self { range, ticks, log: true }
     }
 
+    /// The same for the drawing.
+    pub fn ticked(&self) -> Ticked {
+        Ticked { range: self.range.clone(), ticks: self.ticks.iter().map(|tick| tick.0).collect() }
+    }
+
     /// Where a value is drawn; none where it cannot be.
     pub fn at(&self, value: f64) -> Option<f64> {
         let at = if self.log { value.log10() } else { value };
@@ -95,6 +102,30 @@ impl Axis {
     }
 }
 
+/// A range with its ticks at given places.
+pub(super) struct Ticked {
+    pub range: Range<f64>,
+    pub ticks: Vec<f64>,
+}
+
+impl Ranged for Ticked {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (begin, end): (i32, i32)) -> i32 {
+        let share = (value - self.range.start) / (self.range.end - self.range.start);
+        begin + (f64::from(end - begin) * share).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        if hint.weight().allow_light_points() { Vec::new() } else { self.ticks.clone() }
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.range.clone()
+    }
+}
+
 /// 1, 2 or 5 times a power of ten, such that `width` has about `count` of them.
 fn step(width: f64, count: usize, whole: bool) -> f64 {
     let raw = width / count.max(1) as f64;
@@ -102,7 +133,8 @@ fn step(width: f64, count: usize, whole: bool) -> f64 {
         return 1.0;
     }
     let power = 10f64.powf(raw.log10().floor());
-    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * power >= 0.999 * raw).unwrap_or(10.0);
+    // Rather a few more than one or two.
+    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * power >= 0.7 * raw).unwrap_or(10.0);
     let step = factor * power;
     if whole { step.max(1.0) } else { step }
 }
@@ -140,8 +172,9 @@ fn together(values: &[f64], step: f64) -> Vec<String> {
 
 /// One value in few digits.
 fn alone(value: f64) -> String {
-    if value < 1e-3 {
-        let power = value.log10().floor();
+    // A power of ten may be a hair below itself.
+    if value < 0.999e-3 {
+        let power = (value.log10() + 1e-9).floor();
         let factor = (value / 10f64.powf(power)).round();
         return if factor == 1.0 {
             times_ten_to(power as i32)[2..].to_owned()
@@ -149,7 +182,7 @@ fn alone(value: f64) -> String {
             format!("{factor}{}", times_ten_to(power as i32))
         };
     }
-    let (unit, suffix) = unit(value);
+    let (unit, suffix) = unit(10.0 * value);
     let text = format!("{:.4}", value / unit);
     format!("{}{suffix}", text.trim_end_matches('0').trim_end_matches('.'))
 }
@@ -203,10 +236,7 @@ mod tests {
         assert_eq!(texts(&[0.1, 0.3], Scale::Linear, 4), ["0.10", "0.15", "0.20", "0.25", "0.30"]);
         assert_eq!(texts(&[0.0, 0.0006], Scale::Linear, 3), ["0", "2×10⁻⁴", "4×10⁻⁴", "6×10⁻⁴"]);
         assert_eq!(texts(&[0.0, 60_000.0], Scale::Linear, 3), ["0", "20k", "40k", "60k"]);
-        assert_eq!(
-            texts(&[-0.2, 0.2], Scale::Linear, 3),
-            ["−0.2", "0.0", "0.2"].map(|t| if t == "0.0" { "0" } else { t })
-        );
+        assert_eq!(texts(&[-0.2, 0.2], Scale::Linear, 3), ["−0.2", "0", "0.2"]);
         // Steps of training are whole.
         assert_eq!(texts(&[1.0, 2.0, 3.0], Scale::Linear, 6), ["1", "2", "3"]);
     }
@@ -217,10 +247,7 @@ mod tests {
         assert_eq!(texts(&[1.0, 99.0], Scale::Auto, 3)[0], "0");
         assert_eq!(texts(&[2e5, 3e8], Scale::Auto, 5), ["1M", "10M", "100M"]);
         // Zeros have no place on such an axis, so it is not taken for them.
-        assert_eq!(
-            texts(&[0.0, 1e4], Scale::Auto, 2),
-            ["0", "5k", "10k"].map(|t| if t == "5k" { "5k" } else { t })
-        );
+        assert_eq!(texts(&[0.0, 1e4], Scale::Auto, 2), ["0", "5k", "10k"]);
         let one = Axis::new([3e-5, 3e-1].into_iter(), Scale::Log, 5);
         assert_eq!(one.at(0.0), None);
         assert_eq!(one.label(one.at(0.01).unwrap()), "0.01");
@@ -233,7 +260,7 @@ mod tests {
 
     #[test]
     fn one_value_and_none_have_an_axis_too() {
-        assert_eq!(texts(&[5.0], Scale::Auto, 4).len(), 2);
+        assert_eq!(texts(&[5.0], Scale::Auto, 4), ["5"]);
         assert!(!texts(&[], Scale::Log, 4).is_empty() && !texts(&[f64::NAN], Scale::Auto, 4).is_empty());
         let exact = Axis::exact(0.02..0.19, 4);
         assert_eq!((exact.range.start, exact.range.end), (0.02, 0.19));

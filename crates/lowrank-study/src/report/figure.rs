@@ -3,7 +3,7 @@
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::axis::{Axis, Scale};
+use super::axis::{Axis, Scale, Ticked};
 use super::colors::{SERIES, viridis};
 use super::table::line;
 use crate::error::{Error, Result};
@@ -318,10 +318,7 @@ fn lines(
         .margin_left(6)
         .x_label_area_size(50)
         .y_label_area_size((LETTER * longest as f64) as u32 + 14)
-        .build_cartesian_2d(
-            across.range.clone().with_key_points(across.ticks.iter().map(|tick| tick.0).collect()),
-            up.range.clone().with_key_points(up.ticks.iter().map(|tick| tick.0).collect()),
-        )
+        .build_cartesian_2d(across.ticked(), up.ticked())
         .map_err(told)?;
     chart
         .configure_mesh()
@@ -380,8 +377,8 @@ fn heatmap(
         .x_label_area_size(BELOW)
         .y_label_area_size(LEFT)
         .build_cartesian_2d(
-            (0.5..cols as f64 + 0.5).with_key_points(counted(cols, width.ticks())),
-            (rows as f64 + 0.5..0.5).with_key_points(counted(rows, 5)),
+            Ticked { range: 0.5..cols as f64 + 0.5, ticks: counted(cols, width.ticks()) },
+            Ticked { range: rows as f64 + 0.5..0.5, ticks: counted(rows, 5) },
         )
         .map_err(told)?;
     chart
@@ -429,10 +426,7 @@ fn color_bar(
         .margin_left(LEFT)
         .margin_right(22)
         .x_label_area_size(32)
-        .build_cartesian_2d(
-            axis.range.clone().with_key_points(axis.ticks.iter().map(|tick| tick.0).collect()),
-            0.0..1.0,
-        )
+        .build_cartesian_2d(axis.ticked(), 0.0..1.0)
         .map_err(told)?;
     bar.configure_mesh()
         .disable_mesh()

@@ -57,6 +57,7 @@ pub(super) fn render(report: &Report) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     let page = context! {
+        name => &report.title,
         title => typeset::html(&report.title),
         subtitle => typeset::html(&report.subtitle),
         date => &report.made.date,

@@ -70,7 +70,11 @@ impl RunLog {
     /// Where a log file cannot be written.
     pub fn sample(&mut self, record: &SampleRecord) -> Result<(), Error> {
         let (prompt, text) = (one_line(&record.sample_prompt), one_line(&record.sample_text));
-        self.progress.message(&format!("sample at step {}: {} -> {text}", record.step, last_letters(&prompt)));
+        self.progress.message(&format!(
+            "sample at step {}: {} -> {text}",
+            record.step,
+            last_letters(&prompt)
+        ));
         self.flush()?;
         match &mut self.json {
             Some(json) => json.write(record),
