@@ -84,12 +84,7 @@ pub(crate) fn tables(runs: &[(&str, &[Setting])]) -> Vec<Table> {
         };
         tables.push(Table {
             id: "common-settings".into(),
-            title: if several {
-                "Settings that all runs share"
-            } else {
-                "Further settings, at their defaults"
-            }
-            .into(),
+            title: if several { "Settings that all runs share" } else { "Further settings" }.into(),
             columns: ["setting", "value"].map(Into::into).to_vec(),
             rows: rest.iter().map(row).collect(),
             folded: true,

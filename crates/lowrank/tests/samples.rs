@@ -134,17 +134,8 @@ fn prompts_come_from_a_text_from_lines_and_from_data() {
     // A text is what a user says where the data are conversations: the template's words are read, the text is shown.
     assert_eq!(prompts("said", "hi", &["--data", &talk]), ["hi"]);
     let adapter = place.path("said");
-    let said = lowrank_ok(&[
-        "generate",
-        "--model",
-        &place.model,
-        "--adapter",
-        &adapter,
-        "--prompt",
-        "[user]hi[assistant]",
-        "--max-new-tokens",
-        "2",
-    ]);
+    let chat = ["generate", "--model", &place.model, "--adapter", &adapter, "--chat", "--prompt", "hi"];
+    let said = lowrank_ok(&[&chat[..], &["--max-new-tokens", "2", "--threads", "1"]].concat());
     let samples = place.samples("said");
     assert_eq!(said.out.trim_end(), samples[1]["sample_text"].as_str().unwrap().trim_end());
 }

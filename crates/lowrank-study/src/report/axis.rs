@@ -80,7 +80,9 @@ impl Axis {
             let every = values.len().div_ceil(count.max(1));
             values = values.into_iter().step_by(every).collect();
         }
-        let ticks = values.into_iter().map(|v| (v.log10(), alone(v))).collect();
+        // One way of writing for all.
+        let powers = values.first().is_some_and(|least| *least < 0.999e-3);
+        let ticks = values.into_iter().map(|v| (v.log10(), alone(v, powers))).collect();
         Self { range, ticks, log: true }
     }
 
@@ -170,10 +172,10 @@ fn together(values: &[f64], step: f64) -> Vec<String> {
     values.iter().map(|v| text(v).replace('-', "−")).collect()
 }
 
-/// One value in few digits.
-fn alone(value: f64) -> String {
+/// One value in few digits, with `powers` as a power of ten where it is below 1.
+fn alone(value: f64, powers: bool) -> String {
     // A power of ten may be a hair below itself.
-    if value < 0.999e-3 {
+    if powers && value < 0.999 {
         let power = (value.log10() + 1e-9).floor();
         let factor = (value / 10f64.powf(power)).round();
         return if factor == 1.0 {
@@ -243,14 +245,15 @@ mod tests {
 
     #[test]
     fn decades_have_an_axis_of_powers() {
-        assert_eq!(texts(&[1e-4, 2e-1], Scale::Auto, 6), ["10⁻⁴", "0.001", "0.01", "0.1"]);
+        assert_eq!(texts(&[1e-4, 2e-1], Scale::Auto, 6), ["10⁻⁴", "10⁻³", "10⁻²", "10⁻¹"]);
         assert_eq!(texts(&[1.0, 99.0], Scale::Auto, 3)[0], "0");
         assert_eq!(texts(&[2e5, 3e8], Scale::Auto, 5), ["1M", "10M", "100M"]);
         // Zeros have no place on such an axis, so it is not taken for them.
         assert_eq!(texts(&[0.0, 1e4], Scale::Auto, 2), ["0", "5k", "10k"]);
         let one = Axis::new([3e-5, 3e-1].into_iter(), Scale::Log, 5);
         assert_eq!(one.at(0.0), None);
-        assert_eq!(one.label(one.at(0.01).unwrap()), "0.01");
+        assert_eq!(one.label(one.at(0.01).unwrap()), "10⁻²");
+        assert_eq!(texts(&[0.02, 3.0], Scale::Auto, 3), ["0.1", "1"]);
     }
 
     #[test]

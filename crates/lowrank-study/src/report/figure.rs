@@ -406,10 +406,7 @@ fn heatmap(
 /// 1 and round numbers up to `count`.
 fn counted(count: usize, ticks: usize) -> Vec<f64> {
     let step = [1, 2, 5, 10, 20, 50, 100, 200, 500].into_iter().find(|s| count <= s * ticks).unwrap_or(1000);
-    (1..=count)
-        .filter(|i| *i == 1 || (i % step == 0 && (step == 1 || *i > step / 2)))
-        .map(|i| i as f64)
-        .collect()
+    (1..=count).filter(|i| *i == 1 || (i % step == 0 && 4 * (i - 1) >= 3 * step)).map(|i| i as f64).collect()
 }
 
 /// The colours of a map with their numbers, below it.
@@ -573,6 +570,8 @@ mod tests {
     fn rows_are_counted_in_round_numbers() {
         assert_eq!(counted(4, 6), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(counted(32, 6), [1.0, 10.0, 20.0, 30.0]);
+        // No number stands on another.
+        assert_eq!(counted(8, 5), [1.0, 4.0, 6.0, 8.0]);
         assert!(counted(0, 6).is_empty());
     }
 }
