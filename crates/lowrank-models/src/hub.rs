@@ -1,4 +1,4 @@
-//! Models of the Hugging Face hub, by id, through its cache.
+//! The Hugging Face hub: models and data sets by id, through its cache, and repositories to upload to.
 //!
 //! `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE` mean what they mean to
 //! `huggingface_hub`. A model that is whole in the cache is used without asking the network.
@@ -7,9 +7,12 @@ mod cache;
 mod client;
 mod dataset;
 mod id;
+mod lfs;
+mod repository;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lowrank_files::AtomicFile;
 use lowrank_files::folder::{INDEX, SINGLE, shards};
@@ -19,6 +22,7 @@ use self::client::{Client, Failure};
 pub use self::dataset::DatasetId;
 use self::dataset::{shard_count, train_files};
 use self::id::is_plain as plain;
+pub use self::repository::Repository;
 
 use crate::{Error, Result};
 
@@ -84,6 +88,8 @@ pub(crate) struct Settings {
     pub endpoint: String,
     pub token: Option<String>,
     pub offline: bool,
+    /// How long to wait before a request is tried again, where that is not a second.
+    pub retry_after: Option<Duration>,
 }
 
 impl Settings {
@@ -102,7 +108,13 @@ impl Settings {
         let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(stored).and_then(clean);
         let offline = set("HF_HUB_OFFLINE")
             .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on"));
-        Self { cache, endpoint: set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()), token, offline }
+        Self {
+            cache,
+            endpoint: set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()),
+            token,
+            offline,
+            retry_after: None,
+        }
     }
 }
 
@@ -204,7 +216,7 @@ pub(crate) fn fetch_dataset_with(id: &DatasetId, settings: &Settings) -> Result<
         _ => match client.files(&id.repo, &id.revision) {
             Ok(listed) => Ok(listed),
             Err(failure @ Failure::Broken(_)) => Err(describe(&failure)),
-            Err(failure @ Failure::Status(_)) => {
+            Err(failure @ Failure::Status(..)) => {
                 let advice = "check the id, accept the terms on the data set's page, and set HF_TOKEN to your access token";
                 return Err(fail(format!("{}: {advice}", describe(&failure))));
             }
@@ -293,24 +305,26 @@ fn folder_of(config: &Path) -> PathBuf {
 
 fn describe(failure: &Failure) -> String {
     match failure {
-        Failure::Status(401 | 403) => "the hub refuses access".into(),
-        Failure::Status(404) => "the hub has no such repository, revision or file".into(),
-        Failure::Status(status) => format!("the hub answers with status {status}"),
+        Failure::Status(401 | 403, _) => "the hub refuses access".into(),
+        Failure::Status(404, _) => "the hub has no such repository, revision or file".into(),
+        Failure::Status(status, _) => format!("the hub answers with status {status}"),
         Failure::Broken(why) => format!("the hub cannot be reached ({why})"),
     }
 }
 
 fn advice_for(failure: &Failure) -> &'static str {
     match failure {
-        Failure::Status(401 | 403) => {
+        Failure::Status(401 | 403, _) => {
             "Accept the model's licence on its page and set HF_TOKEN to your access token"
         }
-        Failure::Status(404) => "Check the id; for a private repository set HF_TOKEN",
+        Failure::Status(404, _) => "Check the id; for a private repository set HF_TOKEN",
         _ => {
             "Connect to the network, set HF_HOME to a cache that holds the model, or name a local folder or .gguf file"
         }
     }
 }
 
+#[cfg(test)]
+mod repository_tests;
 #[cfg(test)]
 mod tests;

@@ -80,6 +80,7 @@ fn settings(cache: &Path, endpoint: &str) -> Settings {
         endpoint: endpoint.into(),
         token: Some("secret".into()),
         offline: false,
+        retry_after: None,
     }
 }
 
