@@ -34,5 +34,6 @@ pub use loader::Loader;
 pub use model::{Model, ModelInfo, TokenBatch};
 pub use text::chat::{ChatTemplate, Conversation, Message};
 pub use text::stop::StopFilter;
+pub use text::style::style as template_style;
 pub use text::templates::{self, CHAT_TEMPLATE_FILE};
 pub use text::tokenizer::{StreamDecoder, Texts, Tokenizer};

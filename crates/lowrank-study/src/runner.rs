@@ -23,8 +23,13 @@ pub enum Outcome {
         /// Of how many it is that they failed.
         failed: usize,
     },
-    /// The time limit was reached before this many runs were begun.
-    OutOfTime(usize),
+    /// The time limit was reached.
+    OutOfTime {
+        /// So many runs were not begun.
+        left: usize,
+        /// So many failed before.
+        failed: usize,
+    },
     /// A run was interrupted; its state is saved.
     Interrupted,
 }
@@ -76,7 +81,7 @@ pub fn run_all(
             return Ok(Outcome::Interrupted);
         }
         if limit.is_some_and(|limit| started.elapsed() >= limit) {
-            return Ok(Outcome::OutOfTime(open.len() - i));
+            return Ok(Outcome::OutOfTime { left: open.len() - i, failed });
         }
         say(&format!("run {} of {}: {} (seed {})", i + 1, open.len(), run.name, run.options["seed"]));
         let job = Job { spec, run, dir: run.dir(&spec.out), command, signals };

@@ -127,6 +127,15 @@ pub struct Sweep {
     pub methods: Vec<String>,
 }
 
+/// The nearest of the keys that a message says were expected.
+fn nearest_key(message: &str) -> String {
+    let mut words = message.split('`').skip(1).step_by(2);
+    match (message.starts_with("unknown field"), words.next()) {
+        (true, Some(key)) => lowrank_files::nearest(key, words),
+        _ => String::new(),
+    }
+}
+
 fn one_seed() -> Vec<u64> {
     vec![42]
 }
@@ -145,7 +154,10 @@ impl Spec {
     /// # Errors
     /// Names the key that is wrong.
     pub fn parse(text: &str) -> Result<Self> {
-        let spec: Self = toml::from_str(text).map_err(|e| Error::Spec(e.to_string()))?;
+        let spec: Self = toml::from_str(text).map_err(|e| {
+            let text = e.to_string();
+            Error::Spec(format!("{}{}", text.trim_end(), nearest_key(e.message())))
+        })?;
         spec.check()?;
         Ok(spec)
     }

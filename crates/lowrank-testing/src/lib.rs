@@ -4,6 +4,8 @@
 //! at its end, and which fails the test where `CI=true`. What depends on the processor goes through [`not_here`] and never
 //! fails. Tests that read public data sets are ignored unless asked for (`make data-test DATA=DIR`).
 
+pub mod http;
+
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

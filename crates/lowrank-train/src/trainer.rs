@@ -104,6 +104,7 @@ pub fn run(
 ) -> Result<Summary, Error> {
     let learning_rate = options.schedule.peak;
     let mut summary = Summary { best: state.best, learning_rate, ..Summary::default() };
+    log.progress.set_epochs(data.batches.epochs_after(options.total_steps));
     let mut recent = Vec::new();
     let (mut evaluated_at, mut sampled_at) = (None, None);
     if state.step == 0 && options.total_steps > 0 {

@@ -30,6 +30,14 @@ pub enum Error {
     /// A file that cannot be read or written.
     #[error(transparent)]
     Io(#[from] lowrank_files::IoError),
+    /// A run that is complete and could not be uploaded.
+    #[error("{what}")]
+    NotPushed {
+        /// What came of the run.
+        summary: Box<lowrank_train::Summary>,
+        /// Why it was not uploaded, and how to do so.
+        what: String,
+    },
     /// A check that was asked for and did not hold.
     #[error("{0}")]
     Failed(String),
@@ -45,7 +53,7 @@ impl Error {
             Self::Train(e) => u8::from(e.is_input()) + 1,
             #[cfg(feature = "cli")]
             Self::Study(e) => u8::from(e.is_usage()) + 1,
-            Self::Failed(_) => 1,
+            Self::Failed(_) | Self::NotPushed { .. } => 1,
             _ => 2,
         }
     }

@@ -32,6 +32,8 @@ pub enum FieldKind {
     Switch,
     /// `--name VALUE`.
     Value,
+    /// `--name` or `--name VALUE`.
+    Optional,
     /// `--name PATH`.
     Path,
     /// `--name PATH`, as often as there are files.

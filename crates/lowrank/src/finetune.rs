@@ -14,6 +14,7 @@ use lowrank_train::{
 };
 
 use crate::options::TrainOptions;
+use crate::push::{push_run, repository_of};
 use crate::run_folder::{LOG_FILE, RunFolder};
 use crate::session::Session;
 use crate::training_args::TrainingArgs;
@@ -181,7 +182,7 @@ fn start(
 ///
 /// # Errors
 /// Where input is wrong, the folder holds another run (without `force` or `resume`), a loss is not
-/// finite, or a file cannot be written.
+/// finite, or a file cannot be written; [`Error::NotPushed`] where the run is complete and only its upload failed.
 pub fn finetune(session: &Session, options: &TrainOptions, stop: &AtomicBool) -> Result<Summary> {
     let show = |total, done| Progress::new(total, done, Duration::from_secs(10));
     finetune_with(session, options, stop, show)
@@ -208,6 +209,7 @@ pub fn finetune_with(
     for warning in warnings.into_iter().chain(prepared.loop_options.schedule.warning()) {
         progress.message(&format!("warning: {warning}"));
     }
+    let repository = repository_of(options)?;
     let replaced = if options.resume { None } else { Some(folder.set_aside()?) };
     let done = prepared.state.step;
     let path = options.log_json.clone().unwrap_or_else(|| out.join(LOG_FILE));
@@ -260,6 +262,10 @@ pub fn finetune_with(
     let summary = summary.map_err(|error| explained(error, session, &prepared.stepper.adapters, done))?;
     if !card::write(out, options, &prepared.stepper.adapters, &prepared.train.report, &summary)? {
         log.progress.message(&format!("{} is not this run's and stays", out.join(card::FILE).display()));
+    }
+    if let Some(repository) = repository.filter(|_| !summary.interrupted) {
+        let pushed = push_run(&repository, options, &summary)?;
+        log.progress.message(&format!("uploaded to {}", pushed.page));
     }
     Ok(summary)
 }

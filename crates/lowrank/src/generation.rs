@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lowrank_adapters::AdapterSet;
 use lowrank_engine::Device;
 use lowrank_models::decode::Event;
-use lowrank_models::{Decoder, DecoderOptions, Request, Sampling, StopFilter, Strategy};
+use lowrank_models::{Decoder, DecoderOptions, Message, Request, Sampling, StopFilter, Strategy};
 
 use crate::{Result, Session};
 
@@ -27,10 +27,46 @@ pub struct Generated {
     pub tokens: Vec<u32>,
     /// The text.
     pub text: String,
+    /// Whether it was cut at the limit of tokens.
+    pub cut: bool,
     /// How long reading the prompt took.
     pub prompt_time: Duration,
     /// How long it took from the first new token to the last.
     pub decode_time: Duration,
+}
+
+impl Default for Limits {
+    /// 256 tokens.
+    fn default() -> Self {
+        Self { max_new_tokens: 256, stop: Vec::new() }
+    }
+}
+
+/// One call each; [`TextGenerator`] has the sampling, the limits, the pieces as they come, and conversations of many turns.
+impl Session {
+    /// Continues a text by the likeliest tokens, 256 at most, with the adapter of [`Session::with_adapter`].
+    ///
+    /// # Errors
+    /// As [`TextGenerator::generate`].
+    pub fn generate(&self, text: &str) -> Result<String> {
+        self.likeliest(&self.prompt(text)?, &Limits::default())
+    }
+
+    /// Answers a message, likewise.
+    ///
+    /// # Errors
+    /// As [`Session::generate`], and where the model has no chat template.
+    pub fn chat(&self, message: &str) -> Result<String> {
+        let talk = [Message::new("user", message)];
+        let limits = Limits { stop: self.stops()?, ..Limits::default() };
+        self.likeliest(&self.chat_prompt(&talk[..].into())?, &limits)
+    }
+
+    fn likeliest(&self, tokens: &[u32], limits: &Limits) -> Result<String> {
+        let device = self.device();
+        let mut generator = TextGenerator::new(self, &device, &self.adapter)?;
+        Ok(generator.generate(tokens, &Sampling::default(), limits, |_| {})?.text)
+    }
 }
 
 /// Continues texts on a base model with an adapter, one at a time.
@@ -112,6 +148,7 @@ impl<'m> TextGenerator<'m> {
                     continue;
                 }
                 give(&mut out, text.push(&stream.push(token)?));
+                out.cut = !text.stopped() && out.tokens.len() >= limits.max_new_tokens;
                 if text.stopped() || self.stop.load(Ordering::Relaxed) {
                     break 'text;
                 }
@@ -122,6 +159,7 @@ impl<'m> TextGenerator<'m> {
         (out.prompt_time, out.decode_time) = (first - begin, first.elapsed());
         give(&mut out, text.push(&stream.finish()?));
         give(&mut out, text.finish());
+        out.cut &= !text.stopped();
         Ok(out)
     }
 }

@@ -1,27 +1,42 @@
 //! LoRA fine-tuning on the machine you have.
 //!
-//! Open a base model, say how to train, get an adapter folder that PEFT loads:
+//! Open a base model, with an adapter or without, and generate:
 //!
 //! ```no_run
-//! use std::sync::atomic::AtomicBool;
-//! use lowrank::{Session, TrainOptions, finetune};
-//!
 //! # fn main() -> lowrank::Result<()> {
-//! let session = Session::open("SmolLM2-135M-Instruct.Q4_1.gguf")?;
-//! let options = TrainOptions {
-//!     model: "SmolLM2-135M-Instruct.Q4_1.gguf".into(),
-//!     data: "train.jsonl".into(),
-//!     out: "adapter".into(),
-//!     ..TrainOptions::default()
-//! };
-//! let summary = finetune(&session, &options, &AtomicBool::new(false))?;
-//! println!("{} steps, loss {:?}", summary.steps, summary.last_loss);
+//! let session = lowrank::Session::open("model.gguf")?.with_adapter("adapter")?;
+//! println!("{}", session.generate("Once upon a time")?);
+//! println!("{}", session.chat("What is the Wi-Fi password?")?);
 //! # Ok(())
 //! # }
 //! ```
 //!
+//! Say how to train, and get an adapter folder that PEFT loads:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/train.rs")]
+//! ```
+//!
+//! Generate piece by piece:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/generate.rs")]
+//! ```
+//!
+//! Merge an adapter into its base:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/merge.rs")]
+//! ```
+//!
+//! Combine two adapters:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/compose.rs")]
+//! ```
+//!
 //! The parts are crates of their own: [`adapters`] (LoRA and its files), [`models`] (model files,
-//! architectures, generation), [`train`] (data and the trainer), [`engine`] (tensors and the tape).
+//! architectures, generation), [`train`] (data and the trainer), [`tools`] (adapter files), [`engine`] (tensors and the tape).
 
 // The commands name the library as everyone does.
 #[cfg(feature = "cli")]
@@ -44,11 +59,14 @@ mod generation;
 mod merge_target;
 mod merging;
 mod options;
+mod push;
+mod push_option;
 mod run_folder;
 mod sample_prompts;
 mod serve_plan;
 mod session;
 mod shape_plan;
+mod shell;
 mod task;
 mod task_model;
 mod texts;
@@ -71,10 +89,13 @@ pub use lowrank_train as train;
 pub use merge_target::MergeTarget;
 pub use merging::{Loss, MergeCheck, Merged, Verified, merge, merge_checked, unmerge, verify_merge};
 pub use options::{ALIASES, Preset, SavedActivations, TrainOptions};
+pub use push::{Pushed, push};
+pub use push_option::PushToHub;
 pub use run_folder::LOG_FILE;
 pub use serve_plan::{ServeForecast, forecast_serving};
 pub use session::{Encoder, Session};
 pub use shape_plan::{Need, ShapePlan, plan_shapes};
+pub use shell::quoted;
 pub use task_model::TaskModel;
 pub use texts::{MAX_TEXT, TextOptions, continue_texts, read_texts, segments, write_texts};
 pub use training_args::TrainingArgs;

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::adapter_source::other_format;
 use crate::data_files::DataFiles;
 use crate::fields::{Field, FieldKind, named, options};
+use crate::push_option::PushToHub;
 use crate::{Error, Result};
 
 /// The number type of activations saved for the backward pass (`saved_activations`).
@@ -297,6 +298,13 @@ options! {
         saved_activations: SavedActivations = SavedActivations::Int16;
         /// Number of threads (default: all processors).
         threads: Option<usize> = None, Range::THREADS;
+        /// Upload the adapter to the Hugging Face hub at the end, with the access token in HF_TOKEN: to this repository (org/name),
+        /// else to hub_model_id, else to one of the output folder's name.
+        push_to_hub: PushToHub = PushToHub::default();
+        /// Repository to upload to: org/name, or a name of your own; made if it does not exist.
+        hub_model_id: Option<String> = None;
+        /// Make that repository private.
+        hub_private_repo: bool = false;
         /// File for the log, one JSON object a line (default: log.jsonl in the output folder).
         log_json: Option<PathBuf> = None;
         /// Folder for TensorBoard events.
@@ -305,6 +313,11 @@ options! {
 }
 
 impl TrainOptions {
+    /// The defaults, for this base model, these data and this output folder.
+    pub fn new(model: impl Into<String>, data: impl Into<DataFiles>, out: impl Into<PathBuf>) -> Self {
+        Self { model: model.into(), data: data.into(), out: out.into(), ..Self::default() }
+    }
+
     /// `table` with the options' own names for keys: with underscores, and without [`ALIASES`].
     ///
     /// # Errors
@@ -443,7 +456,13 @@ impl TrainOptions {
             return Err(Error::Usage("give `warmup_steps` or `warmup_ratio`, not both".into()));
         }
         self.method()?;
+        self.hub_repository()?;
         Ok(())
+    }
+
+    /// The repository of the hub that the run is uploaded to.
+    pub(crate) fn hub_repository(&self) -> Result<Option<String>> {
+        self.push_to_hub.repository(self.hub_model_id.as_deref(), self.hub_private_repo, &self.out)
     }
 
     /// How the base model is held in memory: what [`Session::open_as`](crate::Session::open_as) takes.
@@ -757,6 +776,9 @@ impl TrainOptions {
             "max_row_bytes",
             "log_json",
             "tensorboard",
+            "push_to_hub",
+            "hub_model_id",
+            "hub_private_repo",
             "preset",
             "eval_steps",
             "early_stopping_patience",

@@ -24,6 +24,8 @@ pub struct Session {
     /// What it is for.
     pub task: TaskSpec,
     tokenizer: Mutex<Option<Arc<Tokenizer>>>,
+    /// What [`Session::generate`] and [`Session::chat`] answer with.
+    pub(crate) adapter: AdapterSet,
 }
 
 impl Session {
@@ -114,6 +116,18 @@ impl Session {
         Ok(self)
     }
 
+    /// The same with the adapter in `dir`, and its chat template where it has one, for [`Session::generate`] and
+    /// [`Session::chat`].
+    ///
+    /// # Errors
+    /// As [`Session::adapter`].
+    pub fn with_adapter(self, dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref().to_owned();
+        let mut session = self.with_chat_template(None, [&dir])?;
+        session.adapter = session.adapter(Some(&dir))?;
+        Ok(session)
+    }
+
     /// The text of the chat template that took the place of the model's own.
     pub fn chat_template(&self) -> Option<&str> {
         self.base.replaced_chat_template().map(ChatTemplate::source)
@@ -189,7 +203,7 @@ impl Session {
         base.notes.iter().for_each(|note| eprintln!("warning: {note}"));
         let task = task(&base)?;
         let model = build(&base, &task)?;
-        let session = Self { base, model, task, tokenizer: Mutex::default() };
+        let session = Self { base, model, task, tokenizer: Mutex::default(), adapter: AdapterSet::none() };
         session.check_quantised()?;
         if options.stream && session.base.tensors.converted() > 0 {
             return Err(Error::Usage(

@@ -326,6 +326,26 @@ fn generates_evaluates_merges_plans_and_inspects() {
     assert_eq!(found["summary"]["sites"], 14);
     let found: Value = serde_json::from_str(&lowrank_ok(&["inspect", model, "--json"]).out).unwrap();
     assert_eq!(found["summary"]["kind"], "llama");
+    for (name, value) in [
+        ("context length", serde_json::json!(128)),
+        ("formats", "BF16 (20)".into()),
+        ("tokenizer", "BPE".into()),
+        ("tokens of the tokenizer", 96.into()),
+        ("begin token", "<s>".into()),
+        ("begin token is added", false.into()),
+        ("end token", "</s>".into()),
+        ("ends of an answer", serde_json::json!(["</s>"])),
+        ("chat template", "its own".into()),
+    ] {
+        assert_eq!(found["summary"][name], value, "{name}: {}", found["summary"]);
+    }
+    let shown = lowrank_ok(&["inspect", model]).out;
+    let facts = shown.rsplit("\n\n").next().unwrap();
+    for line in
+        ["chat template            its own", "begin token is added     no", "tokenizer                BPE"]
+    {
+        assert!(facts.contains(line), "{facts}");
+    }
     assert!(lowrank_ok(&["inspect", model]).out.contains("model.layers.1.mlp.up_proj.weight"));
 }
 

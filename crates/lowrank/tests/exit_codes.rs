@@ -82,6 +82,7 @@ fn a_missing_file_is_a_failure_and_ends_with_1() {
         &["merge", "--model", model, "--adapter", none, "--out", &place.path("merged")],
         &["plan", "--model", none],
         &["inspect", none],
+        &["push", none, "org/name"],
         &["study", none],
         &["report", none],
         &["convert", none, "--to", "mlx", "--out", &place.path("x")],
@@ -129,6 +130,17 @@ fn numbers_out_of_range_end_with_2_wherever_they_come_from() {
         fs::write(&config, line).unwrap();
         let train = ["train", "--config", &config, "--model", &place.model, "--data", &place.data, "--out"];
         check(&[&train[..], &[&place.path("out")]].concat(), parts);
+    }
+    // Where several keys are, the one that is wrong is named with its line.
+    for (text, parts) in [
+        ("r = 4\n\nlerning-rate = 1.0\n", &["run.toml:3: unknown option", "did you mean learning_rate?"][..]),
+        ("r = 4\nepochs = \"many\"\n", &["run.toml:2: --epochs"]),
+    ] {
+        fs::write(&config, text).unwrap();
+        check(
+            &["train", "--config", &config, "--model", &place.model, "--data", &place.data, "--out", "x"],
+            parts,
+        );
     }
     let plan = ["plan", "--model", &place.model, "--batch-size", "65536", "--max-seq-len", "1048576"];
     check(&plan, &["--batch-size x --max-seq-len is 65536 x"]);

@@ -88,7 +88,7 @@ fn results(study: &Path) -> Vec<(PathBuf, Value)> {
 fn a_study_runs_goes_on_and_reports_what_failed() {
     let place = Place::new();
     let ran = lowrank(&["study", &place.spec]);
-    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(ran.code, 1, "runs failed: {}", ran.err);
     let study = place.path("study");
     let done = results(&study);
     let failed: Vec<_> = done.iter().filter(|(_, r)| r["error"].is_string()).collect();
@@ -115,7 +115,7 @@ fn a_study_runs_goes_on_and_reports_what_failed() {
     // One run is lost: that one is done again, with the same numbers, and so are those that failed.
     fs::remove_file(&well.0).unwrap();
     let again = lowrank(&["study", &place.spec]);
-    assert_eq!(again.code, 0, "{}", again.err);
+    assert_eq!(again.code, 1, "{}", again.err);
     assert!(again.err.contains("run 1 of 3") && again.err.contains("2 runs failed"), "{}", again.err);
     let repeated: Value = serde_json::from_slice(&fs::read(&well.0).unwrap()).unwrap();
     assert_eq!(repeated["eval"]["loss"], well.1["eval"]["loss"]);
@@ -142,7 +142,7 @@ fn a_killed_study_goes_on_where_it_stopped() {
     let before: Vec<_> = well.map(|(path, _)| (written(&path), path)).collect();
     // The run at hand is a process of its own, which goes on: it is waited for.
     let ran = lowrank(&["study", &place.spec]);
-    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(ran.code, 1, "{}", ran.err);
     assert!(before.iter().all(|(time, path)| written(path) == *time), "a finished run was done again");
     let all = fs::read_dir(study.join("runs")).unwrap().count();
     let done = results(&study);
@@ -165,7 +165,7 @@ fn a_study_waits_for_a_run_of_another() {
     let said = both.map(|child| {
         let ended = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-        assert_eq!(ended.status.code(), Some(0), "{said}");
+        assert_eq!(ended.status.code(), Some(1), "{said}");
         said
     });
     assert!(said.iter().any(|said| said.contains("waiting for")), "{said:?}");
@@ -186,7 +186,24 @@ fn a_wrong_study_is_refused_with_the_key() {
     fs::write(&place.spec, text.replace("choices = [[\"q_proj\"],", "choice = [[\"q_proj\"],")).unwrap();
     let ran = lowrank(&["study", &place.spec]);
     assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("study.toml") && ran.err.contains("choice"), "{}", ran.err);
+    let parts = ["study.toml", "line 23", "`choice`", "did you mean choices?"];
+    assert!(parts.iter().all(|part| ran.err.contains(part)), "{}", ran.err);
+    for (from, to, part) in [
+        (
+            "max-steps = 4",
+            "max-stepps = 4",
+            "study.toml:10: [train] unknown option `max_stepps`; did you mean max_steps?",
+        ),
+        ("lora-alpha = 4.0", "lora-alpha = -4.0", "study.toml:17: [[method]] `lora_alpha` is -4"),
+    ] {
+        fs::write(&place.spec, text.replace(from, to)).unwrap();
+        let ran = lowrank(&["study", &place.spec]);
+        assert!(ran.code == 2 && ran.err.contains(part), "{}", ran.err);
+    }
+    // Without the method that fails, all is well.
+    let well = text.split("[[method]]\n            name = \"no such").next().unwrap();
+    fs::write(&place.spec, well).unwrap();
+    lowrank_ok(&["study", &place.spec]);
 }
 
 #[test]

@@ -2,66 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use lowrank_testing::http::{Answer, Asked, serve};
 use serde_json::{Value, json};
 
 use super::{Repository, Settings};
 
-/// A request: its first line's method and path, its headers in one text, its body.
-#[derive(Clone)]
-struct Asked {
-    method: String,
-    path: String,
-    headers: String,
-    body: Vec<u8>,
-}
-
-impl Asked {
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap()
-    }
-}
-
-/// Status, further headers, body.
-type Answer = (u16, String, String);
-
-/// Answers each request by `answer`, and keeps the requests.
-fn serve(mut answer: impl FnMut(&Asked) -> Answer + Send + 'static) -> (String, Arc<Mutex<Vec<Asked>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let kept = log.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut input = BufReader::new(stream.try_clone().unwrap());
-            let mut headers = String::new();
-            while !headers.ends_with("\r\n\r\n") && input.read_line(&mut headers).unwrap() > 0 {}
-            let headers = headers.to_lowercase().replace("bearer secret", "Bearer secret");
-            let length = headers.lines().find_map(|line| line.strip_prefix("content-length:"));
-            let mut body = vec![0; length.map_or(0, |n| n.trim().parse().unwrap())];
-            input.read_exact(&mut body).unwrap();
-            let mut first = headers.split(' ');
-            let method = first.next().unwrap().to_uppercase();
-            let path = first.next().unwrap_or_default().to_owned();
-            let asked = Asked { method, path, headers: headers.clone(), body };
-            kept.lock().unwrap().push(asked.clone());
-            let (status, more, text) = answer(&asked);
-            let length = text.len();
-            let head = format!(
-                "HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {length}\r\n{more}\r\n{text}"
-            );
-            let _ = stream.write_all(head.as_bytes());
-        }
-    });
-    (address, log)
+fn sent(asked: &Asked) -> Value {
+    serde_json::from_slice(&asked.body).unwrap()
 }
 
 fn good(text: &Value) -> Answer {
@@ -86,14 +39,14 @@ fn hub(storage: String, chunk: Option<usize>) -> (String, Arc<Mutex<Vec<Asked>>>
         ("GET", "/api/whoami-v2") => good(&json!({"name": "me"})),
         ("GET", "/api/models/org/tiny") => good(&json!({"private": true})),
         ("POST", path) if path.ends_with("/preupload/main") => {
-            let asked = asked.json();
+            let asked = sent(asked);
             let mode = |name: &str| if name.ends_with(".safetensors") { "lfs" } else { "regular" };
             let files = asked["files"].as_array().unwrap().iter();
             let files = files.map(|file| json!({"path": file["path"], "uploadMode": mode(file["path"].as_str().unwrap()), "shouldIgnore": false}));
             good(&json!({"files": files.collect::<Vec<_>>()}))
         }
         ("POST", path) if path.ends_with(".git/info/lfs/objects/batch") => {
-            let objects = asked.json()["objects"].as_array().unwrap().clone();
+            let objects = sent(asked)["objects"].as_array().unwrap().clone();
             let objects = objects.into_iter().map(|object| {
                 let (oid, size) =
                     (object["oid"].as_str().unwrap(), object["size"].as_u64().unwrap() as usize);
@@ -198,16 +151,16 @@ fn small_files_go_into_the_commit_and_large_ones_to_the_storage() {
         asked.iter().all(|a| a.headers.contains("authorization: Bearer secret")),
         "the hub knows who asks"
     );
-    assert_eq!(asked[0].json(), json!({"name": "tiny", "organization": "org", "type": "model"}));
+    assert_eq!(sent(&asked[0]), json!({"name": "tiny", "organization": "org", "type": "model"}));
     let sample = json!({"path": "adapter_model.safetensors", "sample": BASE64.encode(WEIGHTS), "size": 10});
-    assert_eq!(asked[1].json()["files"][1], sample);
-    let batch = asked[2].json();
+    assert_eq!(sent(&asked[1])["files"][1], sample);
+    let batch = sent(&asked[2]);
     assert_eq!(
         (&batch["objects"], &batch["operation"]),
         (&json!([{"oid": OID, "size": 10}]), &json!("upload"))
     );
     assert!(asked[2].headers.contains("accept: application/vnd.git-lfs+json"), "{}", asked[2].headers);
-    assert_eq!(asked[3].json(), json!({"oid": OID, "size": 10}));
+    assert_eq!(sent(&asked[3]), json!({"oid": OID, "size": 10}));
     let header: Value = serde_json::from_slice(asked[4].body.split(|b| *b == b'\n').next().unwrap()).unwrap();
     assert_eq!(header["value"]["summary"], "End of training");
     let weights = format!("{OID} 10");
@@ -235,7 +188,7 @@ fn parts_are_sent_where_the_hub_asks_for_parts() {
     let first = ("PUT", &b"0123"[..]);
     assert_eq!(seen[..5], [first, first, first, ("PUT", b"4567"), ("PUT", b"89")]);
     let parts = [1, 2, 3].map(|n| json!({"partNumber": n, "etag": format!("\"of-{OID}-{n}\"")}));
-    assert_eq!(stored[5].json(), json!({"oid": OID, "parts": parts}));
+    assert_eq!(sent(&stored[5]), json!({"oid": OID, "parts": parts}));
     assert_eq!((stored.len(), stored[5].path.as_str()), (6, format!("/{OID}?signature=s").as_str()));
     assert!(stored.iter().all(|a| !a.headers.contains("secret")));
     assert_eq!(committed(asked.lock().unwrap().last().unwrap())["model.safetensors"], format!("{OID} 10"));
@@ -411,7 +364,7 @@ fn uploads_need_a_token_a_network_and_a_name() {
     // A name alone is the token owner's.
     let repository = Repository::create_with("tiny", false, &settings(&address)).unwrap();
     assert_eq!(repository.id(), "me/tiny");
-    assert!(asked.lock().unwrap().last().unwrap().json()["organization"] == "me");
+    assert!(sent(asked.lock().unwrap().last().unwrap())["organization"] == "me");
 }
 
 /// What a server says may hold the token: it is not shown.

@@ -193,6 +193,11 @@ impl ChatTemplate {
         self
     }
 
+    /// Another template with the same special tokens.
+    pub(crate) fn with_source(&self, source: &str) -> Result<Self> {
+        Self::new(source, &self.shared.bos, &self.shared.eos)
+    }
+
     /// The template's text as the model's files have it.
     pub fn source(&self) -> &str {
         &self.shared.source

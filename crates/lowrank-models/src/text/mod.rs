@@ -3,5 +3,6 @@
 pub mod chat;
 mod limits;
 pub mod stop;
+pub mod style;
 pub mod templates;
 pub mod tokenizer;

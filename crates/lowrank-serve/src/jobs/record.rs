@@ -45,12 +45,20 @@ pub struct Hyperparameters {
     pub options: Map<String, Value>,
 }
 
+/// Options that are not a client's to set: where the server writes, and what it does with its access token.
+const OF_THE_SERVER: [&str; 6] =
+    ["log_json", "tensorboard", "logging_dir", "push_to_hub", "hub_model_id", "hub_private_repo"];
+
 impl Hyperparameters {
-    /// Checks the three of OpenAI.
+    /// Checks the three of OpenAI, and that the others are a client's to set.
     ///
     /// # Errors
     /// Names the one that is wrong.
     pub fn check(&self) -> Result<(), String> {
+        let decided = |name: &&String| OF_THE_SERVER.contains(&name.replace('-', "_").as_str());
+        if let Some(name) = self.options.keys().find(decided) {
+            return Err(format!("{name}: is decided by the server; leave it out"));
+        }
         for (name, value, whole) in [
             ("n_epochs", &self.n_epochs, false),
             ("batch_size", &self.batch_size, true),
@@ -145,6 +153,10 @@ mod tests {
         {
             let name = wrong.as_object().unwrap().keys().next().unwrap().clone();
             assert!(check(wrong).unwrap_err().starts_with(&name));
+        }
+        for name in ["push_to_hub", "hub-model-id", "log_json", "logging-dir"] {
+            let error = check(json!({"r": 4, name: "x"})).unwrap_err();
+            assert_eq!(error, format!("{name}: is decided by the server; leave it out"));
         }
     }
 }

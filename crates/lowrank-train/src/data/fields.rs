@@ -12,6 +12,10 @@ use super::contract::DataOptions;
 use super::turns::{self, CONVERSATIONS, kind};
 use crate::Error;
 
+/// How to say which columns are what.
+pub(super) const NAME_COLUMNS: &str =
+    "name the columns with `prompt_column` and `completion_column`, or with `text_column`";
+
 /// One row as it was read, not yet looked into: that happens in parallel.
 pub(super) struct Row {
     /// Line of its first byte, from 1.
@@ -85,9 +89,11 @@ impl<'a> Roles<'a> {
                     "found neither \"prompt\" and \"completion\"{chat}, \"instruction\" and \"output\" nor \"text\""
                 ))
             }
-            _ => Err("found more than one of \"prompt\"/\"completion\", \"messages\", \"instruction\"/\"output\" \
-                      and \"text\": choose with `prompt_column` and `completion_column`, or with `text_column`"
-                .into()),
+            _ => Err(
+                "found more than one of \"prompt\"/\"completion\", \"messages\", \"instruction\"/\"output\" \
+                      and \"text\""
+                    .into(),
+            ),
         }
     }
 
@@ -133,7 +139,7 @@ impl<'a> Fields<'a> {
     pub fn roles<'o>(&self, options: &'o DataOptions) -> Result<Roles<'o>, String> {
         match self {
             Self::Json(map) => Roles::find(options, true, |name| map.contains_key(name))
-                .map_err(|reason| format!("{reason}; {}", self.keys())),
+                .map_err(|reason| format!("{reason}; {}: {NAME_COLUMNS}", self.keys())),
             Self::Table(names, _) => Roles::find(options, false, |name| names.iter().any(|n| n == name)),
         }
     }

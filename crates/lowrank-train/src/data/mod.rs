@@ -183,9 +183,22 @@ const CHUNK_BYTES: usize = 8 << 20;
 /// A file that cannot be read, whose format is unknown, that lacks a column, or that holds no
 /// example; a bad line, unless [`DataOptions::skip_bad_lines`]; options that contradict each other.
 pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<Dataset, Error> {
+    let guessed = options.format.is_none();
     let options = &options.resolved(path)?;
     options.check()?;
-    let mut rows = rows(path, options)?;
+    // Where nobody said what the file is, an error says as what it was read.
+    let told = |error| match (guessed, error) {
+        (true, Error::Line { path, line, reason }) => {
+            Error::Line { path, line, reason: format!("{reason}; {}", read_as(options)) }
+        }
+        (_, error) => error,
+    };
+    let mut rows = rows(path, options).map_err(|error| match (guessed, error) {
+        (true, Error::DataFile { path, reason }) => {
+            Error::DataFile { path, reason: format!("{reason}; {}", read_as(options)) }
+        }
+        (_, error) => error,
+    })?;
     let file: Arc<str> = path.display().to_string().into();
     let mut data = Dataset { examples: Examples::default(), report: DataReport::default() };
     loop {
@@ -207,7 +220,7 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
         let encode = if options.task == Task::Lm { encode::encode } else { labelled::encode };
         let encoded: Vec<_> = chunk.par_iter().map(|row| encode(row, options, encoder)).collect();
         for (row, encoded) in chunk.iter().zip(encoded) {
-            data.add(path, &file, row.line, encoded, options.skip_bad_lines)?;
+            data.add(path, &file, row.line, encoded, options.skip_bad_lines).map_err(told)?;
         }
     }
     if data.examples.is_empty() {
@@ -224,6 +237,14 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
         return Err(Error::DataFile { path: path.into(), reason });
     }
     Ok(data)
+}
+
+/// As what a file is read whose format nobody named.
+fn read_as(options: &DataOptions) -> String {
+    format!(
+        "the file is read as {} (`data_format` names another)",
+        options.format.unwrap_or(DataFormat::Jsonl)
+    )
 }
 
 /// Reads several files, each with its weight: 0.5 keeps half of its examples, chosen by `seed`, 2 has each twice.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::contract::DataOptions;
-use super::fields::{Raw, Roles, Row, missing_column, not_utf8, row_error, too_long};
+use super::fields::{NAME_COLUMNS, Raw, Roles, Row, missing_column, not_utf8, row_error, too_long};
 use super::labelled::Columns;
 use crate::Error;
 use crate::task::Task;
@@ -176,10 +176,8 @@ fn check_header(names: &[String], options: &DataOptions) -> Result<(), String> {
             .map_err(|reason| format!("{reason}; the columns are {names:?}"))?;
         return columns.names().try_for_each(unique);
     }
-    let roles = Roles::find(options, false, |name| names.iter().any(|n| n == name)).map_err(|reason| {
-        let hint = "name them with `prompt_column` and `completion_column`, or with `text_column`";
-        format!("{reason} among the columns {names:?}: {hint}")
-    })?;
+    let roles = Roles::find(options, false, |name| names.iter().any(|n| n == name))
+        .map_err(|reason| format!("{reason} among the columns {names:?}: {NAME_COLUMNS}"))?;
     let mut wanted = Vec::new();
     match roles {
         Roles::Text(text) => wanted.push(text),

@@ -194,7 +194,7 @@ fn the_template_makes_the_prompt() {
     let file = case("a.csv", "q,completion\nwhy,so\n").with(|o| o.prompt_template = template("Q: {q}\n"));
     assert_eq!(file.shown(), [shown("Q: why\n", "so$", "so$", 2)]);
     let file = case("a.csv", "q,completion\nwhy,so\n").with(|o| o.prompt_template = template("{prompt} {q}"));
-    file.fails(0, &["no column \"prompt\"", "\"q\", \"completion\""]);
+    file.fails(0, &["no column \"prompt\"", "\"q\", \"completion\"", "read as csv (`data_format`"]);
     let file = case("a.jsonl", line).with(|o| {
         o.completion_column = Some("ref".into());
         o.prompt_template = template("{name}");
@@ -317,7 +317,16 @@ fn bad_lines_name_file_line_reason_and_fix() {
         (b"{\"prompt\":null,\"completion\":\"b\"}", &["\"prompt\" is null"]),
         (b"{\"text\":[\"a\"]}", &["\"text\" is a list"]),
         (b"{\"text\":\"a\",\"prompt\":\"b\",\"completion\":\"c\"}", &["more than one", "`text_column`"]),
-        (b"{\"input\":\"a\"}", &["neither", "there is \"input\""]),
+        (
+            b"{\"input\":\"a\"}",
+            &[
+                "neither",
+                "there is \"input\"",
+                "`prompt_column`",
+                "`text_column`",
+                "read as jsonl (`data_format`",
+            ],
+        ),
         (b"{}", &["neither", "there is nothing"]),
         (b"{\"text\":\"\"}", &["nothing to learn"]),
         (b"{\"text\":\"a\"", &["not JSON: EOF", "at column 11"]),

@@ -1,5 +1,6 @@
 //! The progress bar, or plain lines where there is no terminal.
 
+use std::collections::VecDeque;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
@@ -7,13 +8,24 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::record::{EvalRecord, StepRecord};
 
-/// Shows how far a run is: steps, loss, learning rate, tokens a second, time left, peak memory.
+/// Shows how far a run is: steps, epochs, loss, learning rate, tokens a second, time left, peak memory.
 pub struct Progress {
     output: Output,
     total: u64,
     first: u64,
     started: Instant,
+    /// Epochs in all, where that is known.
+    epochs: Option<f64>,
+    /// Losses of the last steps.
+    losses: VecDeque<f64>,
+    wide: bool,
 }
+
+/// The loss that is shown first is the mean of so many steps.
+const MEAN_OF: usize = 10;
+
+/// Columns from which on a bar has all that a line has.
+const WIDE: u16 = 120;
 
 /// What [`Progress::call`] hands on.
 #[derive(Clone, Copy, Debug)]
@@ -44,38 +56,56 @@ impl Progress {
             ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_position(done);
         let style = ProgressStyle::with_template("{bar:10} {wide_msg}").expect("a valid template");
         bar.set_style(style.progress_chars("━╸ "));
-        Self { output: Output::Bar(bar), total, first: done, started: Instant::now() }
+        let size = console::Term::stderr().size_checked();
+        let wide = size.is_none_or(|(_, columns)| columns >= WIDE);
+        Self { wide, ..Self::to(Output::Bar(bar), total, done) }
+    }
+
+    fn to(output: Output, total: u64, first: u64) -> Self {
+        let started = Instant::now();
+        Self { output, total, first, started, epochs: None, losses: VecDeque::new(), wide: true }
+    }
+
+    /// Says how many epochs the run has in all.
+    pub fn set_epochs(&mut self, epochs: f64) {
+        self.epochs = Some(epochs);
     }
 
     /// Plain lines, to `to`.
     pub fn lines(total: u64, done: u64, every: Duration, to: Box<dyn Write + Send>) -> Self {
-        Self { output: Output::Lines { to, every, last: None }, total, first: done, started: Instant::now() }
+        Self::to(Output::Lines { to, every, last: None }, total, done)
     }
 
     /// Hands everything to `listener`, for programs that show it in their own way.
     pub fn call(listener: impl FnMut(Report<'_>) + Send + 'static) -> Self {
-        Self { output: Output::Call(Box::new(listener)), total: 0, first: 0, started: Instant::now() }
+        Self::to(Output::Call(Box::new(listener)), 0, 0)
     }
 
     /// Shows nothing.
     pub fn hidden() -> Self {
-        Self { output: Output::Hidden, total: 0, first: 0, started: Instant::now() }
+        Self::to(Output::Hidden, 0, 0)
     }
 
     /// A step is done.
     pub fn step(&mut self, record: &StepRecord) {
-        let left = self.time_left(record.step);
+        self.losses.push_back(record.loss);
+        self.losses.drain(..self.losses.len().saturating_sub(MEAN_OF));
+        let text = match &self.output {
+            Output::Bar(_) => self.describe(record, self.time_left(record.step), " "),
+            Output::Lines { .. } => self.describe(record, self.time_left(record.step), "  "),
+            _ => String::new(),
+        };
         match &mut self.output {
             Output::Bar(bar) => {
                 bar.set_position(record.step);
-                bar.set_message(describe(record, self.total, left, " "));
+                bar.set_message(text);
             }
             Output::Lines { to, every, last } => {
                 let due = last.is_none_or(|last| last.elapsed() >= *every);
                 if due || record.step >= self.total {
                     *last = Some(Instant::now());
                     // A log that nobody can read any more is no reason to stop training.
-                    let _ = writeln!(to, "step {}", describe(record, self.total, left, "  "));
+                    let _ = writeln!(to, "step {text}");
                 }
             }
             Output::Call(listener) => listener(Report::Step(record)),
@@ -121,19 +151,31 @@ impl Progress {
         let seconds = self.started.elapsed().as_secs_f64() / done as f64 * left as f64;
         Duration::try_from_secs_f64(seconds).ok()
     }
+
+    /// With a bar of ten in front and one space between, it fits 80 columns where it is not to be wide.
+    fn describe(&self, record: &StepRecord, left: Option<Duration>, between: &str) -> String {
+        let mean = self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64;
+        let word = if self.wide { "last " } else { "" };
+        let mut parts = vec![format!("{}/{}", record.step, self.total)];
+        let of = self.epochs.map(|epochs| format!("/{}", hundredths(epochs))).unwrap_or_default();
+        parts.push(format!("epoch {}{of}", hundredths(record.epoch)));
+        parts.push(format!("loss {mean:.4} ({word}{:.4})", record.loss));
+        if self.wide {
+            parts.push(format!("lr {:.2e}", record.learning_rate));
+        }
+        parts.push(format!("{:.0} tok/s", record.tokens_per_s));
+        parts.extend(left.map(|left| format!("left {}", duration(left))));
+        if self.wide {
+            parts.extend(record.peak_rss_bytes.map(|bytes| format!("peak {} MB", bytes / 1_000_000)));
+        }
+        parts.join(between)
+    }
 }
 
-/// With a bar of ten in front and one space between, it fits 80 columns.
-fn describe(record: &StepRecord, total: u64, left: Option<Duration>, between: &str) -> String {
-    let mut parts = vec![
-        format!("{}/{total}", record.step),
-        format!("loss {:.4}", record.loss),
-        format!("lr {:.2e}", record.learning_rate),
-        format!("{:.0} tok/s", record.tokens_per_s),
-    ];
-    parts.extend(left.map(|left| format!("left {}", duration(left))));
-    parts.extend(record.peak_rss_bytes.map(|bytes| format!("peak {} MB", bytes / 1_000_000)));
-    parts.join(between)
+/// A number with two digits behind the point, or fewer: 3, 2.5, 1.25.
+fn hundredths(x: f64) -> String {
+    let text = format!("{x:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 fn duration(time: Duration) -> String {
@@ -182,8 +224,9 @@ mod tests {
     fn lines_for_the_first_the_last_and_when_due() {
         let buffer = Buffer::default();
         let mut progress = Progress::lines(14, 10, Duration::from_secs(3600), Box::new(buffer.clone()));
+        progress.set_epochs(3.0);
         for n in 11..=14 {
-            progress.step(&step(n));
+            progress.step(&StepRecord { loss: n as f64, ..step(n) });
         }
         progress.message("done");
         let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
@@ -191,8 +234,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "step 11/14  loss 1.2346  lr 1.96e-4  512 tok/s  left 0s  peak 630 MB",
-                "step 14/14  loss 1.2346  lr 1.96e-4  512 tok/s  left 0s  peak 630 MB",
+                "step 11/14  epoch 0.5/3  loss 11.0000 (last 11.0000)  lr 1.96e-4  512 tok/s  left 0s  peak 630 MB",
+                "step 14/14  epoch 0.5/3  loss 12.5000 (last 14.0000)  lr 1.96e-4  512 tok/s  left 0s  peak 630 MB",
                 "done"
             ]
         );
@@ -207,8 +250,27 @@ mod tests {
     #[test]
     fn fits_beside_the_bar() {
         let long = StepRecord { step: 12345, tokens_per_s: 1234.0, ..step(0) };
-        let text = describe(&long, 20000, Some(Duration::from_secs(3599)), " ");
+        let mut progress = Progress { wide: false, ..Progress::hidden() };
+        (progress.total, progress.epochs) = (20000, Some(3.0));
+        progress.step(&long);
+        let text =
+            progress.describe(&StepRecord { epoch: 1.25, ..long }, Some(Duration::from_secs(3599)), " ");
+        assert_eq!(text, "12345/20000 epoch 1.25/3 loss 1.2346 (1.2346) 1234 tok/s left 59m59s");
         assert!(text.len() <= 80 - 11, "{text}");
+    }
+
+    #[test]
+    fn the_mean_is_of_the_last_ten_steps() {
+        let mut progress = Progress::hidden();
+        for n in 1..=12 {
+            progress.step(&StepRecord { loss: n as f64, ..step(n) });
+        }
+        let text = progress.describe(&StepRecord { loss: 12.0, ..step(12) }, None, "  ");
+        assert!(text.contains("loss 7.5000 (last 12.0000)"), "{text}");
+        assert_eq!(
+            [hundredths(3.0), hundredths(2.5), hundredths(1.256), hundredths(10.0)],
+            ["3", "2.5", "1.26", "10"]
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use lowrank::files::{Staged, check_output, is_gguf, shell_quoted, write_atomic};
 use lowrank::models::FileType;
 use lowrank::tools::{FileFormat, Options, formats};
-use lowrank::{Error, MergeCheck, MergeTarget, Result, Session, merge_checked};
+use lowrank::{Error, MergeCheck, MergeTarget, Result, Session, merge_checked, quoted};
 use serde_json::{Value, json};
 
 use super::Stdout;

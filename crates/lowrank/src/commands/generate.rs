@@ -5,28 +5,29 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use lowrank::models::{Message, Sampling};
+use lowrank::models::Sampling;
 use lowrank::{Error, Limits, Result, Session, TextGenerator, TextOptions, continue_texts};
 
 use super::Stdout;
 use super::flags::options::{Base, OptionFlags};
 use super::flags::search::SearchFlags;
+use super::flags::weighted::Adapter;
 
 /// Generate text or chat.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     base: OptionFlags<Base>,
-    /// Adapter (folder, or file in any format) and its weight (1 by default); may be repeated
-    #[arg(long, value_name = "DIR[:WEIGHT]", value_parser = super::flags::weighted::weighted_f32)]
-    adapter: Vec<(PathBuf, f32)>,
+    /// Adapter (folder, or file in any format) and its weight (1 by default); may be repeated. Those with a name are choices of a chat
+    #[arg(long, value_name = "[NAME=]DIR[:WEIGHT]", value_parser = super::flags::weighted::named)]
+    adapter: Vec<Adapter>,
     /// Text to continue [default: standard input]
     #[arg(long)]
     prompt: Option<String>,
     /// Read the text to continue from a file
     #[arg(long, value_name = "FILE", conflicts_with = "prompt", hide_short_help = true)]
     prompt_file: Option<PathBuf>,
-    /// Chat with the model: --prompt is the first message, then each line of standard input is one
+    /// Chat with the model: --prompt is the first message, then each line of standard input is one, or a command (/help)
     #[arg(long)]
     chat: bool,
     /// System message of a chat
@@ -106,16 +107,24 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 
 fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let (options, sampling) = (args.base.options()?, args.sampling()?);
-    let dirs = args.adapter.iter().map(|(dir, _)| dir);
+    let dirs = args.adapter.iter().map(|adapter| &adapter.dir);
     let session = Session::open_as(&options.model, options.load_options())?
         .with_chat_template(options.chat_template.as_deref(), dirs)?;
-    let adapters = session.adapters(&args.adapter)?;
+    if args.chat {
+        let (first, system) = (args.prompt()?, args.system.clone());
+        let talk = super::chat::Talk { session: &session, sampling, limits: args.limits(), first, system };
+        return super::chat::chat(talk, &args.adapter, out);
+    }
+    if let Some(named) = args.adapter.iter().find_map(|adapter| adapter.name.as_ref()) {
+        return Err(Error::Usage(format!(
+            "`adapter` has a name, {named}: names are for a chat, where /adapter {named} chooses it; give `chat`, or the folder alone"
+        )));
+    }
+    let adapters: Vec<_> = args.adapter.iter().map(|adapter| (adapter.dir.clone(), adapter.weight)).collect();
+    let adapters = session.adapters(&adapters)?;
     let device = session.device();
     let stop = Arc::new(AtomicBool::new(false));
     let mut generator = TextGenerator::new(&session, &device, &adapters)?.stop_when(stop.clone());
-    if args.chat {
-        return chat(args, &session, &mut generator, &stop, out);
-    }
     let prompt = match args.prompt()? {
         Some(text) => text,
         None => super::read_standard_input(false)?.unwrap_or_default(),
@@ -144,48 +153,4 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         note!("{timings}");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn chat(
-    args: &Args,
-    session: &Session,
-    generator: &mut TextGenerator<'_>,
-    stop: &AtomicBool,
-    out: &mut Stdout,
-) -> Result<ExitCode> {
-    let (sampling, mut limits) = (args.sampling()?, args.limits());
-    limits.stop.extend(session.stops()?);
-    let mut messages: Vec<Message> = args.system.iter().map(|s| Message::new("system", s)).collect();
-    let mut next = args.prompt()?;
-    let mut lines = super::Lines::new()?;
-    loop {
-        let said = match next.take() {
-            Some(text) => text,
-            None => match lines.next("> ")? {
-                None => return Ok(ExitCode::SUCCESS),
-                Some(line) => line,
-            },
-        };
-        match said.trim() {
-            "" => continue,
-            "/help" if lines.is_terminal() => {
-                note!("/reset begins a new conversation, /exit or Ctrl-D ends; an empty line is passed over");
-                continue;
-            }
-            "/reset" if lines.is_terminal() => {
-                messages.retain(|message| message.role() == "system");
-                continue;
-            }
-            "/exit" if lines.is_terminal() => return Ok(ExitCode::SUCCESS),
-            _ => {}
-        }
-        messages.push(Message::new("user", &said));
-        let tokens = session.chat_prompt(&messages[..].into())?;
-        let answer = generator.generate(&tokens, &sampling, &limits, |text| out.show(text, stop))?;
-        writeln!(out)?;
-        if answer.tokens.len() >= limits.max_new_tokens && lines.is_terminal() {
-            note!("(cut at {} tokens: --max-new-tokens takes more)", limits.max_new_tokens);
-        }
-        messages.push(Message::new("assistant", answer.text));
-    }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use lowrank::adapters::{self, AdapterSet, LoraConfig};
 use lowrank::files::folder::has_weights;
 use lowrank::files::{Gguf, is_gguf, write_atomic};
+use lowrank::models::template_style;
 use lowrank::tools::{FileFormat, compare, formats, report};
 use lowrank::{Result, Session, describe};
 use serde_json::{Value, json};
@@ -114,7 +115,14 @@ fn spectrum(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
 }
 
 fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    match value {
+        Value::String(text) if text.chars().any(char::is_control) => format!("{text:?}"),
+        Value::String(text) => text.clone(),
+        Value::Null => "none".to_owned(),
+        Value::Bool(yes) => (if *yes { "yes" } else { "no" }).to_owned(),
+        Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
 }
 
 fn norm(values: &[f32]) -> f64 {
@@ -211,12 +219,56 @@ fn model(path: &str) -> Result<(Vec<Value>, Value)> {
         "heads": config["num_attention_heads"],
         "kv_heads": config["num_key_value_heads"],
         "vocabulary": session.model.info().vocab,
-        "longest sequence": session.model.info().max_positions,
+        "context length": session.model.info().max_positions,
         "tensors": tensors.len(),
+        "formats": formats_of(&session),
         "parameters": tensors.names().map(numbers).sum::<usize>(),
         "bytes": tensors.byte_len(),
         "sites": session.sites().len(),
     });
+    texts(&session, &mut summary);
     not_finite(&mut summary, wrong);
     Ok((rows, summary))
+}
+
+/// How many tensors each format has.
+fn formats_of(session: &Session) -> String {
+    let tensors = &session.base.tensors;
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for name in tensors.names().filter_map(|name| Some(tensors.format(name)?.name())) {
+        match counts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((name, 1)),
+        }
+    }
+    counts.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
+    counts.iter().map(|(name, count)| format!("{name} ({count})")).collect::<Vec<_>>().join(", ")
+}
+
+/// What makes tokens of texts and conversations.
+fn texts(session: &Session, summary: &mut Value) {
+    match session.tokenizer() {
+        Ok(tokenizer) => {
+            let token = |id: Option<u32>| match id {
+                Some(id) => json!(tokenizer.id_to_token(id).unwrap_or_else(|| id.to_string())),
+                None => Value::Null,
+            };
+            let [before, behind] = tokenizer.added();
+            summary["tokenizer"] = tokenizer.kind().into();
+            summary["tokens of the tokenizer"] = tokenizer.vocab_size().into();
+            summary["begin token"] = token(tokenizer.bos());
+            summary["begin token is added"] = (before > 0).into();
+            summary["end token"] = token(tokenizer.eos());
+            summary["end token is added"] = (behind > 0).into();
+            if let Ok(ends) = session.ends() {
+                summary["ends of an answer"] = ends.into_iter().map(|id| token(Some(id))).collect();
+            }
+        }
+        Err(error) => summary["tokenizer"] = format!("none ({error})").into(),
+    }
+    summary["chat template"] = match &session.base.chat_template {
+        Some(Ok(template)) => template_style(template).into(),
+        Some(Err(why)) => format!("does not parse ({why})").into(),
+        None => Value::Null,
+    };
 }

@@ -47,6 +47,9 @@ pub struct Args {
     threads: Option<usize>,
 }
 
+/// Layers that are shown, those that rounding costs most.
+const SHOWN: usize = 5;
+
 /// Merges.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     super::on_threads(args.threads, || work(args, out))
@@ -73,11 +76,16 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     }
     let check = MergeCheck { probe: args.probe.clone(), tolerance: args.tolerance };
     let check = (!args.no_verify).then_some(&check);
-    let Merged { losses, verified, warning } = merge_checked(&session, &adapters, &args.out, target, check)?;
-    for Loss { path, relative_error } in &losses {
+    let Merged { mut losses, verified, warning } =
+        merge_checked(&session, &adapters, &args.out, target, check)?;
+    losses.sort_by(|a, b| b.relative_error.total_cmp(&a.relative_error));
+    for Loss { path, relative_error } in losses.iter().take(SHOWN) {
         writeln!(out, "{path:<48} relative error {relative_error:.2e}")?;
     }
-    if let Some(worst) = losses.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error)) {
+    if losses.len() > SHOWN {
+        writeln!(out, "and less in {} other layers", losses.len() - SHOWN)?;
+    }
+    if let Some(worst) = losses.first() {
         writeln!(
             out,
             "rounding the merged weights costs at most {:.2e} of their norm ({})",

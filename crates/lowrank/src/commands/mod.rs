@@ -4,8 +4,10 @@
 #[macro_use]
 mod output;
 
+mod chat;
 mod completions;
 mod compose;
+mod config_file;
 mod convert;
 mod dashboard;
 mod diff;
@@ -22,6 +24,7 @@ mod plan;
 mod predict;
 pub mod program;
 mod prune;
+mod push;
 mod rename;
 mod report;
 mod resize;
@@ -29,6 +32,7 @@ mod serve;
 mod signals;
 mod study;
 mod train;
+mod wrap;
 
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::Path;
@@ -75,6 +79,7 @@ commands! {
     Study: study,
     Report: report,
     Export: export,
+    Push: push,
     Convert: convert,
     Compose: compose,
     Extract: extract,
@@ -123,8 +128,10 @@ impl Lines {
         Ok(Self { editor: editor.transpose()? })
     }
 
-    fn is_terminal(&self) -> bool {
-        self.editor.is_some()
+    /// Columns of the terminal that answers are shown on.
+    fn width(&mut self) -> Option<usize> {
+        let editor = self.editor.as_mut().filter(|_| io::stdout().is_terminal())?;
+        editor.dimensions().map(|(columns, _)| usize::from(columns))
     }
 
     /// The next line; nothing at the end and after Ctrl-C.

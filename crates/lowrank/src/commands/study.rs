@@ -7,8 +7,11 @@ use lowrank::{Error, Result, Session, TrainOptions};
 use lowrank_study::{Outcome, Spec};
 
 use super::Stdout;
+use super::config_file::Section;
 
 /// Compare methods, matrices, ranks and seeds as in the LoRA paper, and write a report.
+///
+/// Exits with 1 where a run failed; the others are done all the same.
 #[derive(clap::Args)]
 pub struct Args {
     /// TOML file that describes the study
@@ -26,6 +29,12 @@ pub struct Args {
 pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let text = super::read_text(&args.spec)?;
     let spec = Spec::parse(&text).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
+    let checked =
+        |name, index, table| super::config_file::check(&args.spec, &text, Section { name, index }, table);
+    checked("train", None, &spec.train)?;
+    for (i, method) in spec.method.iter().enumerate() {
+        checked("method", Some(i), &method.options)?;
+    }
     // With the head and the labels that its runs have.
     let session = Session::for_run(&TrainOptions::from_table(spec.train.clone())?)?;
     let runs = lowrank_study::plan(&spec, session.sites())?;
@@ -51,13 +60,21 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     Ok(match outcome {
         Outcome::Complete { failed: 0 } => ExitCode::SUCCESS,
         Outcome::Complete { failed } => {
-            note!("{failed} runs failed; the report says why, and the same command tries them again");
-            ExitCode::SUCCESS
+            say_failed(failed);
+            ExitCode::FAILURE
         }
-        Outcome::OutOfTime(left) => {
+        Outcome::OutOfTime { left, failed } => {
             note!("the time limit is reached with {left} runs to do; run the same command again to continue");
+            if failed > 0 {
+                say_failed(failed);
+                return Ok(ExitCode::FAILURE);
+            }
             ExitCode::SUCCESS
         }
         Outcome::Interrupted => ExitCode::from(130),
     })
+}
+
+fn say_failed(failed: usize) {
+    note!("{failed} runs failed; the report says why, and the same command tries them again");
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use lowrank::train::Summary;
 use lowrank::{Error, Result, Session, TrainOptions, finetune};
 
 use super::Stdout;
@@ -25,12 +26,7 @@ impl Args {
     /// The options that the file and the flags make.
     pub fn options(&self) -> Result<TrainOptions> {
         let mut table = match &self.config {
-            Some(path) => {
-                let wrong = |e: String| Error::Usage(format!("{}: {e}", path.display()));
-                let table =
-                    super::read_text(path)?.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
-                TrainOptions::named(table).map_err(|e| wrong(e.to_string()))?
-            }
+            Some(path) => super::config_file::read(path)?,
             None => toml::Table::new(),
         };
         for (key, given) in self.flags.given.clone() {
@@ -56,18 +52,26 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
         note!("{url} shows the run as it goes");
     }
     let stop = super::signals::stop("stopping after this step; again to stop at once")?;
-    let summary =
-        super::on_threads(options.threads, || finetune(&Session::for_run(&options)?, &options, &stop))?;
+    let trained =
+        super::on_threads(options.threads, || finetune(&Session::for_run(&options)?, &options, &stop));
+    match trained {
+        Err(Error::NotPushed { summary, what }) => {
+            say(&summary, &options);
+            Err(Error::NotPushed { summary, what })
+        }
+        trained => Ok(say(&trained?, &options)),
+    }
+}
+
+/// Says what came of a run.
+fn say(summary: &Summary, options: &TrainOptions) -> ExitCode {
     let out = options.out.display();
     if summary.interrupted {
         note!("stopped after step {}; continue with --resume", summary.steps);
-        return Ok(ExitCode::from(130));
+        return ExitCode::from(130);
     }
     if summary.stopped_early {
         note!("stopped early: the held-out loss falls no more");
-    }
-    for (name, value) in &summary.eval_metrics {
-        note!("held-out {} {value:.4}", name.replace('_', " "));
     }
     if let (true, Some(first), Some(last)) = (summary.loss_rose, summary.first_loss, summary.last_loss) {
         note!(
@@ -105,6 +109,11 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let of_last = summary.final_loss.map(|l| format!(" (last step {l:.4})")).unwrap_or_default();
     let loss = summary.last_loss.map(|l| format!(", loss {l:.4}{of_last}")).unwrap_or_default();
     let eval = summary.eval_loss.map(|l| format!(", held-out loss {l:.4}")).unwrap_or_default();
-    note!("{} steps{loss}{eval}; adapter written to {out}", summary.steps);
-    Ok(ExitCode::SUCCESS)
+    let metrics: String = summary
+        .eval_metrics
+        .iter()
+        .map(|(name, value)| format!(", {} {value:.4}", name.replace('_', " ")))
+        .collect();
+    note!("{} steps{loss}{eval}{metrics}; adapter written to {out}", summary.steps);
+    ExitCode::SUCCESS
 }

@@ -260,7 +260,11 @@ pub struct Ran {
 
 /// Runs the `lowrank` command.
 pub fn lowrank(args: &[&str]) -> Ran {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_lowrank")).args(args).output().unwrap();
+    ran(std::process::Command::new(env!("CARGO_BIN_EXE_lowrank")).args(args).output().unwrap())
+}
+
+/// What a process printed and its exit code.
+pub fn ran(output: std::process::Output) -> Ran {
     Ran {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),

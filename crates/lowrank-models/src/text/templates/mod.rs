@@ -15,7 +15,7 @@ const LONGEST: u64 = 4 << 20;
 
 /// Names and texts of the templates: ChatML (Qwen, SmolLM), Gemma 3, Llama 2 and 3, Mistral 7B, Phi-3, Zephyr, and
 /// Stanford Alpaca's prompts.
-const NAMED: [(&str, &str); 8] = [
+pub(crate) const NAMED: [(&str, &str); 8] = [
     ("alpaca", include_str!("alpaca.jinja")),
     ("chatml", include_str!("chatml.jinja")),
     ("gemma", include_str!("gemma.jinja")),

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bounds::Bounds;
 use lowrank_files::{read_limited, read_optional_object, shown_at_most};
 use serde_json::{Map, Value, json};
-use tokenizers::{Encoding, Tokenizer as Inner};
+use tokenizers::{Encoding, ModelWrapper, Tokenizer as Inner};
 
 use super::limits::{Stopped, bounded, catch};
 use crate::config::GenerationConfig;
@@ -256,6 +256,21 @@ impl Tokenizer {
     /// Tokens in the vocabulary, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    /// How it makes tokens of words: BPE, Unigram, WordPiece or WordLevel.
+    pub fn kind(&self) -> &'static str {
+        match self.inner.get_model() {
+            ModelWrapper::BPE(_) => "BPE",
+            ModelWrapper::Unigram(_) => "Unigram",
+            ModelWrapper::WordPiece(_) => "WordPiece",
+            ModelWrapper::WordLevel(_) => "WordLevel",
+        }
+    }
+
+    /// How many tokens it adds before and behind a text.
+    pub fn added(&self) -> [usize; 2] {
+        self.added
     }
 
     /// The first token of a text, where the model has one.

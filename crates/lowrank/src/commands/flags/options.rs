@@ -149,6 +149,7 @@ fn argument<K: Known>(field: &'static Field, default: &Value) -> Arg {
         FieldKind::Switch => arg.action(ArgAction::SetTrue),
         FieldKind::Value if WORDS.contains(&field.name) => valued(arg).num_args(1..),
         FieldKind::Value => valued(arg).allow_negative_numbers(true),
+        FieldKind::Optional => valued(arg).num_args(0..=1).default_missing_value("true"),
         FieldKind::Path => valued(arg),
         FieldKind::Paths => valued(arg).action(ArgAction::Append),
         FieldKind::List => valued(arg).num_args(1..).value_delimiter(',').action(ArgAction::Append),
@@ -172,6 +173,7 @@ fn value_name(field: &Field) -> String {
         FieldKind::Path | FieldKind::Paths => "PATH".to_owned(),
         FieldKind::Map => "KEY=VALUE".to_owned(),
         FieldKind::List => format!("{},...", field.name.trim_end_matches('s').to_uppercase()),
+        FieldKind::Optional => "REPO".to_owned(),
         FieldKind::Switch | FieldKind::Value => field.name.to_uppercase(),
     }
 }
@@ -217,7 +219,9 @@ fn value(field: &Field, matches: &ArgMatches) -> std::result::Result<toml::Value
             let words: Vec<String> = all().filter_map(|value| value.as_str().map(str::to_owned)).collect();
             toml::Value::String(words.join(","))
         }
-        FieldKind::Value | FieldKind::Path => all().next_back().expect("the flag was given"),
+        FieldKind::Value | FieldKind::Optional | FieldKind::Path => {
+            all().next_back().expect("the flag was given")
+        }
         FieldKind::Paths if all().count() == 1 => all().next().expect("counted"),
         FieldKind::List | FieldKind::Paths => toml::Value::Array(all().collect()),
         FieldKind::Map => {
