@@ -268,7 +268,7 @@ impl Engine {
     ) -> PyResult<String> {
         let adapter = self.adapter();
         let verified = self.work(py, threads, || {
-            let target = MergeTarget::choose(&self.session, &out, dtype)?;
+            let target = MergeTarget::choose(&self.session, &adapter, &out, dtype)?;
             let check = MergeCheck { probe: probe.to_owned(), tolerance: None };
             lowrank::merge_checked(&self.session, &adapter, &out, target, Some(&check))
         })?;

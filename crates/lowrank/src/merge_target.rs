@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use lowrank_adapters::AdapterSet;
 use lowrank_engine::Format;
 use lowrank_models::{FileType, Kind, gguf_formats};
 use lowrank_train::Task;
 
+use crate::rounding::Rounding;
 use crate::{Error, Result, Session};
 
 /// What a merged model is written as.
@@ -18,14 +20,17 @@ pub enum MergeTarget {
     Gguf(Option<FileType>),
 }
 
+/// Share of what an adapter adds below which rounding undoes it.
+pub(crate) const KEPT: f64 = 0.5;
+
 impl MergeTarget {
     /// What to write to `out`: a GGUF file where its name ends in `.gguf`, else a folder. The type is that of the name
-    /// `dtype`. Without one a GGUF file of a GGUF base keeps the base's types; all else is in the base's format, if it is
-    /// plain, or F16.
+    /// `dtype`. Without one a GGUF file of a GGUF base keeps the base's types, or is Q8_0 where rounding to those would undo
+    /// most of what the adapter adds; all else is in the base's format, if it is plain, or F16.
     ///
     /// # Errors
     /// Where `dtype` is not possible there.
-    pub fn choose(session: &Session, out: &Path, dtype: Option<&str>) -> Result<Self> {
+    pub fn choose(session: &Session, adapters: &AdapterSet, out: &Path, dtype: Option<&str>) -> Result<Self> {
         let gguf = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
         let plain = || session.base.tensors.plain_format().unwrap_or(Format::F16);
         let wrong = |name: &str, kind: &str, known: &[FileType]| {
@@ -34,7 +39,12 @@ impl MergeTarget {
         };
         let find = |name: &str| FileType::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(name));
         Ok(match (gguf, dtype) {
-            (true, None) if matches!(session.base.kind, Kind::Gguf(_)) => Self::Gguf(None),
+            (true, None) if matches!(session.base.kind, Kind::Gguf(_)) => {
+                let own = Self::Gguf(None);
+                // What cannot be merged is refused when it is written.
+                let kept = own.kept(session, adapters).unwrap_or(1.0) >= KEPT;
+                if kept { own } else { Self::Gguf(Some(FileType::Q8_0)) }
+            }
             (true, None) => Self::Gguf(FileType::plain(plain())),
             (true, Some(name)) => {
                 Self::Gguf(Some(find(name).ok_or_else(|| wrong(name, "a GGUF file", &FileType::ALL))?))
@@ -49,6 +59,39 @@ impl MergeTarget {
                 )
             }
         })
+    }
+
+    /// What to say where [`MergeTarget::choose`] found without a `dtype` that the base's own types would not do.
+    pub fn note(self, session: &Session, dtype: Option<&str>) -> Option<String> {
+        let Self::Gguf(Some(file_type)) = self else { return None };
+        (dtype.is_none() && matches!(session.base.kind, Kind::Gguf(_))).then(|| {
+            let name = file_type.name();
+            format!(
+                "written as {name}: rounding to the base's own types would undo most of what the adapter adds"
+            )
+        })
+    }
+
+    /// How much of what all adapted layers add is left where their first rows are rounded.
+    fn kept(self, session: &Session, adapters: &AdapterSet) -> Result<f64> {
+        /// Rows of each layer that are tried.
+        const ROWS: usize = 64;
+        let formats = self.formats(session)?;
+        let mut sum = Rounding::default();
+        for layer in &adapters.layers {
+            let name = format!("{}.weight", layer.site.path);
+            let stored = session.tensor_name(&name);
+            let Some((rows, cols)) = session.base.tensors.matrix_shape(&stored) else { continue };
+            let rows = rows.min(ROWS);
+            let mut values = vec![0.0; rows * cols];
+            session.base.tensors.read_rows(&stored, 0..rows, &mut values)?;
+            let before = values.clone();
+            adapters.merge_rows(session, &name, 0..rows, &mut values)?;
+            if let Some(rounding) = Rounding::of(formats.of(&stored), &before, &values, rows) {
+                sum = sum.plus(&rounding);
+            }
+        }
+        Ok(sum.kept())
     }
 
     /// The format that each tensor is written in.

@@ -5,27 +5,16 @@ use std::ops::Range;
 use std::path::Path;
 
 use lowrank_adapters::{AdaptedSite, AdapterSet, BaseWeights};
-use lowrank_engine::{
-    ActiveAdapters, Format, Params, Record, RowOrder, Scope, Segment, Site, SiteId, SiteKind, Tape,
-    WeightRef, kernels,
-};
+use lowrank_engine::{ActiveAdapters, Format, Params, Record, Scope, Segment, Site, SiteId, SiteKind, Tape};
 use lowrank_files::Staged;
 use lowrank_models::{Changes, Head, Sequence, TokenBatch, save_folder_with, save_gguf};
 use lowrank_train::Task;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use crate::merge_target::{MergeTarget, largest_value};
+use crate::merge_target::{KEPT, MergeTarget, largest_value};
+use crate::rounding::{Loss, Rounding};
 use crate::{Error, Result, Session};
-
-/// What rounding to the format of the merged model costs one adapted layer.
-#[derive(Clone, Debug)]
-pub struct Loss {
-    /// Module path.
-    pub path: String,
-    /// Norm of the difference between the merged weight and what is stored, over the norm of the merged weight.
-    pub relative_error: f64,
-}
 
 /// Writes the merged weight of every adapted layer, computed in f32, and everything else as it is. Where the format
 /// is not f32, says what it costs each of these layers.
@@ -35,24 +24,21 @@ pub struct Loss {
 /// the model cannot be written in that form.
 pub fn merge(session: &Session, adapters: &AdapterSet, out: &Path, target: MergeTarget) -> Result<Vec<Loss>> {
     let formats = target.formats(session)?;
-    // Squared norms of the error and of the weight, by layer.
-    let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    let mut sums: BTreeMap<String, Rounding> = BTreeMap::new();
     write(session, adapters, out, target, &mut |name, rows, numbers| {
-        adapters.merge_rows(session, name, rows.clone(), numbers)?;
         let path = name.strip_suffix(".weight").filter(|path| adapters.layer(path).is_some());
         let format = formats.of(&session.tensor_name(name));
-        let (Some(path), true) = (path, format != Format::F32) else { return Ok(()) };
-        if let Some((error, square)) = rounding(format, numbers, rows.len()) {
+        let before = path.filter(|_| format != Format::F32).map(|path| (path, numbers.to_vec()));
+        adapters.merge_rows(session, name, rows.clone(), numbers)?;
+        if let Some((path, before)) = before
+            && let Some(rounding) = Rounding::of(format, &before, numbers, rows.len())
+        {
             let sum = sums.entry(path.to_owned()).or_default();
-            *sum = (sum.0 + error, sum.1 + square);
+            *sum = sum.plus(&rounding);
         }
         Ok(())
     })?;
-    let loss = |(path, (error, square)): (String, (f64, f64))| {
-        let relative_error = if square > 0.0 { (error / square).sqrt() } else { 0.0 };
-        Loss { path, relative_error }
-    };
-    Ok(sums.into_iter().map(loss).collect())
+    Ok(sums.into_iter().map(|(path, sum)| sum.loss(path)).collect())
 }
 
 /// The reverse of [`merge`]: `session` is a merged model, from which the adapter is taken out again.
@@ -63,23 +49,6 @@ pub fn unmerge(session: &Session, adapters: &AdapterSet, out: &Path, target: Mer
     write(session, adapters, out, target, &mut |name, rows, numbers| {
         adapters.unmerge_rows(session, name, rows, numbers)
     })
-}
-
-/// Squared norms of what `format` loses of rows of a weight, and of the rows.
-fn rounding(format: Format, numbers: &[f32], rows: usize) -> Option<(f64, f64)> {
-    let cols = numbers.len().checked_div(rows)?;
-    let lost = |row: &[f32]| {
-        let mut bytes = Vec::new();
-        kernels::quantize(format, row, &mut bytes).ok()?;
-        let view = WeightRef { format, rows: 1, cols, order: RowOrder::Plain, bytes: &bytes };
-        let mut stored = vec![0.0; cols];
-        view.expand(0, 0..cols, &mut stored);
-        stored.iter_mut().zip(row).for_each(|(x, want)| *x -= want);
-        Some((kernels::sum_squares(&stored), kernels::sum_squares(row)))
-    };
-    // Summed in the order of the rows, whatever the threads.
-    let sums: Option<Vec<(f64, f64)>> = numbers.par_chunks_exact(cols).map(lost).collect();
-    Some(sums?.into_iter().fold((0.0, 0.0), |sum, row| (sum.0 + row.0, sum.1 + row.1)))
 }
 
 /// Whether a layer is a tied head that was trained through its embedding.
@@ -441,8 +410,23 @@ pub fn merge_checked(
         })
         .transpose()?;
     staged.keep()?;
-    let warning = verified.as_ref().and_then(|verified| verified.warning(format));
+    let undone = kept(&losses) < KEPT;
+    let undone = undone.then(|| {
+        format!(
+            "rounding to {} keeps {:.0} % of what the adapter adds; choose another dtype (q8_0 keeps most)",
+            format.name().to_lowercase(),
+            100.0 * kept(&losses)
+        )
+    });
+    let warning = undone.or_else(|| verified.as_ref().and_then(|verified| verified.warning(format)));
     Ok(Merged { losses, verified, warning })
+}
+
+/// The share of what the adapter adds to all layers that is left after rounding.
+fn kept(losses: &[Loss]) -> f64 {
+    let sum = |of: fn(&Loss) -> f64| losses.iter().map(of).sum::<f64>();
+    let added = sum(|loss| loss.added * loss.added);
+    if added > 0.0 { sum(|loss| loss.kept * loss.added * loss.added) / added } else { 1.0 }
 }
 
 /// The larger of two, or NaN where one is.

@@ -144,13 +144,12 @@ fn merged_into_its_own_types_it_generates() {
     let dir = tempfile::tempdir().unwrap();
     let (adapter, out) = (fixture("gemma3").join("start_adapter"), dir.path().join("merged.gguf"));
     let (adapter, out) = (adapter.to_str().unwrap(), out.to_str().unwrap());
-    let ran = lowrank_ok(&["merge", "--model", &model, "--adapter", adapter, "--out", out]);
+    lowrank_ok(&["merge", "--model", &model, "--adapter", adapter, "--out", out]);
     let (base, merged) = (Base::open(&model).unwrap(), Base::open(out).unwrap());
     let (mut kept, mut changed) = (0, 0);
     for name in base.tensors.names() {
         assert_eq!(merged.tensors.format(name), base.tensors.format(name), "{name}");
-        let path = name.strip_suffix(".weight").unwrap_or(name);
-        match ran.out.lines().any(|line| line.split_whitespace().next() == Some(path)) {
+        match name.ends_with("q_proj.weight") || name.ends_with("v_proj.weight") {
             true => changed += 1,
             false => {
                 kept += 1;

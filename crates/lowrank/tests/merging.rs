@@ -149,7 +149,7 @@ fn a_tied_table_that_is_trained_alone_is_written_apart_from_the_head() {
 #[test]
 fn a_merged_gguf_file_has_the_types_of_its_base() {
     let place = Place::of_gguf(FileType::Q4_K_M);
-    let adapter = place.adapter(&["--target-modules", "q_proj,down_proj", "--learning-rate", "0.01"]);
+    let adapter = place.adapter(&["--target-modules", "q_proj,down_proj", "--learning-rate", "0.3"]);
     let out = place.path("merged.gguf");
     let ran = place.merge(&adapter, &out, &[]);
     assert_eq!(ran.code, 0, "{}", ran.err);
@@ -177,6 +177,27 @@ fn a_merged_gguf_file_has_the_types_of_its_base() {
         let format = Base::open(&out).unwrap().tensors.format(&format!("{Q}.weight")).unwrap();
         assert_eq!(format.name(), want);
     }
+}
+
+/// Small changes are rounded away in 4 bits on the base's own grid: by default the file is Q8_0 then, and says so.
+#[test]
+fn what_rounding_would_undo_is_written_as_q8_0() {
+    let place = Place::of_gguf(FileType::Q4_1);
+    let adapter = place.adapter(&["--learning-rate", "1e-4"]);
+    let out = place.path("merged.gguf");
+    let ran = place.merge(&adapter, &out, &[]);
+    assert!(ran.code == 0 && ran.err.contains("written as q8_0"), "{} {}", ran.code, ran.err);
+    let format =
+        |path: &str| Base::open(path).unwrap().tensors.format(&format!("{Q}.weight")).unwrap().name();
+    assert_eq!(format(&out), "Q8_0");
+    let ran = place.merge(&adapter, &out, &["--dtype", "q4_1"]);
+    assert!(
+        ran.code == 0 && ran.err.contains(" % of what the adapter adds; choose"),
+        "{} {}",
+        ran.code,
+        ran.err
+    );
+    assert_eq!(format(&out), "Q4_1");
 }
 
 /// Every file type is written with its number and read again, and computes what base and adapter do.

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use lowrank::files::{Staged, check_output, is_gguf, shell_quoted, write_atomic};
-use lowrank::models::FileType;
 use lowrank::tools::{FileFormat, Options, formats};
 use lowrank::{Error, MergeCheck, MergeTarget, Result, Session, merge_checked, quoted};
 use serde_json::{Value, json};
@@ -120,10 +119,9 @@ fn merged(args: &Args, to: &Path) -> Result<()> {
     let adapters = [(args.adapter.clone(), 1.0)];
     let session = Session::for_adapters(&args.model, &adapters, None)?;
     let set = session.adapters(&adapters)?;
-    let target = match (MergeTarget::choose(&session, to, args.dtype.as_deref())?, &args.dtype) {
-        (MergeTarget::Gguf(_), None) => MergeTarget::Gguf(Some(FileType::Q8_0)),
-        (target, _) => target,
-    };
+    // Fewer bits may round away what was learned.
+    let small = to.extension().is_some_and(|e| e == "gguf").then_some("q8_0");
+    let target = MergeTarget::choose(&session, &set, to, args.dtype.as_deref().or(small))?;
     let check = MergeCheck { probe: "The quick brown fox jumps over the lazy dog.".into(), tolerance: None };
     let merged = merge_checked(&session, &set, to, target, Some(&check))?;
     if let Some(warning) = merged.warning {

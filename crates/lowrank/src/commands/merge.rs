@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Number type: f32, f16, bf16, or for GGUF q8_0, q6_k, q5_k_m, q5_k_s, q5_1, q5_0, q4_k_m, q4_k_s, q4_1, q4_0
-    /// [default: GGUF from GGUF: that of each tensor, else the base's or f16]
+    /// [default: GGUF from GGUF: that of each tensor, or q8_0 if that undoes the adapter; else the base's, or f16]
     #[arg(long)]
     dtype: Option<String>,
     /// Chat template to write with the model: a Jinja file or a name as in `train` [default: the adapter's, else the base's]
@@ -61,7 +61,10 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     check_output(&args.out, &inputs, args.force)?;
     let session = Session::for_adapters(&args.model, &args.adapter, args.chat_template.as_deref())?;
     let adapters = session.adapters(&args.adapter)?;
-    let target = MergeTarget::choose(&session, &args.out, args.dtype.as_deref())?;
+    let target = MergeTarget::choose(&session, &adapters, &args.out, args.dtype.as_deref())?;
+    if let Some(note) = target.note(&session, args.dtype.as_deref()) {
+        note!("{note}");
+    }
     if args.unmerge {
         let staged = Staged::beside(&args.out)?;
         unmerge(&session, &adapters, staged.path(), target)?;
@@ -79,8 +82,9 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let Merged { mut losses, verified, warning } =
         merge_checked(&session, &adapters, &args.out, target, check)?;
     losses.sort_by(|a, b| b.relative_error.total_cmp(&a.relative_error));
-    for Loss { path, relative_error } in losses.iter().take(SHOWN) {
-        writeln!(out, "{path:<48} relative error {relative_error:.2e}")?;
+    for Loss { path, relative_error, kept, .. } in losses.iter().take(SHOWN) {
+        let kept = 100.0 * kept;
+        writeln!(out, "{path:<48} relative error {relative_error:.2e}, keeps {kept:.0} % of the adapter")?;
     }
     if losses.len() > SHOWN {
         writeln!(out, "and less in {} other layers", losses.len() - SHOWN)?;
