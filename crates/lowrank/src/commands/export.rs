@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use lowrank::files::{Staged, check_output, is_gguf, shell_quoted, write_atomic};
 use lowrank::tools::{FileFormat, Options, formats};
-use lowrank::{Error, MergeCheck, MergeTarget, Result, Session, merge_checked, quoted};
+use lowrank::{Error, MergeCheck, MergeTarget, Result, Session, merge_checked};
 use serde_json::{Value, json};
 
 use super::Stdout;
