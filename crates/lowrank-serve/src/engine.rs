@@ -16,9 +16,9 @@ use tokio::sync::{mpsc as channel, oneshot};
 
 use crate::error::{Error, Result};
 use crate::host::Host;
+use crate::lease::Lease;
 use crate::metrics::Metrics;
 use crate::options::ServeOptions;
-use crate::registry::Lease;
 
 /// What happened to a request.
 #[derive(Clone, Debug)]

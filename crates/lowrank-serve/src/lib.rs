@@ -15,6 +15,7 @@ mod grammar;
 mod host;
 mod http;
 mod jobs;
+mod lease;
 mod metrics;
 mod options;
 mod random;

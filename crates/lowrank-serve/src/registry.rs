@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowrank_adapters::{AdapterSet, AdapterStore};
-use lowrank_models::{ChatTemplate, RequestAdapter};
+use lowrank_models::ChatTemplate;
 use tokio::sync::Notify;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::host::{HeadModel, Host};
+use crate::lease::{Chat, Lease, Loaded};
 use crate::metrics::Metrics;
 use crate::options::check_name;
 use crate::random;
@@ -23,65 +24,6 @@ use crate::random;
 const MAX_PARTS: usize = 16;
 /// Entries of an adapters folder that are looked at.
 const MAX_FOLDER: usize = 100_000;
-
-/// An adapter, or a mixture, that is loaded.
-pub struct Loaded {
-    /// Names its contents and weights; never used again for others.
-    pub contents: u64,
-    slot: usize,
-    virtual_tokens: usize,
-    /// Bytes of its parameters.
-    pub bytes: usize,
-    /// The rank of its first layer that has one.
-    pub rank: Option<usize>,
-    /// PEFT's name of its method.
-    pub kind: String,
-    /// The chat template it was trained with, where that is not the base's, and what ends a turn in it.
-    pub chat: Option<Chat>,
-}
-
-/// A chat template and what ends an answer written in it.
-pub struct Chat {
-    pub template: ChatTemplate,
-    pub stop_tokens: Vec<u32>,
-    pub stops: Vec<String>,
-}
-
-/// The use of an adapter: it stays loaded and keeps its place as long as this lives.
-pub struct Lease {
-    loaded: Option<Arc<Loaded>>,
-    returned: Arc<Notify>,
-}
-
-impl Lease {
-    /// The adapter.
-    pub fn loaded(&self) -> &Loaded {
-        self.loaded.as_ref().expect("until it is dropped")
-    }
-
-    /// As a request names it.
-    pub fn adapter(&self) -> RequestAdapter {
-        let loaded = self.loaded();
-        RequestAdapter {
-            index: loaded.slot,
-            virtual_tokens: loaded.virtual_tokens,
-            contents: loaded.contents,
-        }
-    }
-}
-
-impl Clone for Lease {
-    fn clone(&self) -> Self {
-        Self { loaded: self.loaded.clone(), returned: self.returned.clone() }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.loaded = None;
-        self.returned.notify_one();
-    }
-}
 
 /// What is known of an adapter.
 #[derive(Clone, Debug)]
@@ -354,7 +296,7 @@ impl Registry {
     }
 
     fn lend(&self, loaded: Arc<Loaded>) -> Lease {
-        Lease { loaded: Some(loaded), returned: self.returned.clone() }
+        Lease::new(loaded, self.returned.clone())
     }
 
     /// The adapter, if it is loaded; an error where it is not known.

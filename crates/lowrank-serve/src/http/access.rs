@@ -1,74 +1,35 @@
 //! Who may ask, and what is written down of it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State as Shared};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::State;
+use super::state::State;
 use crate::error::{Error, Result};
-use crate::options::ServeOptions;
 use crate::random;
-
-/// The keys, and how many requests of each are here.
-pub struct Access {
-    keys: Vec<String>,
-    most: usize,
-    here: Mutex<HashMap<usize, usize>>,
-}
-
-impl Access {
-    /// The keys of the options.
-    pub fn new(options: &ServeOptions) -> Self {
-        Self { keys: options.api_keys.clone(), most: options.max_requests_per_key, here: Mutex::default() }
-    }
-
-    /// The place of the key that the headers have. All keys are compared, in a time that does not depend on the bytes.
-    fn find(&self, headers: &HeaderMap) -> Option<usize> {
-        let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-        let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
-        let same = |key: &String| {
-            let key = key.as_bytes();
-            let differ = given.iter().zip(key).fold(0, |differ, (a, b)| differ | std::hint::black_box(a ^ b));
-            differ == 0 && given.len() == key.len()
-        };
-        self.keys.iter().enumerate().fold(None, |found, (at, key)| if same(key) { Some(at) } else { found })
-    }
-
-    fn change(&self, key: usize, by: impl FnOnce(usize) -> Option<usize>) -> bool {
-        let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = here.entry(key).or_default();
-        by(*count).map(|new| *count = new).is_some()
-    }
-}
 
 /// A request of a key, until its answer has been sent.
 struct Turn(Arc<State>, usize);
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.access.change(self.1, |count| Some(count.saturating_sub(1)));
+        self.0.access.end(self.1);
     }
 }
 
 /// Lets requests with a key pass, as many of each at once as may be.
 pub async fn check_key(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Result<Response> {
-    if state.access.keys.is_empty() {
+    if state.access.is_open() {
         return Ok(next.run(request).await);
     }
     let key = state.access.find(request.headers()).ok_or_else(Error::no_key)?;
-    let most = state.access.most;
-    if !state.access.change(key, |count| (most == 0 || count < most).then_some(count + 1)) {
-        return Err(Error::busy(format!(
-            "this key has {most} requests already: wait for one of them to end"
-        )));
-    }
+    state.access.begin(key)?;
     let turn = Turn(state, key);
     let (parts, body) = next.run(request).await.into_parts();
     // The turn ends when the body has been sent or given up.
@@ -160,22 +121,5 @@ mod tests {
         {
             assert!(!is_local(host), "{host}");
         }
-    }
-
-    #[test]
-    fn keys_are_found_whole() {
-        let options =
-            ServeOptions { api_keys: vec!["one".into(), "another".into()], ..ServeOptions::default() };
-        let access = Access::new(&options);
-        let find = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(text).unwrap());
-            access.find(&headers)
-        };
-        assert_eq!([find("Bearer one"), find("Bearer another")], [Some(0), Some(1)]);
-        for wrong in ["", "one", "Bearer ", "Bearer on", "Bearer onex", "Bearer two", "bearer one"] {
-            assert_eq!(find(wrong), None, "{wrong}");
-        }
-        assert_eq!(access.find(&HeaderMap::new()), None);
     }
 }

@@ -10,7 +10,8 @@ use axum::http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{State, body};
+use super::body;
+use super::state::State;
 use crate::error::{Error, Result};
 use crate::registry::AdapterInfo;
 

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, header};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use super::State;
+use super::state::State;
 use crate::error::{Error, Result};
 
 /// All of a body, within the server's limits of bytes and time.

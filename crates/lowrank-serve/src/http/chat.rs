@@ -10,13 +10,15 @@ use lowrank_models::{Conversation, Message, Request};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::body;
 use super::completions::AsJson;
 use super::sampling::SamplingFields;
 use super::sse::{Events, events};
+use super::state::State;
 use super::target::TargetFields;
 use super::text::Texts;
 use super::tools::{self, Choice, ToolFilter};
-use super::{State, StreamOptions, body, usage};
+use super::usage::{StreamOptions, usage};
 use crate::error::{Error, Result};
 use crate::random;
 

@@ -10,11 +10,13 @@ use lowrank_models::Request;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::body;
 use super::sampling::SamplingFields;
 use super::sse::{Events, events};
+use super::state::State;
 use super::target::TargetFields;
 use super::text::{Piece, Texts, TokenLogprobs};
-use super::{State, StreamOptions, body, usage};
+use super::usage::{StreamOptions, usage};
 use crate::error::{Error, Result};
 use crate::random;
 

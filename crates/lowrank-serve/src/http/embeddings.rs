@@ -11,10 +11,11 @@ use lowrank_models::TokenBatch;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::body;
+use super::state::State;
 use super::target::TargetFields;
-use super::{State, body};
 use crate::error::{Error, Result};
-use crate::registry::Lease;
+use crate::lease::Lease;
 
 /// Texts of one request at most, as OpenAI has it.
 const MAX_TEXTS: usize = 2048;

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::Write;
 
-use super::{State, body};
+use super::body;
+use super::state::State;
 use crate::error::{Error, Result};
 use crate::jobs::{Hyperparameters, Job, Jobs, Status};
 use crate::random;

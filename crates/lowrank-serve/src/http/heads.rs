@@ -9,7 +9,8 @@ use axum::http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{State, body, embeddings};
+use super::state::State;
+use super::{body, embeddings};
 use crate::error::{Error, Result};
 use crate::random;
 

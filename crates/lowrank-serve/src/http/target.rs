@@ -6,9 +6,9 @@ use std::sync::Arc;
 use lowrank_models::ChatTemplate;
 use serde::Deserialize;
 
-use super::State;
+use super::state::State;
 use crate::error::{Error, Result};
-use crate::registry::Lease;
+use crate::lease::Lease;
 
 /// The fields of a request that name a model.
 #[derive(Clone, Debug, Default, Deserialize)]
