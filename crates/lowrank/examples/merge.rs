@@ -15,7 +15,7 @@ pub fn merge(model: &str, adapter: &str, out: &str) -> lowrank::Result<()> {
     let adapters = [(adapter.into(), 1.0)];
     let session = Session::for_adapters(model, &adapters, None)?;
     let set = session.adapters(&adapters)?;
-    let target = MergeTarget::choose(&session, out.as_ref(), None)?;
+    let target = MergeTarget::choose(&session, &set, out.as_ref(), None)?;
     let check = MergeCheck { probe: "The quick brown fox".into(), tolerance: None };
     let merged = merge_checked(&session, &set, out.as_ref(), target, Some(&check))?;
     let compared = merged.verified.expect("a check was asked for");

@@ -13,8 +13,8 @@ use lowrank::adapters::{AdapterSet, LoraConfig, Targets as TargetModules};
 use lowrank::engine::kernels::{self, DisentangledShape};
 use lowrank::engine::{
     Activation, AttentionGradients, AttentionInputs, AttentionShape, Backend, Cpu, Device, DistanceGradients,
-    Distances, FrozenWeight, Lifetime, Mask, Mat, MatMut, NormWeights, Saved, SavedDtype, Segment, Targets,
-    Tensor, WeightView,
+    Distances, FrozenWeight, Lifetime, LowRankRows, Mask, Mat, MatMut, NormWeights, Saved, SavedDtype,
+    Segment, Targets, Tensor, WeightView,
 };
 use lowrank::train::{StepOptions, Stepper, pack};
 
