@@ -91,7 +91,8 @@ fn batch() -> PackedBatch {
 
 fn same(case: &str, form: LoadOptions, transposed: bool, format: impl Fn(&str) -> Option<Format>) {
     // A CPU that multiplies BF16 by itself rounds what meets a BF16 weight, too.
-    let rounded = form.precision == Precision::Bf16 && rounds_to_bf16();
+    // The table of a tied head is multiplied with in BF16 and looked up in F32, which no file holds.
+    let rounded = form.precision == Precision::Bf16 && (rounds_to_bf16() || case == "gpt2_c_attn");
     let (tolerance, of_gradients) = if rounded { (2e-2, 4e-2) } else { (1e-5, 2e-5) };
     let dir = fixture(case);
     let out = tempfile::tempdir().unwrap();
@@ -138,7 +139,8 @@ fn quantised_layers_compute_with_their_expanded_numbers() {
 
 #[test]
 fn bf16_rounds_every_matrix() {
-    let matrix = |name: &str| name.ends_with("_proj.weight") || name.contains("emb") || name.contains("head");
+    // A table in which rows are only looked up stays in its file.
+    let matrix = |name: &str| name.ends_with("_proj.weight") || name.contains("head");
     let form = form(None, Precision::Bf16);
     same("llama_mha", form, false, |name| matrix(name).then_some(Format::BF16));
     let matrix = |name: &str| {

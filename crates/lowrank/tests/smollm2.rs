@@ -164,7 +164,12 @@ fn memory_stays_in_bounds_and_is_forecast() {
         assert!(peak < bound, "{more:?}: {peak} bytes");
         let ratio = forecast / peak;
         // Pages of a file that is read once may be gone again by the time they count.
-        let most = if more.contains(&"--stream-base") { 1.05 } else { 1.03 };
+        // A sample may end before the last token that was planned for it.
+        let most = match more {
+            more if more.contains(&"--sample-prompts") => 1.15,
+            more if more.contains(&"--stream-base") => 1.05,
+            _ => 1.03,
+        };
         assert!((1.0..most).contains(&ratio), "{more:?}: {peak} bytes, forecast {forecast}: {plan}");
     }
 }

@@ -102,7 +102,7 @@ fn the_tour_runs() {
     assert!(chart.contains('█') && chart.contains("self_attn.q_proj"), "{chart}");
     let page = fs::read_to_string(dir.join("poems.html")).unwrap();
     assert!(
-        page.contains("<svg") && page.contains("<details>") && page.contains("lowrank inspect poems"),
+        page.contains("<svg") && page.contains("<table") && page.contains("lowrank inspect poems"),
         "{page}"
     );
     // Every adapter of the tour attaches to the base.

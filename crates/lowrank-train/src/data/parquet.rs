@@ -5,7 +5,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use lowrank_files::catch_panic;
+use parquet::column::page::Page;
 use parquet::errors::ParquetError;
+use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row as ParquetRow};
@@ -17,7 +19,11 @@ use crate::Error;
 /// The rows of a file, numbered from 1.
 pub(super) fn rows(path: &Path, max_row_bytes: usize) -> Result<Rows, Error> {
     let file = File::open(path).map_err(Error::io(path))?;
-    let made = guarded(|| SerializedFileReader::new(file).map(IntoIterator::into_iter));
+    let made = guarded(|| {
+        let reader = SerializedFileReader::new(file)?;
+        check_dictionaries(&reader)?;
+        Ok(reader.into_iter())
+    });
     let rows = made.map_err(|reason| Error::DataFile { path: path.into(), reason })?;
     Ok(Box::new(ParquetRows { path: path.into(), rows, number: 0, max_row_bytes, ended: false }))
 }
@@ -57,6 +63,25 @@ impl Iterator for ParquetRows {
             }
         }
     }
+}
+
+/// Refuses dictionaries that say they have more values than bytes: room is made for as many as they say.
+fn check_dictionaries(reader: &SerializedFileReader<File>) -> Result<(), ParquetError> {
+    for number in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(number)?;
+        for column in 0..group.num_columns() {
+            let first = group.get_column_page_reader(column)?.get_next_page()?;
+            if let Some(Page::DictionaryPage { buf, num_values, .. }) = first
+                && num_values as usize > buf.len()
+            {
+                return Err(ParquetError::General(format!(
+                    "column {column} of row group {number} has a dictionary of {num_values} values in {} bytes",
+                    buf.len()
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What `work` gives. The parser is not made for damaged files everywhere: a panic is an error of the file.

@@ -346,7 +346,9 @@ fn bad_lines_name_file_line_reason_and_fix() {
         let file = file.with(|o| o.skip_bad_lines = true);
         let report = file.load().unwrap().report;
         assert_eq!((report.examples, report.bad_lines, report.first_bad[0].line), (2, 1, 2));
-        assert!(words.iter().all(|word| report.warnings()[1].contains(word)), "{:?}", report.warnings());
+        // A warning names the line; how the file is read is said of the file.
+        let mut of_line = words.iter().filter(|word| !word.starts_with("read as"));
+        assert!(of_line.all(|word| report.warnings()[1].contains(word)), "{:?}", report.warnings());
     }
     let deep = "[".repeat(100_000);
     case("deep.jsonl", format!("{good}{{\"text\":{deep}")).fails(2, &["not JSON", "recursion"]);

@@ -249,6 +249,17 @@ fn a_full_disk_is_an_error_at_every_operation() {
     assert!(cases > tried / 2);
 }
 
+/// Whether the files are those expected; a page also names its time and its command, which are others in each run.
+fn same(seen: &BTreeMap<PathBuf, Vec<u8>>, whole: &BTreeMap<PathBuf, Vec<u8>>) -> bool {
+    let ends =
+        |bytes: &[u8]| bytes.starts_with(b"<!doctype html>") && bytes.trim_ascii_end().ends_with(b"</html>");
+    let is_page = |name: &Path| name.extension().is_some_and(|e| e == "html");
+    let alike = |((name, a), (other, b)): ((&PathBuf, &Vec<u8>), (&PathBuf, &Vec<u8>))| {
+        name == other && (a == b || is_page(name) && ends(a) && ends(b) && a.len().abs_diff(b.len()) < 64)
+    };
+    seen.len() == whole.len() && seen.iter().zip(whole).all(alike)
+}
+
 /// Commands that write a result: whole or not there. Where one stood before, with `--force`, it is the former or the new one.
 #[test]
 fn results_are_whole_or_not_there() {
@@ -311,7 +322,7 @@ fn results_are_whole_or_not_there() {
                 };
                 let (left, seen): (BTreeMap<_, _>, BTreeMap<_, _>) =
                     files(dir).into_iter().partition(|(name, _)| hidden(name));
-                assert!(seen == *before || seen == whole, "{what}: there are {:?}", seen.keys());
+                assert!(seen == *before || same(&seen, &whole), "{what}: there are {:?}", seen.keys());
                 if mode == "full" && broken.status.code() != Some(0) {
                     let err = said(&broken);
                     assert_eq!(broken.status.code(), Some(1), "{what}: {err}");
