@@ -33,7 +33,7 @@ pub fn block(path: &str) -> Option<usize> {
 fn place(path: &str) -> String {
     let is_number = |part: &&str| part.parse::<usize>().is_ok();
     let parts: Vec<&str> = path.split('.').collect();
-    let begin = parts.iter().position(|part| is_number(&part)).map_or(0, |at| at + 1);
+    let begin = parts.iter().position(&is_number).map_or(0, |at| at + 1);
     let rest: Vec<&str> = parts[begin..].iter().copied().filter(|part| !is_number(part)).collect();
     if rest.is_empty() { path.to_owned() } else { rest.join(".") }
 }

@@ -44,7 +44,7 @@ impl Served {
         Request {
             prompt: (0..3 + index as u32 % 5).map(|i| (31 * (i + 1) + 7 * index as u32) % vocab).collect(),
             max_new_tokens: 12 + index % 7,
-            strategy: Strategy::Sample(if index % 2 == 0 { Sampling::default() } else { sampling }),
+            strategy: Strategy::Sample(if index.is_multiple_of(2) { Sampling::default() } else { sampling }),
             choices: 1 + index % 3 / 2,
             ..Request::default()
         }
