@@ -299,7 +299,8 @@ impl Engine {
         threads: usize,
         show: Option<Bound<'_, PyAny>>,
     ) -> PyResult<(String, Vec<u32>)> {
-        let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..Sampling::default() };
+        let sampling =
+            Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..Sampling::default() };
         sampling.check().map_err(|e| to_python(e.into()))?;
         let limits = Limits { max_new_tokens, stop };
         let adapter = self.adapter();
