@@ -327,6 +327,12 @@ impl Tensors {
             rows.zip(out.chunks_exact_mut(cols)).for_each(|(row, out)| view.expand(row, 0..cols, out));
             return Ok(());
         }
+        if format.row_bytes(cols).is_none() {
+            return Err(fail(format!(
+                "rows of {cols} values cannot be read from blocks of {}",
+                format.name()
+            )));
+        }
         let copy;
         let bytes = if entry.bytes.len() <= SMALL {
             let mut bytes = vec![0; entry.bytes.len()];

@@ -42,7 +42,8 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "gguf",
         run: |bytes| with_file("model.gguf", bytes),
-        seeds: corpus!("gguf": "good" "good_v2" "every_type" "array_of_arrays" "linear" "rope_freqs" "offset"),
+        seeds: corpus!("gguf": "good" "good_v2" "every_type" "array_of_arrays" "linear" "rope_freqs" "offset"
+            "vector_of_blocks"),
     },
     Target {
         name: "index",
@@ -57,7 +58,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "tokenizer",
         run: |bytes| with_file("tokenizer.json", bytes),
-        seeds: corpus!("tokenizer": "bpe" "bad_precompiled" "broken_decoder" "merge_out_of_vocabulary"
+        seeds: corpus!("tokenizer": "bpe" "bad_precompiled" "precompiled_too_long" "broken_decoder" "merge_out_of_vocabulary"
             "not_utf8_in_decoder" "wordpiece_without_unknown"),
     },
     Target { name: "pytorch", run: |bytes| with_file("pytorch_model.bin", bytes), seeds: pytorch_seeds },

@@ -38,6 +38,11 @@ impl Bounds {
         let mut wrong = None;
         steps(&self.normalizer, &mut |step| {
             if step["type"] == "Precompiled"
+                && step["precompiled_charsmap"].as_str().is_some_and(says_too_much)
+            {
+                let what = "normalizer: its precompiled_charsmap says that its table is longer than itself";
+                wrong.get_or_insert(what.to_owned());
+            } else if step["type"] == "Precompiled"
                 && let Err(error) = Precompiled::deserialize(step)
             {
                 wrong.get_or_insert(format!("normalizer: {error}"));
@@ -107,6 +112,23 @@ fn growth_of(step: &Value) -> f64 {
 /// character after white space aside.
 fn is_linear(pattern: &str) -> bool {
     Regex::new(&pattern.replace(r"(?!\S)", "")).is_ok()
+}
+
+/// Whether a `precompiled_charsmap` says that its table, for which room is made at once, is longer than the whole: it
+/// begins with the table's bytes, 32 bits in base64.
+fn says_too_much(map: &str) -> bool {
+    let digit = |byte: u8| match byte {
+        b'A'..=b'Z' => u64::from(byte - b'A'),
+        b'a'..=b'z' => u64::from(byte - b'a') + 26,
+        b'0'..=b'9' => u64::from(byte - b'0') + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let Some(first) = map.as_bytes().get(..6) else { return false };
+    let bits = first.iter().fold(0, |bits, byte| bits << 6 | digit(*byte));
+    // 36 bits, of which the first 32 are four bytes from the lowest on.
+    let bytes = ((bits >> 4) as u32).swap_bytes();
+    bytes as usize > map.len() / 4 * 3
 }
 
 #[cfg(test)]
