@@ -3,12 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lowrank_files::IoError;
+use lowrank_files::{IoError, shell_quoted};
 use lowrank_models::hub::Repository;
 use lowrank_train::Summary;
 
 use crate::options::TrainOptions;
-use crate::shell::quoted;
 use crate::{Error, Result};
 
 /// Files of adapters and models that are uploaded, by name.
@@ -118,7 +117,7 @@ pub(crate) fn repository_of(options: &TrainOptions) -> Result<Option<Repository>
 pub(crate) fn push_run(repository: &Repository, options: &TrainOptions, summary: &Summary) -> Result<Pushed> {
     let pushed = Contents::of(&options.out).and_then(|contents| contents.send(repository, "End of training"));
     pushed.map_err(|error| {
-        let (out, private) = (quoted(&options.out.to_string_lossy()), if options.hub_private_repo { " --private" } else { "" });
+        let (out, private) = (shell_quoted(&options.out.to_string_lossy()), if options.hub_private_repo { " --private" } else { "" });
         Error::NotPushed {
             summary: Box::new(summary.clone()),
             what: format!(

@@ -78,7 +78,8 @@ impl TaskModel {
     }
 }
 
-fn softmax(logits: &[f32]) -> Vec<f32> {
+/// The probabilities of classes with these logits.
+pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f32::MIN, f32::max);
     let total: f32 = logits.iter().map(|x| (x - largest).exp()).sum();
     logits.iter().map(|x| (x - largest).exp() / total).collect()

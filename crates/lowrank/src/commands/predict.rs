@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use lowrank::files::{AtomicFile, IoError};
 use lowrank::train::{Example, Target, Task, evaluate};
-use lowrank::{Error, Result, Session};
+use lowrank::{Error, Result, Session, softmax};
 use serde_json::{Value, json};
 
 use super::Stdout;
@@ -113,9 +113,7 @@ fn label(session: &Session, class: u32) -> &str {
 
 /// The probability of every class.
 fn scores(session: &Session, logits: &[f32]) -> Value {
-    let largest = logits.iter().copied().fold(f32::MIN, f32::max);
-    let total: f32 = logits.iter().map(|x| (x - largest).exp()).sum();
-    named(session, logits.iter().map(|x| (x - largest).exp() / total))
+    named(session, softmax(logits).into_iter())
 }
 
 /// A number for every class, by its name.
