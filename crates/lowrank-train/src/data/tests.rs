@@ -781,3 +781,38 @@ fn parquet_rows_are_objects() {
 fn parquet_needs_its_feature() {
     case("a.parquet", "PAR1").fails(0, &["feature `parquet`"]);
 }
+
+/// A page that says its bytes unpack to what no compression gives: the parser would make room for that.
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_pages_that_lie_about_their_size_are_refused() {
+    use ::parquet::basic::{Compression, ZstdLevel};
+    use ::parquet::data_type::{ByteArray, ByteArrayType};
+    use ::parquet::file::properties::WriterProperties;
+    use ::parquet::file::writer::SerializedFileWriter;
+
+    let schema =
+        ::parquet::schema::parser::parse_message_type("message row { required binary text (UTF8); }")
+            .unwrap();
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_dictionary_enabled(false)
+        .build();
+    let mut bytes = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema.into(), properties.into()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let text = ByteArray::from("a".repeat(1_100_000).as_str());
+    column.typed::<ByteArrayType>().write_batch(&[text], None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+    assert!(bytes.len() < 4000, "{}", bytes.len());
+    assert_eq!(case("a.parquet", &bytes).load().unwrap().examples.len(), 1);
+
+    // Behind the magic number: type, then the unpacked size in four bytes of seven bits.
+    let size = bytes[4..].iter().position(|&byte| byte == 0x15).unwrap() + 4 + 3;
+    assert_eq!((bytes[size - 1], bytes[size + 3] & 0x80), (0x15, 0), "{:?}", &bytes[..16]);
+    bytes[size..size + 4].copy_from_slice(&[0xff & !1, 0xff, 0xff, 0x7f]);
+    case("a.parquet", &bytes).fails(0, &["the page at byte 4 says", "unpack to 134217727"]);
+}
