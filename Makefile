@@ -59,7 +59,7 @@ fuzz:
 	export ASAN_OPTIONS=detect_leaks=0; FUZZ_SEEDS=target/fuzz/seeds $$fuzzer target/fuzz/corpus >/dev/null 2>&1; \
 	for reader in $(READERS); do \
 		mkdir -p target/fuzz/corpus/$$reader; \
-		FUZZ_TARGET=$$reader $$fuzzer -max_total_time=$(SECONDS) -timeout=5 -rss_limit_mb=2048 -max_len=16384 \
+		FUZZ_TARGET=$$reader $$fuzzer -max_total_time=$(SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=16384 \
 			-artifact_prefix=target/fuzz/faults/$$reader- target/fuzz/corpus/$$reader target/fuzz/seeds/$$reader \
 			> target/fuzz/$$reader.log 2>&1 || { tail -n 40 target/fuzz/$$reader.log; echo "FAULT in $$reader"; exit 1; }; \
 		sed -n "s/^Done \([0-9]*\) runs.*/$$reader: \1 inputs/p" target/fuzz/$$reader.log; \
