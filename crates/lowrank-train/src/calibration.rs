@@ -60,7 +60,7 @@ impl Inputs for TrainingInputs<'_> {
             self.waiting = self.steps.next()?.micro_batches.into();
         }
         let indices = self.waiting.pop_front()?;
-        let stored = self.examples.batch(indices);
+        let stored: Vec<Example> = self.examples.batch(indices).into_iter().map(first_text).collect();
         let examples = Masking::apply(self.masking.as_ref(), &stored.iter().collect::<Vec<_>>(), self.seen);
         self.seen += 1;
         // Whole examples, as the layers see them in generation, and no losses.
@@ -91,6 +91,14 @@ impl Inputs for TrainingInputs<'_> {
     }
 }
 
+/// Of two completions, the prompt with the first.
+fn first_text(mut example: Example) -> Example {
+    if let Target::Completions { first, .. } | Target::Rewards { first, .. } = example.target {
+        example.tokens.truncate(example.prompt_len + first);
+    }
+    example
+}
+
 /// Which tokens of an example are to be learned: all, where the loss is that of the whole text.
 fn learned(example: &Example, was: &Target) -> Vec<bool> {
     match was {
@@ -109,8 +117,11 @@ fn learned(example: &Example, was: &Target) -> Vec<bool> {
             }
             learned
         }
-        Target::Classes(_) | Target::ClassSet { .. } | Target::Values { .. } | Target::Pair(_) => {
-            vec![true; example.tokens.len()]
-        }
+        Target::Completions { .. } => (0..example.tokens.len()).map(|at| at >= example.prompt_len).collect(),
+        Target::Classes(_)
+        | Target::ClassSet { .. }
+        | Target::Values { .. }
+        | Target::Pair(_)
+        | Target::Rewards { .. } => vec![true; example.tokens.len()],
     }
 }

@@ -48,6 +48,16 @@ pub fn data_fingerprint(examples: &Examples) -> Value {
     format!("{} examples with checksum {:08x}", examples.len(), examples.checksum()).into()
 }
 
+/// The parameters of an adapter in a few letters.
+pub fn params_fingerprint(adapters: &AdapterSet) -> String {
+    let mut sum = 0;
+    for (_, param) in adapters.params.iter() {
+        let bytes: Vec<u8> = param.values().iter().flat_map(|value| value.to_le_bytes()).collect();
+        sum = crc32c::crc32c_append(crc32c::crc32c_append(sum, param.name.as_bytes()), &bytes);
+    }
+    format!("{} parameters with checksum {sum:08x}", adapters.params.count())
+}
+
 /// What a checkpoint keeps of the base model: the names, shapes and formats of its tensors, and the values of its vectors.
 pub fn base_fingerprint(tensors: &Tensors) -> Value {
     let mut names: Vec<&str> = tensors.names().collect();

@@ -20,7 +20,9 @@ pub struct Evaluation {
     /// `f1_macro`. Regression: `pearson`, `spearman`, means over the outputs. Words: `accuracy`, and for BIO tags `precision`,
     /// `recall` and `f1` of entities. Hidden tokens: `perplexity`, `accuracy`. Embeddings: `accuracy`, how often a
     /// text's own partner is the nearest of its batch, and `cosine`, their mean similarity; `pearson` and `spearman` of
-    /// the cosines with the similarities that the data name.
+    /// the cosines with the similarities that the data name. Preferences: TRL's `rewards/chosen`, `rewards/rejected`,
+    /// `rewards/margins`, `rewards/accuracies`, `logps/chosen`, `logps/rejected`, and `kl` for KTO. Reward models: `accuracy`,
+    /// `margin`, `mean_reward`.
     #[serde(flatten)]
     pub metrics: Metrics,
     /// Targets.
@@ -86,6 +88,7 @@ pub fn evaluate(
             not_finite = chunk.iter().map(|example| example.id.to_string()).collect();
         }
         objective.tally(&mut tally, &chunk, &scores);
+        tally.metrics.merge(&scores.metrics);
         tally.losses.extend(scores.losses);
         tally.hits.extend(scores.hits);
         tally.weights.extend(batch.weights);

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod nlg;
 mod objective;
 pub mod pack;
+pub mod reference;
 mod samples;
 pub mod schedule;
 mod scorer;
@@ -35,8 +36,8 @@ pub use data::{
 pub use error::{Error, Kept, NotFinite};
 pub use evaluate::{Evaluation, evaluate};
 pub use masking::Masking;
-pub use objective::{Metrics, Prediction, Scores};
-pub use pack::{PackedBatch, pack};
+pub use objective::{LossOptions, LossType, Metrics, Prediction, Scores};
+pub use pack::{PackedBatch, PackedPair, pack};
 pub use samples::{SamplePrompt, SamplePrompts, Samples, ToText};
 pub use schedule::{LrScheduler, Schedule};
 pub use scorer::Scorer;

@@ -63,7 +63,17 @@ impl<'a> Scorer<'a> {
         let h = self.model.hidden(&mut tape, &batch.token_batch());
         let head = self.model.head();
         let objective = objective::of_batch(head, batch);
-        objective.score(&mut tape, head, h, batch, &batch.weights, &mut Grads::default())
+        objective.score(&mut tape, (self.task, head), h, batch, &batch.weights, &mut Grads::default())
+    }
+
+    /// The log-probabilities of both completions of each prompt of a batch.
+    ///
+    /// # Panics
+    /// Where the model has no language-model head.
+    pub fn completion_logps(&self, batch: &PackedBatch) -> Vec<[f32; 2]> {
+        let mut tape = self.tape();
+        let h = self.model.hidden(&mut tape, &batch.token_batch());
+        objective::completion_logps(&mut tape, self.model.head(), &h, batch)
     }
 
     /// The sentence embedding of each text of a batch: the mean of its hidden states, at length 1.
@@ -91,7 +101,8 @@ struct VirtualTokens {
 impl VirtualTokens {
     /// The example with them before it, as part of its prompt.
     fn before(&self, example: &Example) -> Example {
-        assert_eq!(example.target, Target::Next, "virtual tokens are for language models");
+        let next = matches!(example.target, Target::Next | Target::Completions { .. });
+        assert!(next, "virtual tokens are for language models");
         let mut longer = example.clone();
         longer.tokens = [&self.ids[..], &example.tokens].concat();
         longer.loss_mask = vec![false; self.ids.len()];

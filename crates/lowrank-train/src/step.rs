@@ -5,7 +5,7 @@ use lowrank_engine::{AdamW, Device, DropoutKey, Grads, Record, Scope, Tape};
 use lowrank_models::Model;
 
 use crate::error::{Kept, NotFinite};
-use crate::objective::{self, Scores, positive};
+use crate::objective::{self, Means, Metrics, Scores, positive};
 use crate::scorer::Scorer;
 use crate::{Error, Example, Masking, PackedBatch, TaskSpec};
 
@@ -23,12 +23,14 @@ pub struct StepOptions {
 }
 
 /// What a step came to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     /// Weighted mean loss over the targets, in nats or squared errors, and the adapter's penalty where it has one.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// What the loss says besides: means over the examples of the step.
+    pub metrics: Metrics,
 }
 
 /// A model with the adapter that is trained on it.
@@ -98,18 +100,20 @@ impl<'m> Stepper<'m> {
         self.grads.clear(&self.device);
         let weights = micro_batches.iter().flat_map(|batch| &batch.weights);
         let total = positive(weights.map(|w| f64::from(*w)).sum());
-        let mut loss = 0.0;
+        let (mut loss, mut metrics) = (0.0, Means::default());
         for (i, batch) in micro_batches.iter().enumerate() {
             let pass = (self.optimizer.step << 16) | i as u64;
             let scores = self.accumulate(batch, 1.0 / total as f32, pass);
             let weighted = |(l, w): (&f32, &f32)| f64::from(*w) * f64::from(*l);
+            metrics.merge(&scores.metrics);
             loss += scores.losses.iter().zip(&batch.weights).map(weighted).sum::<f64>();
         }
         let penalty = match &self.adapters.training_hook {
             Some(hook) => hook.penalty(&self.device, &self.adapters.params, &mut self.grads),
             None => 0.0,
         };
-        let outcome = Outcome { loss: penalty + loss / total, grad_norm: self.grads.norm(&self.device) };
+        let (loss, grad_norm) = (penalty + loss / total, self.grads.norm(&self.device));
+        let outcome = Outcome { loss, grad_norm, metrics: metrics.means() };
         if !outcome.loss.is_finite() || !outcome.grad_norm.is_finite() {
             let examples = micro_batches.iter().flat_map(|b| &b.ids).map(ToString::to_string).collect();
             return Err(Error::NotFinite(Box::new(NotFinite {
@@ -157,7 +161,7 @@ impl<'m> Stepper<'m> {
         let weights: Vec<f32> = batch.weights.iter().map(|w| w * scale).collect();
         let head = self.model.head();
         let objective = objective::of_batch(head, batch);
-        let scores = objective.score(&mut tape, head, h, batch, &weights, &mut self.grads);
+        let scores = objective.score(&mut tape, (&self.task, head), h, batch, &weights, &mut self.grads);
         tape.backward(&mut self.grads);
         scores
     }

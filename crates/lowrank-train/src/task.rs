@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Error;
+use crate::objective::LossOptions;
 
 /// What an adapter is trained for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,10 +28,16 @@ pub enum Task {
     Mlm,
     /// Sentence embeddings: texts that belong together are near to each other.
     Embedding,
+    /// Of two completions of a prompt the chosen rather than the rejected: DPO and its kin.
+    Preference,
+    /// Desirable completions rather than undesirable ones (Ethayarajh et al. 2024).
+    Kto,
+    /// A number for a prompt and a completion that is larger for the chosen one: a reward model.
+    Reward,
 }
 
 impl Task {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::Lm,
         Self::Classification,
         Self::MultiLabelClassification,
@@ -39,6 +46,9 @@ impl Task {
         Self::TokenClassification,
         Self::Mlm,
         Self::Embedding,
+        Self::Preference,
+        Self::Kto,
+        Self::Reward,
     ];
 
     /// As on the command line.
@@ -52,17 +62,21 @@ impl Task {
             Self::TokenClassification => "token-classification",
             Self::Mlm => "mlm",
             Self::Embedding => "embedding",
+            Self::Preference => "preference",
+            Self::Kto => "kto",
+            Self::Reward => "reward",
         }
     }
 
     /// PEFT's `task_type`. It has none for masked language models.
     pub fn peft_type(self) -> Option<&'static str> {
         match self {
-            Self::Lm => Some("CAUSAL_LM"),
+            Self::Lm | Self::Preference | Self::Kto => Some("CAUSAL_LM"),
             Self::Classification
             | Self::MultiLabelClassification
             | Self::PairClassification
-            | Self::Regression => Some("SEQ_CLS"),
+            | Self::Regression
+            | Self::Reward => Some("SEQ_CLS"),
             Self::TokenClassification => Some("TOKEN_CLS"),
             Self::Mlm => None,
             Self::Embedding => Some("FEATURE_EXTRACTION"),
@@ -74,7 +88,7 @@ impl Task {
         match self {
             Self::Classification | Self::PairClassification => Some("single_label_classification"),
             Self::MultiLabelClassification => Some("multi_label_classification"),
-            Self::Regression => Some("regression"),
+            Self::Regression | Self::Reward => Some("regression"),
             _ => None,
         }
     }
@@ -86,8 +100,29 @@ impl Task {
             | Self::MultiLabelClassification
             | Self::PairClassification
             | Self::TokenClassification => true,
-            Self::Lm | Self::Regression | Self::Mlm | Self::Embedding => false,
+            Self::Lm
+            | Self::Regression
+            | Self::Mlm
+            | Self::Embedding
+            | Self::Preference
+            | Self::Kto
+            | Self::Reward => false,
         }
+    }
+
+    /// Whether it gives a text numbers.
+    pub fn is_number(self) -> bool {
+        matches!(self, Self::Regression | Self::Reward)
+    }
+
+    /// Whether its adapter is one of a language model, which generates.
+    pub fn is_language(self) -> bool {
+        matches!(self, Self::Lm | Self::Preference | Self::Kto)
+    }
+
+    /// Whether it compares completions of prompts.
+    pub fn compares(self) -> bool {
+        matches!(self, Self::Preference | Self::Kto | Self::Reward)
     }
 }
 
@@ -103,7 +138,7 @@ impl std::str::FromStr for Task {
 }
 
 /// A task with its labels: what `task.json` of an adapter folder says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskSpec {
     /// The task.
     pub task: Task,
@@ -113,6 +148,9 @@ pub struct TaskSpec {
     /// Regression: how many numbers a text has.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub outputs: usize,
+    /// Preferences and rewards: the loss.
+    #[serde(skip)]
+    pub loss: LossOptions,
 }
 
 fn one() -> usize {
@@ -132,18 +170,18 @@ impl Default for TaskSpec {
 impl TaskSpec {
     /// A task with the names of its classes, or with one output.
     pub const fn new(task: Task, labels: Vec<String>) -> Self {
-        Self { task, labels, outputs: 1 }
+        Self { task, labels, outputs: 1, loss: LossOptions::DEFAULT }
     }
 
     /// The head it needs.
     pub fn head(&self) -> HeadKind {
         match self.task {
-            Task::Lm => HeadKind::Language,
+            Task::Lm | Task::Preference | Task::Kto => HeadKind::Language,
             Task::Mlm => HeadKind::Masked,
             Task::Classification | Task::MultiLabelClassification | Task::PairClassification => {
                 HeadKind::Sequence(self.labels.len())
             }
-            Task::Regression => HeadKind::Sequence(self.outputs),
+            Task::Regression | Task::Reward => HeadKind::Sequence(self.outputs),
             Task::TokenClassification => HeadKind::Token(self.labels.len()),
             Task::Embedding => HeadKind::Embedding,
         }
@@ -151,6 +189,6 @@ impl TaskSpec {
 
     /// For `task.json`; nothing for language models, which are PEFT's plain case.
     pub fn to_json(&self) -> Option<Value> {
-        (self.task != Task::Lm).then(|| serde_json::to_value(self).expect("plain data"))
+        (!self.task.is_language()).then(|| serde_json::to_value(self).expect("plain data"))
     }
 }

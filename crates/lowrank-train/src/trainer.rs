@@ -176,6 +176,8 @@ pub fn run(
             tokens_per_s: tokens as f64 / step_s,
             step_s,
             peak_rss_bytes: memory::peak_rss_bytes(),
+            metrics: (outcome.metrics.iter().map(|(name, value)| ((*name).to_owned(), Some(*value))))
+                .collect(),
         })?;
 
         let done = state.step;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use lowrank_adapters::{OneOrMany, Targets};
 use lowrank_files::{Precision, Quantize, Range};
-use lowrank_train::{DataFormat, LrScheduler, Task};
+use lowrank_train::{DataFormat, LossType, LrScheduler, Task};
 use serde_json::Value;
 use toml::Value as Toml;
 
@@ -259,7 +259,7 @@ macro_rules! named {
 
 pub(crate) use named;
 
-named!(Task, Quantize, Precision, LrScheduler, DataFormat);
+named!(Task, Quantize, Precision, LrScheduler, DataFormat, LossType);
 
 /// Writes a struct of options: groups of `/// documentation`, `name: type = default`, and behind a comma the range of a
 /// number.

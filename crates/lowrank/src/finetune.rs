@@ -15,6 +15,7 @@ use lowrank_train::{
 
 use crate::options::TrainOptions;
 use crate::push::{push_run, repository_of};
+use crate::reference::{self, Reference};
 use crate::run_folder::{LOG_FILE, RunFolder};
 use crate::session::Session;
 use crate::training_args::TrainingArgs;
@@ -34,6 +35,7 @@ pub struct Prepared<'m> {
     pub loop_options: LoopOptions,
     /// What is continued on the way.
     pub samples: Option<SamplePrompts>,
+    reference: Option<Reference>,
     state: RunState,
 }
 
@@ -125,6 +127,8 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         options.apply(&mut adapters)?;
         (adapters, None, RunState { total_steps, fingerprint, eval_data, ..RunState::default() })
     };
+    let (mut train, mut eval) = (train, eval);
+    let reference = reference::attach(session, options, &device, &mut train, eval.as_mut())?;
     let mut stepper = Stepper::new(&*session.model, adapters, device, step_options)
         .for_task(session.task.clone(), session.masking(options.seed)?);
     stepper.adapters.task = session.task.to_json();
@@ -149,7 +153,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         load_best_model_at_end: options.load_best_model_at_end || options.early_stopping_patience > 0,
         save_total_limit: options.save_total_limit,
     };
-    Ok(Prepared { stepper, train, eval, batches, loop_options, samples, state })
+    Ok(Prepared { stepper, train, eval, batches, loop_options, samples, reference, state })
 }
 
 /// The adapter that training starts from.
@@ -244,6 +248,9 @@ pub fn finetune_with(
         eval: prepared.eval.as_ref().map(|e| &e.examples),
     };
     TrainingArgs::now(options).write(out)?;
+    if let Some(reference) = prepared.reference.take() {
+        reference.save(out)?;
+    }
     // Nothing is left that could be refused.
     if let Some(replaced) = replaced {
         replaced.discard()?;

@@ -61,6 +61,7 @@ mod merging;
 mod options;
 mod push;
 mod push_option;
+mod reference;
 mod rounding;
 mod run_folder;
 mod sample_prompts;
@@ -91,6 +92,7 @@ pub use merging::{MergeCheck, Merged, Verified, merge, merge_checked, unmerge, v
 pub use options::{ALIASES, Preset, SavedActivations, TrainOptions};
 pub use push::{Pushed, push};
 pub use push_option::PushToHub;
+pub use reference::attach_reference;
 pub use rounding::Loss;
 pub use run_folder::LOG_FILE;
 pub use serve_plan::{ServeForecast, forecast_serving};

@@ -6,7 +6,6 @@ use std::path::Path;
 use lowrank_adapters::AdapterSet;
 use lowrank_engine::Format;
 use lowrank_models::{FileType, Kind, gguf_formats};
-use lowrank_train::Task;
 
 use crate::rounding::Rounding;
 use crate::{Error, Result, Session};
@@ -98,7 +97,7 @@ impl MergeTarget {
     pub(crate) fn formats(self, session: &Session) -> Result<Formats> {
         Ok(match self {
             Self::Folder(format) => Formats { all: format, by_name: HashMap::new() },
-            Self::Gguf(_) if session.task.task != Task::Lm => {
+            Self::Gguf(_) if !session.task.task.is_language() => {
                 let task = session.task.task.name();
                 return Err(Error::Usage(format!(
                     "GGUF has no place for the head of the task {task}; give a folder"

@@ -61,7 +61,7 @@ fn shares_table(adapters: &AdapterSet, head: &AdaptedSite) -> bool {
 /// A language-model head that shares its table with the embedding in the base and no longer does with the adapter,
 /// which changes one of the two.
 fn head_to_untie<'a>(session: &'a Session, adapters: &AdapterSet) -> Option<&'a Site> {
-    if session.task.task != Task::Lm {
+    if !session.task.task.is_language() {
         return None;
     }
     let tied = |site: &&(usize, &'a Site)| matches!(site.1.kind, SiteKind::TiedHead(_));
@@ -236,11 +236,12 @@ fn changes_of_head(session: &Session) -> Changes {
     let task = &session.task;
     let (mut changes, model) = (Changes::default(), &session.model);
     let ending = match task.task {
-        Task::Lm => return changes,
+        Task::Lm | Task::Preference | Task::Kto => return changes,
         Task::Classification
         | Task::MultiLabelClassification
         | Task::PairClassification
-        | Task::Regression => "ForSequenceClassification",
+        | Task::Regression
+        | Task::Reward => "ForSequenceClassification",
         Task::TokenClassification => "ForTokenClassification",
         Task::Mlm => "ForMaskedLM",
         Task::Embedding => "Model",
@@ -251,9 +252,9 @@ fn changes_of_head(session: &Session) -> Changes {
         let ends = ["For", "LMHead", "Model"].into_iter().filter_map(|end| class.find(end));
         say("architectures", json!([format!("{}{ending}", &class[..ends.min().unwrap_or(class.len())])]));
     }
-    if task.task.has_labels() || task.task == Task::Regression {
+    if task.task.has_labels() || task.task.is_number() {
         let labels = match task.task {
-            Task::Regression => (0..task.outputs).map(|i| format!("LABEL_{i}")).collect(),
+            Task::Regression | Task::Reward => (0..task.outputs).map(|i| format!("LABEL_{i}")).collect(),
             _ => task.labels.clone(),
         };
         let numbered = labels.iter().enumerate();
@@ -455,7 +456,7 @@ pub fn verify_merge(
         let best = |logits: &[f32]| logits.iter().enumerate().max_by(|x, y| x.1.total_cmp(y.1)).map(|x| x.0);
         result.same_best += usize::from(best(a) == best(b));
     };
-    if session.task.task != Task::Lm {
+    if !session.task.task.is_language() {
         let (ours, theirs) =
             (outputs(session, adapters, tokens), outputs(merged, &AdapterSet::none(), tokens));
         for row in 0..tokens.len() {

@@ -8,7 +8,7 @@ use lowrank_adapters::{
 use lowrank_engine::{AdamW, AdamWForm, Device, SavedDtype, SiteKind};
 use lowrank_files::{LoadOptions, Precision, Quantize, Range};
 use lowrank_models::Model;
-use lowrank_train::{DataFormat, DataOptions, LrScheduler, Task, Template};
+use lowrank_train::{DataFormat, DataOptions, LossOptions, LossType, LrScheduler, Task, Template};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -111,6 +111,8 @@ pub const ALIASES: &[(&str, &[&str])] = &[
     ("logging_steps", &["steps_per_report"]),
     ("save_steps", &["save_every"]),
     ("tensorboard", &["logging_dir"]),
+    ("loss_type", &["loss"]),
+    ("ref_adapter", &["ref_adapter_name", "reference_adapter"]),
 ];
 
 /// Numbers of steps.
@@ -134,7 +136,7 @@ options! {
         /// Held-out data, evaluated during and after training; one file or several, as in data.
         eval_data: Option<DataFiles> = None;
         /// Task: lm, classification, multi-label-classification, pair-classification, regression, token-classification,
-        /// mlm or embedding.
+        /// mlm, embedding, preference (DPO and its kin), kto or reward.
         task: Task = Task::Lm;
         /// Names of the classes, in the order of their scores (default: those in the data).
         labels: Option<Vec<String>> = None;
@@ -199,8 +201,32 @@ options! {
         /// Start from the adapter in this folder and use its configuration.
         init_adapter: Option<PathBuf> = None;
     }
+    "Preferences" {
+        /// Loss of task preference: sigmoid (dpo), hinge, ipo, exo_pair, nca_pair, robust, bco_pair, sppo_hard, apo_zero, apo_down,
+        /// sigmoid_norm, orpo, simpo, cpo or sft; of task kto: kto or apo_zero_unpaired; several are added up (default: sigmoid, kto).
+        loss_type: Option<OneOrMany<LossType>> = None;
+        /// Weight of each of several losses (default: 1 each).
+        loss_weights: Option<OneOrMany<f64>> = None, Range::Real(0.0, 1e6);
+        /// How strongly the model is held to the reference.
+        beta: f64 = LossOptions::DEFAULT.beta, Range::Above(0.0, 1e6);
+        /// Share of the pairs whose preference is wrong: for robust, exo_pair, simpo and cpo.
+        label_smoothing: f64 = LossOptions::DEFAULT.label_smoothing, Range::Real(0.0, 0.499);
+        /// Margin between chosen and rejected in SimPO.
+        simpo_gamma: f64 = LossOptions::DEFAULT.simpo_gamma, Range::Real(0.0, 1e6);
+        /// Weight of the cross-entropy in CPO.
+        cpo_alpha: f64 = LossOptions::DEFAULT.cpo_alpha, Range::Real(0.0, 1e6);
+        /// Weight of desirable completions in KTO.
+        desirable_weight: f64 = LossOptions::DEFAULT.desirable_weight, Range::Real(0.0, 1e6);
+        /// Weight of undesirable completions in KTO.
+        undesirable_weight: f64 = LossOptions::DEFAULT.undesirable_weight, Range::Real(0.0, 1e6);
+        /// Weight of (chosen + rejected reward)^2 for task reward, which keeps rewards near 0.
+        center_rewards_coefficient: f64 = LossOptions::DEFAULT.center_rewards_coefficient, Range::Real(0.0, 1e6);
+        /// Adapter of the reference model, or none for the base model alone (default: that of init_adapter, else none).
+        ref_adapter: Option<String> = None;
+    }
     "Optimizer" {
-        /// Peak learning rate (default: for LoRA on a decoder by its width, 5e-4 * (2000 / hidden_size)^0.781; else 2e-4).
+        /// Peak learning rate (default: for LoRA on a decoder by its width, 5e-4 * (2000 / hidden_size)^0.781, a tenth of it for the tasks
+        /// preference and kto; else 2e-4).
         learning_rate: Option<f64> = None, Range::Real(0.0, 1e38);
         /// Schedule after the warm-up: linear, cosine or constant.
         lr_scheduler: LrScheduler = LrScheduler::Linear;
@@ -249,6 +275,10 @@ options! {
         prompt_column: Option<String> = None;
         /// Column or key of the completion (default: completion).
         completion_column: Option<String> = None;
+        /// Column or key of the chosen completion (default: chosen).
+        chosen_column: Option<String> = None;
+        /// Column or key of the rejected completion (default: rejected).
+        rejected_column: Option<String> = None;
         /// Column or key of a text without a prompt, or of the (first) text of a labelled example.
         text_column: Option<String> = None;
         /// Column or key of the second text of a pair (default: the usual names).
@@ -455,9 +485,56 @@ impl TrainOptions {
         if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
             return Err(Error::Usage("give `warmup_steps` or `warmup_ratio`, not both".into()));
         }
+        self.check_losses()?;
         self.method()?;
         self.hub_repository()?;
         Ok(())
+    }
+
+    /// Whether the losses are those of the task, and their constants fit.
+    fn check_losses(&self) -> Result<()> {
+        let usage = |what: String| Err(Error::Usage(what));
+        let losses = self.loss_type.as_ref().map(OneOrMany::as_slice).unwrap_or_default();
+        let task = self.task.name();
+        if let Some(other) = losses.iter().find(|loss| loss.task() != self.task) {
+            let (name, theirs) = (other.name(), other.task().name());
+            return usage(format!("`loss_type` {name} is for `task` {theirs}, not {task}"));
+        }
+        let weights = self.loss_weights.as_ref().map(OneOrMany::as_slice).unwrap_or_default();
+        if !weights.is_empty() && weights.len() != losses.len() {
+            let (weights, losses) = (weights.len(), losses.len());
+            return usage(format!("`loss_weights` has {weights} numbers for {losses} losses of `loss_type`"));
+        }
+        if losses.contains(&LossType::ExoPair) && self.label_smoothing == 0.0 {
+            return usage("`loss_type` exo_pair needs a `label_smoothing` above 0, such as 0.01".into());
+        }
+        let compares = matches!(self.task, Task::Preference | Task::Kto);
+        if self.ref_adapter.is_some() && !(compares && self.loss_options().needs_reference(self.task)) {
+            return usage(format!(
+                "`ref_adapter` is for losses with a reference, and `task` {task} has none here"
+            ));
+        }
+        if self.loss_on_prompt && self.task.compares() {
+            return usage(format!("`loss_on_prompt` is for `task` lm, not {task}"));
+        }
+        Ok(())
+    }
+
+    /// The losses of preferences and rewards.
+    pub fn loss_options(&self) -> LossOptions {
+        let losses = self.loss_type.as_ref().map(OneOrMany::as_slice).unwrap_or_default();
+        let weights = self.loss_weights.as_ref().map(OneOrMany::as_slice).unwrap_or_default();
+        let weight = |at: usize| weights.get(at).copied().unwrap_or(1.0);
+        LossOptions {
+            losses: losses.iter().enumerate().map(|(at, loss)| (*loss, weight(at))).collect(),
+            beta: self.beta,
+            label_smoothing: self.label_smoothing,
+            simpo_gamma: self.simpo_gamma,
+            cpo_alpha: self.cpo_alpha,
+            desirable_weight: self.desirable_weight,
+            undesirable_weight: self.undesirable_weight,
+            center_rewards_coefficient: self.center_rewards_coefficient,
+        }
     }
 
     /// The repository of the hub that the run is uploaded to.
@@ -696,8 +773,9 @@ impl TrainOptions {
         let by_width = || 5e-4 * (2000.0 / model.info().width as f64).powf(0.781);
         // Two digits are what such a rule knows.
         let rounded = |rate: f64| format!("{rate:.1e}").parse().expect("a number");
+        let share = if matches!(self.task, Task::Preference | Task::Kto) { 0.1 } else { 1.0 };
         let rate = self.learning_rate.unwrap_or_else(|| match self.takes_our_defaults(model) {
-            true => rounded(by_width()),
+            true => rounded(share * by_width()),
             false => FLAT_RATE,
         });
         Self { learning_rate: Some(rate), ..self.clone() }
@@ -725,7 +803,9 @@ impl TrainOptions {
             text_column: self.text_column.clone(),
             pair_column: self.pair_column.clone(),
             label_column: self.label_column.clone(),
-            loss_on_prompt: self.loss_on_prompt,
+            chosen_column: self.chosen_column.clone(),
+            rejected_column: self.rejected_column.clone(),
+            loss_on_prompt: self.loss_on_prompt || self.loss_options().reads_prompts(self.task),
             skip_bad_lines: self.skip_bad_lines,
             max_row_bytes: Some(self.max_row_bytes),
             task: self.task,

@@ -18,8 +18,16 @@ use crate::{Error, Result, card, sample_prompts, training_args};
 pub const LOG_FILE: &str = "log.jsonl";
 
 /// Files that a run writes, beside its checkpoints.
-const FILES: [&str; 7] =
-    [CONFIG_FILE, TENSORS_FILE, TASK_FILE, CHAT_TEMPLATE_FILE, LOG_FILE, training_args::FILE, card::FILE];
+const FILES: [&str; 8] = [
+    CONFIG_FILE,
+    TENSORS_FILE,
+    TASK_FILE,
+    CHAT_TEMPLATE_FILE,
+    LOG_FILE,
+    training_args::FILE,
+    card::FILE,
+    lowrank_train::reference::FILE,
+];
 
 /// The former run while the new one begins, and while it is removed.
 const ASIDE: &str = ".replaced";

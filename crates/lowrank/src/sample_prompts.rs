@@ -5,7 +5,7 @@ use std::path::Path;
 use lowrank_files::read_input;
 use lowrank_models::Message;
 use lowrank_train::data::read_groups_of;
-use lowrank_train::{DataReport, SamplePrompt, SamplePrompts, Task};
+use lowrank_train::{DataReport, SamplePrompt, SamplePrompts};
 
 use crate::data_files::DataFiles;
 use crate::options::TrainOptions;
@@ -36,7 +36,7 @@ pub(crate) fn read(
     train: &DataReport,
 ) -> Result<Option<SamplePrompts>> {
     let Some(given) = &options.sample_prompts else { return Ok(None) };
-    if session.task.task != Task::Lm {
+    if !session.task.task.is_language() {
         let task = session.task.task.name();
         return Err(Error::Usage(format!("`sample_prompts` is for language models, not for `task` {task}")));
     }

@@ -78,7 +78,7 @@ impl Session {
         named: Option<&str>,
         adapters: impl IntoIterator<Item = &'a PathBuf>,
     ) -> Result<Self> {
-        if self.task.task != Task::Lm {
+        if !self.task.task.is_language() && self.task.task != Task::Reward {
             let task = self.task.task.name();
             return match named {
                 Some(_) => {
@@ -279,7 +279,7 @@ impl Session {
     pub fn adapter(&self, dir: Option<&Path>) -> Result<AdapterSet> {
         Ok(match dir {
             Some(dir) => {
-                if let (Task::Lm, Some(task)) = (self.task.task, read_task(dir)?) {
+                if let (true, Some(task)) = (self.task.task.is_language(), read_task(dir)?) {
                     let (dir, task) = (dir.display(), task["task"].as_str().unwrap_or_default().to_owned());
                     return Err(Error::Usage(format!(
                         "{dir} was trained for the task {task}: use it with eval and predict; this is for language models"
@@ -408,6 +408,12 @@ impl Session {
                 self.base.source.display()
             )));
         }
+        if self.task.task == Task::Reward && self.model.info().is_encoder {
+            let source = self.base.source.display();
+            return Err(Error::Usage(format!(
+                "{source}: `task` reward needs a decoder, and this is an encoder"
+            )));
+        }
         let options = DataOptions {
             task: self.task.task,
             labels: self.task.labels.clone(),
@@ -446,7 +452,7 @@ impl Session {
 /// The model over the files of `base`, with the head of the task.
 fn build(base: &Base, task: &TaskSpec) -> Result<Box<dyn Model>> {
     let model = match task.task {
-        Task::Lm => lowrank_models::load(&base.config, &base.tensors),
+        task if task.is_language() => lowrank_models::load(&base.config, &base.tensors),
         _ => lowrank_models::load_for(&base.config, &base.tensors, task.head()),
     };
     Ok(model.map_err(|error| base.explain(error))?)

@@ -40,7 +40,10 @@ fn meant_aloud(task: Task, labels: Option<&Vec<String>>, base: &Base) -> Task {
 pub(crate) fn of_run(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
     if let Some(dir) = &options.init_adapter {
         let spec = of_adapter(Some(dir), Some(options.task), options.labels.clone(), base)?;
-        return Ok(spec);
+        return Ok(TaskSpec { loss: options.loss_options(), ..spec });
+    }
+    if options.task.compares() {
+        return Ok(TaskSpec { loss: options.loss_options(), ..TaskSpec::new(options.task, Vec::new()) });
     }
     let task = meant_aloud(options.task, options.labels.as_ref(), base);
     let columns = DataOptions { task, ..options.column_options() };
@@ -150,6 +153,7 @@ fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &
     })?;
     let kind = match task {
         _ if kind != Task::Classification => kind,
+        _ if outputs == 1 && task == Some(Task::Reward) => Task::Reward,
         _ if outputs == 1 => Task::Regression,
         // A pair is what two columns are, whatever the adapter.
         Some(Task::MultiLabelClassification | Task::PairClassification | Task::Regression) => {
@@ -157,7 +161,7 @@ fn of_peft(dir: &Path, task: Option<Task>, labels: Option<&Vec<String>>, base: &
         }
         _ => meant_aloud(kind, labels, base),
     };
-    if kind == Task::Regression {
+    if matches!(kind, Task::Regression | Task::Reward) {
         return Ok(TaskSpec { outputs, ..TaskSpec::new(kind, Vec::new()) });
     }
     let known = Some(config_labels(&base.config)).filter(|known| known.len() == outputs);

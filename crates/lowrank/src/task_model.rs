@@ -27,7 +27,7 @@ impl TaskModel {
     pub fn open(model: &str, options: LoadOptions, dir: &Path) -> Result<Self> {
         let session = Session::for_adapter(model, options, Some(dir), None, None)?;
         let task = session.task.task;
-        if !(task.has_labels() || task == Task::Regression) || task == Task::TokenClassification {
+        if !(task.has_labels() || task.is_number()) || task == Task::TokenClassification {
             let (dir, task) = (dir.display(), task.name());
             return Err(Error::Usage(format!(
                 "{dir} is for the task {task}, not for classifying or scoring texts"
@@ -70,7 +70,7 @@ impl TaskModel {
         let scorer = self.session.scorer(&self.adapters, &device)?;
         let result = evaluate(&scorer, &data.examples, BATCH, true).checked()?;
         let of = |logits: Vec<f32>| match self.session.task.task {
-            Task::Regression => logits,
+            Task::Regression | Task::Reward => logits,
             Task::MultiLabelClassification => logits.into_iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
             _ => softmax(&logits),
         };

@@ -81,16 +81,35 @@ impl<'m> Tape<'m> {
         weights: &[f32],
         grads: &mut Grads,
     ) -> Scores {
+        self.score_tokens(head, h, labels, Some(weights), grads)
+    }
+
+    /// The loss of each label with `head` on `h: [N,D]`, of which no gradient is taken: for a loss whose weights are made of the
+    /// losses of all tokens. [`Tape::cross_entropy`] with those weights gives its gradient.
+    pub fn token_losses(&mut self, head: &'m LmHead, h: &Var<'m>, labels: &[Label]) -> Vec<f32> {
+        self.score_tokens(head, h, labels, None, &mut Grads::default()).losses
+    }
+
+    /// Without `weights` no gradient is taken.
+    fn score_tokens(
+        &mut self,
+        head: &'m LmHead,
+        h: &Var<'m>,
+        labels: &[Label],
+        weights: Option<&[f32]>,
+        grads: &mut Grads,
+    ) -> Scores {
         let device = self.scope.device;
         let (softcap, head) = (head.softcap, &head.linear);
         let (d, vocab) = (head.weight.cols(), head.weight.rows());
         let adapter = self.adapters.get(head.site);
-        let wants = self.keeps(Some(0)) && (h.id.is_some() || adapter.is_some());
+        let wants = weights.is_some() && self.keeps(Some(0)) && (h.id.is_some() || adapter.is_some());
         let bf16 = head.weight.bf16_products() && device.saves_int16();
         let mut scores = Scores::default();
         let mut dh = wants.then(|| device.zeros(h.tensor.rows(), d));
         let most = chunk_rows(labels.len(), vocab, d, bf16);
-        for (chunk, weights) in labels.chunks(most).zip(weights.chunks(most)) {
+        for (number, chunk) in labels.chunks(most).enumerate() {
+            let weights = weights.filter(|_| wants).map(|weights| &weights[number * most..][..chunk.len()]);
             let rows: Vec<u32> = chunk.iter().map(|label| label.row).collect();
             let n = chunk.len();
             let mut x = device.alloc(n, d);
@@ -110,7 +129,7 @@ impl<'m> Tape<'m> {
             }
             let at = scores.losses.len();
             scores.losses.resize(at + n, 0.0);
-            let targets = Targets { classes: &classes, weights: wants.then_some(weights), softcap };
+            let targets = Targets { classes: &classes, weights, softcap };
             device.cross_entropy(&mut logits, &mut scores.losses[at..], targets);
             let Some(dh) = &mut dh else { continue };
             // `x` is read by the head's adapter; the gradient needs memory of its own only then.

@@ -86,6 +86,8 @@ pub struct Example {
     pub similarity: Option<f32>,
     /// Weight of its losses; `None` is 1.
     pub weight: Option<f32>,
+    /// [`Target::Completions`]: the log-probabilities of both under the reference; empty where there is none, or not yet.
+    pub reference: Vec<f32>,
     /// Where it came from.
     pub id: ExampleId,
 }
@@ -117,6 +119,22 @@ pub enum Target {
     /// That two texts belong together: the first has this many of the tokens, the second the others (none, where there
     /// is one text to embed).
     Pair(usize),
+    /// Which of two completions of the prompt is better: `tokens` are prompt, first and second completion. The first is the
+    /// chosen one and the second the rejected one; or, where `desirable` says something, the first is that, and the second is
+    /// the completion of another prompt.
+    Completions {
+        /// Tokens of the first completion.
+        first: usize,
+        /// Whether the first is desirable.
+        desirable: Option<bool>,
+    },
+    /// The same for a head that gives each completion a number, which is to be larger for the first by `margin`.
+    Rewards {
+        /// Tokens of the first completion.
+        first: usize,
+        /// By how much.
+        margin: f32,
+    },
 }
 
 impl Example {
@@ -124,6 +142,8 @@ impl Example {
     pub fn labels(&self) -> usize {
         match &self.target {
             Target::Next | Target::Masked => self.loss_mask.iter().filter(|&&marked| marked).count(),
+            Target::Completions { .. } => self.tokens.len() - self.prompt_len,
+            Target::Rewards { .. } => 2,
             Target::Classes(labels) => labels.len(),
             Target::ClassSet { .. } | Target::Values { .. } | Target::Pair(_) => 1,
         }
@@ -258,6 +278,10 @@ pub struct DataOptions {
     pub pair_column: Option<String>,
     /// The column (or JSON key) of the label.
     pub label_column: Option<String>,
+    /// The column (or JSON key) of the chosen completion; `chosen` where unset.
+    pub chosen_column: Option<String>,
+    /// The column (or JSON key) of the rejected completion; `rejected` where unset.
+    pub rejected_column: Option<String>,
     /// Which row speaks for a text.
     pub reads: Reads,
     /// Labels may be missing: the examples are for prediction.
@@ -288,9 +312,10 @@ impl DataOptions {
                     self.format.expect("is there")
                 )));
             }
-        } else if self.prompt_column.is_some()
-            || self.completion_column.is_some()
-            || self.prompt_template.is_some()
+        } else if !self.task.compares()
+            && (self.prompt_column.is_some()
+                || self.completion_column.is_some()
+                || self.prompt_template.is_some())
         {
             return Err(Error::Options(format!(
                 "`task` {} reads texts: name them with `text_column` and `pair_column` in place of \

@@ -172,7 +172,7 @@ fn pair(prompt: &str, completion: &str, encoder: &dyn Encode) -> Result<Marked, 
 }
 
 /// Ends a text with the end token, unless it ends with it already.
-fn end(tokens: &mut Vec<u32>, encoder: &dyn Encode) -> Result<(), String> {
+pub(super) fn end(tokens: &mut Vec<u32>, encoder: &dyn Encode) -> Result<(), String> {
     let eos = encoder.eos().ok_or("the tokenizer names no eos_token, which ends every text")?;
     if tokens.last() != Some(&eos) {
         tokens.push(eos);

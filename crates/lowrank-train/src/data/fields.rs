@@ -169,6 +169,23 @@ impl<'a> Fields<'a> {
         Ok(Some(self.text(name)?).filter(|text| !text.trim().is_empty()))
     }
 
+    /// The number in a field that may be missing, null or empty.
+    pub fn optional_number(&self, name: &str) -> Result<Option<f64>, String> {
+        let text = match self {
+            Self::Json(map) => match map.get(name) {
+                None | Some(Value::Null) => return Ok(None),
+                Some(Value::Number(number)) => number.to_string(),
+                Some(other) => return Err(format!("{name:?} is {}, expected a number", kind(other))),
+            },
+            Self::Table(..) => match self.optional_text(name)? {
+                None => return Ok(None),
+                Some(text) => text.trim().to_owned(),
+            },
+        };
+        let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+        number.map(Some).ok_or_else(|| format!("{name:?} is {text:?}, expected a number"))
+    }
+
     /// Whether a field holds a list.
     pub fn is_list(&self, name: &str) -> bool {
         matches!(self, Self::Json(map) if matches!(map.get(name), Some(Value::Array(_))))

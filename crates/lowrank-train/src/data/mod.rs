@@ -3,6 +3,7 @@
 //! | format | what a line or row gives |
 //! |---|---|
 //! | JSONL (`.jsonl`, `.ndjson`, `.json`), or one JSON list | `{"prompt", "completion"}`, `{"messages": [{"role", "content"}, …]}`, `{"conversations": [{"from", "value"}, …]}` (ShareGPT), `{"instruction", "input", "output"}` (Alpaca) or `{"text"}`; other keys are ignored |
+//! | the same, for preferences and rewards | `{"prompt", "chosen", "rejected"}`, for KTO `{"prompt", "completion", "label"}`: texts, or lists of turns |
 //! | Parquet (`.parquet`; feature `parquet`) | a row is such an object |
 //! | CoNLL (`.conll`) | a word and its tag a line, for `token-classification` |
 //! | `glue:TASK` | the columns of that GLUE file; recognised by its header |
@@ -29,6 +30,7 @@ mod labelled;
 mod nlg;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod preference;
 mod store;
 mod table;
 mod template;
@@ -217,10 +219,16 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
         if chunk.is_empty() {
             break;
         }
-        let encode = if options.task == Task::Lm { encode::encode } else { labelled::encode };
-        let encoded: Vec<_> = chunk.par_iter().map(|row| encode(row, options, encoder)).collect();
+        let encode = |row: &fields::Row| match options.task {
+            Task::Lm => vec![encode::encode(row, options, encoder)],
+            task if task.compares() => preference::encode(row, options, encoder),
+            _ => vec![labelled::encode(row, options, encoder)],
+        };
+        let encoded: Vec<_> = chunk.par_iter().map(encode).collect();
         for (row, encoded) in chunk.iter().zip(encoded) {
-            data.add(path, &file, row.line, encoded, options.skip_bad_lines).map_err(told)?;
+            for encoded in encoded {
+                data.add(path, &file, row.line, encoded, options.skip_bad_lines).map_err(told)?;
+            }
         }
     }
     if data.examples.is_empty() {
@@ -235,6 +243,12 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
             }
         };
         return Err(Error::DataFile { path: path.into(), reason });
+    }
+    if options.task == Task::Kto {
+        data.examples = preference::mismatched(&data.examples).ok_or_else(|| {
+            let reason = "holds one example only: KTO compares with the completions of other prompts".into();
+            Error::DataFile { path: path.into(), reason }
+        })?;
     }
     Ok(data)
 }

@@ -23,7 +23,8 @@ const TYPES: u64 = 1;
 const MASK: u64 = 2;
 const SIMILARITY: u64 = 4;
 const WEIGHT: u64 = 8;
-const KIND: u32 = 4;
+const REFERENCE: u64 = 16;
+const KIND: u32 = 5;
 
 impl Examples {
     /// How many there are.
@@ -44,7 +45,8 @@ impl Examples {
 
     /// Adds one.
     pub fn push(&mut self, example: &Example) {
-        let Example { tokens, token_types, loss_mask, prompt_len, target, similarity, weight, id } = example;
+        let Example { tokens, token_types, loss_mask, prompt_len, target, .. } = example;
+        let Example { similarity, weight, reference, id, .. } = example;
         let file = match self.files.last() {
             Some(last) if *last == id.file => self.files.len() - 1,
             _ => self.files.iter().position(|file| *file == id.file).unwrap_or_else(|| {
@@ -59,6 +61,8 @@ impl Examples {
             Target::Masked => 3,
             Target::Pair(_) => 4,
             Target::ClassSet { .. } => 5,
+            Target::Completions { .. } => 6,
+            Target::Rewards { .. } => 7,
         };
         let has = |there: bool, bit: u64| if there { bit } else { 0 };
         let mut to = Writer(&mut self.bytes);
@@ -67,7 +71,8 @@ impl Examples {
                 | has(!token_types.is_empty(), TYPES)
                 | has(!loss_mask.is_empty(), MASK)
                 | has(similarity.is_some(), SIMILARITY)
-                | has(weight.is_some(), WEIGHT),
+                | has(weight.is_some(), WEIGHT)
+                | has(!reference.is_empty(), REFERENCE),
         );
         [file as u64, id.line, *prompt_len as u64].into_iter().for_each(|n| to.number(n));
         to.list(tokens.iter().map(|&token| token.into()));
@@ -93,8 +98,20 @@ impl Examples {
         if let Some(weight) = weight {
             to.float(*weight);
         }
+        if !reference.is_empty() {
+            to.number(reference.len() as u64);
+            reference.iter().for_each(|logp| to.float(*logp));
+        }
         match target {
             Target::Next | Target::Masked => {}
+            Target::Completions { first, desirable } => {
+                to.number(*first as u64);
+                to.number(desirable.map_or(0, |yes| 1 + u64::from(yes)));
+            }
+            Target::Rewards { first, margin } => {
+                to.number(*first as u64);
+                to.float(*margin);
+            }
             Target::Classes(labels) => {
                 to.list(labels.iter().map(|label| u64::from(label.row) << 32 | u64::from(label.target)));
             }
@@ -130,6 +147,10 @@ impl Examples {
         let loss_mask = runs.into_iter().enumerate().flat_map(marks).collect();
         let similarity = (first & SIMILARITY != 0).then(|| from.float());
         let weight = (first & WEIGHT != 0).then(|| from.float());
+        let reference = match first & REFERENCE {
+            0 => Vec::new(),
+            _ => (0..from.number()).map(|_| from.float()).collect(),
+        };
         let target = match first >> KIND {
             0 => Target::Next,
             1 => Target::Classes(from.list(|n| Label { row: (n >> 32) as u32, target: n as u32 })),
@@ -139,9 +160,14 @@ impl Examples {
             }
             3 => Target::Masked,
             4 => Target::Pair(from.number() as usize),
-            _ => Target::ClassSet { row: from.number() as u32, classes: from.list(|class| class as u32) },
+            5 => Target::ClassSet { row: from.number() as u32, classes: from.list(|class| class as u32) },
+            6 => {
+                let (first, desirable) = (from.number() as usize, from.number());
+                Target::Completions { first, desirable: desirable.checked_sub(1).map(|yes| yes == 1) }
+            }
+            _ => Target::Rewards { first: from.number() as usize, margin: from.float() },
         };
-        Example { tokens, token_types, loss_mask, prompt_len, target, similarity, weight, id }
+        Example { tokens, token_types, loss_mask, prompt_len, target, similarity, weight, reference, id }
     }
 
     /// Those of `indices`, to make a batch of.
@@ -280,12 +306,29 @@ mod tests {
                 ..Example::default()
             },
             Example { target: Target::ClassSet { row: 0, classes: Vec::new() }, ..Example::default() },
+            Example {
+                tokens: vec![1, 2, 3, 4],
+                prompt_len: 1,
+                target: Target::Completions { first: 2, desirable: None },
+                reference: vec![-1.5, -2.0],
+                ..Example::default()
+            },
+            Example {
+                tokens: vec![1, 2, 3],
+                target: Target::Completions { first: 1, desirable: Some(false) },
+                ..Example::default()
+            },
+            Example {
+                tokens: vec![1, 2],
+                target: Target::Rewards { first: 1, margin: 0.5 },
+                ..Example::default()
+            },
         ];
         let stored = Examples::from(all.clone());
         assert_eq!(stored.len(), all.len());
         assert_eq!(stored.iter().collect::<Vec<_>>(), all);
         assert_eq!(stored.batch([6, 0]), [all[6].clone(), all[0].clone()]);
-        assert_eq!(stored.batches(3).map(|batch| batch.len()).collect::<Vec<_>>(), [3, 3, 3]);
+        assert_eq!(stored.batches(3).map(|batch| batch.len()).collect::<Vec<_>>(), [3, 3, 3, 3]);
         assert_eq!(stored.batches(3).flatten().collect::<Vec<_>>(), all);
         assert!(Examples::default().is_empty() && !stored.is_empty());
     }

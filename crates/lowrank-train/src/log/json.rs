@@ -82,6 +82,8 @@ fn kept_len(path: &Path, file: &File, steps_done: u64) -> Result<u64, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::log::{EvalRecord, StepRecord};
 
@@ -97,6 +99,7 @@ mod tests {
             tokens_per_s: 50.0,
             step_s: 2.0,
             peak_rss_bytes: Some(1 << 20),
+            metrics: BTreeMap::new(),
         }
     }
 

@@ -33,7 +33,7 @@ impl RunLog {
     /// Where a log file cannot be written.
     pub fn step(&mut self, record: &StepRecord) -> Result<(), Error> {
         self.progress.step(record);
-        self.waiting.push(*record);
+        self.waiting.push(record.clone());
         if !record.step.is_multiple_of(self.every.max(1)) {
             return Ok(());
         }
@@ -59,6 +59,9 @@ impl RunLog {
                 ("train/tokens_per_s", record.tokens_per_s),
             ];
             scalars.extend(record.peak_rss_bytes.map(|bytes| ("train/peak_rss_bytes", bytes as f64)));
+            let names: Vec<String> = record.metrics.keys().map(|name| format!("train/{name}")).collect();
+            let values = record.metrics.values().map(|value| value.unwrap_or(f64::NAN));
+            scalars.extend(names.iter().map(String::as_str).zip(values));
             board.scalars(record.step, &scalars)?;
         }
         Ok(())

@@ -217,6 +217,7 @@ mod tests {
             tokens_per_s: 511.6,
             step_s: 0.2,
             peak_rss_bytes: Some(630_123_456),
+            ..StepRecord::default()
         }
     }
 

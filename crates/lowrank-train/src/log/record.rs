@@ -1,11 +1,11 @@
 //! What is logged of a step and of an evaluation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 /// One optimiser step. A value that is not finite is `null` in JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Optimiser step, from 1.
     pub step: u64,
@@ -29,16 +29,26 @@ pub struct StepRecord {
     pub step_s: f64,
     /// Most resident memory so far in bytes; `null` where the system does not say.
     pub peak_rss_bytes: Option<u64>,
+    /// What the loss says besides: for preferences TRL's `rewards/chosen` and so on.
+    #[serde(flatten)]
+    pub metrics: BTreeMap<String, Option<f64>>,
 }
 
 impl StepRecord {
     /// One record of several steps in a row: means, sums of tokens, examples and time, and the rest of the last.
     pub(crate) fn mean(steps: &[Self]) -> Option<Self> {
-        let last = *steps.last()?;
+        let last = steps.last()?.clone();
         let mean = |of: fn(&Self) -> f64| steps.iter().map(of).sum::<f64>() / steps.len() as f64;
         let tokens = steps.iter().map(|step| step.tokens).sum();
         let step_s = steps.iter().map(|step| step.step_s).sum::<f64>();
+        let names: BTreeSet<&String> = steps.iter().flat_map(|step| step.metrics.keys()).collect();
+        let of_name = |name: &&String| {
+            let values: Vec<f64> = steps.iter().filter_map(|step| *step.metrics.get(*name)?).collect();
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            ((*name).clone(), Some(mean).filter(|mean| mean.is_finite()))
+        };
         Some(Self {
+            metrics: names.iter().map(of_name).collect(),
             loss: mean(|step| step.loss),
             grad_norm: mean(|step| step.grad_norm),
             tokens,

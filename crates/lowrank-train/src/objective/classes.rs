@@ -14,7 +14,8 @@ pub(crate) struct Classes;
 
 impl Objective for Classes {
     fn matches(&self, head: &Head, batch: &PackedBatch) -> bool {
-        matches!(head, Head::Classes(_)) && batch.values.is_empty() && batch.class_sets.is_empty()
+        let classes = batch.values.is_empty() && batch.class_sets.is_empty() && batch.completions.is_empty();
+        matches!(head, Head::Classes(_)) && classes
     }
 
     fn tasks(&self) -> &'static [Task] {
@@ -24,7 +25,7 @@ impl Objective for Classes {
     fn score<'m>(
         &self,
         tape: &mut Tape<'m>,
-        head: &'m Head,
+        (_, head): (&TaskSpec, &'m Head),
         h: Var<'m>,
         batch: &PackedBatch,
         weights: &[f32],

@@ -12,6 +12,32 @@ use crate::{Example, Examples};
 /// Metrics by name.
 pub type Metrics = BTreeMap<&'static str, f64>;
 
+/// Means in the making: sums and counts by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Means(BTreeMap<&'static str, (f64, u64)>);
+
+impl Means {
+    /// Adds a value.
+    pub fn add(&mut self, name: &'static str, value: f64) {
+        let (sum, count) = self.0.entry(name).or_default();
+        *sum += value;
+        *count += 1;
+    }
+
+    /// Adds the values of `other`.
+    pub fn merge(&mut self, other: &Self) {
+        for (name, (sum, count)) in &other.0 {
+            let own = self.0.entry(name).or_default();
+            *own = (own.0 + sum, own.1 + count);
+        }
+    }
+
+    /// The means.
+    pub fn means(&self) -> Metrics {
+        self.0.iter().map(|(name, (sum, count))| (*name, sum / *count as f64)).collect()
+    }
+}
+
 /// A loss `l_i` for each target of a batch, and the metrics of the tasks that are trained with it.
 ///
 /// The loss of a step is `sum_i w_i l_i / sum_i w_i` over the targets of all its micro-batches, with the weights
@@ -23,7 +49,7 @@ pub(crate) trait Objective: Sync {
     /// The tasks that it trains.
     fn tasks(&self) -> &'static [Task];
 
-    /// Scores the targets of `batch` on the hidden states of its output rows, `h: [N,D]`. While recording, seeds the
+    /// Scores the targets of `batch` for a task under a head, on the hidden states of its output rows, `h: [N,D]`. While recording, seeds the
     /// backward pass with the gradient of `sum_i weights[i] losses[i]`; adapters of an output layer accumulate into
     /// `grads`.
     ///
@@ -32,7 +58,7 @@ pub(crate) trait Objective: Sync {
     fn score<'m>(
         &self,
         tape: &mut Tape<'m>,
-        head: &'m Head,
+        of: (&TaskSpec, &'m Head),
         h: Var<'m>,
         batch: &PackedBatch,
         weights: &[f32],
@@ -55,11 +81,20 @@ pub struct Scores {
     pub hits: Vec<bool>,
     /// Without gradient, what the head gave for each target: scores of classes, values, or the cosines of a text with the texts of the batch. Empty for language models, whose logits never exist all at once.
     pub outputs: Vec<f32>,
+    /// What the loss says besides, such as the rewards of completions.
+    pub(crate) metrics: Means,
+}
+
+impl Scores {
+    /// Adds a value to a metric of the batch.
+    pub(crate) fn metric(&mut self, name: &'static str, value: f64) {
+        self.metrics.add(name, value);
+    }
 }
 
 impl From<lowrank_engine::Scores> for Scores {
     fn from(scores: lowrank_engine::Scores) -> Self {
-        Self { losses: scores.losses, hits: scores.hits, outputs: Vec::new() }
+        Self { losses: scores.losses, hits: scores.hits, ..Self::default() }
     }
 }
 
@@ -87,6 +122,8 @@ pub(crate) struct Tally {
     pub cosines: Vec<f32>,
     /// For classes and values, what the model says of each example.
     pub predictions: Vec<Prediction>,
+    /// What the loss says besides.
+    pub metrics: Means,
 }
 
 impl Tally {

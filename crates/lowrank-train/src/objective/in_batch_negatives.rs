@@ -27,7 +27,7 @@ impl Objective for InBatchNegatives {
     fn score<'m>(
         &self,
         tape: &mut Tape<'m>,
-        _: &'m Head,
+        _: (&TaskSpec, &'m Head),
         h: Var<'m>,
         batch: &PackedBatch,
         weights: &[f32],
@@ -52,7 +52,7 @@ impl Objective for InBatchNegatives {
             let hits = device.argmax(&logits).iter().zip(&classes).map(|(a, b)| a == b).collect();
             let targets = Targets { classes: &classes, weights: None, softcap: None };
             device.cross_entropy(&mut logits, &mut losses, targets);
-            return Scores { losses, hits, outputs: device.to_vec(&cosines) };
+            return Scores { losses, hits, outputs: device.to_vec(&cosines), ..Scores::default() };
         }
         let targets = Targets { classes: &classes, weights: Some(weights), softcap: None };
         device.cross_entropy(&mut logits, &mut losses, targets);

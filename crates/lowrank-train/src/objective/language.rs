@@ -13,8 +13,8 @@ use crate::{Example, Examples};
 pub(crate) struct Language;
 
 impl Objective for Language {
-    fn matches(&self, head: &Head, _: &PackedBatch) -> bool {
-        matches!(head, Head::Language(_))
+    fn matches(&self, head: &Head, batch: &PackedBatch) -> bool {
+        matches!(head, Head::Language(_)) && batch.completions.is_empty()
     }
 
     fn tasks(&self) -> &'static [Task] {
@@ -24,7 +24,7 @@ impl Objective for Language {
     fn score<'m>(
         &self,
         tape: &mut Tape<'m>,
-        head: &'m Head,
+        (_, head): (&TaskSpec, &'m Head),
         h: Var<'m>,
         batch: &PackedBatch,
         weights: &[f32],

@@ -23,7 +23,7 @@ impl Objective for Masked {
     fn score<'m>(
         &self,
         tape: &mut Tape<'m>,
-        head: &'m Head,
+        (_, head): (&TaskSpec, &'m Head),
         h: Var<'m>,
         batch: &PackedBatch,
         weights: &[f32],

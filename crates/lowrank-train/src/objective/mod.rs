@@ -1,23 +1,35 @@
 //! Losses: what a head is trained for. [`contract`] says what a loss is; each is a file of its own and a line of [`ALL`].
 
 mod classes;
+mod completions;
 mod contract;
+mod dual;
 mod in_batch_negatives;
+mod kto;
 mod language;
 mod masked;
 mod multi_label;
+mod options;
+mod pair_losses;
+mod preference;
+mod reward;
 mod squared_error;
 
 use lowrank_models::Head;
 
+pub(crate) use completions::completion_logps;
+pub(crate) use contract::{Means, Objective, Tally, positive};
 pub use contract::{Metrics, Prediction, Scores};
-pub(crate) use contract::{Objective, Tally, positive};
+pub use options::{LossOptions, LossType};
 
 use crate::pack::PackedBatch;
 use crate::task::Task;
 
 /// Every loss.
-static ALL: [&dyn Objective; 6] = [
+static ALL: [&dyn Objective; 9] = [
+    &preference::Preference,
+    &kto::Kto,
+    &reward::Reward,
     &language::Language,
     &masked::Masked,
     &classes::Classes,

@@ -25,7 +25,7 @@ impl Objective for SquaredError {
     fn score<'m>(
         &self,
         tape: &mut Tape<'m>,
-        head: &'m Head,
+        (_, head): (&TaskSpec, &'m Head),
         h: Var<'m>,
         batch: &PackedBatch,
         weights: &[f32],

@@ -39,7 +39,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     if task == Task::Embedding {
         return embed(args, &session, options.batch_size, out);
     }
-    if !task.has_labels() && task != Task::Regression {
+    if !task.has_labels() && !task.is_number() {
         return Err(Error::Usage(format!(
             "predict is for classification, regression and embedding, not for `task` {}",
             task.name()
@@ -52,7 +52,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let lines = data.examples.iter().zip(&result.predictions).map(|(example, prediction)| {
         let mut line = json!({ "line": example.id.line });
         match task {
-            Task::Regression => match prediction.outputs[..] {
+            Task::Regression | Task::Reward => match prediction.outputs[..] {
                 [value] => line["value"] = json!(value),
                 ref values => line["values"] = json!(values),
             },

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lowrank::adapters::AdapterSet;
 use lowrank::train::{Dataset, Task};
-use lowrank::{Result, Session, TrainOptions};
+use lowrank::{Result, Session, TrainOptions, attach_reference};
 
 use super::options::{OptionFlags, Scoring};
 
@@ -39,7 +39,9 @@ impl ScoringFlags {
         let options = self.options()?;
         let task: Option<Task> = self.options.given.contains_key("task").then_some(options.task);
         let (form, adapter) = (options.load_options(), self.adapter.as_deref());
-        let session = Session::for_adapter(&options.model, form, adapter, task, options.labels)?;
+        let loss = options.loss_options();
+        let mut session = Session::for_adapter(&options.model, form, adapter, task, options.labels)?;
+        session.task.loss = loss;
         match options.chat_template {
             Some(template) => session.with_chat_template(Some(&template), []),
             None => Ok(session),
@@ -56,7 +58,8 @@ impl ScoringFlags {
     /// The data, for the session's task; reports on them.
     pub fn read(&self, session: &Session, unlabelled: bool) -> Result<Dataset> {
         let options = TrainOptions { task: session.task.task, ..self.options()? };
-        let data = session.read_data(&options.data, &options, unlabelled)?;
+        let mut data = session.read_data(&options.data, &options, unlabelled)?;
+        attach_reference(session, &options, &mut data)?;
         note!("{}", data.report);
         for warning in data.report.warnings() {
             note!("  {warning}");
