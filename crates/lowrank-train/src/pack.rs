@@ -1,5 +1,7 @@
 //! Examples to a batch without padding.
 
+mod pairs;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -7,6 +9,8 @@ use std::ops::Range;
 use lowrank_engine::Label;
 use lowrank_kernels::Segment;
 use lowrank_models::TokenBatch;
+
+pub use pairs::PackedPair;
 
 use crate::{Example, ExampleId, Target};
 
@@ -46,21 +50,6 @@ pub struct PackedBatch {
     pub ids: Vec<ExampleId>,
     /// The largest of `positions`; 0 where there are none.
     pub max_position: u32,
-}
-
-/// A prompt with two completions in a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PackedPair {
-    /// Labels of tokens of the prompt, before those of the completions.
-    pub prompt_labels: usize,
-    /// Labels of each completion.
-    pub labels: [usize; 2],
-    /// The log-probability of each completion under the reference.
-    pub reference: [f32; 2],
-    /// Whether the first is desirable; `None` where it is the chosen one, and the second the rejected one.
-    pub desirable: Option<bool>,
-    /// By how much the reward of the first is to be larger.
-    pub margin: f32,
 }
 
 /// Lays out examples one after the other.
@@ -230,66 +219,6 @@ impl PackedBatch {
             Target::Next | Target::Pair(_) | Target::Completions { .. } | Target::Rewards { .. } => {}
         }
         self.weights.resize(self.targets(), example.weight.unwrap_or(1.0));
-    }
-
-    /// Appends a prompt with two completions, which share its rows with `share_prefix`.
-    fn completions(&mut self, example: &Example, share_prefix: bool) {
-        let (first, reads_last) = match example.target {
-            Target::Completions { first, .. } => (first, false),
-            Target::Rewards { first, .. } => (first, true),
-            _ => unreachable!("the caller looked"),
-        };
-        let (prompt, both) = example.tokens.split_at(example.prompt_len);
-        let both = [&both[..first], &both[first..]];
-        let longest = prompt.len() + both[0].len().max(both[1].len());
-        let shared = share_prefix && !prompt.is_empty();
-        let mut pair = PackedPair::default();
-        let labels_before = self.labels.len();
-        let whole = if shared { self.segment(prompt, 0, 0..0, longest) } else { 0..0 };
-        let mut labels = [Vec::new(), Vec::new()];
-        for (which, tokens) in both.into_iter().enumerate() {
-            // Nothing reads the last token, unless it is what speaks for the text.
-            let inputs = if reads_last { tokens.len() } else { tokens.len().saturating_sub(1) };
-            let length = prompt.len() + tokens.len();
-            let (prompt_rows, own) = if shared {
-                (whole.clone(), self.segment(&tokens[..inputs], prompt.len(), whole.clone(), length))
-            } else {
-                let text = [prompt, &tokens[..inputs]].concat();
-                let rows = self.segment(&text, 0, 0..0, length);
-                let end = rows.start + prompt.len();
-                (rows.start..end, end..rows.end)
-            };
-            let row = |row: usize| u32::try_from(row).expect("a batch has fewer than 2^32 rows");
-            if reads_last {
-                let last = own.clone().next_back().or(prompt_rows.clone().next_back());
-                labels[which].extend(last.map(|at| Label { row: row(at), target: 0 }));
-                continue;
-            }
-            if which == 0 {
-                // A token of the prompt is predicted by the one before it.
-                let marked = (1..prompt.len()).filter(|at| example.loss_mask.get(*at) == Some(&true));
-                self.labels.extend(
-                    marked.map(|at| Label { row: row(prompt_rows.start + at - 1), target: prompt[at] }),
-                );
-                pair.prompt_labels = self.labels.len() - labels_before;
-            }
-            let rows = prompt_rows.clone().next_back().into_iter().chain(own);
-            // Without a prompt, nothing predicts the first token.
-            let targets = &tokens[usize::from(prompt.is_empty()).min(tokens.len())..];
-            labels[which].extend(rows.zip(targets).map(|(at, &target)| Label { row: row(at), target }));
-        }
-        pair.labels = [labels[0].len(), labels[1].len()];
-        labels.into_iter().for_each(|labels| self.labels.extend(labels));
-        match example.target {
-            Target::Completions { desirable, .. } => pair.desirable = desirable,
-            Target::Rewards { margin, .. } => pair.margin = margin,
-            _ => {}
-        }
-        for (own, logp) in pair.reference.iter_mut().zip(&example.reference) {
-            *own = *logp;
-        }
-        self.completions.push(pair);
-        self.weights.push(example.weight.unwrap_or(1.0));
     }
 
     /// Appends a segment and gives its rows. One without tokens leaves no trace.

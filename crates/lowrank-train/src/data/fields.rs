@@ -328,7 +328,8 @@ impl<'a> Fields<'a> {
         Ok(Conversation { messages, prompt_turns, tools, arguments })
     }
 
-    fn keys(&self) -> String {
+    /// The names of the fields, for people.
+    pub fn keys(&self) -> String {
         let names: Vec<&str> = match self {
             Self::Json(map) => map.keys().map(String::as_str).collect(),
             Self::Table(names, _) => names.iter().map(String::as_str).collect(),

@@ -31,6 +31,25 @@ impl<'a> Columns<'a> {
             label: name(&options.label_column, "label"),
         }
     }
+
+    /// Whether what the task needs is there.
+    fn check(&self, fields: &Fields<'_>, options: &DataOptions) -> Result<(), String> {
+        let single = [(self.completion, "completion_column"), (self.label, "label_column")];
+        let pair = [(self.chosen, "chosen_column"), (self.rejected, "rejected_column")];
+        let has = |columns: &[(&str, &str)]| columns.iter().all(|(name, _)| fields.has(name));
+        let needed = match options.task {
+            Task::Reward if options.unlabelled => return Ok(()),
+            Task::Kto if has(&pair) => return Ok(()),
+            Task::Kto => single,
+            _ => pair,
+        };
+        match needed.iter().find(|(name, _)| !fields.has(name)) {
+            Some((name, option)) => {
+                Err(format!("{name:?} is missing: name it with `{option}`; {}", fields.keys()))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// The examples of a row: one, or for KTO two of a pair.
@@ -38,6 +57,7 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
     let columns = Columns::of(options);
     let read = || {
         let fields = Fields::of(&row.raw)?;
+        columns.check(&fields, options)?;
         if options.task == Task::Reward && options.unlabelled {
             return Ok(vec![Ok(single(&fields, &columns, options, encoder)?)]);
         }
@@ -52,12 +72,7 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
         let desirable = flag(&fields, columns.label)?;
         Ok(vec![Pair { texts: [text.clone(), text] }.single(0, desirable, options)])
     };
-    read().unwrap_or_else(|reason: String| {
-        vec![Err(format!(
-            "{reason}; the columns are named with `prompt_column`, `completion_column`, `chosen_column`, \
-             `rejected_column` and `label_column`"
-        ))]
-    })
+    read().unwrap_or_else(|reason: String| vec![Err(reason)])
 }
 
 /// A prompt with a completion, and how many of the tokens the prompt has.
@@ -266,7 +281,104 @@ fn flag(fields: &Fields<'_>, name: &str) -> Result<bool, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::case;
     use super::*;
+
+    /// Prompt, first and second completion of each example, and what is said of them.
+    fn shown(task: Task, rows: &str) -> Vec<(String, String, String, Target)> {
+        let text = |tokens: &[u32]| -> String {
+            tokens.iter().map(|&token| if token == 0 { '$' } else { token as u8 as char }).collect()
+        };
+        let show = |example: Example| {
+            let (prompt, rest) = example.tokens.split_at(example.prompt_len);
+            let (Target::Completions { first, .. } | Target::Rewards { first, .. }) = example.target else {
+                panic!("{:?}", example.target)
+            };
+            (text(prompt), text(&rest[..first]), text(&rest[first..]), example.target)
+        };
+        case("a.jsonl", rows).with(|o| o.task = task).load().unwrap().examples.iter().map(show).collect()
+    }
+
+    fn pair(prompt: &str, first: &str, second: &str) -> (String, String, String, Target) {
+        let target = Target::Completions { first: first.len(), desirable: None };
+        (prompt.into(), first.into(), second.into(), target)
+    }
+
+    #[test]
+    fn pairs_of_texts_and_of_turns() {
+        let rows = r#"{"prompt":"ab","chosen":"cd","rejected":"ce"}
+{"chosen":"The sky is blue","rejected":"The sky is green"}
+{"prompt":[{"role":"user","content":"q"}],"chosen":[{"role":"assistant","content":"y"}],"rejected":[{"role":"assistant","content":"no"}]}
+{"chosen":[{"role":"user","content":"q"},{"role":"assistant","content":"y"}],"rejected":[{"role":"user","content":"q"},{"role":"assistant","content":"n"}]}"#;
+        let want = [
+            pair("ab", "cd$", "ce$"),
+            pair("The sky is", " blue$", " green$"),
+            pair("q", "y", "no"),
+            pair("q", "y", "n"),
+        ];
+        assert_eq!(shown(Task::Preference, rows), want);
+    }
+
+    #[test]
+    fn desirable_completions_come_with_another_prompts() {
+        let rows = r#"{"prompt":"a","completion":"bc","label":true}
+{"prompt":"d","completion":"e","label":"False"}
+{"prompt":"f","chosen":"g","rejected":"h"}"#;
+        let of = |prompt: &str, own: &str, other: &str, desirable| {
+            let target = Target::Completions { first: own.len(), desirable: Some(desirable) };
+            (prompt.to_owned(), own.to_owned(), other.to_owned(), target)
+        };
+        let want = [
+            of("a", "bc$", "h$", true),
+            of("d", "e$", "bc$", false),
+            of("f", "g$", "e$", true),
+            of("f", "h$", "g$", false),
+        ];
+        assert_eq!(shown(Task::Kto, rows), want);
+        case("a.jsonl", r#"{"prompt":"a","completion":"b","label":1}"#)
+            .with(|o| o.task = Task::Kto)
+            .fails(0, &["one example only"]);
+        case("a.jsonl", r#"{"prompt":"a","completion":"b","label":"good"}"#)
+            .with(|o| o.task = Task::Kto)
+            .fails(1, &["\"label\" is \"good\", expected true or false"]);
+    }
+
+    #[test]
+    fn rewards_share_what_both_texts_begin_with() {
+        let rows = r#"{"prompt":"ab","chosen":"cd","rejected":"ce","margin":0.5}
+{"chosen":"ab","rejected":"abc"}"#;
+        let of = |prompt: &str, first: &str, second: &str, margin| {
+            (
+                prompt.to_owned(),
+                first.to_owned(),
+                second.to_owned(),
+                Target::Rewards { first: first.len(), margin },
+            )
+        };
+        assert_eq!(shown(Task::Reward, rows), [of("abc", "d$", "e$", 0.5), of("ab", "$", "c$", 0.0)]);
+    }
+
+    #[test]
+    fn long_and_wrong_rows() {
+        let with = |rows: &str, max| {
+            case("a.jsonl", rows).with(|o| (o.task, o.max_seq_len) = (Task::Preference, max))
+        };
+        let cut = with(r#"{"prompt":"ab","chosen":"cdef","rejected":"g"}"#, Some(4)).load().unwrap();
+        assert_eq!((cut.examples.get(0).tokens.len(), cut.report.truncated), (6, 1));
+        let rows = r#"{"prompt":"abcd","chosen":"c","rejected":"g"}"#;
+        with(rows, Some(4)).fails(0, &["1 examples keeps a token"]);
+        with(r#"{"prompt":"a","chosen":"c"}"#, None)
+            .fails(1, &["\"rejected\" is missing", "`rejected_column`"]);
+        with(r#"{"chosen":"x","rejected":"y"}"#, None).fails(1, &["common beginning"]);
+        let named = case("a.jsonl", r#"{"q":"a","good":"b","bad":"c"}"#).with(|o| {
+            o.task = Task::Preference;
+            (o.prompt_column, o.chosen_column, o.rejected_column) =
+                (Some("q".into()), Some("good".into()), Some("bad".into()));
+        });
+        assert_eq!(named.load().unwrap().examples.len(), 1);
+        let table = case("a.csv", "prompt,chosen,rejected\na,b,c\n").with(|o| o.task = Task::Preference);
+        assert_eq!(table.load().unwrap().examples.get(0).tokens.len(), 5);
+    }
 
     #[test]
     fn beginnings_end_before_the_space() {

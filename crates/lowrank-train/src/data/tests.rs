@@ -91,13 +91,13 @@ impl Encode for Plain {
     }
 }
 
-struct Case {
+pub(super) struct Case {
     dir: tempfile::TempDir,
     name: String,
     options: DataOptions,
 }
 
-fn case(name: &str, content: impl AsRef<[u8]>) -> Case {
+pub(super) fn case(name: &str, content: impl AsRef<[u8]>) -> Case {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(name), content).unwrap();
     Case { dir, name: name.into(), options: DataOptions::default() }
@@ -108,12 +108,12 @@ impl Case {
         self.dir.path().join(&self.name)
     }
 
-    fn with(mut self, change: impl FnOnce(&mut DataOptions)) -> Self {
+    pub fn with(mut self, change: impl FnOnce(&mut DataOptions)) -> Self {
         change(&mut self.options);
         self
     }
 
-    fn load(&self) -> Result<Dataset, Error> {
+    pub fn load(&self) -> Result<Dataset, Error> {
         read(&self.path(), &self.options, &Bytes)
     }
 
@@ -142,7 +142,7 @@ impl Case {
     }
 
     /// The error, which names the file; `line` 0 stands for the file as a whole.
-    fn fails(&self, line: u64, words: &[&str]) {
+    pub fn fails(&self, line: u64, words: &[&str]) {
         let message = self.load().map(|data| data.report).unwrap_err().to_string();
         let place = match line {
             0 => format!("{}: ", self.name),
