@@ -42,7 +42,12 @@ fn run(dir: &Path, task: &str, model: &str, name: &str, rows: &str) -> Vec<Map<S
         "1",
     ];
     let samples = ["--sample-prompts", "Hello", "--sample-max-new-tokens", "3"];
-    lowrank_ok(&[&args[..], if task == "lm" { &samples } else { &[] }].concat());
+    let more: &[&str] = match task {
+        "lm" => &samples,
+        "preference" => &["--loss-type", "sigmoid,sft"],
+        _ => &[],
+    };
+    lowrank_ok(&[&args[..], more].concat());
     let log = fs::read_to_string(Path::new(&out).join("log.jsonl")).unwrap();
     log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -65,6 +70,10 @@ fn every_key_is_on_the_page() {
         rows(&|i| format!(r#"{{"tokens": ["the", "film"], "tags": ["O", "{}"]}}"#, ["O", tag][i % 2]))
     };
     let pairs = rows(&|i| format!(r#"{{"text": "{}", "text_pair": "{}"}}"#, text(i), text(i + 1)));
+    let chosen = rows(&|i| {
+        let (good, bad) = (text(i), text(i + 1));
+        format!(r#"{{"prompt": "it {i}: ", "chosen": "{good}", "rejected": "{bad}"}}"#)
+    });
     let known = documented();
     let mut written = BTreeSet::new();
     for (task, model, name, data) in [
@@ -77,6 +86,9 @@ fn every_key_is_on_the_page() {
         ("token-classification", &bert, "words.jsonl", tags("X")),
         ("mlm", &bert, "texts.jsonl", rows(&|i| format!(r#"{{"text": "{}"}}"#, text(i)))),
         ("embedding", &bert, "pairs.jsonl", pairs),
+        ("preference", &llama, "chosen.jsonl", chosen.clone()),
+        ("kto", &llama, "rated.jsonl", chosen.clone()),
+        ("reward", &llama, "better.jsonl", chosen),
     ] {
         let records = run(dir, task, model, name, &data);
         assert!(records.iter().any(|record| record.contains_key("eval_loss")), "{task}: no evaluation");
