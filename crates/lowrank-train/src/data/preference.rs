@@ -94,11 +94,11 @@ impl Text {
             return Self::talk(&fields.conversation_pair(prompt, completion)?, encoder);
         }
         let (prompt, completion) = pair_texts(fields, options, prompt, completion)?;
-        Self::text(&prompt, completion, encoder)
+        Self::plain(&prompt, completion, encoder)
     }
 
     /// Encoded as one text: what the prompt alone has in common with it is the prompt.
-    fn text(prompt: &str, completion: &str, encoder: &dyn Encode) -> Result<Self, String> {
+    fn plain(prompt: &str, completion: &str, encoder: &dyn Encode) -> Result<Self, String> {
         let failed = |e: super::EncodeError| e.to_string();
         let mut tokens = encoder.encode(&[prompt, completion].concat()).map_err(failed)?;
         end(&mut tokens, encoder)?;
@@ -140,7 +140,7 @@ impl Pair {
         } else {
             let (a, b) = (fields.text(chosen)?, fields.text(rejected)?);
             let prompt = shared_beginning(a, b);
-            [a, b].map(|text| Text::text(prompt, &text[prompt.len()..], encoder))
+            [a, b].map(|text| Text::plain(prompt, &text[prompt.len()..], encoder))
         };
         let [a, b] = texts;
         Ok(Self { texts: [a?, b?] })
@@ -220,7 +220,7 @@ fn single(
             Text::read(fields, columns.prompt, columns.completion, options, encoder)?
         }
         None if fields.has("messages") => Text::talk(&fields.conversation("messages")?, encoder)?,
-        name => Text::text("", fields.text(name.unwrap_or("text"))?, encoder)?,
+        name => Text::plain("", fields.text(name.unwrap_or("text"))?, encoder)?,
     };
     let (tokens, max) = (text.tokens, options.max_seq_len.unwrap_or(usize::MAX));
     if tokens.len() > max {

@@ -813,6 +813,6 @@ fn parquet_pages_that_lie_about_their_size_are_refused() {
     // Behind the magic number: type, then the unpacked size in four bytes of seven bits.
     let size = bytes[4..].iter().position(|&byte| byte == 0x15).unwrap() + 4 + 3;
     assert_eq!((bytes[size - 1], bytes[size + 3] & 0x80), (0x15, 0), "{:?}", &bytes[..16]);
-    bytes[size..size + 4].copy_from_slice(&[0xff & !1, 0xff, 0xff, 0x7f]);
+    bytes[size..size + 4].copy_from_slice(&[0xfe, 0xff, 0xff, 0x7f]);
     case("a.parquet", &bytes).fails(0, &["the page at byte 4 says", "unpack to 134217727"]);
 }

@@ -112,6 +112,8 @@ impl Sub<f64> for Dual {
 impl Mul for Dual {
     type Output = Self;
 
+    // The product rule has a sum.
+    #[allow(clippy::suspicious_arithmetic_impl)]
     fn mul(self, other: Self) -> Self {
         let slope = [0, 1].map(|i| self.slope[i] * other.value + self.value * other.slope[i]);
         Self { value: self.value * other.value, slope }
