@@ -766,6 +766,24 @@ fn fine_tuning_survives_pauses_and_kills() {
     assert!(!server.complete(step, "red and", json!({})).is_empty());
     let weights = |id: &str| fs::read(format!("{jobs}/jobs/{id}/run/adapter_model.safetensors")).unwrap();
 
+    // Preferences in OpenAI's form.
+    let turn = |role: &str, content: &str| json!([{"role": role, "content": content}]);
+    let row = |i: usize| {
+        let input = json!({"messages": turn("user", &format!("is it {i}?"))});
+        let (yes, no) = (turn("assistant", "yes"), turn("assistant", "no"));
+        json!({"input": input, "preferred_output": yes, "non_preferred_output": no}).to_string() + "\n"
+    };
+    let preferences = upload(&server, &(0..8).map(row).collect::<String>());
+    let of = json!({"hyperparameters": {"beta": "auto", "n_epochs": 1, "batch_size": 4}});
+    let body = json!({"model": "tiny", "training_file": preferences, "method": {"type": "dpo", "dpo": of}});
+    let dpo = server.post("/v1/fine_tuning/jobs", &body)["id"].as_str().unwrap().to_owned();
+    until(&server, &dpo, "succeeded");
+    assert_eq!(server.get(&path(&dpo))["method"]["type"], "dpo");
+    let log = fs::read_to_string(format!("{jobs}/jobs/{dpo}/run/log.jsonl")).unwrap();
+    assert!(log.contains("rewards/margins"), "{log}");
+    let wrong = json!({"model": "tiny", "training_file": preferences, "method": {"type": "grow"}});
+    assert_eq!(server.try_post("/v1/fine_tuning/jobs", &wrong).0, 400);
+
     // Paused and resumed.
     let paused = create(&server, &file, "");
     server.wait("a checkpoint", || Path::new(&format!("{jobs}/jobs/{paused}/run/checkpoints/last")).exists());

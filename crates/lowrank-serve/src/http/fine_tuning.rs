@@ -14,7 +14,7 @@ use std::io::Write;
 use super::body;
 use super::state::State;
 use crate::error::{Error, Result};
-use crate::jobs::{Hyperparameters, Job, Jobs, Status};
+use crate::jobs::{Hyperparameters, Job, Jobs, Method, Status};
 use crate::random;
 
 /// Bytes of an uploaded file at most.
@@ -131,22 +131,37 @@ struct Create {
     validation_file: Option<String>,
     #[serde(default)]
     hyperparameters: Option<Hyperparameters>,
-    method: Option<Method>,
+    method: Option<GivenMethod>,
     seed: Option<i64>,
     suffix: Option<String>,
     metadata: Option<Value>,
 }
 
 #[derive(Deserialize)]
-struct Method {
+struct GivenMethod {
     #[serde(rename = "type")]
     kind: String,
-    supervised: Option<Supervised>,
+    supervised: Option<MethodFields>,
+    dpo: Option<MethodFields>,
 }
 
 #[derive(Deserialize)]
-struct Supervised {
+struct MethodFields {
     hyperparameters: Option<Hyperparameters>,
+}
+
+impl GivenMethod {
+    /// The method and its hyperparameters.
+    fn read(self) -> Result<(Method, Option<Hyperparameters>)> {
+        let (method, fields) = match self.kind.as_str() {
+            "supervised" => (Method::Supervised, self.supervised),
+            "dpo" => (Method::Dpo, self.dpo),
+            other => {
+                return Err(Error::field("method", format!("{other:?} is not \"supervised\" or \"dpo\"")));
+            }
+        };
+        Ok((method, fields.and_then(|fields| fields.hyperparameters)))
+    }
 }
 
 /// `POST /v1/fine_tuning/jobs`.
@@ -160,11 +175,10 @@ pub async fn create(
     if fields.model != state.host.id() {
         return Err(Error::no_model(&fields.model, &[state.host.id().to_owned()]));
     }
-    if let Some(method) = fields.method.as_ref().filter(|method| method.kind != "supervised") {
-        return Err(Error::field("method", format!("{:?} is not \"supervised\"", method.kind)));
-    }
-    let own = fields.method.and_then(|method| method.supervised).and_then(|of| of.hyperparameters);
-    let hyperparameters = own.or(fields.hyperparameters).unwrap_or_default();
+    let (method, own) = fields.method.map(GivenMethod::read).transpose()?.unwrap_or_default();
+    let mut hyperparameters = own.or(fields.hyperparameters).unwrap_or_default();
+    // The clients may say so of any.
+    hyperparameters.options.retain(|_, value| value != "auto");
     hyperparameters.check().map_err(|e| Error::field("hyperparameters", e))?;
     if fields.suffix.as_ref().is_some_and(|suffix| suffix.chars().count() > 64) {
         return Err(Error::field("suffix", "is longer than 64 characters"));
@@ -176,6 +190,7 @@ pub async fn create(
         model: fields.model,
         training_file: fields.training_file,
         validation_file: fields.validation_file,
+        method,
         hyperparameters,
         seed: fields.seed.map_or_else(|| random::bits() >> 33, |seed| seed as u64),
         suffix: fields.suffix,

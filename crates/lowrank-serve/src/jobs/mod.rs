@@ -12,5 +12,5 @@ mod files;
 mod record;
 mod runner;
 
-pub use record::{Hyperparameters, Job, Status};
+pub use record::{Hyperparameters, Job, Method, Status};
 pub use runner::Jobs;

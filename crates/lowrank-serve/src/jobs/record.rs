@@ -28,6 +28,35 @@ impl Status {
     }
 }
 
+/// What a job trains on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Conversations, or prompts and completions.
+    #[default]
+    Supervised,
+    /// Preferred and other answers.
+    Dpo,
+}
+
+impl Method {
+    /// As OpenAI calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Supervised => "supervised",
+            Self::Dpo => "dpo",
+        }
+    }
+
+    /// The options of `lowrank train` that it comes with.
+    pub fn options(self) -> Map<String, Value> {
+        match self {
+            Self::Supervised => Map::new(),
+            Self::Dpo => Map::from_iter([("task".to_owned(), json!("preference"))]),
+        }
+    }
+}
+
 /// OpenAI's hyperparameters, each a value or `auto`, and any other option of a training run by its name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Hyperparameters {
@@ -90,6 +119,9 @@ pub struct Job {
     pub training_file: String,
     /// The same of held-out data.
     pub validation_file: Option<String>,
+    /// On what to train.
+    #[serde(default)]
+    pub method: Method,
     /// How to train.
     pub hyperparameters: Hyperparameters,
     /// Of the random numbers.
@@ -131,7 +163,7 @@ impl Job {
             "validation_file": self.validation_file, "result_files": [], "trained_tokens": trained_tokens,
             "hyperparameters": hyperparameters, "seed": self.seed, "error": error, "integrations": [],
             "user_provided_suffix": self.suffix, "estimated_finish": null, "metadata": self.metadata,
-            "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+            "method": {"type": self.method.name(), (self.method.name()): {"hyperparameters": hyperparameters}},
         })
     }
 }

@@ -293,7 +293,7 @@ impl Shared {
             batch_size: given.batch_size.as_u64(),
             learning_rate_multiplier: given.learning_rate_multiplier.as_f64(),
             seed: job.seed,
-            options: given.options.clone(),
+            options: given.options.clone().into_iter().chain(job.method.options()).collect(),
         };
         let mut command = self.host.train(&run).map_err(|e| Error::request(e.to_string()))?;
         let said = folder.join("train.txt");

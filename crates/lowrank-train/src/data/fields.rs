@@ -300,6 +300,22 @@ impl<'a> Fields<'a> {
         self.talk(messages, prompt_turns)
     }
 
+    /// An answer under `output` to the turns in `messages` of `input`, with the `tools` beside them: a row of OpenAI's preferences.
+    pub fn openai_pair(&self, input: &str, output: &str) -> Result<Conversation, String> {
+        let Self::Json(map) = self else {
+            return Err("a table holds no conversations: use JSONL".into());
+        };
+        let given = map.get(input).and_then(Value::as_object).ok_or_else(|| {
+            format!("{input:?} is missing, or no object with the \"messages\" to answer; {}", self.keys())
+        })?;
+        let name = format!("{input}.messages");
+        let mut messages = turns::messages(&name, given.get("messages").unwrap_or(&Value::Null))?;
+        let prompt_turns = messages.len();
+        let answer = map.get(output).ok_or_else(|| format!("{output:?} is missing; {}", self.keys()))?;
+        messages.extend(turns::messages(output, answer)?);
+        Self::Json(given.clone()).talk(messages, prompt_turns)
+    }
+
     /// The turns with the `tools` and `chat_template_kwargs` of the row.
     pub fn talk(&self, messages: Vec<Message>, prompt_turns: usize) -> Result<Conversation, String> {
         let Self::Json(map) = self else {

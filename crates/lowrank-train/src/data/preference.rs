@@ -9,6 +9,9 @@ use super::fields::{Fields, Row, RowLabel};
 use super::store::Examples;
 use crate::task::Task;
 
+/// What the better answer is called in OpenAI's preferences.
+const OPENAI: &str = "preferred_output";
+
 /// The columns of a row.
 struct Columns<'a> {
     prompt: &'a str,
@@ -37,6 +40,9 @@ impl<'a> Columns<'a> {
         let single = [(self.completion, "completion_column"), (self.label, "label_column")];
         let pair = [(self.chosen, "chosen_column"), (self.rejected, "rejected_column")];
         let has = |columns: &[(&str, &str)]| columns.iter().all(|(name, _)| fields.has(name));
+        if fields.has(OPENAI) {
+            return Ok(());
+        }
         let needed = match options.task {
             Task::Reward if options.unlabelled => return Ok(()),
             Task::Kto if has(&pair) => return Ok(()),
@@ -64,7 +70,8 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
         if options.task != Task::Kto {
             return Ok(vec![pair(&fields, &columns, options, encoder)]);
         }
-        if fields.has(columns.chosen) && fields.has(columns.rejected) && !fields.has(columns.completion) {
+        let paired = fields.has(columns.chosen) && fields.has(columns.rejected);
+        if fields.has(OPENAI) || (paired && !fields.has(columns.completion)) {
             let pair = Pair::read(&fields, &columns, options, encoder)?;
             return Ok(vec![pair.single(0, true, options), pair.single(1, false, options)]);
         }
@@ -128,7 +135,10 @@ impl Pair {
         encoder: &dyn Encode,
     ) -> Result<Self, String> {
         let Columns { prompt, chosen, rejected, .. } = *columns;
-        let texts = if fields.has(prompt) || options.prompt_template.is_some() {
+        let texts = if fields.has(OPENAI) {
+            [OPENAI, "non_preferred_output"]
+                .map(|name| Text::talk(&fields.openai_pair("input", name)?, encoder))
+        } else if fields.has(prompt) || options.prompt_template.is_some() {
             [chosen, rejected].map(|name| Text::read(fields, prompt, name, options, encoder))
         } else if fields.is_list(chosen) {
             // The turns that both begin with are the prompt.
@@ -310,6 +320,8 @@ mod tests {
 {"chosen":"The sky is blue","rejected":"The sky is green"}
 {"prompt":[{"role":"user","content":"q"}],"chosen":[{"role":"assistant","content":"y"}],"rejected":[{"role":"assistant","content":"no"}]}
 {"chosen":[{"role":"user","content":"q"},{"role":"assistant","content":"y"}],"rejected":[{"role":"user","content":"q"},{"role":"assistant","content":"n"}]}"#;
+        let openai = r#"{"input":{"messages":[{"role":"user","content":"q"}]},"preferred_output":[{"role":"assistant","content":"y"}],"non_preferred_output":[{"role":"assistant","content":"n"}]}"#;
+        assert_eq!(shown(Task::Preference, openai), [pair("q", "y", "n")]);
         let want = [
             pair("ab", "cd$", "ce$"),
             pair("The sky is", " blue$", " green$"),
