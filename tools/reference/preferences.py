@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -60,6 +60,7 @@ CASES = {
     "orpo": (ORPOTrainer, ORPOConfig, {"beta": 0.4}),
     "kto": (KTOTrainer, KTOConfig, {"desirable_weight": 1.3, "undesirable_weight": 0.7, "beta": 0.5}),
     "apo_zero_unpaired": (KTOTrainer, KTOConfig, {"loss_type": "apo_zero_unpaired"}),
+    "dft": (SFTTrainer, SFTConfig, {"loss_type": "dft"}),
     "reward": (RewardTrainer, RewardConfig, {"center_rewards_coefficient": 0.05}),
 }
 # Both families for the losses that people use most.
@@ -125,9 +126,9 @@ def write_case(root, case, base, kind):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model = start(case, base, folder)
-    data = unpaired(rows()) if trainer_class is KTOTrainer else rows()
-    if trainer_class is not RewardTrainer:
-        data = [{key: value for key, value in row.items() if key != "margin"} for row in data]
+    data = unpaired(rows()) if trainer_class in (KTOTrainer, SFTTrainer) else rows()
+    unused = {SFTTrainer: ["label"], RewardTrainer: []}.get(trainer_class, ["margin"])
+    data = [{key: value for key, value in row.items() if key not in unused} for row in data]
     with tempfile.TemporaryDirectory() as out:
         config = config_class(
             output_dir=out,

@@ -204,6 +204,7 @@ options! {
     "Preferences" {
         /// Loss of task preference: sigmoid (dpo), hinge, ipo, exo_pair, nca_pair, robust, bco_pair, sppo_hard, apo_zero, apo_down,
         /// sigmoid_norm, orpo, simpo, cpo or sft; of task kto: kto or apo_zero_unpaired; several are added up (default: sigmoid, kto).
+        /// Of task lm: nll (default) or dft (weighted by each token's probability).
         loss_type: Option<OneOrMany<LossType>> = None;
         /// Weight of each of several losses (default: 1 each).
         loss_weights: Option<OneOrMany<f64>> = None, Range::Real(0.0, 1e6);

@@ -55,7 +55,7 @@ pub(crate) fn of_run(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
         return Ok(TaskSpec { outputs, ..TaskSpec::new(task, Vec::new()) });
     }
     if !task.has_labels() {
-        return Ok(TaskSpec::new(task, Vec::new()));
+        return Ok(TaskSpec { loss: options.loss_options(), ..TaskSpec::new(task, Vec::new()) });
     }
     let labels = match &options.labels {
         Some(labels) => labels.clone(),

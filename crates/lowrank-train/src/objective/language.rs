@@ -4,12 +4,15 @@ use lowrank_engine::{Grads, Tape, Var};
 use lowrank_models::Head;
 
 use super::contract::{Metrics, Objective, Scores, Tally};
+use super::options::LossType;
 use crate::pack::PackedBatch;
 use crate::task::{Task, TaskSpec};
 use crate::{Example, Examples};
 
 /// `l_i = -log softmax(W h_r)[t]` for each label with row `r` and token `t`: `W: [V,D]` is the model's output layer. The
 /// logits are computed in chunks, so that `[N,V]` never exist at once.
+///
+/// With `loss_type` dft, `l_i = -p_i log p_i` with a probability `p_i` of which no gradient is taken (Wu et al. 2025).
 pub(crate) struct Language;
 
 impl Objective for Language {
@@ -24,14 +27,24 @@ impl Objective for Language {
     fn score<'m>(
         &self,
         tape: &mut Tape<'m>,
-        (_, head): (&TaskSpec, &'m Head),
+        (spec, head): (&TaskSpec, &'m Head),
         h: Var<'m>,
         batch: &PackedBatch,
         weights: &[f32],
         grads: &mut Grads,
     ) -> Scores {
         let Head::Language(head) = head else { panic!("next-token loss under {}", head.name()) };
-        tape.cross_entropy(head, &h, &batch.labels_of_wanted(), weights, grads).into()
+        let labels = batch.labels_of_wanted();
+        // Evaluations give the cross-entropy and its perplexity.
+        if !tape.records() || !spec.loss.losses.iter().any(|(kind, _)| *kind == LossType::Dft) {
+            return tape.cross_entropy(head, &h, &labels, weights, grads).into();
+        }
+        let losses = tape.token_losses(head, &h, &labels);
+        let probabilities = losses.iter().map(|loss| (-loss).exp());
+        let weights: Vec<f32> = probabilities.zip(weights).map(|(p, weight)| p * weight).collect();
+        let mut scores: Scores = tape.cross_entropy(head, &h, &labels, &weights, grads).into();
+        scores.losses.iter_mut().for_each(|loss| *loss *= (-*loss).exp());
+        scores
     }
 
     fn tally(&self, tally: &mut Tally, chunk: &[Example], scores: &Scores) {

@@ -45,10 +45,14 @@ pub enum LossType {
     Kto,
     /// APO-zero for completions that are not in pairs.
     ApoZeroUnpaired,
+    /// The next token's cross-entropy.
+    Nll,
+    /// The same, weighted by each token's probability (DFT, Wu et al. 2025).
+    Dft,
 }
 
 impl LossType {
-    const ALL: [(Self, &'static str); 17] = [
+    const ALL: [(Self, &'static str); 19] = [
         (Self::Sigmoid, "sigmoid"),
         (Self::Hinge, "hinge"),
         (Self::Ipo, "ipo"),
@@ -66,6 +70,8 @@ impl LossType {
         (Self::Cpo, "cpo"),
         (Self::Kto, "kto"),
         (Self::ApoZeroUnpaired, "apo_zero_unpaired"),
+        (Self::Nll, "nll"),
+        (Self::Dft, "dft"),
     ];
 
     /// As TRL calls it.
@@ -77,13 +83,14 @@ impl LossType {
     pub fn task(self) -> Task {
         match self {
             Self::Kto | Self::ApoZeroUnpaired => Task::Kto,
+            Self::Nll | Self::Dft => Task::Lm,
             _ => Task::Preference,
         }
     }
 
     /// Whether it compares the model with a reference.
     pub fn needs_reference(self) -> bool {
-        !matches!(self, Self::Sft | Self::Orpo | Self::Simpo | Self::Cpo)
+        !matches!(self, Self::Sft | Self::Orpo | Self::Simpo | Self::Cpo | Self::Nll | Self::Dft)
     }
 }
 
@@ -119,7 +126,7 @@ impl From<LossType> for String {
 /// The losses of preferences and rewards, with their weights and constants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossOptions {
-    /// Each loss with its weight; empty is the task's own: `sigmoid`, or `kto`.
+    /// Each loss with its weight; empty is the task's own: `nll`, `sigmoid` or `kto`.
     pub losses: Vec<(LossType, f64)>,
     /// How strongly the reference is held to.
     pub beta: f64,

@@ -73,7 +73,9 @@ pub(super) fn loss(kind: LossType, options: &LossOptions, chosen: Completion, re
             smoothed((per_token(p_c, chosen) - per_token(p_r, rejected)) * beta - options.simpo_gamma)
         }
         LossType::Cpo => smoothed((p_c - p_r) * beta),
-        LossType::Sft | LossType::Kto | LossType::ApoZeroUnpaired => Dual::default(),
+        LossType::Sft | LossType::Kto | LossType::ApoZeroUnpaired | LossType::Nll | LossType::Dft => {
+            Dual::default()
+        }
     }
 }
 
