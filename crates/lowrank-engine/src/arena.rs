@@ -241,9 +241,8 @@ fn page_bytes() -> usize {
     })
 }
 
-/// Ends the step with [`Error::Memory`] as the payload, which no panic hook prints.
 fn out_of_memory(what: String) -> ! {
-    std::panic::resume_unwind(Box::new(Error::Memory(what)))
+    Error::Memory(what).end_step()
 }
 
 /// One block of the arena, given back when dropped.

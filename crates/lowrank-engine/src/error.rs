@@ -9,4 +9,15 @@ pub enum Error {
     /// payload of the panic that ends the step ([`std::panic::resume_unwind`]).
     #[error("{0}")]
     Memory(String),
+    /// A device that failed or that cannot do what was asked. Operations end the step with it as they do with
+    /// [`Error::Memory`].
+    #[error("{0}")]
+    Device(String),
+}
+
+impl Error {
+    /// Ends the step with this error as the payload, which no panic hook prints.
+    pub fn end_step(self) -> ! {
+        std::panic::resume_unwind(Box::new(self))
+    }
 }

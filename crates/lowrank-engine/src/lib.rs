@@ -35,7 +35,7 @@ pub use backend::{
     AttentionGradients, AttentionInputs, Backend, Cpu, DistanceGradients, Distances, Lifetime,
     LowRankFactors, LowRankRows, Mask, NormWeights, Plan, Targets, WeightView, flops,
 };
-pub use buffer::{Buffer, DeviceBuffer, HostMemory};
+pub use buffer::{Buffer, DeviceBuffer, HostMemory, HostValues};
 pub use cache::KvCache;
 #[cfg(unix)]
 pub use cut::name_files_that_are_cut;

@@ -27,7 +27,7 @@ impl Tensor {
     /// Where `values` are not `rows * cols`.
     pub fn from_vec(rows: usize, cols: usize, values: Vec<f32>) -> Self {
         assert_eq!(values.len(), rows * cols, "values of a {rows} x {cols} tensor");
-        Self::over(Buffer::Host(HostMemory::Own(values)), rows, cols)
+        Self::over(Buffer::Host(HostMemory::Own(values.into())), rows, cols)
     }
 
     /// A vector of `D` values as one row, with memory of its own.
@@ -65,19 +65,13 @@ impl Tensor {
         matches!(*self.buffer, Buffer::Shape(_))
     }
 
-    /// The values (none of a tensor without values): borrowed where they are in this process's memory.
-    ///
-    /// # Panics
-    /// Where they are in a device's memory: [`crate::Device::to_vec`] reads those.
+    /// The values (none of a tensor without values). Those in a device's memory are read back first, and kept until the next
+    /// write.
     pub fn values(&self) -> &[f32] {
-        assert!(!matches!(*self.buffer, Buffer::Device(_)), "the values are in a device's memory");
         self.buffer.host()
     }
 
     /// A copy of the values.
-    ///
-    /// # Panics
-    /// As [`Tensor::values`].
     pub fn to_vec(&self) -> Vec<f32> {
         self.values().to_vec()
     }

@@ -52,7 +52,7 @@ pub use adamw::{AdamW, adamw};
 pub use attention::{
     AttentionDropout, AttentionShape, DisentangledGradients, DisentangledInputs, DisentangledShape, Segment,
     attention, attention_backward, attention_scratch_bytes, disentangled_attention,
-    disentangled_attention_backward, disentangled_scratch_bytes,
+    disentangled_attention_backward, disentangled_scratch_bytes, visible_keys,
 };
 pub use binary_cross_entropy::binary_cross_entropy;
 pub use cross_entropy::{argmax, cross_entropy, log_softmax, softcap};
@@ -80,8 +80,8 @@ pub use low_rank_rows::{LowRankFactors, LowRankRows, add_low_rank_rows};
 pub use mean_rows::{mean_rows, mean_rows_backward};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use normalize::{normalize_rows, normalize_rows_backward};
-pub use quant::{QuantizeError, quantize, quantize_matrix};
-pub use random::{dropout, dropout_backward, feature_dropout, normal, uniform};
+pub use quant::{QuantizeError, nf4_scales, quantize, quantize_matrix};
+pub use random::{dropout, dropout_backward, dropout_odds, feature_dropout, normal, uniform};
 pub use replace_rows::{replace_rows, replace_rows_backward};
 pub use rope::{rope, rope_backward, rope_table};
 pub use scale_columns::{scale_columns, scale_columns_backward, scale_columns_in_place};

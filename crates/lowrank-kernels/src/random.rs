@@ -166,7 +166,7 @@ pub fn dropout_backward(dx: &mut [f32], dy: &[f32], p: f32, seed: u64, stream: u
 
 /// The factors of [`dropout`], 0 or `1 / (1 - p)`, of the values of a stream from `first` on.
 pub(crate) fn dropout_factors(out: &mut [f32], p: f32, seed: u64, stream: u64, first: usize) {
-    let (drop, factor) = odds(p);
+    let (drop, factor) = dropout_odds(p);
     let mut at = 0;
     while at < out.len() {
         let (group, skip) = ((first + at) / GROUP_VALUES, (first + at) % GROUP_VALUES);
@@ -203,7 +203,7 @@ pub fn feature_dropout(factors: &mut [f32], p: f32, p_all: f32, rescale: bool, s
 }
 
 /// The word below which a value is dropped (with `p` 1 all words are below 2^32), and the factor of the others.
-fn odds(p: f32) -> (u64, f32) {
+pub fn dropout_odds(p: f32) -> (u64, f32) {
     let factor = if p < 1.0 { (1.0 / (1.0 - f64::from(p))) as f32 } else { 0.0 };
     ((f64::from(p) * 4_294_967_296.0).round() as u64, factor)
 }
@@ -211,7 +211,7 @@ fn odds(p: f32) -> (u64, f32) {
 fn masked(y: &mut [f32], x: &[f32], p: f32, seed: u64, stream: u64, accumulate: bool) {
     assert_eq!(y.len(), x.len(), "dropout: the output has {} values, the input {}", y.len(), x.len());
     assert!((0.0..=1.0).contains(&p), "dropout: p = {p} is not in [0, 1]");
-    let (drop, factor) = odds(p);
+    let (drop, factor) = dropout_odds(p);
     let y = SharedMut::new(y);
     for_groups(x.len(), |r, first| {
         // SAFETY: the ranges are disjoint.

@@ -43,6 +43,11 @@ pub fn attention(
     forward::forward(out, lse, q, k, v, shape, segments);
 }
 
+/// The positions of the keys that query `i` of a segment sees, counted through prefix and own. Both ends grow with `i`.
+pub fn visible_keys(shape: &AttentionShape, segment: &Segment, i: usize) -> std::ops::Range<usize> {
+    geometry::View::new(shape, segment).span(i)
+}
+
 /// Bytes of working memory that [`attention`] and [`attention_backward`] take on `threads` threads, at most: tiles that each
 /// thread keeps, and parts of the gradients of prefixes.
 pub fn attention_scratch_bytes(shape: &AttentionShape, segments: &[Segment], threads: usize) -> usize {

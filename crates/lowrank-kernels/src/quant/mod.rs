@@ -12,3 +12,4 @@ mod small_blocks;
 
 pub use encode::{quantize, quantize_matrix};
 pub use error::QuantizeError;
+pub use nf4::nf4_scales;

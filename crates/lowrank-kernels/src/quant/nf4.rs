@@ -106,6 +106,16 @@ impl<'a> Row<'a> {
     }
 }
 
+/// The scales of the blocks of row `row` (Hugging Face's order) of an NF4 matrix.
+///
+/// # Panics
+/// Where `w` is of another format, or has no such row.
+pub fn nf4_scales(w: &WeightRef<'_>, row: usize) -> Vec<f32> {
+    assert_eq!(w.format, crate::Format::NF4, "nf4_scales: {}", w.format.name());
+    let row = Row::of(w, row);
+    (0..row.blocks.len() / BYTES).map(|block| row.block(block).0).collect()
+}
+
 #[inline(always)]
 fn float_at(bytes: &[u8], at: usize) -> f32 {
     f32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))

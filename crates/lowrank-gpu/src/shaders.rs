@@ -1,0 +1,131 @@
+//! The shaders: WGSL files, and the entry points that are made for their functions.
+//!
+//! A function `fn name(i: u32)` runs for every `i` below the parameter `n`, `fn name(row: u32, t: u32)` in one workgroup for
+//! every row below `rows`, `fn name(row: u32, head: u32, t: u32)` in one for every row and head. Each has its own
+//! parameters, in one uniform buffer, and storage buffers from binding 1 on.
+
+use lowrank_engine::Format;
+
+/// Threads of a workgroup that has a row.
+pub(crate) const ROW_THREADS: u32 = 128;
+/// Threads of a workgroup that has a row and a head, and of one whose threads have an element each.
+pub(crate) const SMALL_THREADS: u32 = 64;
+
+/// A file of shaders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum File {
+    Activation,
+    AdamW,
+    Attention,
+    ColumnSums,
+    Columns,
+    Dropout,
+    Elementwise,
+    /// Of two matrices of f32.
+    Gemm,
+    /// With the transpose of a frozen weight.
+    Linear(Format),
+    /// With a frozen weight.
+    LinearBackward(Format),
+    Int16,
+    Loha,
+    Loss,
+    Norm,
+    Rope,
+    Rows,
+}
+
+impl File {
+    /// WGSL, with entry points `<name>_main`.
+    pub fn source(self) -> String {
+        macro_rules! text {
+            ($($name:literal),*) => { concat!($(include_str!(concat!("shaders/", $name, ".wgsl"))),*) };
+        }
+        let source = match self {
+            Self::Activation => text!("activation").to_owned(),
+            Self::AdamW => text!("adamw").to_owned(),
+            Self::Attention => text!("attention", "philox", "reduce").to_owned(),
+            Self::ColumnSums => text!("column_sums").to_owned(),
+            Self::Columns => text!("columns").to_owned(),
+            Self::Dropout => text!("dropout", "philox").to_owned(),
+            Self::Elementwise => text!("elementwise").to_owned(),
+            Self::Gemm => return text!("gemm", "gemm_values").to_owned(),
+            Self::Linear(format) => return text!("gemm", "gemm_forward").to_owned() + weight(format),
+            Self::LinearBackward(format) => {
+                return text!("gemm", "gemm_backward").to_owned() + weight(format);
+            }
+            Self::Int16 => text!("int16", "reduce").to_owned(),
+            Self::Loha => text!("loha").to_owned(),
+            Self::Loss => text!("loss", "reduce").to_owned(),
+            Self::Norm => text!("norm", "reduce").to_owned(),
+            Self::Rope => text!("rope").to_owned(),
+            Self::Rows => text!("rows").to_owned(),
+        };
+        with_entry_points(source)
+    }
+}
+
+/// `weight`, which expands four values.
+fn weight(format: Format) -> &'static str {
+    macro_rules! text {
+        ($($name:literal),*) => { concat!($(include_str!(concat!("shaders/formats/", $name, ".wgsl"))),*) };
+    }
+    match format {
+        Format::F32 => text!("f32"),
+        Format::F16 => text!("f16"),
+        Format::BF16 => text!("bf16"),
+        Format::Q4_0 => text!("bytes", "q4_0"),
+        Format::Q4_1 => text!("bytes", "q4_1"),
+        Format::Q5_0 => text!("bytes", "q5_0"),
+        Format::Q5_1 => text!("bytes", "q5_1"),
+        Format::Q8_0 => text!("bytes", "q8_0"),
+        Format::Q4_K => text!("bytes", "k_scales", "q4_k"),
+        Format::Q5_K => text!("bytes", "k_scales", "q5_k"),
+        Format::Q6_K => text!("bytes", "q6_k"),
+        Format::NF4 => text!("bytes", "nf4"),
+    }
+}
+
+fn with_entry_points(mut source: String) -> String {
+    const BUILTINS: &str = "@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, \
+                            @builtin(local_invocation_index) t: u32";
+    let functions: Vec<(String, usize)> = source
+        .lines()
+        .filter_map(|line| {
+            let (name, arguments) = line.strip_prefix("fn ")?.split_once('(')?;
+            let arguments = arguments.split_once(')')?;
+            let count = match arguments.0 {
+                "i: u32" => 1,
+                "row: u32, t: u32" => 2,
+                "row: u32, head: u32, t: u32" | "entry: u32, head: u32, t: u32" => 3,
+                _ => return None,
+            };
+            arguments.1.trim_start().starts_with('{').then(|| (name.to_owned(), count))
+        })
+        .collect();
+    let by_head = functions.iter().any(|(_, count)| *count == 3);
+    let row_threads = if by_head { SMALL_THREADS } else { ROW_THREADS };
+    source += &format!("\nconst THREADS = {row_threads}u;\n");
+    for (name, count) in functions {
+        let (threads, body) = match count {
+            1 => (
+                SMALL_THREADS,
+                format!(
+                    "for (var i = group.x * {SMALL_THREADS}u + t; i < p.n; i += groups.x * {SMALL_THREADS}u) {{ {name}(i); }}"
+                ),
+            ),
+            2 => (
+                row_threads,
+                format!("for (var row = group.x; row < p.rows; row += groups.x) {{ {name}(row, t); }}"),
+            ),
+            _ => (
+                row_threads,
+                format!(
+                    "for (var row = group.x; row < p.rows; row += groups.x) {{ {name}(row, group.y, t); }}"
+                ),
+            ),
+        };
+        source += &format!("@compute @workgroup_size({threads}) fn {name}_main({BUILTINS}) {{ {body} }}\n");
+    }
+    source
+}
