@@ -2,7 +2,8 @@
 
     venv/bin/python bench/preferences.py --gguf FILE --data preferences.jsonl --ours target/release/lowrank
 
-Both train a LoRA (r 8, q and v) with DPO on the same rows in the same order from a start that is nothing, so their losses must agree.
+Both train a LoRA (r 8, q and v) with DPO on the same rows in the same order. Each draws its own A, so the losses agree roughly only; the
+tests compare them exactly.
 Writes bench/results/preferences.json.
 """
 
