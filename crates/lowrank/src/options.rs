@@ -286,6 +286,8 @@ options! {
         pair_column: Option<String> = None;
         /// Column or key of the label (default: the usual names).
         label_column: Option<String> = None;
+        /// Column or key of the weight of a row's losses (default: every row counts 1).
+        weight_column: Option<String> = None;
         /// Template of a prompt, such as "{prompt}\n".
         prompt_template: Option<String> = None;
         /// Chat template of conversations: a Jinja file, or alpaca, chatml, gemma, llama2, llama3, mistral, phi3 or zephyr
@@ -804,6 +806,7 @@ impl TrainOptions {
             text_column: self.text_column.clone(),
             pair_column: self.pair_column.clone(),
             label_column: self.label_column.clone(),
+            weight_column: self.weight_column.clone(),
             chosen_column: self.chosen_column.clone(),
             rejected_column: self.rejected_column.clone(),
             loss_on_prompt: self.loss_on_prompt || self.loss_options().reads_prompts(self.task),

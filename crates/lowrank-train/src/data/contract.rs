@@ -282,6 +282,8 @@ pub struct DataOptions {
     pub chosen_column: Option<String>,
     /// The column (or JSON key) of the rejected completion; `rejected` where unset.
     pub rejected_column: Option<String>,
+    /// The column (or JSON key) of the weight of a row's losses; 1 where unset.
+    pub weight_column: Option<String>,
     /// Which row speaks for a text.
     pub reads: Reads,
     /// Labels may be missing: the examples are for prediction.

@@ -22,6 +22,15 @@ pub(super) enum Encoded {
     Dropped,
 }
 
+impl Encoded {
+    /// Gives the losses of the example a weight.
+    pub fn set_weight(&mut self, weight: f32) {
+        if let Self::Kept { example, .. } = self {
+            example.weight = Some(weight);
+        }
+    }
+}
+
 /// Tokens, which of them carry loss, and how many lead without.
 type Marked = (Vec<u32>, Vec<bool>, usize);
 

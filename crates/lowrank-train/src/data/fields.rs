@@ -354,6 +354,18 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// The weight of a row in the column `name`.
+pub(super) fn weight(row: &Row, name: &str) -> Result<f32, String> {
+    let fields = Fields::of(&row.raw)?;
+    let weight = fields
+        .optional_number(name)?
+        .ok_or_else(|| format!("{name:?} is missing, which `weight_column` names; {}", fields.keys()))?;
+    match (0.0..=1e6).contains(&weight) {
+        true => Ok(weight as f32),
+        false => Err(format!("{name:?} is {weight}, expected a weight from 0 to 1000000")),
+    }
+}
+
 fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, String> {
     let text = std::str::from_utf8(bytes).map_err(|e| not_utf8(&e))?;
     match serde_json::from_str(text.trim_end()) {

@@ -219,10 +219,19 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
         if chunk.is_empty() {
             break;
         }
-        let encode = |row: &fields::Row| match options.task {
-            Task::Lm => vec![encode::encode(row, options, encoder)],
-            task if task.compares() => preference::encode(row, options, encoder),
-            _ => vec![labelled::encode(row, options, encoder)],
+        let encode = |row: &fields::Row| {
+            let mut encoded = match options.task {
+                Task::Lm => vec![encode::encode(row, options, encoder)],
+                task if task.compares() => preference::encode(row, options, encoder),
+                _ => vec![labelled::encode(row, options, encoder)],
+            };
+            if let Some(name) = &options.weight_column {
+                match fields::weight(row, name) {
+                    Ok(weight) => encoded.iter_mut().flatten().for_each(|one| one.set_weight(weight)),
+                    Err(reason) => encoded = vec![Err(reason)],
+                }
+            }
+            encoded
         };
         let encoded: Vec<_> = chunk.par_iter().map(encode).collect();
         for (row, encoded) in chunk.iter().zip(encoded) {

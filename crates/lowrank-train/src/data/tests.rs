@@ -816,3 +816,23 @@ fn parquet_pages_that_lie_about_their_size_are_refused() {
     bytes[size..size + 4].copy_from_slice(&[0xfe, 0xff, 0xff, 0x7f]);
     case("a.parquet", &bytes).fails(0, &["the page at byte 4 says", "unpack to 134217727"]);
 }
+
+#[test]
+fn rows_have_weights() {
+    let weights = |name: &str, content: &str, task| {
+        let case = case(name, content).with(|o| (o.task, o.weight_column) = (task, Some("w".into())));
+        case.load().unwrap().examples.iter().map(|example| example.weight).collect::<Vec<_>>()
+    };
+    let rows = "{\"prompt\":\"a\",\"completion\":\"b\",\"w\":0.5}\n{\"prompt\":\"a\",\"completion\":\"b\",\"w\":2}\n";
+    assert_eq!(weights("a.jsonl", rows, Task::Lm), [Some(0.5), Some(2.0)]);
+    assert_eq!(weights("a.csv", "text,label,w\nx,1.5,0\n", Task::Regression), [Some(0.0)]);
+    let pair = "{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\",\"w\":3}";
+    assert_eq!(weights("a.jsonl", pair, Task::Preference), [Some(3.0)]);
+    for (row, words) in [
+        (r#"{"text":"a"}"#, "\"w\" is missing, which `weight_column` names"),
+        (r#"{"text":"a","w":-1}"#, "expected a weight from 0"),
+        (r#"{"text":"a","w":"much"}"#, "expected a number"),
+    ] {
+        case("a.jsonl", row).with(|o| o.weight_column = Some("w".into())).fails(1, &[words]);
+    }
+}

@@ -75,6 +75,7 @@ impl Known for Scoring {
         "text_column",
         "pair_column",
         "label_column",
+        "weight_column",
         "chosen_column",
         "rejected_column",
         "prompt_template",
