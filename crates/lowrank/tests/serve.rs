@@ -459,6 +459,12 @@ fn adapters_come_and_go() {
     server.post("/lora-adapters", &json!([{"id": 0, "scale": 1.0}]));
     assert_eq!(server.complete("tiny", "red and", json!({})), alone);
     assert_eq!(server.try_post("/lora-adapters", &json!([{"id": 9, "scale": 1.0}])).0, 400);
+    // The same for one request.
+    let name = list[0]["name"].as_str().unwrap();
+    let own = server.complete("tiny", "red and", json!({"lora": [{"id": 0, "scale": 1.0}]}));
+    assert_eq!(own, server.complete(name, "red and", json!({})));
+    let wrong = json!({"model": "tiny", "prompt": "a", "lora": [{"id": 9, "scale": 1.0}]});
+    assert_eq!(server.try_post("/v1/completions", &wrong).0, 400);
     server.post("/lora-adapters", &json!([]));
     assert_eq!(server.complete("tiny", "red and", json!({})), base);
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::body;
 use super::state::State;
+use super::target::Scale;
 use crate::error::{Error, Result};
 use crate::registry::AdapterInfo;
 
@@ -64,12 +65,6 @@ pub async fn unload(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body:
     Ok(format!("Success: LoRA adapter '{}' removed successfully.", fields.lora_name))
 }
 
-#[derive(Deserialize)]
-struct Scale {
-    id: usize,
-    scale: f32,
-}
-
 /// `GET /lora-adapters`: every adapter with its number and its weight in requests that name the base.
 pub async fn weights(Shared(state): Shared<Arc<State>>) -> Json<Value> {
     let mixture = state.default_mixture();
@@ -86,18 +81,7 @@ pub async fn set_weights(
     body: Body,
 ) -> Result<Json<Value>> {
     let fields: Vec<Scale> = body::json(&state, &headers, body).await?;
-    let list = state.registry.list();
-    let mut mixture = Vec::new();
-    for Scale { id, scale } in fields {
-        let info =
-            list.get(id).ok_or_else(|| Error::field("id", format!("there is no adapter number {id}")))?;
-        if !scale.is_finite() {
-            return Err(Error::field("scale", format!("{scale} is not a finite number")));
-        }
-        if scale != 0.0 {
-            mixture.push((info.name.clone(), scale));
-        }
-    }
+    let mixture = state.scaled(&fields)?;
     if !mixture.is_empty() {
         state.registry.mix(&mixture).await?;
     }

@@ -16,6 +16,38 @@ pub struct TargetFields {
     model: Option<String>,
     /// A mixture: names and weights.
     adapters: Option<BTreeMap<String, f32>>,
+    /// The same in llama-server's words.
+    lora: Option<Vec<Scale>>,
+}
+
+/// An adapter by its number in `GET /lora-adapters`, and its weight.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Scale {
+    id: usize,
+    scale: f32,
+}
+
+impl State {
+    /// The adapters of these numbers whose weight is not 0.
+    ///
+    /// # Errors
+    /// Where there is no such number, or a weight is not finite.
+    pub fn scaled(&self, scales: &[Scale]) -> Result<Vec<(String, f32)>> {
+        let list = self.registry.list();
+        let mut mixture = Vec::new();
+        for Scale { id, scale } in scales {
+            let info = list
+                .get(*id)
+                .ok_or_else(|| Error::field("id", format!("there is no adapter number {id}")))?;
+            if !scale.is_finite() {
+                return Err(Error::field("scale", format!("{scale} is not a finite number")));
+            }
+            if *scale != 0.0 {
+                mixture.push((info.name.clone(), *scale));
+            }
+        }
+        Ok(mixture)
+    }
 }
 
 /// The base or adapters of a request.
@@ -29,7 +61,7 @@ pub struct Target {
 impl TargetFields {
     /// The base or the adapter of this name.
     pub fn named(model: &str) -> Self {
-        Self { model: Some(model.to_owned()), adapters: None }
+        Self { model: Some(model.to_owned()), ..Self::default() }
     }
 
     /// Finds the base, the adapter or the mixture.
@@ -39,9 +71,14 @@ impl TargetFields {
     pub async fn find(&self, state: &Arc<State>) -> Result<Target> {
         let base = state.host.id();
         let name = self.model.clone().unwrap_or_else(|| base.to_owned());
-        if let Some(parts) = &self.adapters {
-            let parts: Vec<(String, f32)> =
-                parts.iter().map(|(name, weight)| (name.clone(), *weight)).collect();
+        let mixture = match (&self.adapters, &self.lora) {
+            (Some(_), Some(_)) => return Err(Error::field("lora", "and adapters are both given")),
+            (Some(parts), None) => Some(parts.iter().map(|(name, weight)| (name.clone(), *weight)).collect()),
+            (None, Some(scales)) => Some(state.scaled(scales)?),
+            (None, None) => None,
+        };
+        if let Some(parts) = mixture {
+            let parts: Vec<(String, f32)> = parts;
             if let Some((part, weight)) = parts.iter().find(|(_, weight)| !weight.is_finite()) {
                 return Err(Error::field("adapters", format!("the weight of {part:?} is {weight}")));
             }
