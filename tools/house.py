@@ -28,7 +28,7 @@ from pathlib import Path
 
 # Crates from the bottom to the top. A crate may depend on those of lower floors only; crates of one floor are siblings.
 FLOORS = [
-    ["lowrank-testing"],
+    ["lowrank-testing", "lowrank-comm"],
     ["lowrank-kernels"],
     ["lowrank-engine"],
     ["lowrank-gpu", "lowrank-files"],

@@ -252,7 +252,7 @@ impl Engine {
             let data = self.session.read_data(&options.data, &options, false)?;
             let device = self.session.device();
             let scorer = Scorer::new(model, &adapter, &device);
-            Ok(lowrank::train::evaluate(&scorer, &data.examples, options.batch_size, true))
+            Ok(lowrank::train::evaluate(&scorer, &data.examples, options.batch_size, true)?)
         })?;
         Ok(serde_json::to_string(&result).expect("plain numbers"))
     }

@@ -250,6 +250,37 @@ impl Grads {
         self.list.iter_mut().for_each(|grad| device.scale(&mut grad.value, factor));
     }
 
+    /// Adds the gradients of the same parameters.
+    pub fn add(&mut self, device: &Device, other: &Grads) {
+        self.list
+            .iter_mut()
+            .zip(&other.list)
+            .for_each(|(grad, other)| device.add(&mut grad.value, &other.value));
+    }
+
+    /// How many values there are.
+    pub fn count(&self) -> usize {
+        self.list.iter().map(|grad| grad.value.rows() * grad.value.cols()).sum()
+    }
+
+    /// All values, one gradient after the other; none while only planning.
+    pub fn to_vec(&self, device: &Device) -> Vec<f32> {
+        self.list.iter().flat_map(|grad| device.to_vec(&grad.value)).collect()
+    }
+
+    /// Gives every gradient the values that [`Grads::to_vec`] gave.
+    ///
+    /// # Panics
+    /// Where they are too few.
+    pub fn set(&mut self, device: &Device, values: &[f32]) {
+        let mut rest = values;
+        for grad in &mut self.list {
+            let (own, others) = rest.split_at(grad.value.rows() * grad.value.cols());
+            device.backend().upload(&mut grad.value, own);
+            rest = others;
+        }
+    }
+
     /// Sets every gradient to zero.
     pub fn clear(&mut self, device: &Device) {
         self.list.iter_mut().for_each(|grad| device.fill(&mut grad.value, 0.0));

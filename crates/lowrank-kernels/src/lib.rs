@@ -89,3 +89,8 @@ pub use scale_rows::{keep_columns, scale_rows, scale_rows_in_place};
 pub use squared_error::squared_error;
 pub use table::{table_change, table_lookup, table_lookup_backward};
 pub use unfold::{unfold, unfold_backward};
+
+/// The instructions that every kernel runs with, by their name in `LOWRANK_KERNEL`. Processors that run with others give other bits.
+pub fn level_name() -> &'static str {
+    simd::level().name()
+}

@@ -34,6 +34,9 @@ pub enum Error {
     /// An adapter could not be read.
     #[error(transparent)]
     Adapter(#[from] lowrank_adapters::Error),
+    /// Another rank of the study does not answer.
+    #[error(transparent)]
+    Comm(#[from] lowrank_comm::Error),
     /// An adapter's file could not be looked into.
     #[error(transparent)]
     Tools(#[from] lowrank_tools::Error),

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use lowrank_comm::Communicator;
 use lowrank_files::{FolderLock, Tensors, read_limited};
 use serde_json::{Map, Value};
 use toml::Table;
@@ -34,6 +35,35 @@ pub enum Outcome {
     Interrupted,
 }
 
+impl Outcome {
+    /// What the ranks came to together: `own` is what this one did.
+    ///
+    /// # Errors
+    /// Where another rank does not answer.
+    pub fn of_ranks(comm: &dyn Communicator, own: Self) -> Result<Self> {
+        let number = |count: usize| (count as u64).to_le_bytes();
+        let message = match own {
+            Self::Complete { failed } => [[0; 8], number(0), number(failed)],
+            Self::OutOfTime { left, failed } => [number(1), number(left), number(failed)],
+            Self::Interrupted => [number(2), [0; 8], [0; 8]],
+        };
+        let (mut kind, mut left, mut failed) = (0, 0, 0);
+        for message in comm.all_gather(&message.concat())? {
+            let number = |at: usize| {
+                message
+                    .get(at..at + 8)
+                    .map_or(0, |b| u64::from_le_bytes(b.try_into().expect("eight bytes")) as usize)
+            };
+            (kind, left, failed) = (kind.max(number(0)), left + number(8), failed + number(16));
+        }
+        Ok(match kind {
+            0 => Self::Complete { failed },
+            1 => Self::OutOfTime { left, failed },
+            _ => Self::Interrupted,
+        })
+    }
+}
+
 /// Keys that training and evaluation share.
 const SHARED: [&str; 14] = [
     "batch_size",
@@ -53,7 +83,7 @@ const SHARED: [&str; 14] = [
 ];
 
 /// Trains and evaluates each run without a result or with a failure for one, with `command` (the words that start the
-/// `lowrank` program) in a process of its own. A run that was stopped on its way continues where it was, and one that another process is at is
+/// `lowrank` program) in a process of its own. Several ranks share the runs. A run that was stopped on its way continues where it was, and one that another process is at is
 /// waited for. `signals` counts the requests to stop: each is passed on to
 /// the process at work, which saves its state on the first and ends at once on the second.
 ///
@@ -65,6 +95,7 @@ pub fn run_all(
     runs: &[Run],
     command: &[OsString],
     signals: &AtomicUsize,
+    comm: &dyn Communicator,
     say: &mut dyn FnMut(&str),
 ) -> Result<Outcome> {
     let started = Instant::now();
@@ -75,6 +106,13 @@ pub fn run_all(
             open.push(run);
         }
     }
+    // As the first rank sees it: others may be done with a run already.
+    let names: Vec<String> = open.iter().map(|run| format!("{}\n", run.dir(&spec.out).display())).collect();
+    let names = comm.broadcast(0, names.concat().as_bytes())?;
+    let names = String::from_utf8_lossy(&names).into_owned();
+    let own: Vec<&str> = names.lines().skip(comm.rank()).step_by(comm.size()).collect();
+    let open: Vec<&Run> =
+        runs.iter().filter(|run| own.contains(&&*run.dir(&spec.out).to_string_lossy())).collect();
     let mut failed = 0;
     for (i, run) in open.iter().enumerate() {
         if signals.load(Ordering::Relaxed) > 0 {
@@ -209,6 +247,7 @@ impl Job<'_> {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]);
+        lowrank_comm::start_alone(&mut command);
         command
     }
 

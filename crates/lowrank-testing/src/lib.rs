@@ -22,6 +22,35 @@ pub fn gemma3() -> Option<PathBuf> {
     model("LOWRANK_TEST_GEMMA", "gemma-3-270m-q4_k_m.gguf")
 }
 
+/// The program that starts ranks of Open MPI, in the search path; `None`, said aloud, where it is absent.
+#[must_use]
+pub fn open_mpi() -> Option<PathBuf> {
+    let found = launcher("mpirun".into(), "Open MPI");
+    if found.is_none() {
+        skipped("Open MPI's mpirun is not installed (apt-get install openmpi-bin)");
+    }
+    found
+}
+
+/// The program that starts ranks of MPICH, which `LOWRANK_TEST_MPICH` names or the search path has; `None`, said aloud, where it is
+/// absent.
+#[must_use]
+pub fn mpich() -> Option<PathBuf> {
+    let named = std::env::var_os("LOWRANK_TEST_MPICH").map(PathBuf::from);
+    let found = launcher(named.unwrap_or_else(|| "mpiexec".into()), "HYDRA");
+    if found.is_none() {
+        skipped(
+            "MPICH is not installed (pip install mpich) and LOWRANK_TEST_MPICH does not name its mpiexec",
+        );
+    }
+    found
+}
+
+fn launcher(program: PathBuf, kind: &str) -> Option<PathBuf> {
+    let output = std::process::Command::new(&program).arg("--version").output().ok()?;
+    String::from_utf8_lossy(&output.stdout).contains(kind).then_some(program)
+}
+
 fn model(variable: &str, name: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file());
     if path.is_none() {

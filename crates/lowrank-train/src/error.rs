@@ -77,6 +77,12 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// Another rank does not answer.
+    #[error(transparent)]
+    Comm(#[from] lowrank_comm::Error),
+    /// Another rank failed.
+    #[error("rank {}: {}", .0.rank, .0.what)]
+    OtherRank(lowrank_comm::Failure),
     /// Of the adapter.
     #[error(transparent)]
     Adapter(#[from] lowrank_adapters::Error),
@@ -143,10 +149,12 @@ impl fmt::Display for NotFinite {
 impl Error {
     /// Whether the cause is what the user gave, and not what happened on the way.
     pub fn is_input(&self) -> bool {
-        !matches!(
-            self,
-            Self::Io(_) | Self::NotFinite(_) | Self::NotFiniteParameter { .. } | Self::NoNumbers { .. }
-        )
+        match self {
+            Self::Io(_) | Self::NotFinite(_) | Self::NotFiniteParameter { .. } => false,
+            Self::NoNumbers { .. } | Self::Comm(_) => false,
+            Self::OtherRank(failure) => failure.code == 2,
+            _ => true,
+        }
     }
 
     /// For `map_err`: an I/O error of `path`.
@@ -163,5 +171,11 @@ fn shown(examples: &[String]) -> String {
             format!("{first}, {second}, {third} or one of {} more", examples.len() - 3)
         }
         few => few.join(", "),
+    }
+}
+
+impl From<lowrank_comm::Failure> for Error {
+    fn from(failure: lowrank_comm::Failure) -> Self {
+        Self::OtherRank(failure)
     }
 }

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
+use lowrank_comm::Communicator;
 use serde::Serialize;
 
 use crate::log::EvalRecord;
-use crate::objective::{self, Metrics, Prediction, Tally};
+use crate::objective::{self, Means, Metrics, Prediction, Scores, Tally};
 use crate::scorer::Scorer;
 use crate::{Error, Examples};
 
@@ -68,21 +69,31 @@ impl Evaluation {
     }
 }
 
-/// Scores `examples` in batches of `batch_size`.
+/// Scores `examples` in batches of `batch_size`, which the ranks share; all get the same result.
+///
+/// # Errors
+/// Where another rank does not answer.
 pub fn evaluate(
     scorer: &Scorer<'_>,
     examples: &Examples,
     batch_size: usize,
     share_prefix: bool,
-) -> Evaluation {
+) -> Result<Evaluation, Error> {
     let started = Instant::now();
     let objective = objective::of_task(scorer.task().task);
     let mut tally = Tally::default();
     let mut not_finite = Vec::new();
-    for (i, chunk) in examples.batches(batch_size).enumerate() {
+    let comm = scorer.communicator();
+    let mut own = Vec::new();
+    for (i, chunk) in examples.batches(batch_size).enumerate().filter(|(i, _)| i % comm.size() == comm.rank())
+    {
         // Tokens are hidden in the same way in every evaluation.
         let batch = scorer.pack(&chunk.iter().collect::<Vec<_>>(), share_prefix, EVAL_PASS + i as u64);
-        let scores = scorer.score(&batch);
+        own.push((scorer.score(&batch), batch.weights));
+    }
+    let mut scored = share(comm, own)?;
+    for (i, chunk) in examples.batches(batch_size).enumerate() {
+        let (scores, weights) = scored[i % comm.size()].next().ok_or_else(|| unlike(i % comm.size()))?;
         let finite = |numbers: &[f32]| numbers.iter().all(|x| x.is_finite());
         if not_finite.is_empty() && !(finite(&scores.losses) && finite(&scores.outputs)) {
             not_finite = chunk.iter().map(|example| example.id.to_string()).collect();
@@ -91,10 +102,10 @@ pub fn evaluate(
         tally.metrics.merge(&scores.metrics);
         tally.losses.extend(scores.losses);
         tally.hits.extend(scores.hits);
-        tally.weights.extend(batch.weights);
+        tally.weights.extend(weights);
     }
     let loss = tally.mean_loss();
-    Evaluation {
+    Ok(Evaluation {
         loss,
         metrics: objective.metrics(scorer.task(), &tally, loss, examples),
         labels: tally.losses.len(),
@@ -102,7 +113,51 @@ pub fn evaluate(
         seconds: started.elapsed().as_secs_f64(),
         not_finite,
         predictions: tally.predictions,
+    })
+}
+
+/// The scores and weights of a batch.
+type Scored = (Scores, Vec<f32>);
+
+/// The batches of every rank, in the order in which it scored them.
+fn share(comm: &dyn Communicator, own: Vec<Scored>) -> Result<Vec<std::vec::IntoIter<Scored>>, Error> {
+    if comm.size() == 1 {
+        return Ok(vec![own.into_iter()]);
     }
+    let mut bytes = Vec::new();
+    for (scores, weights) in &own {
+        let hits: Vec<f32> = scores.hits.iter().map(|hit| f32::from(u8::from(*hit))).collect();
+        for list in [&scores.losses, &scores.outputs, &hits, weights] {
+            bytes.extend((list.len() as u64).to_le_bytes());
+            bytes.extend(list.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        scores.metrics.write(&mut bytes);
+    }
+    let all = comm.all_gather(&bytes)?.into_iter().enumerate();
+    all.map(|(rank, bytes)| Ok(read(&bytes).ok_or_else(|| unlike(rank))?.into_iter())).collect()
+}
+
+fn read(mut bytes: &[u8]) -> Option<Vec<Scored>> {
+    let list = |bytes: &mut &[u8]| {
+        let (length, rest) = bytes.split_first_chunk::<8>()?;
+        let (values, rest) = rest.split_at_checked(4 * usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+        *bytes = rest;
+        let value = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("four bytes"));
+        Some(values.chunks_exact(4).map(value).collect::<Vec<_>>())
+    };
+    let mut scored = Vec::new();
+    while !bytes.is_empty() {
+        let (losses, outputs) = (list(&mut bytes)?, list(&mut bytes)?);
+        let hits = list(&mut bytes)?.into_iter().map(|hit| hit > 0.0).collect();
+        let weights = list(&mut bytes)?;
+        scored.push((Scores { losses, hits, outputs, metrics: Means::read(&mut bytes)? }, weights));
+    }
+    Some(scored)
+}
+
+/// The error of a rank that scored other batches.
+fn unlike(rank: usize) -> Error {
+    Error::Options(format!("rank {rank} evaluated other batches: all ranks need the same data and options"))
 }
 
 /// Passes that no training step has.

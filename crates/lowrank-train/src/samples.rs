@@ -3,9 +3,11 @@
 use std::cell::RefCell;
 use std::time::Instant;
 
+use lowrank_comm::Communicator;
 use lowrank_engine::{KvCache, Scope, Segment, Tape};
 use lowrank_models::{Decoder, DecoderOptions, Request, TokenBatch};
 
+use crate::Error;
 use crate::data::EncodeError;
 use crate::log::SampleRecord;
 use crate::step::Stepper;
@@ -117,18 +119,16 @@ impl Samples<'_> {
     /// Generates the text of each prompt with the adapter as it is now.
     ///
     /// # Errors
-    /// Where the model gives no numbers, or its tokens are no text.
+    /// Where the model gives no numbers, its tokens are no text, or another rank does not answer.
     pub(crate) fn generate(
         &self,
         stepper: &Stepper<'_>,
         (step, epoch): (u64, f64),
-    ) -> Result<Vec<SampleRecord>, EncodeError> {
+    ) -> Result<Vec<SampleRecord>, Error> {
         let started = Instant::now();
-        let mut made = Vec::new();
-        for prompt in &self.prompts.prompts {
-            let mut texts = decoder(stepper)?.generate(&self.prompts.request(prompt))?;
-            made.push(texts.swap_remove(0).tokens);
-        }
+        let comm = stepper.communicator();
+        let own = self.tokens(stepper, comm.rank(), comm.size()).map_err(|e| e.to_string());
+        let mut made = gathered(comm, own)?;
         // The tokenizer comes when the decoder's memory is free.
         stepper.device().trim();
         let counts: Vec<u64> = made.iter().map(|tokens| tokens.len() as u64).collect();
@@ -137,7 +137,7 @@ impl Samples<'_> {
                 tokens.pop();
             }
         }
-        let texts = (self.to_text)(&made)?;
+        let texts = (self.to_text)(&made).map_err(|e| Error::Options(e.to_string()))?;
         let sample_s = started.elapsed().as_secs_f64();
         let record = |((prompt, text), count): ((&SamplePrompt, String), u64)| SampleRecord {
             step,
@@ -149,6 +149,42 @@ impl Samples<'_> {
         };
         Ok(self.prompts.prompts.iter().zip(texts).zip(counts).map(record).collect())
     }
+}
+
+impl Samples<'_> {
+    /// The tokens of every `size`-th prompt from `rank` on.
+    fn tokens(
+        &self,
+        stepper: &Stepper<'_>,
+        rank: usize,
+        size: usize,
+    ) -> lowrank_models::Result<Vec<Vec<u32>>> {
+        let prompts = self.prompts.prompts.iter().skip(rank).step_by(size);
+        let generate = |prompt| {
+            let mut texts = decoder(stepper)?.generate(&self.prompts.request(prompt))?;
+            Ok(texts.swap_remove(0).tokens)
+        };
+        prompts.map(generate).collect()
+    }
+}
+
+/// The tokens of all ranks in the order of the prompts; the first error of any.
+fn gathered(comm: &dyn Communicator, own: Result<Vec<Vec<u32>>, String>) -> Result<Vec<Vec<u32>>, Error> {
+    if comm.size() == 1 {
+        return own.map_err(Error::Options);
+    }
+    let all = comm.all_gather(&serde_json::to_vec(&own).expect("plain data"))?;
+    let mut lists = Vec::new();
+    for bytes in all {
+        let list: Result<Vec<Vec<u32>>, String> =
+            serde_json::from_slice(&bytes).map_err(|e| Error::Options(e.to_string()))?;
+        lists.push(list.map_err(Error::Options)?.into_iter());
+    }
+    let mut made = Vec::new();
+    while let Some(tokens) = lists[made.len() % comm.size()].next() {
+        made.push(tokens);
+    }
+    Ok(made)
 }
 
 /// A decoder over the adapter as it is now.

@@ -1,6 +1,7 @@
 //! Forward passes without optimiser or gradients: losses, predictions and embeddings.
 
 use lowrank_adapters::AdapterSet;
+use lowrank_comm::{Communicator, Single};
 use lowrank_engine::{Device, Grads, Record, Scope, Tape};
 use lowrank_models::{Model, TokenBatch};
 
@@ -17,6 +18,7 @@ pub struct Scorer<'a> {
     device: &'a Device,
     task: &'a TaskSpec,
     masking: Option<Masking>,
+    comm: &'a dyn Communicator,
 }
 
 /// The task of a scorer that was given none.
@@ -25,12 +27,22 @@ static LANGUAGE: TaskSpec = TaskSpec::new(Task::Lm, Vec::new());
 impl<'a> Scorer<'a> {
     /// Scores next tokens.
     pub fn new(model: &'a dyn Model, adapters: &'a AdapterSet, device: &'a Device) -> Self {
-        Self { model, adapters, device, task: &LANGUAGE, masking: None }
+        Self { model, adapters, device, task: &LANGUAGE, masking: None, comm: &Single }
     }
 
     /// The same for another task; `masking` is for masked language models.
     pub fn for_task(self, task: &'a TaskSpec, masking: Option<Masking>) -> Self {
         Self { task, masking, ..self }
+    }
+
+    /// The same for several ranks, which share the batches of an evaluation.
+    pub fn with_communicator(self, comm: &'a dyn Communicator) -> Self {
+        Self { comm, ..self }
+    }
+
+    /// The ranks that share its work.
+    pub fn communicator(&self) -> &'a dyn Communicator {
+        self.comm
     }
 
     /// What it scores.

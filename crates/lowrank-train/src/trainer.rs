@@ -10,9 +10,10 @@ use crate::checkpoint::{self, RunState};
 use crate::error::Kept;
 use crate::evaluate::evaluate;
 use crate::log::{RunLog, StepRecord};
+use crate::ranks::{all_well, any, on_first};
 use crate::samples::Samples;
 use crate::step::Stepper;
-use crate::{Batches, Error, Examples, PackedBatch, Schedule, memory};
+use crate::{Batches, Error, Example, Examples, Schedule, memory};
 
 /// How long a run goes on and what it does on the way.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,8 @@ pub struct LoopOptions {
     pub schedule: Schedule,
     /// Completions of one prompt share it.
     pub share_prefix: bool,
+    /// Shards of a step's batch at most: what ranks share, each of them one or more.
+    pub shards: usize,
     /// Evaluate after every so many steps; 0 only at the end.
     pub eval_steps: u64,
     /// Save a checkpoint after every so many steps; 0 only at the end.
@@ -121,45 +124,34 @@ pub fn run(
             summary.stopped_early = true;
             break;
         }
-        if stop.load(Ordering::Relaxed) {
+        if any(stepper.communicator(), stop.load(Ordering::Relaxed))? {
             summary.interrupted = true;
             break;
         }
         let started = Instant::now();
-        let micro: Vec<PackedBatch> = step
-            .micro_batches
-            .iter()
-            .enumerate()
-            .map(|(i, batch)| {
-                let examples = data.train.batch(batch.iter().copied());
-                stepper.pack(
-                    &examples.iter().collect::<Vec<_>>(),
-                    options.share_prefix,
-                    (step.step << 16) | i as u64,
-                )
-            })
-            .collect();
+        let micro_batches: Vec<Vec<Example>> =
+            step.micro_batches.iter().map(|batch| data.train.batch(batch.iter().copied())).collect();
+        let shards = stepper.lay_out(&micro_batches, options.share_prefix, options.shards, step.step);
         let learning_rate = options.schedule.at(step.step);
-        let outcome = match stepper.step(&micro, learning_rate) {
+        let outcome = match stepper.step_over(&shards, learning_rate) {
+            // On all ranks: the loss and the gradient are those of all.
             Err(Error::NotFinite(mut what)) => {
-                what.checkpoint = match unproven {
-                    true => checkpoint::roll_back(run_dir, "last")?.map_or(Kept::None, Kept::Former),
-                    false if checkpoint::exists(run_dir) => Kept::Last,
-                    false => Kept::NoCheckpoint,
-                };
-                return Err(Error::NotFinite(what));
+                let comm = stepper.communicator();
+                let kept = if comm.is_first() { kept(run_dir, unproven) } else { Ok(Kept::NoCheckpoint) };
+                what.checkpoint = all_well(comm, kept)?;
+                return all_well(comm, Err(Error::NotFinite(what)));
             }
             outcome => outcome?,
         };
         if std::mem::take(&mut unproven) {
-            checkpoint::confirm(run_dir, "last")?;
+            on_first(stepper.communicator(), || checkpoint::confirm(run_dir, "last"))?;
         }
         let step_s = started.elapsed().as_secs_f64();
 
         state.step += 1;
         state.epoch = data.batches.epochs_after(state.step);
-        let tokens = micro.iter().map(|b| b.real_tokens as u64).sum();
-        let examples = micro.iter().map(|b| b.examples as u64).sum();
+        let tokens = shards.iter().flatten().map(|b| b.real_tokens as u64).sum();
+        let examples = shards.iter().flatten().map(|b| b.examples as u64).sum();
         summary.train_s += step_s;
         summary.tokens += tokens;
         summary.examples += examples;
@@ -194,7 +186,9 @@ pub fn run(
         if every(options.save_steps) && state.step < options.total_steps {
             save(stepper, run_dir, "last", state)?;
             if options.save_total_limit > 1 {
-                checkpoint::keep(run_dir, state.step, &stepper.adapters, options.save_total_limit - 1)?;
+                on_first(stepper.communicator(), || {
+                    checkpoint::keep(run_dir, state.step, &stepper.adapters, options.save_total_limit - 1)
+                })?;
             }
             unproven = true;
         }
@@ -209,13 +203,16 @@ pub fn run(
     save(stepper, run_dir, "last", state)?;
     let best = options.load_best_model_at_end && !summary.interrupted;
     summary.wrote_best = best && state.best.is_some_and(|(step, _)| step != state.step);
-    match summary.wrote_best {
-        true => checkpoint::export(run_dir, "best")?,
-        false => stepper.adapters.save(run_dir)?,
-    }
-    if !summary.interrupted {
-        checkpoint::confirm(run_dir, "last")?;
-    }
+    on_first(stepper.communicator(), || {
+        match summary.wrote_best {
+            true => checkpoint::export(run_dir, "best")?,
+            false => stepper.adapters.save(run_dir)?,
+        }
+        match summary.interrupted {
+            true => Ok(()),
+            false => checkpoint::confirm(run_dir, "last"),
+        }
+    })?;
     let tail = &recent[recent.len().saturating_sub(10)..];
     summary.last_loss = (!tail.is_empty()).then(|| tail.iter().sum::<f64>() / tail.len() as f64);
     summary.final_loss = recent.last().copied();
@@ -229,6 +226,16 @@ pub fn run(
     Ok(summary)
 }
 
+/// What is left to go on from after a step that was not finite; where the last checkpoint leads there, the one before it takes its
+/// place.
+fn kept(run_dir: &Path, unproven: bool) -> Result<Kept, Error> {
+    Ok(match unproven {
+        true => checkpoint::roll_back(run_dir, "last")?.map_or(Kept::None, Kept::Former),
+        false if checkpoint::exists(run_dir) => Kept::Last,
+        false => Kept::NoCheckpoint,
+    })
+}
+
 fn run_evaluation(
     stepper: &Stepper<'_>,
     data: &RunData<'_>,
@@ -239,7 +246,7 @@ fn run_evaluation(
     summary: &mut Summary,
 ) -> Result<(), Error> {
     let Some(examples) = data.eval else { return Ok(()) };
-    let result = evaluate(&stepper.scorer(), examples, options.eval_batch_size, options.share_prefix);
+    let result = evaluate(&stepper.scorer(), examples, options.eval_batch_size, options.share_prefix)?;
     log.eval(&result.record(state.step, state.epoch))?;
     summary.eval_loss = Some(result.loss);
     summary.eval_metrics = result.metrics.into_iter().collect();
@@ -251,7 +258,7 @@ fn run_evaluation(
         summary.best = state.best;
         save(stepper, run_dir, "best", state)?;
         // Its loss is computed already.
-        checkpoint::confirm(run_dir, "best")?;
+        on_first(stepper.communicator(), || checkpoint::confirm(run_dir, "best"))?;
     }
     Ok(())
 }
@@ -271,6 +278,7 @@ fn sample(
     lowrank_kernels::trim_heap();
     match made {
         Ok(records) => records.iter().try_for_each(|record| log.sample(record)),
+        Err(error @ Error::Comm(_)) => Err(error),
         Err(error) => {
             log.progress.message(&format!("warning: no samples at step {}: {error}", state.step));
             Ok(())
@@ -281,12 +289,14 @@ fn sample(
 /// Saves a checkpoint, unless something in it is no number any more: in the memory that the activations had, and leaving
 /// none of its own behind.
 fn save(stepper: &Stepper<'_>, run_dir: &Path, name: &str, state: &RunState) -> Result<(), Error> {
-    let broken = |p: &Param| !p.values().iter().all(|x| x.is_finite());
-    if let Some((_, param)) = stepper.adapters.params.iter().find(|(_, p)| broken(p)) {
-        return Err(Error::NotFiniteParameter { step: state.step, name: param.name.clone() });
-    }
-    stepper.device().trim();
-    let saved = checkpoint::save(run_dir, name, &stepper.adapters, &stepper.optimizer, state);
-    lowrank_kernels::trim_heap();
-    saved
+    on_first(stepper.communicator(), || {
+        let broken = |p: &Param| !p.values().iter().all(|x| x.is_finite());
+        if let Some((_, param)) = stepper.adapters.params.iter().find(|(_, p)| broken(p)) {
+            return Err(Error::NotFiniteParameter { step: state.step, name: param.name.clone() });
+        }
+        stepper.device().trim();
+        let saved = checkpoint::save(run_dir, name, &stepper.adapters, &stepper.optimizer, state);
+        lowrank_kernels::trim_heap();
+        saved
+    })
 }

@@ -37,6 +37,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     lowrank_engine::kernels::unmap_large_blocks_when_freed();
     #[cfg(unix)]
     lowrank_engine::name_files_that_are_cut();
+    commands::ranks::expect();
     let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         // Help and version, or wrong usage.
@@ -58,8 +59,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         // Whoever read the output has seen enough.
         Err(error) if Stdout::is_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            commands::say_error(command().find_subcommand(&name), &error.to_string());
-            ExitCode::from(error.exit_code())
+            let code = error.exit_code();
+            let say = || commands::say_error(command().find_subcommand(&name), &error.to_string());
+            commands::ranks::end(code, say);
+            ExitCode::from(code)
         }
     }
 }
@@ -78,6 +81,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 
 /// Prints what clap has to say.
 fn usage(error: &clap::Error) -> ExitCode {
+    if !lowrank_comm::is_first_rank() {
+        return ExitCode::from(error.exit_code() as u8);
+    }
     let text = error.to_string();
     let short = shortened(&text);
     let printed = match error.use_stderr() && short != text {

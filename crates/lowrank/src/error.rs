@@ -21,6 +21,9 @@ pub enum Error {
     #[cfg(feature = "cli")]
     #[error(transparent)]
     Study(#[from] lowrank_study::Error),
+    /// Another rank of the run does not answer.
+    #[error(transparent)]
+    Comm(#[from] lowrank_comm::Error),
     /// An adapter's file.
     #[error(transparent)]
     Tools(#[from] lowrank_tools::Error),
@@ -54,6 +57,8 @@ impl Error {
             #[cfg(feature = "cli")]
             Self::Study(e) => u8::from(e.is_usage()) + 1,
             Self::Failed(_) | Self::NotPushed { .. } => 1,
+            Self::Comm(lowrank_comm::Error::NoLibrary { .. } | lowrank_comm::Error::OtherLibrary { .. }) => 2,
+            Self::Comm(_) => 1,
             _ => 2,
         }
     }
@@ -68,6 +73,12 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| lowrank_files::IoError { path, source }.into()
+    }
+}
+
+impl From<lowrank_comm::Failure> for Error {
+    fn from(failure: lowrank_comm::Failure) -> Self {
+        lowrank_train::Error::from(failure).into()
     }
 }
 

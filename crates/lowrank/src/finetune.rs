@@ -16,10 +16,10 @@ use lowrank_train::{
 use crate::options::TrainOptions;
 use crate::push::{push_run, repository_of};
 use crate::reference::{self, Reference};
-use crate::run_folder::{LOG_FILE, RunFolder};
+use crate::run_folder::{LOG_FILE, RunFolder, SetAside};
 use crate::session::Session;
 use crate::training_args::TrainingArgs;
-use crate::{Error, Result, card, sample_prompts};
+use crate::{Error, Result, card, ranks, sample_prompts};
 
 /// What is trained: the adapter on its model and the examples.
 pub struct Prepared<'m> {
@@ -36,7 +36,7 @@ pub struct Prepared<'m> {
     /// What is continued on the way.
     pub samples: Option<SamplePrompts>,
     reference: Option<Reference>,
-    state: RunState,
+    pub(crate) state: RunState,
 }
 
 /// Reads data and adapter and makes everything ready on `device`.
@@ -130,7 +130,8 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let (mut train, mut eval) = (train, eval);
     let reference = reference::attach(session, options, &device, &mut train, eval.as_mut())?;
     let mut stepper = Stepper::new(&*session.model, adapters, device, step_options)
-        .for_task(session.task.clone(), session.masking(options.seed)?);
+        .for_task(session.task.clone(), session.masking(options.seed)?)
+        .with_communicator(session.comm.clone());
     stepper.adapters.task = session.task.to_json();
     stepper.adapters.chat_template = session.chat_template().map(str::to_owned);
     if let Some(optimizer) = optimizer {
@@ -145,6 +146,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         total_steps,
         schedule,
         share_prefix,
+        shards: options.shards_of(stepper.adapters.params.count()),
         eval_steps: options.eval_steps,
         save_steps: options.save_steps,
         eval_batch_size: options.batch_size,
@@ -203,29 +205,31 @@ pub fn finetune_with(
     progress: impl FnOnce(u64, u64) -> Progress,
 ) -> Result<Summary> {
     options.check()?;
+    let comm = &*session.comm.clone();
     let out = &options.out;
     let options = &options.resolved(&*session.model);
-    let folder = RunFolder::open(options)?;
-    let mut prepared = prepare(session, options, session.device())?;
-    let mut progress = progress(prepared.loop_options.total_steps, prepared.state.step);
+    let first = comm.is_first();
+    let folder = if first { RunFolder::open(options).map(Some) } else { Ok(None) };
+    let folder = ranks::all_well(comm, folder)?;
+    let mut prepared = ranks::all_well(comm, prepare(session, options, session.device()))?;
+    ranks::check_same_run(session, options, &prepared)?;
+    let done = prepared.state.step;
+    let mut progress =
+        if first { progress(prepared.loop_options.total_steps, done) } else { Progress::hidden() };
     report_data(&prepared, &mut progress);
+    ranks::report(comm, &prepared, &mut progress);
     let warnings = prepared.stepper.adapters.warnings(session.sites());
     for warning in warnings.into_iter().chain(prepared.loop_options.schedule.warning()) {
         progress.message(&format!("warning: {warning}"));
     }
-    let repository = repository_of(options)?;
-    let replaced = if options.resume { None } else { Some(folder.set_aside()?) };
-    let done = prepared.state.step;
-    let path = options.log_json.clone().unwrap_or_else(|| out.join(LOG_FILE));
-    let json = match done {
-        0 => JsonLog::create(&path)?,
-        _ => JsonLog::resume(&path, done)?,
+    let begun = match &folder {
+        Some(folder) => begin(folder, options, done).map(Some),
+        None => Ok(None),
     };
-    let tensorboard =
-        options.tensorboard.as_ref().map(|dir| TensorBoard::create(dir, (done > 0).then_some(done)));
+    let (repository, replaced, logs) = ranks::all_well(comm, begun)?.unwrap_or_default();
     let mut log = RunLog {
-        json: Some(json),
-        tensorboard: tensorboard.transpose()?,
+        json: logs.json,
+        tensorboard: logs.tensorboard,
         progress,
         every: options.logging_steps,
         waiting: Vec::new(),
@@ -247,14 +251,18 @@ pub fn finetune_with(
         batches: &prepared.batches,
         eval: prepared.eval.as_ref().map(|e| &e.examples),
     };
-    TrainingArgs::now(options).write(out)?;
-    if let Some(reference) = prepared.reference.take() {
-        reference.save(out)?;
-    }
-    // Nothing is left that could be refused.
-    if let Some(replaced) = replaced {
-        replaced.discard()?;
-    }
+    let reference = prepared.reference.take().filter(|_| first);
+    let replace = || {
+        if first {
+            TrainingArgs::now(options).write(out)?;
+        }
+        if let Some(reference) = reference {
+            reference.save(out)?;
+        }
+        // Nothing is left that could be refused.
+        replaced.map_or(Ok(()), SetAside::discard)
+    };
+    ranks::all_well(comm, replace())?;
     session.forget_tokenizer();
     let summary = lowrank_train::run(
         &mut prepared.stepper,
@@ -267,6 +275,9 @@ pub fn finetune_with(
     );
     log.progress.finish();
     let summary = summary.map_err(|error| explained(error, session, &prepared.stepper.adapters, done))?;
+    if !first {
+        return Ok(summary);
+    }
     if !card::write(out, options, &prepared.stepper.adapters, &prepared.train.report, &summary)? {
         log.progress.message(&format!("{} is not this run's and stays", out.join(card::FILE).display()));
     }
@@ -275,6 +286,29 @@ pub fn finetune_with(
         log.progress.message(&format!("uploaded to {}", pushed.page));
     }
     Ok(summary)
+}
+
+/// The logs of a run.
+#[derive(Default)]
+struct Logs {
+    json: Option<JsonLog>,
+    tensorboard: Option<TensorBoard>,
+}
+
+/// What the first rank opens before a run: the repository to upload to, the former run set aside, and the logs.
+type Begun = (Option<String>, Option<SetAside>, Logs);
+
+fn begin(folder: &RunFolder, options: &TrainOptions, done: u64) -> Result<Begun> {
+    let repository = repository_of(options)?;
+    let replaced = if options.resume { None } else { Some(folder.set_aside()?) };
+    let path = options.log_json.clone().unwrap_or_else(|| options.out.join(LOG_FILE));
+    let json = match done {
+        0 => JsonLog::create(&path)?,
+        _ => JsonLog::resume(&path, done)?,
+    };
+    let board = |dir| TensorBoard::create(dir, (done > 0).then_some(done));
+    let tensorboard = options.tensorboard.as_ref().map(board).transpose()?;
+    Ok((repository, replaced, Logs { json: Some(json), tensorboard }))
 }
 
 /// `text` up to the first of `stops`.

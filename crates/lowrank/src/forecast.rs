@@ -2,7 +2,7 @@
 
 use lowrank_engine::Device;
 use lowrank_train::memory::{current_rss_bytes, peak_rss_bytes, program_rss_bytes};
-use lowrank_train::{Examples, PackedBatch};
+use lowrank_train::{Example, Examples, LoopOptions, PackedBatch, Shard, Step, split};
 use serde::Serialize;
 
 use crate::finetune::{Prepared, prepare};
@@ -79,22 +79,15 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
     session.forget_tokenizer();
     let looking = plan_looking(session, &prepared)?;
     let per_epoch = prepared.batches.steps_per_epoch();
-    let share = prepared.loop_options.share_prefix;
     let (mut tokens, mut rows, mut planned, mut most_rows) = (0, 0, 0, 0);
     let steps = per_epoch.min(PLANNED_STEPS).min(prepared.loop_options.total_steps.max(1));
     for step in prepared.batches.starting_at(0).take(steps as usize) {
-        let micro: Vec<PackedBatch> = step
-            .micro_batches
-            .iter()
-            .map(|batch| {
-                let examples = prepared.train.examples.batch(batch.iter().copied());
-                prepared.stepper.pack(&examples.iter().collect::<Vec<_>>(), share, 0)
-            })
-            .collect();
-        tokens += micro.iter().map(|b| b.real_tokens).sum::<usize>();
-        rows += micro.iter().map(PackedBatch::rows).sum::<usize>();
-        most_rows = most_rows.max(micro.iter().map(PackedBatch::rows).max().unwrap_or(0));
-        prepared.stepper.gradients(&micro)?;
+        let shards = lay_out(&prepared, &step);
+        let batches = || shards.iter().flatten();
+        tokens += batches().map(|b| b.real_tokens).sum::<usize>();
+        rows += batches().map(PackedBatch::rows).sum::<usize>();
+        most_rows = most_rows.max(batches().map(PackedBatch::rows).max().unwrap_or(0));
+        prepared.stepper.gradients_of(&shards)?;
         planned += 1;
     }
     let whole = |sum: f64| sum / planned as f64 * per_epoch as f64;
@@ -108,7 +101,8 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
         samples.plan(&prepared.stepper) + device.peak_page_bytes()
     });
     let tensors = &session.base.tensors;
-    let adapter_bytes = adapters.params.training_bytes() + adapters.cached_bytes();
+    let adapter_bytes =
+        adapters.params.training_bytes() + adapters.cached_bytes() + prepared.stepper.spare_bytes();
     let mut forecast = Forecast {
         base_bytes: tensors.resident_bytes() as usize,
         base_parameters: tensors.parameters(),
@@ -150,6 +144,14 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
     Ok(forecast)
 }
 
+/// The shards of a step.
+pub(crate) fn lay_out(prepared: &Prepared<'_>, step: &Step) -> Vec<Shard> {
+    let LoopOptions { share_prefix, shards, .. } = prepared.loop_options;
+    let examples = |batch: &Vec<usize>| prepared.train.examples.batch(batch.iter().copied());
+    let micro_batches: Vec<Vec<Example>> = step.micro_batches.iter().map(examples).collect();
+    prepared.stepper.lay_out(&micro_batches, share_prefix, shards, step.step)
+}
+
 /// Bytes of the process without weights and tensors.
 pub(crate) fn process_bytes() -> usize {
     let Some(all) = current_rss_bytes() else { return 0 };
@@ -186,7 +188,14 @@ fn plan_heaviest(prepared: &mut Prepared<'_>) -> Result<usize> {
     let share = prepared.loop_options.share_prefix;
     let total = prepared.loop_options.total_steps.min(SEARCHED_STEPS);
     let steps = prepared.batches.starting_at(0).take(total as usize);
-    let batches = steps.flat_map(|step| step.micro_batches);
+    let most = prepared.loop_options.shards;
+    let batches = steps.flat_map(|step| {
+        let examples = |batch: &Vec<usize>| prepared.train.examples.batch(batch.iter().copied());
+        let micro_batches: Vec<Vec<Example>> = step.micro_batches.iter().map(examples).collect();
+        let index = |(batch, i): (usize, usize)| step.micro_batches[batch][i];
+        let parts = split(&micro_batches, share, most).into_iter().flatten();
+        parts.map(move |part| part.into_iter().map(index).collect::<Vec<usize>>()).collect::<Vec<_>>()
+    });
     for batch in heaviest(&prepared.train.examples, batches) {
         let examples = prepared.train.examples.batch(batch);
         let packed = prepared.stepper.pack(&examples.iter().collect::<Vec<_>>(), share, 0);

@@ -329,7 +329,10 @@ options! {
         /// Number type of saved activations: int16 (one scale per 128 values, relative gradient error about 1e-4) or f32 (exact,
         /// twice the memory).
         saved_activations: SavedActivations = SavedActivations::Int16;
-        /// Number of threads (default: all processors).
+        /// Maximum number of parts of a step's batch, which processes share; a part has at least 256 tokens. The results depend on it,
+        /// and not on the number of processes (default: 8, and 1 where more than 50 million parameters are trained).
+        shards: Option<usize> = None, Range::Whole(1, 4096);
+        /// Number of threads (default: all processors, shared with the other processes of the run).
         threads: Option<usize> = None, Range::THREADS;
         /// Upload the adapter to the Hugging Face hub at the end, with the access token in HF_TOKEN: to this repository (org/name),
         /// else to hub_model_id, else to one of the output folder's name.
@@ -754,6 +757,12 @@ impl TrainOptions {
             None => adapters.group_weight_decay(),
         }
         Ok(())
+    }
+
+    /// Shards of a step's batch at most, where `trainable` parameters are trained: the gradients of several are in memory at once.
+    pub(crate) fn shards_of(&self, trainable: usize) -> usize {
+        const MANY: usize = 50_000_000;
+        self.shards.unwrap_or(if trainable > MANY { 1 } else { 8 })
     }
 
     /// Gives the optimiser its settings.

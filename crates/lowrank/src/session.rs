@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, adapter_folder, read_task};
+use lowrank_comm::{Communicator, Single};
 use lowrank_engine::{Device, Format, Site, SiteKind};
 use lowrank_files::LoadOptions;
 use lowrank_models::{Base, ChatTemplate, Head, Model, Texts, Tokenizer, templates};
@@ -13,7 +14,7 @@ use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Scorer,
 use crate::adapter_source::PeftFolder;
 use crate::data_files::DataFiles;
 use crate::options::TrainOptions;
-use crate::{Error, Result, task};
+use crate::{Error, Result, ranks, task};
 
 /// A base model, its tokenizer and its chat template. Weights are mapped, not read.
 pub struct Session {
@@ -26,6 +27,7 @@ pub struct Session {
     tokenizer: Mutex<Option<Arc<Tokenizer>>>,
     /// What [`Session::generate`] and [`Session::chat`] answer with.
     pub(crate) adapter: AdapterSet,
+    pub(crate) comm: Arc<dyn Communicator>,
 }
 
 impl Session {
@@ -128,6 +130,16 @@ impl Session {
         Ok(session)
     }
 
+    /// The same as one of several ranks, which share the work of training and evaluation.
+    pub fn with_communicator(self, comm: Arc<dyn Communicator>) -> Self {
+        Self { comm, ..self }
+    }
+
+    /// The ranks that share its work.
+    pub fn communicator(&self) -> &Arc<dyn Communicator> {
+        &self.comm
+    }
+
     /// The text of the chat template that took the place of the model's own.
     pub fn chat_template(&self) -> Option<&str> {
         self.base.replaced_chat_template().map(ChatTemplate::source)
@@ -200,10 +212,11 @@ impl Session {
         task: impl FnOnce(&Base) -> Result<TaskSpec>,
     ) -> Result<Self> {
         base.tensors.set_load_options(options);
-        base.notes.iter().for_each(|note| eprintln!("warning: {note}"));
+        base.notes.iter().for_each(|note| ranks::say(&format!("warning: {note}")));
         let task = task(&base)?;
         let model = build(&base, &task)?;
-        let session = Self { base, model, task, tokenizer: Mutex::default(), adapter: AdapterSet::none() };
+        let (tokenizer, adapter, comm) = (Mutex::default(), AdapterSet::none(), Arc::new(Single));
+        let session = Self { base, model, task, tokenizer, adapter, comm };
         session.check_quantised()?;
         if options.stream && session.base.tensors.converted() > 0 {
             return Err(Error::Usage(
@@ -245,9 +258,9 @@ impl Session {
         if tensors.converted() > 0 {
             if let Some(first) = left.first() {
                 let count = left.len();
-                eprintln!(
+                ranks::say(&format!(
                     "{count} matrices stay dense: their rows are not a whole number of {name} blocks ({first})"
-                );
+                ));
             }
             return Ok(());
         }
@@ -298,7 +311,7 @@ impl Session {
     pub fn load_adapter(&self, dir: &Path) -> Result<AdapterSet> {
         let folder = PeftFolder::of(dir, &self.base.source)?;
         let set = AdapterSet::load_on(&folder.path, self.sites(), self)?;
-        set.notes.iter().for_each(|note| eprintln!("warning: {note}"));
+        set.notes.iter().for_each(|note| ranks::say(&format!("warning: {note}")));
         Ok(set)
     }
 
@@ -445,7 +458,8 @@ impl Session {
     /// # Errors
     /// As [`Session::masking`].
     pub fn scorer<'a>(&'a self, adapters: &'a AdapterSet, device: &'a Device) -> Result<Scorer<'a>> {
-        Ok(Scorer::new(&*self.model, adapters, device).for_task(&self.task, self.masking(0)?))
+        let scorer = Scorer::new(&*self.model, adapters, device).with_communicator(&*self.comm);
+        Ok(scorer.for_task(&self.task, self.masking(0)?))
     }
 }
 

@@ -97,8 +97,9 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
         ..Example::default()
     };
     let mut stepper = Stepper::new(model, adapters, options.saving_on(Device::plan()), step);
-    let batch = stepper.pack(&vec![&example; options.batch_size], false, 0);
-    stepper.gradients(&[batch])?;
+    let most = options.shards_of(trainable);
+    let shards = stepper.lay_out(&[vec![example; options.batch_size]], false, most, 0);
+    stepper.gradients_of(&shards)?;
 
     let longest = longest_side(session, options.batch_size * tokens);
     let tensors = &session.base.tensors;
@@ -116,9 +117,9 @@ pub fn plan_shapes(session: &Session, options: &TrainOptions) -> Result<ShapePla
     let lora = Need {
         trainable_parameters: trainable,
         weight_bytes: base_bytes,
-        gradient_bytes: training_bytes - 8 * trainable,
+        gradient_bytes: training_bytes - 8 * trainable + stepper.spare_bytes(),
         moment_bytes: 8 * trainable,
-        total_bytes: base_bytes + training_bytes,
+        total_bytes: base_bytes + training_bytes + stepper.spare_bytes(),
         checkpoint_bytes: 4 * trainable,
     };
     Ok(ShapePlan {

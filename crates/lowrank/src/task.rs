@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::adapter_source::other_format;
 use crate::options::TrainOptions;
-use crate::{Error, Result};
+use crate::{Error, Result, ranks};
 
 /// What `task` means over a base: for one whose `config.json` names another problem than a single label, classification
 /// is that, as in transformers.
@@ -31,7 +31,7 @@ fn meant_aloud(task: Task, labels: Option<&Vec<String>>, base: &Base) -> Task {
     if meant != task {
         let (source, name) = (base.source.display(), meant.name());
         let kind = meant.problem_type().unwrap_or_default();
-        eprintln!("the task is {name}: problem_type of {source} is {kind}");
+        ranks::say(&format!("the task is {name}: problem_type of {source} is {kind}"));
     }
     meant
 }

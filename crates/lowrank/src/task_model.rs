@@ -68,7 +68,7 @@ impl TaskModel {
         let data = self.session.read_data(path.as_path(), &options, true)?;
         let device = self.session.device();
         let scorer = self.session.scorer(&self.adapters, &device)?;
-        let result = evaluate(&scorer, &data.examples, BATCH, true).checked()?;
+        let result = evaluate(&scorer, &data.examples, BATCH, true)?.checked()?;
         let of = |logits: Vec<f32>| match self.session.task.task {
             Task::Regression | Task::Reward => logits,
             Task::MultiLabelClassification => logits.into_iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),

@@ -1,6 +1,7 @@
 //! What every loss implements.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use lowrank_engine::{Grads, Tape, Var};
 use lowrank_models::Head;
@@ -32,10 +33,51 @@ impl Means {
         }
     }
 
+    /// Appends all to a message to another rank.
+    pub fn write(&self, message: &mut Vec<u8>) {
+        message.extend((self.0.len() as u64).to_le_bytes());
+        for (name, (sum, count)) in &self.0 {
+            message.extend((name.len() as u64).to_le_bytes());
+            message.extend(name.as_bytes());
+            message.extend(sum.to_le_bytes());
+            message.extend(count.to_le_bytes());
+        }
+    }
+
+    /// Takes from the front of a message what [`Means::write`] appended.
+    pub fn read(message: &mut &[u8]) -> Option<Self> {
+        fn word(message: &mut &[u8]) -> Option<[u8; 8]> {
+            let (word, rest) = message.split_first_chunk::<8>()?;
+            *message = rest;
+            Some(*word)
+        }
+        let mut means = Self::default();
+        for _ in 0..u64::from_le_bytes(word(message)?) {
+            let length = usize::try_from(u64::from_le_bytes(word(message)?)).ok()?;
+            let (name, rest) = message.split_at_checked(length)?;
+            *message = rest;
+            let (sum, count) = (f64::from_le_bytes(word(message)?), u64::from_le_bytes(word(message)?));
+            means.0.insert(known_name(std::str::from_utf8(name).ok()?), (sum, count));
+        }
+        Some(means)
+    }
+
     /// The means.
     pub fn means(&self) -> Metrics {
         self.0.iter().map(|(name, (sum, count))| (*name, sum / *count as f64)).collect()
     }
+}
+
+/// The name of a metric that another rank has. Names are few, so each is kept for good.
+fn known_name(name: &str) -> &'static str {
+    static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.iter().find(|known| **known == name) {
+        return known;
+    }
+    let kept: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    names.push(kept);
+    kept
 }
 
 /// A loss `l_i` for each target of a batch, and the metrics of the tasks that are trained with it.

@@ -37,7 +37,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let data = args.input.read(&session, false)?;
     let (adapters, device) = (args.input.adapter(&session)?, session.device());
     let scorer = session.scorer(&adapters, &device)?;
-    let result = evaluate(&scorer, &data.examples, options.batch_size, true).checked()?;
+    let result = evaluate(&scorer, &data.examples, options.batch_size, true)?.checked()?;
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&result).expect("plain numbers"))?;
         return Ok(ExitCode::SUCCESS);

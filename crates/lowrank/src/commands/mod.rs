@@ -25,6 +25,7 @@ mod predict;
 pub mod program;
 mod prune;
 mod push;
+pub mod ranks;
 mod rename;
 mod report;
 mod resize;
@@ -45,7 +46,7 @@ use lowrank::{Error, MAX_TEXT, Result};
 #[cfg(test)]
 pub use flags::ranges::range;
 pub use flags::ranges::stated as with_ranges;
-pub use output::{Stdout, say_error};
+pub use output::{Stdout, say, say_error};
 
 macro_rules! commands {
     ($($Name:ident: $file:ident,)*) => {

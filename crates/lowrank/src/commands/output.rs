@@ -53,12 +53,13 @@ fn failed(source: io::Error) -> Error {
     IoError { path: NAME.into(), source }.into()
 }
 
-/// Prints a line on standard error. A run does not end because nobody can read its messages.
+/// Prints a line on standard error, on the first rank of a run. A run does not end because nobody can read its messages.
 macro_rules! note {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), "{}", lowrank::files::shortened(&format!($($text)*)));
-    }};
+    ($($text:tt)*) => {
+        if lowrank::comm::is_first_rank() {
+            $crate::commands::say(&format!($($text)*));
+        }
+    };
 }
 
 /// The same for a part of a line.
@@ -67,6 +68,11 @@ macro_rules! note_part {
         use std::io::Write as _;
         let _ = write!(std::io::stderr(), "{}", lowrank::files::shortened(&format!($($text)*)));
     }};
+}
+
+/// Prints a line on standard error.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", lowrank::files::shortened(text));
 }
 
 /// Prints an error. Libraries write options in backticks, by their names as fields: `learning_rate`; here they become
@@ -85,5 +91,5 @@ pub fn say_error(command: Option<&clap::Command>, message: &str) {
             None => text += part,
         }
     }
-    note!("error: {text}");
+    say(&format!("error: {text}"));
 }

@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-use lowrank::{Error, Need, Result, Session, TrainOptions, forecast, forecast_serving, plan_shapes};
+use lowrank::{
+    Error, Need, Result, Session, TrainOptions, forecast, forecast_serving, measure_speed, plan_shapes,
+};
 
 use super::Stdout;
 use super::flags::ranges;
@@ -17,6 +19,9 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Take steps of the run for five seconds and print its speed on this machine; needs the weights
+    #[arg(long, conflicts_with = "serve")]
+    speed: bool,
     /// Plan the memory of `serve` instead
     #[arg(long, help_heading = "Serving")]
     serve: bool,
@@ -42,11 +47,22 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         return serving(args, &options, out);
     }
     if options.data.is_empty() {
+        if args.speed {
+            return Err(Error::Usage("`speed` times steps of a run, so `data` must be given".to_owned()));
+        }
         return by_shape(args, &options, out);
     }
-    let plan = super::on_threads(options.threads, || forecast(&Session::for_plan(&options)?, &options))?;
+    let (plan, speed) = super::on_threads(options.threads, || {
+        let plan = forecast(&Session::for_plan(&options)?, &options)?;
+        let speed = args.speed.then(|| measure_speed(&Session::for_run(&options)?, &options, &plan));
+        Ok((plan, speed.transpose()?))
+    })?;
     if args.json {
-        writeln!(out, "{}", serde_json::to_string(&plan).expect("plain numbers"))?;
+        let mut all = serde_json::to_value(&plan).expect("plain numbers");
+        if let Some(speed) = speed {
+            all["speed"] = serde_json::to_value(speed).expect("plain numbers");
+        }
+        writeln!(out, "{all}")?;
         return Ok(ExitCode::SUCCESS);
     }
     let share = 100.0 * plan.trainable_parameters as f64 / plan.base_parameters as f64;
@@ -65,6 +81,16 @@ pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     writeln!(out, "steps           {:>12}  ({} an epoch)", plan.steps, plan.steps_per_epoch)?;
     writeln!(out, "tokens an epoch {:>12}  ({} rows computed)", plan.tokens_per_epoch, plan.rows_per_epoch)?;
     writeln!(out, "work an epoch   {:>12.1} TFLOP", plan.flops_per_epoch as f64 / 1e12)?;
+    if let Some(speed) = speed {
+        let (steps, rate) = (speed.steps, speed.flops_per_s / 1e9);
+        writeln!(out)?;
+        writeln!(
+            out,
+            "speed           {:>12.1} tokens/s  ({rate:.1} GFLOP/s over {steps} steps)",
+            speed.tokens_per_s
+        )?;
+        writeln!(out, "time an epoch   {:>12.0} s", speed.epoch_s)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -48,7 +48,7 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let data = args.input.read(&session, true)?;
     let (adapters, device) = (args.input.adapter(&session)?, session.device());
     let scorer = session.scorer(&adapters, &device)?;
-    let result = evaluate(&scorer, &data.examples, options.batch_size, true).checked()?;
+    let result = evaluate(&scorer, &data.examples, options.batch_size, true)?.checked()?;
     let lines = data.examples.iter().zip(&result.predictions).map(|(example, prediction)| {
         let mut line = json!({ "line": example.id.line });
         match task {

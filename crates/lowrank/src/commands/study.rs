@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lowrank::{Error, Result, Session, TrainOptions};
+use lowrank::comm::Communicator;
+use lowrank::{Error, Result, Session, TrainOptions, all_well};
 use lowrank_study::{Outcome, Spec};
 
-use super::Stdout;
 use super::config_file::Section;
+use super::{Stdout, ranks};
 
 /// Compare methods, matrices, ranks and seeds as in the LoRA paper, and write a report.
 ///
@@ -27,6 +28,15 @@ pub struct Args {
 
 /// Does what is not done yet, then writes the report.
 pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
+    let comm = ranks::connect(None)?;
+    let code = all_well(&*comm, work(args, &*comm));
+    if code.is_ok() {
+        comm.finish()?;
+    }
+    code
+}
+
+fn work(args: &Args, comm: &dyn Communicator) -> Result<ExitCode> {
     let text = super::read_text(&args.spec)?;
     let spec = Spec::parse(&text).map_err(|e| Error::Usage(format!("{}: {e}", args.spec.display())))?;
     let checked =
@@ -44,11 +54,17 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
         // The run at work saves its state and ends with 130; this process continues to the report.
         let signals = super::signals::count("stopping; run the same command again to continue")?;
         let command = super::program::words()?;
-        outcome = lowrank_study::run_all(&spec, &runs, &command, &signals, &mut |line| note!("{line}"))?;
+        outcome = lowrank_study::run_all(&spec, &runs, &command, &signals, comm, &mut |line| {
+            ranks::note(comm, line);
+        })?;
+        outcome = Outcome::of_ranks(comm, outcome)?;
         // One report at a time; on the way out none waits.
-        if outcome != Outcome::Interrupted {
+        if outcome != Outcome::Interrupted && comm.is_first() {
             lock = lowrank_study::wait_for_others(&spec.out, "data", &signals, &mut |line| note!("{line}"))?;
         }
+    }
+    if !comm.is_first() {
+        return Ok(ExitCode::from(code_of(&outcome)));
     }
     let written = super::on_threads(args.threads, || {
         let report =
@@ -57,22 +73,25 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     })?;
     drop(lock);
     super::report::say_written(&written);
-    Ok(match outcome {
-        Outcome::Complete { failed: 0 } => ExitCode::SUCCESS,
-        Outcome::Complete { failed } => {
-            say_failed(failed);
-            ExitCode::FAILURE
-        }
-        Outcome::OutOfTime { left, failed } => {
+    match outcome {
+        Outcome::OutOfTime { left, .. } => {
             note!("the time limit is reached with {left} runs to do; run the same command again to continue");
-            if failed > 0 {
-                say_failed(failed);
-                return Ok(ExitCode::FAILURE);
-            }
-            ExitCode::SUCCESS
         }
-        Outcome::Interrupted => ExitCode::from(130),
-    })
+        Outcome::Complete { .. } | Outcome::Interrupted => {}
+    }
+    if let Outcome::Complete { failed: failed @ 1.. } | Outcome::OutOfTime { failed: failed @ 1.., .. } =
+        outcome
+    {
+        say_failed(failed);
+    }
+    Ok(ExitCode::from(code_of(&outcome)))
+}
+
+fn code_of(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::Complete { failed } | Outcome::OutOfTime { failed, .. } => u8::from(*failed > 0),
+        Outcome::Interrupted => 130,
+    }
 }
 
 fn say_failed(failed: usize) {

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lowrank::train::Summary;
-use lowrank::{Error, Result, Session, TrainOptions, finetune};
+use lowrank::{Error, Result, Session, TrainOptions, all_well, finetune};
 
-use super::Stdout;
 use super::flags::options::{All, OptionFlags};
+use super::{Stdout, ranks};
 
 /// Train an adapter.
 #[derive(clap::Args)]
@@ -18,6 +18,9 @@ pub struct Args {
     /// Show the run as it goes on a page of this machine; with a port, there (0 takes a free one)
     #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "6006", value_parser = super::flags::ranges::whole::<u16>("port"))]
     dashboard: Option<u16>,
+    /// Start this number of processes on this machine and share the work; mpirun and srun start them on several
+    #[arg(long, value_name = "N", value_parser = super::flags::ranges::whole::<usize>("processes"))]
+    processes: Option<usize>,
     #[command(flatten)]
     flags: OptionFlags<All>,
 }
@@ -44,16 +47,27 @@ impl Args {
 
 /// Trains.
 pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
-    let options = args.options()?;
-    options.check()?;
-    if let Some(port) = args.dashboard {
+    let comm = ranks::connect(args.processes)?;
+    let checked = || {
+        let options = args.options()?;
+        options.check()?;
+        Ok(options)
+    };
+    let options = all_well(&*comm, checked())?;
+    if let Some(port) = args.dashboard.filter(|_| comm.is_first()) {
         let log = options.log_json.clone().unwrap_or_else(|| options.out.join(lowrank::LOG_FILE));
         let (url, _) = super::dashboard::serve(&log, port)?;
         note!("{url} shows the run as it goes");
     }
     let stop = super::signals::stop("stopping after this step; again to stop at once")?;
-    let trained =
-        super::on_threads(options.threads, || finetune(&Session::for_run(&options)?, &options, &stop));
+    let threads = ranks::threads(&*comm, options.threads)?;
+    let trained = super::on_threads(threads, || {
+        let session = all_well(&*comm, Session::for_run(&options))?.with_communicator(comm.clone());
+        finetune(&session, &options, &stop)
+    });
+    if trained.is_ok() {
+        comm.finish()?;
+    }
     match trained {
         Err(Error::NotPushed { summary, what }) => {
             say(&summary, &options);

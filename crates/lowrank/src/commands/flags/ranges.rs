@@ -27,6 +27,7 @@ const RANGES: &[(&str, Range)] = &[
     ("no_repeat_ngram_size", Range::Whole(0, 1 << 24)),
     ("num_beams", Range::Whole(1, 1024)),
     ("port", PORTS),
+    ("processes", Range::Whole(1, 1024)),
     ("rank", Range::RANK),
     ("ratio", Range::Real(1.0, 1e30)),
     ("read_timeout", Range::Whole(1, 86_400)),

@@ -1,0 +1,234 @@
+//! Runs of several processes: the same bits as one, under Open MPI, under MPICH and started by `--processes`.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Ran, overriding, ran, tiny_model};
+use serde_json::Value;
+
+/// What starts the ranks.
+#[derive(Clone)]
+enum Start {
+    /// `mpirun`, with what it needs here.
+    Launcher(PathBuf, &'static [&'static str]),
+    /// `--processes`.
+    Processes,
+}
+
+impl Start {
+    fn open_mpi() -> Option<Self> {
+        let more = &["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"];
+        lowrank_testing::open_mpi().map(|program| Self::Launcher(program, more))
+    }
+
+    fn mpich() -> Option<Self> {
+        lowrank_testing::mpich().map(|program| Self::Launcher(program, &[]))
+    }
+
+    fn command(&self, ranks: usize, args: &[&str]) -> Command {
+        let program = env!("CARGO_BIN_EXE_lowrank");
+        let ranks = ranks.to_string();
+        let mut command = match self {
+            Self::Launcher(launcher, more) => {
+                let mut command = Command::new(launcher);
+                command.args(*more).args(["-n", &ranks, program]).args(args);
+                command
+            }
+            Self::Processes => {
+                let mut command = Command::new(program);
+                command.args(args).args(["--processes", &ranks]);
+                command
+            }
+        };
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+    model: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let model = tiny_model(dir.path());
+        let place = Self { dir, model };
+        texts(&place.path("train.jsonl"), 40);
+        texts(&place.path("eval.jsonl"), 9);
+        place
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The arguments of a run with evaluations, samples and dropout.
+    fn args(&self, out: &str, more: &[&str]) -> Vec<String> {
+        let (data, eval, out) = (self.path("train.jsonl"), self.path("eval.jsonl"), self.path(out));
+        let args = ["train", "--model", &self.model, "--data", &data, "--eval-data", &eval, "--out", &out];
+        let run = ["--batch-size", "12", "--max-steps", "4", "--eval-steps", "2", "--save-steps", "2"];
+        let rest = ["--threads", "1", "--lora-dropout", "0.1", "--learning-rate", "0.02", "--r", "2"];
+        let samples = ["--sample-prompts", "red and", "--sample-max-new-tokens", "4"];
+        let args = [&args[..], &run, &rest, &samples].concat();
+        overriding(&args, more).into_iter().map(str::to_owned).collect()
+    }
+
+    fn run(&self, start: &Start, ranks: usize, args: &[String]) -> Ran {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        ran(start.command(ranks, &args).output().unwrap())
+    }
+
+    fn alone(&self, args: &[String]) -> Ran {
+        ran(Command::new(env!("CARGO_BIN_EXE_lowrank")).args(args).output().unwrap())
+    }
+
+    /// The adapter, the optimiser's moments and what the log says besides times.
+    fn result(&self, out: &str) -> (Vec<u8>, Vec<u8>, Vec<Value>) {
+        let dir = self.dir.path().join(out);
+        let read = |name: &str| fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{out}/{name}: {e}"));
+        let optimizer = read("checkpoints/last/optimizer.safetensors");
+        (read("adapter_model.safetensors"), optimizer, log(&dir.join("log.jsonl")))
+    }
+}
+
+/// Texts of different lengths, so that a batch of twelve has more than four shards.
+fn texts(path: &str, lines: usize) {
+    let words = ["red", "blue", "green", "gold", "grey"];
+    let mut text = String::new();
+    for i in 0..lines {
+        let many: Vec<&str> = (0..12 + i * 7 % 17).map(|j| words[(i + j * j) % 5]).collect();
+        let line =
+            serde_json::json!({"prompt": format!("{} {i} and", words[i % 5]), "completion": many.join(" ")});
+        text.push_str(&format!("{line}\n"));
+    }
+    fs::write(path, text).unwrap();
+}
+
+fn log(path: &Path) -> Vec<Value> {
+    let changes = ["tokens_per_s", "step_s", "peak_rss_bytes", "eval_s", "sample_s"];
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let line = |line: &str| {
+        let mut value: Value = serde_json::from_str(line).unwrap();
+        value.as_object_mut().unwrap().retain(|key, _| !changes.contains(&key.as_str()));
+        value
+    };
+    text.lines().map(line).collect()
+}
+
+/// Ends a process that a failed test would leave.
+struct Kill(Child);
+
+impl Drop for Kill {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn same_bits(start: &Start, ranks: &[usize]) {
+    let place = Place::new();
+    let alone = place.alone(&place.args("alone", &[]));
+    assert_eq!(alone.code, 0, "{}", alone.err);
+    let expected = place.result("alone");
+    assert!(expected.2.len() >= 9, "steps, evaluations and samples: {:?}", expected.2);
+    for &ranks in ranks {
+        let out = format!("with-{ranks}");
+        let several = place.run(start, ranks, &place.args(&out, &[]));
+        assert_eq!(several.code, 0, "{ranks} ranks: {}", several.err);
+        assert!(several.err.contains(&format!("{ranks} processes share each step")), "{}", several.err);
+        assert!(!several.err.contains("nothing to do"), "{}", several.err);
+        // One rank prints.
+        assert_eq!(several.err.matches("adapter written to").count(), 1, "{}", several.err);
+        let result = place.result(&out);
+        assert_eq!(result.2, expected.2, "{ranks} ranks");
+        assert!(result == expected, "{ranks} ranks: other bits");
+    }
+}
+
+/// A rank that is killed ends the others; the last checkpoint is whole, and the ranks that are left continue.
+fn survives(start: &Start) {
+    let place = Place::new();
+    let long = ["--max-steps", "400", "--save-steps", "200", "--eval-steps", "0"];
+    assert_eq!(place.alone(&place.args("alone", &long)).code, 0);
+    let more = ["--max-steps", "400", "--save-steps", "1", "--eval-steps", "0"];
+    let args = place.args("killed", &more);
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut command = start.command(3, &words);
+    let mut child = Kill(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let checkpoint = place.dir.path().join("killed/checkpoints/last/trainer_state.json");
+    let started = Instant::now();
+    while !checkpoint.exists() {
+        assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint");
+        assert!(child.0.try_wait().unwrap().is_none(), "the run is over before it was killed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let victim = rank_of(&place, child.0.id());
+    assert!(Command::new("kill").args(["-9", &victim.to_string()]).status().unwrap().success());
+    let killed = Instant::now();
+    let status = loop {
+        if let Some(status) = child.0.try_wait().unwrap() {
+            break status;
+        }
+        assert!(killed.elapsed() < Duration::from_secs(30), "the others go on");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(!status.success());
+    let resumed = place.run(start, 2, &place.args("killed", &[&long[..], &["--resume"]].concat()));
+    assert_eq!(resumed.code, 0, "{}", resumed.err);
+    let (adapter, ..) = place.result("killed");
+    assert!(adapter == place.result("alone").0, "other bits after a kill");
+}
+
+/// A process of the run that is not the one that was started here: its last rank, whose number is highest.
+fn rank_of(place: &Place, started: u32) -> u32 {
+    let folder = place.path("killed");
+    let is_rank = |pid: u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        words.first().is_some_and(|word| word.ends_with(b"lowrank")) && words.contains(&folder.as_bytes())
+    };
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let mut ranks: Vec<u32> = pids.filter(|&pid| pid != started && is_rank(pid)).collect();
+    ranks.sort_unstable();
+    *ranks.last().expect("a rank")
+}
+
+/// What is wrong on all ranks is said once; what differs is named.
+fn refuses(start: &Start) {
+    let place = Place::new();
+    let args = place.args("refused", &["--data", &place.path("absent.jsonl")]);
+    let wrong = place.run(start, 2, &args);
+    assert_ne!(wrong.code, 0);
+    assert_eq!(wrong.err.matches("absent.jsonl").count(), 1, "{}", wrong.err);
+    assert!(!Path::new(&place.path("refused")).join("adapter_config.json").exists());
+}
+
+macro_rules! under {
+    ($($test:ident: $start:expr, $work:expr;)*) => {
+        $(#[test]
+        fn $test() {
+            if let Some(start) = $start {
+                $work(&start);
+            }
+        })*
+    };
+}
+
+under! {
+    open_mpi_gives_the_same_bits: Start::open_mpi(), |start| same_bits(start, &[1, 2, 3, 4]);
+    mpich_gives_the_same_bits: Start::mpich(), |start| same_bits(start, &[2, 3, 4]);
+    processes_give_the_same_bits: Some(Start::Processes), |start| same_bits(start, &[2, 3, 4]);
+    open_mpi_survives: Start::open_mpi(), survives;
+    mpich_survives: Start::mpich(), survives;
+    processes_survive: Some(Start::Processes), survives;
+    open_mpi_refuses: Start::open_mpi(), refuses;
+    mpich_refuses: Start::mpich(), refuses;
+    processes_refuse: Some(Start::Processes), refuses;
+}
