@@ -39,10 +39,20 @@ pub trait Communicator: Send + Sync {
         let mut lengths = vec![[0; 8]; size];
         let mut places: Vec<&mut [u8]> = lengths.iter_mut().map(|length| &mut length[..]).collect();
         self.exchange(&vec![&length[..]; size], &mut places)?;
-        let mut all: Vec<Vec<u8>> =
-            lengths.iter().map(|length| vec![0; u64::from_le_bytes(*length) as usize]).collect();
+        self.all_gather_known(
+            own,
+            lengths.iter().map(|length| u64::from_le_bytes(*length) as usize).collect(),
+        )
+    }
+
+    /// The same where this rank knows the length of what each rank has.
+    ///
+    /// # Errors
+    /// As [`Communicator::exchange`].
+    fn all_gather_known(&self, own: &[u8], lengths: Vec<usize>) -> Result<Vec<Vec<u8>>> {
+        let mut all: Vec<Vec<u8>> = lengths.into_iter().map(|length| vec![0; length]).collect();
         let mut places: Vec<&mut [u8]> = all.iter_mut().map(|bytes| &mut bytes[..]).collect();
-        self.exchange(&vec![own; size], &mut places)?;
+        self.exchange(&vec![own; self.size()], &mut places)?;
         Ok(all)
     }
 

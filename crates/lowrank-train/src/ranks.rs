@@ -25,7 +25,10 @@ pub(crate) fn on_first(
 
 /// Whether any rank says so.
 pub(crate) fn any(comm: &dyn Communicator, own: bool) -> Result<bool, Error> {
-    Ok(own && comm.size() == 1 || comm.size() > 1 && comm.all_gather(&[u8::from(own)])?.concat().contains(&1))
+    if comm.size() == 1 {
+        return Ok(own);
+    }
+    Ok(comm.all_gather_known(&[u8::from(own)], vec![1; comm.size()])?.concat().contains(&1))
 }
 
 /// What must be the same on all ranks, by name.

@@ -1,5 +1,6 @@
 //! Fine-tuning: from options to an adapter folder.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use lowrank_adapters::AdapterSet;
 use lowrank_adapters::calibrate::Inputs;
 use lowrank_engine::{Device, Param};
 use lowrank_files::LoadOptions;
+use lowrank_models::hub::Repository;
 use lowrank_train::log::{JsonLog, Progress, RunLog, TensorBoard};
 use lowrank_train::{
     BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, SamplePrompts, Samples, Schedule,
@@ -19,7 +21,7 @@ use crate::reference::{self, Reference};
 use crate::run_folder::{LOG_FILE, RunFolder, SetAside};
 use crate::session::Session;
 use crate::training_args::TrainingArgs;
-use crate::{Error, Result, card, ranks, sample_prompts};
+use crate::{Error, Result, card, ranks, same_run, sample_prompts};
 
 /// What is trained: the adapter on its model and the examples.
 pub struct Prepared<'m> {
@@ -212,12 +214,16 @@ pub fn finetune_with(
     let folder = if first { RunFolder::open(options).map(Some) } else { Ok(None) };
     let folder = ranks::all_well(comm, folder)?;
     let mut prepared = ranks::all_well(comm, prepare(session, options, session.device()))?;
-    ranks::check_same_run(session, options, &prepared)?;
+    let Prepared { stepper, state, loop_options, .. } = &prepared;
+    same_run::check(comm, state, loop_options, &stepper.adapters.params)?;
     let done = prepared.state.step;
     let mut progress =
         if first { progress(prepared.loop_options.total_steps, done) } else { Progress::hidden() };
     report_data(&prepared, &mut progress);
-    ranks::report(comm, &prepared, &mut progress);
+    let data = (&prepared.train.examples, &prepared.batches);
+    for line in same_run::report(comm, data, &prepared.loop_options, done) {
+        progress.message(&line);
+    }
     let warnings = prepared.stepper.adapters.warnings(session.sites());
     for warning in warnings.into_iter().chain(prepared.loop_options.schedule.warning()) {
         progress.message(&format!("warning: {warning}"));
@@ -296,7 +302,7 @@ struct Logs {
 }
 
 /// What the first rank opens before a run: the repository to upload to, the former run set aside, and the logs.
-type Begun = (Option<String>, Option<SetAside>, Logs);
+type Begun = (Option<Repository>, Option<SetAside>, Logs);
 
 fn begin(folder: &RunFolder, options: &TrainOptions, done: u64) -> Result<Begun> {
     let repository = repository_of(options)?;
@@ -306,7 +312,7 @@ fn begin(folder: &RunFolder, options: &TrainOptions, done: u64) -> Result<Begun>
         0 => JsonLog::create(&path)?,
         _ => JsonLog::resume(&path, done)?,
     };
-    let board = |dir| TensorBoard::create(dir, (done > 0).then_some(done));
+    let board = |dir: &PathBuf| TensorBoard::create(dir, (done > 0).then_some(done));
     let tensorboard = options.tensorboard.as_ref().map(board).transpose()?;
     Ok((repository, replaced, Logs { json: Some(json), tensorboard }))
 }

@@ -65,6 +65,7 @@ mod ranks;
 mod reference;
 mod rounding;
 mod run_folder;
+mod same_run;
 mod sample_prompts;
 mod serve_plan;
 mod session;
