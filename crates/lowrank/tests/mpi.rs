@@ -163,23 +163,12 @@ fn survives(start: &Start) {
     let mut command = start.command(3, &words);
     let mut child = Kill(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let checkpoint = place.dir.path().join("killed/checkpoints/last/trainer_state.json");
-    let started = Instant::now();
-    while !checkpoint.exists() {
-        assert!(started.elapsed() < Duration::from_secs(60), "no checkpoint");
-        assert!(child.0.try_wait().unwrap().is_none(), "the run is over before it was killed");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let victim = rank_of(&place, child.0.id());
+    wait_until("a checkpoint", || checkpoint.exists());
+    assert!(child.0.try_wait().unwrap().is_none(), "the run is over before it was killed");
+    let victim = rank_of(&place, "killed", child.0.id());
     assert!(Command::new("kill").args(["-9", &victim.to_string()]).status().unwrap().success());
-    let killed = Instant::now();
-    let status = loop {
-        if let Some(status) = child.0.try_wait().unwrap() {
-            break status;
-        }
-        assert!(killed.elapsed() < Duration::from_secs(30), "the others go on");
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    assert!(!status.success());
+    wait_until("the others' end", || child.0.try_wait().unwrap().is_some());
+    assert!(!child.0.wait().unwrap().success());
     let resumed = place.run(start, 2, &place.args("killed", &[&long[..], &["--resume"]].concat()));
     assert_eq!(resumed.code, 0, "{}", resumed.err);
     let (adapter, ..) = place.result("killed");
@@ -187,8 +176,8 @@ fn survives(start: &Start) {
 }
 
 /// A process of the run that is not the one that was started here: its last rank, whose number is highest.
-fn rank_of(place: &Place, started: u32) -> u32 {
-    let folder = place.path("killed");
+fn rank_of(place: &Place, out: &str, started: u32) -> u32 {
+    let folder = place.path(out);
     let is_rank = |pid: u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
@@ -199,6 +188,47 @@ fn rank_of(place: &Place, started: u32) -> u32 {
     let mut ranks: Vec<u32> = pids.filter(|&pid| pid != started && is_rank(pid)).collect();
     ranks.sort_unstable();
     *ranks.last().expect("a rank")
+}
+
+/// A rank that hangs ends the others after the time that they wait.
+fn times_out(start: &Start) {
+    let place = Place::new();
+    let args = place.args("hung", &["--max-steps", "100000", "--save-steps", "1", "--eval-steps", "0"]);
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let errors = place.dir.path().join("errors.txt");
+    let mut command = start.command(2, &words);
+    command.env("LOWRANK_TIMEOUT", "2").stdout(Stdio::null()).stderr(fs::File::create(&errors).unwrap());
+    let mut child = Kill(command.spawn().unwrap());
+    let checkpoint = place.dir.path().join("hung/checkpoints/last/trainer_state.json");
+    wait_until("a checkpoint", || checkpoint.exists());
+    let victim = rank_of(&place, "hung", child.0.id());
+    assert!(Command::new("kill").args(["-STOP", &victim.to_string()]).status().unwrap().success());
+    wait_until("the others' end", || child.0.try_wait().unwrap().is_some());
+    assert!(!child.0.wait().unwrap().success());
+    let errors = fs::read_to_string(&errors).unwrap();
+    assert!(errors.contains("no message from rank"), "{errors}");
+}
+
+/// Ranks with other options are refused, and the option is named.
+fn refuses_others(start: &Start) {
+    let Start::Launcher(launcher, more) = start else { unreachable!("a launcher") };
+    let place = Place::new();
+    let program = env!("CARGO_BIN_EXE_lowrank");
+    let mut command = Command::new(launcher);
+    command.args(*more).args(["-n", "1", program]).args(place.args("others", &[]));
+    command.args([":", "-n", "1", program]).args(place.args("others", &["--r", "3"]));
+    let refused = ran(command.output().unwrap());
+    assert_ne!(refused.code, 0);
+    let said = "the ranks of a run need the same --r: rank 0 has 2, rank 1 has 3";
+    assert_eq!(refused.err.matches(said).count(), 1, "{}", refused.err);
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(120), "{what} does not come");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// What is wrong on all ranks is said once; what differs is named.
@@ -229,6 +259,11 @@ under! {
     open_mpi_survives: Start::open_mpi(), survives;
     mpich_survives: Start::mpich(), survives;
     processes_survive: Some(Start::Processes), survives;
+    open_mpi_times_out: Start::open_mpi(), times_out;
+    mpich_times_out: Start::mpich(), times_out;
+    processes_time_out: Some(Start::Processes), times_out;
+    open_mpi_refuses_others: Start::open_mpi(), refuses_others;
+    mpich_refuses_others: Start::mpich(), refuses_others;
     open_mpi_refuses: Start::open_mpi(), refuses;
     mpich_refuses: Start::mpich(), refuses;
     processes_refuse: Some(Start::Processes), refuses;
