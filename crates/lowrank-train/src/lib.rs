@@ -24,6 +24,7 @@ pub mod schedule;
 mod scorer;
 mod step;
 pub mod task;
+mod task_spec;
 mod trainer;
 
 pub use batches::{BatchOptions, Batches, Step};
@@ -42,5 +43,6 @@ pub use samples::{SamplePrompt, SamplePrompts, Samples, ToText};
 pub use schedule::{LrScheduler, Schedule};
 pub use scorer::Scorer;
 pub use step::{Outcome, StepOptions, Stepper};
-pub use task::{Task, TaskSpec};
+pub use task::Task;
+pub use task_spec::TaskSpec;
 pub use trainer::{LoopOptions, RunData, Summary, run};
