@@ -50,6 +50,7 @@ const SHARED: [&str; 14] = [
     "quantize",
     "precision",
     "stream_base",
+    "device",
 ];
 
 /// Trains and evaluates each run without a result or with a failure for one, with `command` (the words that start the

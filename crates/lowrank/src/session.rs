@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, adapter_folder, read_task};
-use lowrank_engine::{Device, Format, Site, SiteKind};
+use lowrank_engine::{Backend, Device, Format, Site, SiteKind};
 use lowrank_files::LoadOptions;
 use lowrank_models::{Base, ChatTemplate, Head, Model, Texts, Tokenizer, templates};
 use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Scorer, Task, TaskSpec};
 
 use crate::adapter_source::PeftFolder;
 use crate::data_files::DataFiles;
+use crate::device::{self, DeviceChoice};
 use crate::options::TrainOptions;
 use crate::{Error, Result, task};
 
@@ -26,6 +27,8 @@ pub struct Session {
     tokenizer: Mutex<Option<Arc<Tokenizer>>>,
     /// What [`Session::generate`] and [`Session::chat`] answer with.
     pub(crate) adapter: AdapterSet,
+    /// What computes, where that is not the processor.
+    backend: Option<Arc<dyn Backend>>,
 }
 
 impl Session {
@@ -54,7 +57,9 @@ impl Session {
         let session = Self::over(Base::open(&options.model)?, options.load_options(), |base| {
             task::of_run(options, base)
         })?;
-        session.with_chat_template(options.chat_template.as_deref(), options.init_adapter.iter())
+        session
+            .with_chat_template(options.chat_template.as_deref(), options.init_adapter.iter())?
+            .on_device(options.device)
     }
 
     /// The same for the plan of a run, which needs no weights.
@@ -203,7 +208,14 @@ impl Session {
         base.notes.iter().for_each(|note| eprintln!("warning: {note}"));
         let task = task(&base)?;
         let model = build(&base, &task)?;
-        let session = Self { base, model, task, tokenizer: Mutex::default(), adapter: AdapterSet::none() };
+        let session = Self {
+            base,
+            model,
+            task,
+            tokenizer: Mutex::default(),
+            adapter: AdapterSet::none(),
+            backend: None,
+        };
         session.check_quantised()?;
         if options.stream && session.base.tensors.converted() > 0 {
             return Err(Error::Usage(
@@ -215,9 +227,19 @@ impl Session {
         Ok(session)
     }
 
-    /// The processor as a device for this model.
+    /// The same, which runs on another device than the processor.
+    ///
+    /// # Errors
+    /// Where there is no such device, or it cannot be opened.
+    pub fn on_device(self, choice: DeviceChoice) -> Result<Self> {
+        let bytes = self.base.tensors.weight_bytes();
+        Ok(Self { backend: device::open(choice, bytes)?, ..self })
+    }
+
+    /// The device for this model.
     pub fn device(&self) -> Device {
-        Device::cpu().streaming(self.base.tensors.stream())
+        let device = self.backend.clone().map_or_else(Device::cpu, Device::with_backend);
+        device.streaming(self.base.tensors.stream())
     }
 
     /// The same for a plan, which needs no weights: also a `config.json`, a folder with one, or a size of GPT-3
