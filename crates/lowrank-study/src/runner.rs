@@ -35,7 +35,7 @@ pub enum Outcome {
 }
 
 /// Keys that training and evaluation share.
-const SHARED: [&str; 14] = [
+const SHARED: [&str; 15] = [
     "batch_size",
     "max_seq_len",
     "data_format",

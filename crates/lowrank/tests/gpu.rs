@@ -165,7 +165,7 @@ fn methods() {
     for more in [
         &["--use-dora"][..],
         &["--method", "loha"],
-        &["--method", "full", "--learning-rate", "3e-4"],
+        &["--method", "full"],
         &["--method", "prefix"],
         &["--quantize", "q8_0", "--lora-dropout", "0.1"],
         &["--precision", "bf16"],

@@ -1,6 +1,5 @@
 //! `lowrank devices`.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use lowrank::Result;
