@@ -5,7 +5,9 @@ mod common;
 
 use std::sync::{Arc, OnceLock};
 
-use common::{Expected, close, example, fixture, lowrank, lowrank_ok, tiny_data, tiny_gguf, tiny_model};
+use common::{
+    Expected, close, example, fixture, lowrank, lowrank_ok, overriding, tiny_data, tiny_gguf, tiny_model,
+};
 use lowrank::Session;
 use lowrank::adapters::{AdapterSet, LoraConfig, Targets};
 use lowrank::engine::{Device, SavedDtype};
@@ -146,7 +148,7 @@ fn same_run(model: &str, more: &[&str]) {
             "--learning-rate",
             "3e-3",
         ]);
-        args.extend(more);
+        let args = overriding(&args, more);
         let ran = lowrank_ok(&args);
         assert_eq!(ran.err.contains("device: gpu:0 "), device == name, "{}", ran.err);
         logged(&out)
@@ -165,7 +167,7 @@ fn methods() {
     for more in [
         &["--use-dora"][..],
         &["--method", "loha"],
-        &["--method", "full"],
+        &["--method", "full", "--learning-rate", "3e-4"],
         &["--method", "prefix"],
         &["--quantize", "q8_0", "--lora-dropout", "0.1"],
         &["--precision", "bf16"],
