@@ -129,7 +129,7 @@ fn logged(out: &str) -> Vec<f64> {
     lines.filter_map(|line| line["loss"].as_f64()).collect()
 }
 
-fn same_run(model: &str, more: &[&str]) {
+fn same_run(model: &str, more: &[&str], tolerance: f64) {
     let Some(name) = name() else { return };
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data.jsonl");
@@ -156,7 +156,10 @@ fn same_run(model: &str, more: &[&str]) {
     let (want, got) = (run("cpu"), run(name));
     assert_eq!((want.len(), got.len()), (20, 20), "{more:?}");
     for (step, (got, want)) in got.iter().zip(&want).enumerate() {
-        assert!((got - want).abs() <= 1e-4, "{model} {more:?}: step {step}: loss {got}, {want} on the CPU");
+        assert!(
+            (got - want).abs() <= tolerance,
+            "{model} {more:?}: step {step}: loss {got}, {want} on the CPU"
+        );
     }
 }
 
@@ -164,22 +167,23 @@ fn same_run(model: &str, more: &[&str]) {
 fn methods() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny_model(dir.path());
-    for more in [
-        &["--use-dora"][..],
-        &["--method", "loha"],
-        &["--method", "full", "--learning-rate", "3e-4"],
-        &["--method", "prefix"],
-        &["--quantize", "q8_0", "--lora-dropout", "0.1"],
-        &["--precision", "bf16"],
+    for (more, tolerance) in [
+        (&["--use-dora"][..], 1e-4),
+        (&["--method", "loha"], 1e-4),
+        (&["--method", "full", "--learning-rate", "3e-4"], 1e-4),
+        (&["--method", "prefix"], 1e-4),
+        (&["--quantize", "q8_0", "--lora-dropout", "0.1"], 1e-4),
+        // The processor rounds the other factor of these products to BF16 too; a GPU has it in f32.
+        (&["--precision", "bf16"], 1e-2),
     ] {
-        same_run(&model, more);
+        same_run(&model, more, tolerance);
     }
 }
 
 #[test]
 fn quantized_files() {
     let dir = tempfile::tempdir().unwrap();
-    same_run(&tiny_gguf(dir.path(), FileType::Q4_1), &["--gradient-accumulation-steps", "2"]);
+    same_run(&tiny_gguf(dir.path(), FileType::Q4_1), &["--gradient-accumulation-steps", "2"], 1e-4);
 }
 
 #[test]
@@ -223,6 +227,10 @@ fn devices_are_listed_and_wrong_ones_refused() {
     assert!(lowrank_ok(&["devices"]).out.starts_with("cpu "));
     let dir = tempfile::tempdir().unwrap();
     let model = tiny_model(dir.path());
+    tiny_data(&dir.path().join("data.jsonl"), 4);
+    let data = dir.path().join("data.jsonl");
+    let ran = lowrank(&["plan", "--model", &model, "--data", data.to_str().unwrap(), "--device", "gpu"]);
+    assert!(ran.code == 2 && ran.err.contains("a plan is of a run on the processor"), "{}", ran.err);
     for (device, why) in [("gpu:999", "gpu:999"), ("cuda", "auto, cpu, gpu, gpu:N")] {
         let ran = lowrank(&["generate", "--model", &model, "--prompt", "a", "--device", device]);
         assert_eq!(ran.code, 2, "{}", ran.err);
