@@ -60,7 +60,7 @@ const HEAVIEST: usize = 4;
 const PROGRAM_BYTES: u64 = 10_000_000;
 
 /// The same before the first step, when the pages that only started the program are still there.
-const PREPARING_BYTES: u64 = 18_500_000;
+const PREPARING_BYTES: u64 = 20_000_000;
 
 /// What each thread has: its stack and its part of the heap.
 const THREAD_BYTES: usize = 128 << 10;
