@@ -65,7 +65,7 @@ impl Outcome {
 }
 
 /// Keys that training and evaluation share.
-const SHARED: [&str; 14] = [
+const SHARED: [&str; 15] = [
     "batch_size",
     "max_seq_len",
     "data_format",
@@ -80,6 +80,7 @@ const SHARED: [&str; 14] = [
     "quantize",
     "precision",
     "stream_base",
+    "device",
 ];
 
 /// Trains and evaluates each run without a result or with a failure for one, with `command` (the words that start the

@@ -26,6 +26,7 @@ mod scorer;
 mod shards;
 mod step;
 pub mod task;
+mod task_spec;
 mod trainer;
 
 pub use batches::{BatchOptions, Batches, Step};
@@ -46,5 +47,6 @@ pub use schedule::{LrScheduler, Schedule};
 pub use scorer::Scorer;
 pub use shards::{SHARD_TOKENS, Shard, split};
 pub use step::{Outcome, StepOptions, Stepper};
-pub use task::{Task, TaskSpec};
+pub use task::Task;
+pub use task_spec::TaskSpec;
 pub use trainer::{LoopOptions, RunData, Summary, run};

@@ -10,8 +10,6 @@ use lowrank_engine::Label;
 use lowrank_kernels::Segment;
 use lowrank_models::TokenBatch;
 
-pub use pairs::PackedPair;
-
 use crate::{Example, ExampleId, Target};
 
 /// A batch as one run of `N` tokens.
@@ -50,6 +48,21 @@ pub struct PackedBatch {
     pub ids: Vec<ExampleId>,
     /// The largest of `positions`; 0 where there are none.
     pub max_position: u32,
+}
+
+/// A prompt with two completions in a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PackedPair {
+    /// Labels of tokens of the prompt, before those of the completions.
+    pub prompt_labels: usize,
+    /// Labels of each completion.
+    pub labels: [usize; 2],
+    /// The log-probability of each completion under the reference.
+    pub reference: [f32; 2],
+    /// Whether the first is desirable; `None` where it is the chosen one, and the second the rejected one.
+    pub desirable: Option<bool>,
+    /// By how much the reward of the first is to be larger.
+    pub margin: f32,
 }
 
 /// Lays out examples one after the other.

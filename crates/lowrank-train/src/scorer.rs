@@ -7,7 +7,8 @@ use lowrank_models::{Model, TokenBatch};
 
 use crate::objective::{self, Scores};
 use crate::pack::{PackedBatch, pack};
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Masking, Target};
 
 /// A model with an adapter, for a task.

@@ -5,9 +5,10 @@ use lowrank_train::memory::{current_rss_bytes, peak_rss_bytes, program_rss_bytes
 use lowrank_train::{Example, Examples, LoopOptions, PackedBatch, Shard, Step, split};
 use serde::Serialize;
 
+use crate::device::DeviceChoice;
 use crate::finetune::{Prepared, prepare};
 use crate::shape_plan::longest_side;
-use crate::{Result, Session, TrainOptions};
+use crate::{Error, Result, Session, TrainOptions};
 
 /// Memory and work of a training run.
 #[derive(Clone, Debug, Serialize)]
@@ -59,7 +60,7 @@ const HEAVIEST: usize = 4;
 const PROGRAM_BYTES: u64 = 10_000_000;
 
 /// The same before the first step, when the pages that only started the program are still there.
-const PREPARING_BYTES: u64 = 19_500_000;
+const PREPARING_BYTES: u64 = 20_000_000;
 
 /// What each thread has: its stack and its part of the heap.
 const THREAD_BYTES: usize = 128 << 10;
@@ -69,6 +70,11 @@ const THREAD_BYTES: usize = 128 << 10;
 /// # Errors
 /// As [`prepare`].
 pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
+    if options.device != DeviceChoice::Cpu {
+        let what =
+            "`device`: a plan is of a run on the processor, whose memory alone is forecast: leave it out";
+        return Err(Error::Usage(what.into()));
+    }
     let rss = |bytes: Option<u64>| bytes.unwrap_or(0) as usize;
     let before = rss(peak_rss_bytes());
     let mut prepared = prepare(session, options, Device::plan())?;

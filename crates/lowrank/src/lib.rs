@@ -50,6 +50,7 @@ pub mod cli;
 mod commands;
 mod data_files;
 mod describe;
+mod device;
 mod error;
 mod extraction;
 mod fields;
@@ -78,6 +79,7 @@ mod training_args;
 
 pub use data_files::{DataFile, DataFiles};
 pub use describe::describe;
+pub use device::DeviceChoice;
 pub use error::{Error, Result};
 pub use extraction::extract_adapter;
 pub use fields::{Field, FieldKind};
@@ -88,6 +90,8 @@ pub use lowrank_adapters as adapters;
 pub use lowrank_comm as comm;
 pub use lowrank_engine as engine;
 pub use lowrank_files as files;
+#[cfg(feature = "gpu")]
+pub use lowrank_gpu as gpu;
 pub use lowrank_models as models;
 pub use lowrank_tools as tools;
 pub use lowrank_train as train;

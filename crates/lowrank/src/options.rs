@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::adapter_source::other_format;
 use crate::data_files::DataFiles;
+use crate::device::DeviceChoice;
 use crate::fields::{Field, FieldKind, named, options};
 use crate::push_option::PushToHub;
 use crate::{Error, Result};
@@ -148,6 +149,9 @@ options! {
         precision: Precision = Precision::F32;
         /// Keep the weights of one block in memory at a time, for a base larger than memory.
         stream_base: bool = false;
+        /// Device: cpu, gpu (the first), gpu:N (number N of `lowrank devices`) or auto (a discrete or Apple GPU that the base fits,
+        /// else the processor).
+        device: DeviceChoice = DeviceChoice::Cpu;
     }
     "Adapter" {
         /// Defaults of another kind, for options that are not given: peft (PEFT's modules, rate 2e-4) or paper (the same with LoRA's
@@ -762,7 +766,10 @@ impl TrainOptions {
     /// Shards of a step's batch at most, where `trainable` parameters are trained: the gradients of several are in memory at once.
     pub(crate) fn shards_of(&self, trainable: usize) -> usize {
         const MANY: usize = 50_000_000;
-        self.shards.unwrap_or(if trainable > MANY { 1 } else { 8 })
+        match self.loss_options().averages_over_batch(self.task) {
+            true => 1,
+            false => self.shards.unwrap_or(if trainable > MANY { 1 } else { 8 }),
+        }
     }
 
     /// Gives the optimiser its settings.
@@ -886,6 +893,7 @@ impl TrainOptions {
             "eval_data",
             "checkpoint_activations",
             "stream_base",
+            "device",
             "model",
             "data",
         ];

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lowrank_adapters::{AdapterSet, AdapterStore, BaseWeights, adapter_folder, read_task};
 use lowrank_comm::{Communicator, Single};
-use lowrank_engine::{Device, Format, Site, SiteKind};
+use lowrank_engine::{Backend, Device, Format, Site, SiteKind};
 use lowrank_files::LoadOptions;
 use lowrank_models::{Base, ChatTemplate, Head, Model, Texts, Tokenizer, templates};
 use lowrank_train::{Conversation, DataOptions, Dataset, Encode, Masking, Scorer, Task, TaskSpec};
 
 use crate::adapter_source::PeftFolder;
 use crate::data_files::DataFiles;
+use crate::device::{self, DeviceChoice};
 use crate::options::TrainOptions;
 use crate::{Error, Result, ranks, task};
 
@@ -28,6 +29,8 @@ pub struct Session {
     /// What [`Session::generate`] and [`Session::chat`] answer with.
     pub(crate) adapter: AdapterSet,
     pub(crate) comm: Arc<dyn Communicator>,
+    /// What computes, where that is not the processor.
+    backend: Option<Arc<dyn Backend>>,
 }
 
 impl Session {
@@ -56,7 +59,9 @@ impl Session {
         let session = Self::over(Base::open(&options.model)?, options.load_options(), |base| {
             task::of_run(options, base)
         })?;
-        session.with_chat_template(options.chat_template.as_deref(), options.init_adapter.iter())
+        session
+            .with_chat_template(options.chat_template.as_deref(), options.init_adapter.iter())?
+            .on_device(options.device)
     }
 
     /// The same for the plan of a run, which needs no weights.
@@ -215,8 +220,15 @@ impl Session {
         base.notes.iter().for_each(|note| ranks::say(&format!("warning: {note}")));
         let task = task(&base)?;
         let model = build(&base, &task)?;
-        let (tokenizer, adapter, comm) = (Mutex::default(), AdapterSet::none(), Arc::new(Single));
-        let session = Self { base, model, task, tokenizer, adapter, comm };
+        let session = Self {
+            base,
+            model,
+            task,
+            tokenizer: Mutex::default(),
+            adapter: AdapterSet::none(),
+            backend: None,
+            comm: Arc::new(Single),
+        };
         session.check_quantised()?;
         if options.stream && session.base.tensors.converted() > 0 {
             return Err(Error::Usage(
@@ -228,9 +240,19 @@ impl Session {
         Ok(session)
     }
 
-    /// The processor as a device for this model.
+    /// The same, which runs on another device than the processor.
+    ///
+    /// # Errors
+    /// Where there is no such device, or it cannot be opened.
+    pub fn on_device(self, choice: DeviceChoice) -> Result<Self> {
+        let bytes = self.base.tensors.weight_bytes();
+        Ok(Self { backend: device::open(choice, bytes)?, ..self })
+    }
+
+    /// The device for this model.
     pub fn device(&self) -> Device {
-        Device::cpu().streaming(self.base.tensors.stream())
+        let device = self.backend.clone().map_or_else(Device::cpu, Device::with_backend);
+        device.streaming(self.base.tensors.stream())
     }
 
     /// The same for a plan, which needs no weights: also a `config.json`, a folder with one, or a size of GPT-3

@@ -6,7 +6,8 @@ use lowrank_models::Head;
 use super::contract::{Metrics, Objective, Scores, Tally};
 use crate::data::Target;
 use crate::pack::PackedBatch;
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Examples, metrics};
 
 /// `l_i = -log softmax(s_i)[c_i]` for the scores `s_i: [C]` that the head gives row `i`, and its class `c_i`.

@@ -7,7 +7,8 @@ use lowrank_engine::{Grads, Tape, Var};
 use lowrank_models::Head;
 
 use crate::pack::PackedBatch;
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Examples};
 
 /// Metrics by name.

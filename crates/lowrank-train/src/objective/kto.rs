@@ -8,7 +8,8 @@ use super::contract::{Metrics, Objective, Scores, Tally};
 use super::dual::Dual;
 use super::options::LossType;
 use crate::pack::PackedBatch;
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Examples};
 
 /// `l_i = w (1 - s(beta (c_i - z)))` for a desirable completion, `w (1 - s(beta (z - c_i)))` for an undesirable one: `c_i` is its

@@ -6,7 +6,8 @@ use lowrank_models::Head;
 use super::contract::{Metrics, Objective, Scores, Tally};
 use super::options::LossType;
 use crate::pack::PackedBatch;
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Examples};
 
 /// `l_i = -log softmax(W h_r)[t]` for each label with row `r` and token `t`: `W: [V,D]` is the model's output layer. The

@@ -5,7 +5,8 @@ use lowrank_models::Head;
 
 use super::contract::{Metrics, Objective, Scores, Tally};
 use crate::pack::PackedBatch;
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Examples};
 
 /// `l_i = -log softmax(decoder(norm(act(dense(h_r)))))[t]` for each hidden token `t` at row `r`.

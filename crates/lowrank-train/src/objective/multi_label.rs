@@ -6,7 +6,8 @@ use lowrank_models::Head;
 use super::contract::{Metrics, Objective, Prediction, Scores, Tally};
 use crate::data::Target;
 use crate::pack::PackedBatch;
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Examples, metrics};
 
 /// `l_i = mean_c (-y_i,c log sigmoid(s_i,c) - (1 - y_i,c) log(1 - sigmoid(s_i,c)))` for the scores `s_i: [C]` that the

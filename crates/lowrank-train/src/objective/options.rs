@@ -171,6 +171,11 @@ impl LossOptions {
         self.of(task).iter().any(|(loss, _)| loss.needs_reference())
     }
 
+    /// Whether a loss of `task` has a mean over the tokens of a whole batch, which is then not split.
+    pub fn averages_over_batch(&self, task: Task) -> bool {
+        self.of(task).iter().any(|(loss, _)| matches!(loss, LossType::Sft | LossType::Orpo | LossType::Cpo))
+    }
+
     /// Whether a loss of `task` has a cross-entropy that goes over prompts too: ORPO's, as in TRL.
     pub fn reads_prompts(&self, task: Task) -> bool {
         self.of(task).iter().any(|(loss, _)| *loss == LossType::Orpo)

@@ -9,7 +9,8 @@ use super::dual::Dual;
 use super::options::LossType;
 use super::pair_losses::{cross_entropy, loss};
 use crate::pack::PackedBatch;
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Examples};
 
 /// `l_i = sum_k w_k l_k(p_c, p_r)` over the losses of the run (`loss_type`, `loss_weights`) for the log-probabilities of the two

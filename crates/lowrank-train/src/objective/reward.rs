@@ -6,7 +6,8 @@ use lowrank_models::Head;
 use super::contract::{Metrics, Objective, Scores, Tally};
 use super::dual::Dual;
 use crate::pack::PackedBatch;
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Examples};
 
 /// `l_i = -log s(r_c - r_r - margin_i) + center_rewards_coefficient (r_c + r_r)^2` for the rewards that the head gives the chosen and

@@ -6,7 +6,8 @@ use lowrank_models::Head;
 use super::contract::{Metrics, Objective, Scores, Tally};
 use crate::data::Target;
 use crate::pack::PackedBatch;
-use crate::task::{Task, TaskSpec};
+use crate::task::Task;
+use crate::task_spec::TaskSpec;
 use crate::{Example, Examples, metrics};
 
 /// `l_i = mean_c (s_i,c - y_i,c)^2` for the scores `s_i: [C]` that the head gives text `i`, and its values `y_i: [C]`:

@@ -2,23 +2,8 @@
 
 use lowrank_engine::Label;
 
-use super::PackedBatch;
+use super::{PackedBatch, PackedPair};
 use crate::{Example, Target};
-
-/// A prompt with two completions in a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PackedPair {
-    /// Labels of tokens of the prompt, before those of the completions.
-    pub prompt_labels: usize,
-    /// Labels of each completion.
-    pub labels: [usize; 2],
-    /// The log-probability of each completion under the reference.
-    pub reference: [f32; 2],
-    /// Whether the first is desirable; `None` where it is the chosen one, and the second the rejected one.
-    pub desirable: Option<bool>,
-    /// By how much the reward of the first is to be larger.
-    pub margin: f32,
-}
 
 impl PackedBatch {
     /// Appends the two texts of an example: with `share_prefix`, their common beginning is a segment that both continue.

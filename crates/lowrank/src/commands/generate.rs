@@ -109,7 +109,8 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
     let (options, sampling) = (args.base.options()?, args.sampling()?);
     let dirs = args.adapter.iter().map(|adapter| &adapter.dir);
     let session = Session::open_as(&options.model, options.load_options())?
-        .with_chat_template(options.chat_template.as_deref(), dirs)?;
+        .with_chat_template(options.chat_template.as_deref(), dirs)?
+        .on_device(options.device)?;
     if args.chat {
         let (first, system) = (args.prompt()?, args.system.clone());
         let talk = super::chat::Talk { session: &session, sampling, limits: args.limits(), first, system };

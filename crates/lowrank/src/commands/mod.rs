@@ -10,6 +10,7 @@ mod compose;
 mod config_file;
 mod convert;
 mod dashboard;
+mod devices;
 mod diff;
 mod dtype;
 mod eval;
@@ -77,6 +78,7 @@ commands! {
     Merge: merge,
     Plan: plan,
     Inspect: inspect,
+    Devices: devices,
     Study: study,
     Report: report,
     Export: export,

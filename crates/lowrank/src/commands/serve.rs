@@ -243,7 +243,8 @@ pub fn run(args: &Args, _: &mut Stdout) -> Result<ExitCode> {
     let options = TrainOptions::from_table(base.clone())?;
     let serve_options = flags.options(options.threads)?;
     let session = Session::open_as(&options.model, options.load_options())?
-        .with_chat_template(options.chat_template.as_deref(), [])?;
+        .with_chat_template(options.chat_template.as_deref(), [])?
+        .on_device(options.device)?;
     let host = Served {
         id: flags
             .served_model_name

@@ -51,7 +51,7 @@ pub struct Base;
 
 impl Known for Base {
     const NAMES: &'static [&'static str] =
-        &["model", "quantize", "precision", "stream_base", "chat_template", "threads"];
+        &["model", "quantize", "precision", "stream_base", "device", "chat_template", "threads"];
     const REQUIRED: &'static [&'static str] = &["model"];
 }
 
@@ -64,6 +64,7 @@ impl Known for Scoring {
         "quantize",
         "precision",
         "stream_base",
+        "device",
         "data",
         "task",
         "labels",

@@ -40,7 +40,8 @@ impl ScoringFlags {
         let task: Option<Task> = self.options.given.contains_key("task").then_some(options.task);
         let (form, adapter) = (options.load_options(), self.adapter.as_deref());
         let loss = options.loss_options();
-        let mut session = Session::for_adapter(&options.model, form, adapter, task, options.labels)?;
+        let mut session = Session::for_adapter(&options.model, form, adapter, task, options.labels)?
+            .on_device(options.device)?;
         session.task.loss = loss;
         match options.chat_template {
             Some(template) => session.with_chat_template(Some(&template), []),
