@@ -56,7 +56,7 @@ fuzz:
 	RUSTFLAGS="$$flags -Zsanitizer=address --cfg fuzzing -Ccodegen-units=16" cargo +nightly build --release --quiet \
 		--manifest-path fuzz/Cargo.toml --target $$host --target-dir target/fuzz || exit 1; \
 	fuzzer=target/fuzz/$$host/release/readers; mkdir -p target/fuzz/corpus target/fuzz/faults; \
-	export ASAN_OPTIONS=detect_leaks=0; FUZZ_SEEDS=target/fuzz/seeds $$fuzzer target/fuzz/corpus >/dev/null 2>&1; \
+	export ASAN_OPTIONS=detect_leaks=0; FUZZ_SEEDS=target/fuzz/seeds $$fuzzer -artifact_prefix=target/fuzz/ target/fuzz/corpus >/dev/null 2>&1; \
 	for reader in $(READERS); do \
 		mkdir -p target/fuzz/corpus/$$reader; \
 		FUZZ_TARGET=$$reader $$fuzzer -max_total_time=$(SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=16384 \
