@@ -215,7 +215,7 @@ options! {
         /// How strongly the model is held to the reference.
         beta: f64 = LossOptions::DEFAULT.beta, Range::Above(0.0, 1e6);
         /// Share of the pairs whose preference is wrong: for robust, exo_pair, simpo and cpo.
-        label_smoothing: f64 = LossOptions::DEFAULT.label_smoothing, Range::Real(0.0, 0.499);
+        label_smoothing: f64 = LossOptions::DEFAULT.label_smoothing, Range::Real(0.0, 0.5);
         /// Margin between chosen and rejected in SimPO.
         simpo_gamma: f64 = LossOptions::DEFAULT.simpo_gamma, Range::Real(0.0, 1e6);
         /// Weight of the cross-entropy in CPO.
@@ -517,6 +517,9 @@ impl TrainOptions {
         }
         if losses.contains(&LossType::ExoPair) && self.label_smoothing == 0.0 {
             return usage("`loss_type` exo_pair needs a `label_smoothing` above 0, such as 0.01".into());
+        }
+        if losses.contains(&LossType::Robust) && self.label_smoothing >= 0.5 {
+            return usage("`loss_type` robust needs a `label_smoothing` below 0.5: more wrong pairs than right ones say nothing".into());
         }
         let compares = matches!(self.task, Task::Preference | Task::Kto);
         if self.ref_adapter.is_some() && !(compares && self.loss_options().needs_reference(self.task)) {

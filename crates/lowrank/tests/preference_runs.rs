@@ -154,7 +154,8 @@ fn forecasts_hold_and_wrong_options_are_refused() {
         let planned = plan["peak_bytes"].as_u64().unwrap();
         assert!(planned + 5_000_000 > peak, "planned {planned}, was {peak}");
     }
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 10] = [
+        ("--loss-type robust --label-smoothing 0.5", &["below 0.5"]),
         ("--loss-type kto", &["--loss-type kto is for --task kto"]),
         ("--loss-type dop", &["dpo"]),
         ("--loss-type dpo,sft --loss-weights 1", &["1 numbers for 2 losses"]),
