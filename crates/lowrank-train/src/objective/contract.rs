@@ -108,8 +108,8 @@ pub(crate) trait Objective: Sync {
         grads: &mut Grads,
     ) -> Scores;
 
-    /// Adds to `tally` what the metrics need of a batch without gradients, besides losses and hits.
-    fn tally(&self, tally: &mut Tally, chunk: &[Example], scores: &Scores);
+    /// Adds to `tally` what the metrics need of a batch without gradients, besides losses, hits and [`Scores::metrics`].
+    fn tally(&self, _tally: &mut Tally, _chunk: &[Example], _scores: &Scores) {}
 
     /// The metrics of `spec` over all batches; `loss` is their mean.
     fn metrics(&self, spec: &TaskSpec, tally: &Tally, loss: f64, examples: &Examples) -> Metrics;

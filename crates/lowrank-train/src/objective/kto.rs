@@ -7,10 +7,10 @@ use super::completions::{TokenLosses, completions, tokens};
 use super::contract::{Metrics, Objective, Scores, Tally};
 use super::dual::Dual;
 use super::options::LossType;
+use crate::Examples;
 use crate::pack::PackedBatch;
 use crate::task::Task;
 use crate::task_spec::TaskSpec;
-use crate::{Example, Examples};
 
 /// `l_i = w (1 - s(beta (c_i - z)))` for a desirable completion, `w (1 - s(beta (z - c_i)))` for an undesirable one: `c_i` is its
 /// log-probability less that of the reference, `w` is `desirable_weight` or `undesirable_weight`, and `z = max(0, mean_j c'_j)` over
@@ -78,8 +78,6 @@ impl Objective for Kto {
         scored.seed(tape, &h, &token_weights, grads);
         scores
     }
-
-    fn tally(&self, _: &mut Tally, _: &[Example], _: &Scores) {}
 
     fn metrics(&self, _: &TaskSpec, tally: &Tally, _: f64, _: &Examples) -> Metrics {
         let mut metrics = tally.metrics.means();

@@ -4,10 +4,10 @@ use lowrank_engine::{Grads, Label, Tape, Var};
 use lowrank_models::Head;
 
 use super::contract::{Metrics, Objective, Scores, Tally};
+use crate::Examples;
 use crate::pack::PackedBatch;
 use crate::task::Task;
 use crate::task_spec::TaskSpec;
-use crate::{Example, Examples};
 
 /// `l_i = -log softmax(decoder(norm(act(dense(h_r)))))[t]` for each hidden token `t` at row `r`.
 pub(crate) struct Masked;
@@ -36,8 +36,6 @@ impl Objective for Masked {
         let labels: Vec<Label> = (0..).zip(&batch.labels).map(at).collect();
         tape.cross_entropy(&head.decoder, &x, &labels, weights, grads).into()
     }
-
-    fn tally(&self, _: &mut Tally, _: &[Example], _: &Scores) {}
 
     fn metrics(&self, _: &TaskSpec, tally: &Tally, loss: f64, _: &Examples) -> Metrics {
         Metrics::from([("perplexity", loss.exp()), ("accuracy", tally.hit_rate())])

@@ -8,10 +8,10 @@ use super::contract::{Metrics, Objective, Scores, Tally};
 use super::dual::Dual;
 use super::options::LossType;
 use super::pair_losses::{cross_entropy, loss};
+use crate::Examples;
 use crate::pack::PackedBatch;
 use crate::task::Task;
 use crate::task_spec::TaskSpec;
-use crate::{Example, Examples};
 
 /// `l_i = sum_k w_k l_k(p_c, p_r)` over the losses of the run (`loss_type`, `loss_weights`) for the log-probabilities of the two
 /// completions of pair `i`, plus the mean cross-entropy of the batch's chosen completions where a loss has it.
@@ -75,8 +75,6 @@ impl Objective for Preference {
         scored.seed(tape, &h, &token_weights, grads);
         scores
     }
-
-    fn tally(&self, _: &mut Tally, _: &[Example], _: &Scores) {}
 
     fn metrics(&self, _: &TaskSpec, tally: &Tally, _: f64, _: &Examples) -> Metrics {
         tally.metrics.means()
