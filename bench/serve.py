@@ -1,10 +1,13 @@
 """Throughput and endurance of `lowrank serve`, with nothing but Python's standard library.
 
     python3 bench/serve.py throughput --bin target/release/lowrank --model MODEL.gguf
+    python3 bench/serve.py peer --bin target/release/lowrank --model MODEL.gguf --peer-python VENV/bin/python
     python3 bench/serve.py load --bin target/release/lowrank --model MODEL.gguf --streams 500 --seconds 300
 
 `throughput` decodes 16 streams at once on the base alone, then shared out over 1, 4, 16 and 64 adapters of rank 16, in turns;
 it prints tokens/s as shares of the base's, time to first token, and the time from loading an adapter to its first token.
+`peer` gives the same streams to `lowrank serve` and to llama.cpp's server in turns, one running at a time; the latter comes from
+the Python package xllamacpp, installed where `--peer-python` is.
 `load` keeps many streams open while adapters come and go, clients vanish, read slowly or send nonsense. It checks that every
 error is the client's, that every answer is the one its adapter gives alone, and that memory stays flat.
 """
@@ -36,10 +39,10 @@ def train(args, folder, name, seed):
 
 
 class Server:
-    def __init__(self, args, *more):
-        command = [args.bin, "serve", "--model", args.model, "--served-model-name", "base", "--port", "0", *more]
+    def __init__(self, args, *more, command=None):
+        command = command or [args.bin, "serve", "--model", args.model, "--served-model-name", "base", "--port", "0", *more]
         self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(list(map(str, command)), stderr=self.log)
+        self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log)
         self.address = None
         while self.address is None:
             time.sleep(0.05)
@@ -82,6 +85,8 @@ class Server:
         status, reader, writer = await self.open("POST", "/v1/completions", body)
         try:
             async for line in reader:
+                if line.startswith(b"data: [DONE]"):
+                    break
                 if not line.startswith(b"data: {"):
                     continue
                 event = json.loads(line[6:])
@@ -90,7 +95,7 @@ class Server:
                 if event["choices"]:
                     text += event["choices"][0]["text"]
                     first = first or time.perf_counter() - begin
-                else:
+                if event.get("usage"):
                     count = event["usage"]["completion_tokens"]
                 if slow:
                     await asyncio.sleep(slow)
@@ -153,6 +158,83 @@ async def throughput(args, folder):
     print(f"load of an adapter to its first token: median {1e3 * statistics.median(times):.0f} ms")
     server.process.terminate()
     server.process.wait()
+
+
+LLAMA_SERVER = """
+import sys, time
+import xllamacpp
+
+model, threads, streams, *adapters = sys.argv[1:]
+params = xllamacpp.CommonParams()
+params.model.path = model
+params.port = 0
+params.n_parallel = int(streams)
+params.n_ctx = 512 * int(streams)
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
+params.warmup = True
+loras = []
+for path in adapters:
+    lora = xllamacpp.CommonAdapterLoraInfo()
+    lora.path, lora.scale = path, 0.0
+    loras.append(lora)
+params.lora_adapters = loras
+server = xllamacpp.Server(params)
+print("listening on", server.listening_address, file=sys.stderr, flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+async def peer(args, folder):
+    count = max(args.adapters)
+    dirs = [train(args, folder, f"a{i}", i) for i in range(count)]
+    files = []
+    for path in dirs:
+        files.append(path.with_suffix(".gguf"))
+        subprocess.run([args.bin, "convert", path, "--base", args.model, "--to", "gguf", "--out", files[-1]], check=True, capture_output=True)
+
+    def start(engine):
+        if engine == "lowrank":
+            flags = [flag for i, path in enumerate(dirs) for flag in ("--adapter", f"a{i}={path}")]
+            return Server(args, *flags, "--max-batch", BATCH, "--max-new-tokens", args.tokens, "--cache-mb", 2048, "--adapter-mb", 8192)
+        return Server(args, command=[args.peer_python, "-c", LLAMA_SERVER, args.model, args.threads, BATCH, *files])
+
+    async def once(server, engine, adapters):
+        def stream(i):
+            prompt = f"{PROMPTS[i % 6]} {i} {time.time_ns()}"
+            if engine == "lowrank":
+                return server.stream(f"a{i % adapters}" if adapters else "base", prompt, args.tokens, ignore_eos=True)
+            lora = [{"id": i % adapters, "scale": 1.0}] if adapters else []
+            return server.stream("base", prompt, args.tokens, ignore_eos=True, lora=lora)
+
+        begin = time.perf_counter()
+        done = await asyncio.gather(*(stream(i) for i in range(BATCH)))
+        seconds = time.perf_counter() - begin
+        assert all(status == 200 for status, *_ in done), done
+        assert all(tokens == args.tokens for _, _, tokens, _ in done), done
+        return sum(tokens for _, _, tokens, _ in done) / seconds, statistics.median(first for *_, first in done)
+
+    kinds = [0, *args.adapters]
+    rates = {(engine, kind): [] for engine in ("lowrank", "llama-server") for kind in kinds}
+    firsts = {key: [] for key in rates}
+    for _ in range(args.rounds):
+        for engine in ("lowrank", "llama-server"):
+            server = start(engine)
+            try:
+                await once(server, engine, 0)
+                for kind in kinds:
+                    rate, first = await once(server, engine, kind)
+                    rates[engine, kind].append(rate)
+                    firsts[engine, kind].append(first)
+            finally:
+                server.process.kill()
+                server.process.wait()
+    print(f"{BATCH} streams of {args.tokens} tokens, medians of {args.rounds} rounds in turns")
+    for kind in kinds:
+        ours, theirs = (statistics.median(rates[engine, kind]) for engine in ("lowrank", "llama-server"))
+        first, other = (1e3 * statistics.median(firsts[engine, kind]) for engine in ("lowrank", "llama-server"))
+        name = f"{kind} adapters" if kind else "base alone"
+        print(f"{name:12} lowrank {ours:7.1f} tokens/s, first {first:.0f} ms; llama-server {theirs:7.1f}, {other:.0f} ms; {ours / theirs:.2f} times")
 
 
 async def load(args, folder):
@@ -239,18 +321,20 @@ async def load(args, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["throughput", "load"])
+    parser.add_argument("what", choices=["throughput", "peer", "load"])
     parser.add_argument("--bin", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--modules", default="all-linear", help="what the adapters adapt")
+    parser.add_argument("--peer-python", help="a Python with xllamacpp")
+    parser.add_argument("--threads", type=int, default=2, help="of the peer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--adapters", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--seconds", type=int, default=300)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run({"throughput": throughput, "load": load}[args.what](args, Path(folder)))
+        asyncio.run({"throughput": throughput, "peer": peer, "load": load}[args.what](args, Path(folder)))
 
 
 if __name__ == "__main__":

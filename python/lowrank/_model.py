@@ -50,13 +50,23 @@ class Model:
         quantize: Optional[str] = None,
         precision: Optional[str] = None,
         stream_base: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        all_gather: Optional[Callable[[bytes], Sequence[bytes]]] = None,
     ) -> Model:
         """Opens a Hugging Face folder, a GGUF file or a hub id (``org/name``), with the adapter in a folder.
 
         A dense base can be held quantised (``quantize="nf4"`` or ``"q8_0"``) or in ``precision="bf16"``; one that is
-        larger than memory can be read from its file block by block (``stream_base=True``)."""
+        larger than memory can be read from its file block by block (``stream_base=True``).
+
+        ``rank``, ``world_size`` and ``all_gather`` make it one of several processes that ``train`` together, each with
+        the same arguments. ``all_gather(message)`` sends bytes to all and returns a list with those of every rank, such as
+        ``torch.distributed.all_gather_object`` does. The adapter and its files are the first rank's to write."""
         form = _options(None, {"quantize": quantize, "precision": precision, "stream_base": stream_base})
-        self = cls(Engine(os.fspath(model), json.dumps(form)), form)
+        if (all_gather is None) != (world_size == 1):
+            raise ValueError("world_size and all_gather go together: several ranks need a function that gathers their bytes")
+        ranks = None if all_gather is None else (rank, world_size, all_gather)
+        self = cls(Engine(os.fspath(model), json.dumps(form), ranks), form)
         if adapter is not None:
             self.load_adapter(adapter)
         return self

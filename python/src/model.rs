@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use lowrank::adapters::AdapterSet;
+use lowrank::comm::{Callback, set_process_rank};
 use lowrank::engine::{DropoutKey, LmHead, Record, Scope, Segment, SiteKind, Tape, Tensor};
 use lowrank::models::{Message, Sampling, TokenBatch, Tokenizer};
 use lowrank::train::Scorer;
@@ -11,7 +12,7 @@ use lowrank::train::log::{Progress, Report};
 use lowrank::{Error, Limits, MergeCheck, MergeTarget, Session, TextGenerator, TrainOptions};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use serde_json::json;
 
 use crate::array::{Array, from_dlpack};
@@ -37,6 +38,21 @@ enum Prompt {
 
 /// What training says on the way: its kind and its record in JSON.
 type Told = (&'static str, String);
+
+/// This process's rank, how many there are, and a function from bytes to the list of all ranks' bytes.
+type Ranks = (usize, usize, Py<PyAny>);
+
+fn communicator((rank, size, gather): Ranks) -> PyResult<Callback> {
+    if rank >= size {
+        return Err(PyValueError::new_err(format!("rank {rank} is not one of {size}: ranks begin at 0")));
+    }
+    set_process_rank(rank);
+    let all_gather = move |message: &[u8]| {
+        Python::attach(|py| gather.call1(py, (PyBytes::new(py, message),))?.extract::<Vec<Vec<u8>>>(py))
+            .map_err(|error| error.to_string())
+    };
+    Ok(Callback::new(rank, size, Box::new(all_gather)))
+}
 
 fn options(text: &str) -> lowrank::Result<TrainOptions> {
     let table: toml::Table = serde_json::from_str(text).map_err(|e| Error::Usage(e.to_string()))?;
@@ -129,12 +145,17 @@ fn array(tensor: Tensor) -> Array {
 #[pymethods]
 impl Engine {
     /// Opens a Hugging Face folder, a GGUF file or a hub id. `form` has the options that say in which form its
-    /// weights are held, in JSON.
+    /// weights are held, in JSON. With `ranks` it is one of several processes that train together.
     #[new]
-    fn new(py: Python<'_>, source: String, form: &str) -> PyResult<Self> {
+    #[pyo3(signature = (source, form, ranks=None))]
+    fn new(py: Python<'_>, source: String, form: &str, ranks: Option<Ranks>) -> PyResult<Self> {
         let form = options(form).map_err(to_python)?.load_options();
         let pool = pool(0)?;
-        let session = py.detach(|| pool.install(|| Session::open_as(&source, form))).map_err(to_python)?;
+        let mut session =
+            py.detach(|| pool.install(|| Session::open_as(&source, form))).map_err(to_python)?;
+        if let Some(ranks) = ranks {
+            session = session.with_communicator(Arc::new(communicator(ranks)?));
+        }
         Ok(Self { source, session, adapter: RwLock::default() })
     }
 
@@ -207,7 +228,10 @@ impl Engine {
                 Progress::call(move |report| tell(&caller, report))
             };
             let summary = lowrank::finetune_with(&self.session, &options, &stop, progress)?;
-            self.set_adapter(self.session.adapter(Some(&options.out))?);
+            // The first rank alone writes; another machine may not see its files.
+            if self.session.communicator().is_first() || options.out.exists() {
+                self.set_adapter(self.session.adapter(Some(&options.out))?);
+            }
             Ok(summary)
         };
         let (result, raised) = interrupt::run(py, &*pool(threads)?, work, |py, told: Told| {

@@ -14,6 +14,8 @@ pub struct DropoutKey {
     pub seed: u64,
     /// A count that no other forward pass of the run has.
     pub pass: u64,
+    /// Whether the base model's own dropouts act too.
+    pub base: bool,
 }
 
 /// The surroundings of an operation.

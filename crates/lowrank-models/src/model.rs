@@ -7,6 +7,7 @@ use lowrank_engine::{
 };
 
 use crate::heads::{Head, HeadLayout};
+use crate::parts::dropout::HeadDropout;
 
 /// The tokens of one forward pass: rows of any number of sequences, one after the other.
 pub struct TokenBatch<'a> {
@@ -114,6 +115,16 @@ pub trait Model: Send + Sync {
 
     /// What is known of it.
     fn info(&self) -> &ModelInfo;
+
+    /// Whether it can be trained with the dropouts that it was pre-trained with.
+    fn has_dropout(&self) -> bool {
+        false
+    }
+
+    /// The dropouts of its heads.
+    fn head_dropout(&self) -> HeadDropout {
+        HeadDropout::default()
+    }
 
     /// The length beyond which all of a sequence is rotated otherwise, its first tokens too, where there is one: keys that
     /// were computed before it was reached are then computed again.

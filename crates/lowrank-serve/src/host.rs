@@ -42,6 +42,9 @@ pub trait HeadModel: Send + Sync {
     /// The names of the classes; none for values.
     fn labels(&self) -> &[String];
 
+    /// Bytes of the adapter and the head.
+    fn bytes(&self) -> usize;
+
     /// Probabilities of the classes, or values, of each text or pair of texts.
     ///
     /// # Errors

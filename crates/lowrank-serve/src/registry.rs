@@ -265,17 +265,28 @@ impl Registry {
     pub async fn head(self: &Arc<Self>, name: &str) -> Result<Arc<dyn HeadModel>> {
         let path = self.path(name)?;
         let _one = self.loading.lock().await;
-        if let Some(head) = self.lock().entries.get(name).and_then(|entry| entry.head.clone()) {
-            return Ok(head);
+        {
+            let mut inner = self.lock();
+            let now = inner.tick();
+            if let Some(entry) = inner.entries.get_mut(name) {
+                entry.used = now;
+                if let Some(head) = &entry.head {
+                    return Ok(head.clone());
+                }
+            }
         }
         let host = self.host.clone();
         let read = tokio::task::spawn_blocking(move || host.head(&path).map_err(|e| e.to_string())).await;
         let read = read.map_err(|e| Error::failed(format!("reading adapter {name:?} failed: {e}")))?;
         let head: Arc<dyn HeadModel> =
             read.map_err(|e| Error::request(format!("adapter {name:?}: {e}")))?.into();
-        if let Some(entry) = self.lock().entries.get_mut(name) {
+        let mut inner = self.lock();
+        self.make_room(&mut inner, head.bytes())?;
+        self.metrics.adapter_loads.add(1);
+        if let Some(entry) = inner.entries.get_mut(name) {
             entry.head = Some(head.clone());
         }
+        self.metrics.adapter_bytes.set(inner.bytes() as u64);
         Ok(head)
     }
 
@@ -339,13 +350,18 @@ impl Registry {
             let idle = |loaded: &Arc<Loaded>| Arc::strong_count(loaded) == 2;
             let mixture = inner.mixtures.iter().filter(|(_, (loaded, _))| idle(loaded));
             let mixture = mixture.min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
-            let whole = |entry: &&mut Entry| !entry.pinned && entry.loaded.as_ref().is_some_and(idle);
+            let head_idle = |head: &Arc<dyn HeadModel>| Arc::strong_count(head) == 1;
+            let whole = |entry: &&mut Entry| {
+                !entry.pinned
+                    && (entry.loaded.as_ref().is_some_and(idle) || entry.head.as_ref().is_some_and(head_idle))
+            };
             if let Some(key) = mixture {
                 inner.mixtures.remove(&key);
             } else if let Some(entry) =
                 inner.entries.values_mut().filter(whole).min_by_key(|entry| entry.used)
             {
-                entry.loaded = None;
+                entry.loaded.take_if(|loaded| idle(loaded));
+                entry.head.take_if(|head| head_idle(head));
             } else {
                 let (have, budget) = (inner.bytes(), self.budget);
                 return Err(Error::busy(format!(
@@ -428,7 +444,8 @@ impl Inner {
     }
 
     fn bytes(&self) -> usize {
-        self.slots.iter().flatten().map(|loaded| loaded.bytes).sum()
+        let heads = self.entries.values().filter_map(|entry| entry.head.as_ref()).map(|head| head.bytes());
+        self.slots.iter().flatten().map(|loaded| loaded.bytes).sum::<usize>() + heads.sum::<usize>()
     }
 
     fn slot_names(&self) -> Vec<Option<String>> {

@@ -53,6 +53,7 @@ pub struct Stepper<'m> {
     task: TaskSpec,
     masking: Option<Masking>,
     comm: Arc<dyn Communicator>,
+    base_dropout: bool,
 }
 
 impl<'m> Stepper<'m> {
@@ -61,7 +62,13 @@ impl<'m> Stepper<'m> {
         let optimizer = AdamW::new(&adapters.params, options.weight_decay);
         let grads = Grads::zeros(&adapters.params);
         let (task, masking, spare, comm) = (TaskSpec::default(), None, Vec::new(), Arc::new(Single));
-        Self { model, adapters, optimizer, grads, spare, device, options, task, masking, comm }
+        let base_dropout = false;
+        Self { model, adapters, optimizer, grads, spare, device, options, task, masking, comm, base_dropout }
+    }
+
+    /// The same with the base model's own dropouts in training, or without.
+    pub fn with_base_dropout(self, base_dropout: bool) -> Self {
+        Self { base_dropout, ..self }
     }
 
     /// The same as one of several ranks, which share the shards of a step and each take the whole step.
@@ -265,7 +272,7 @@ impl<'m> Stepper<'m> {
 
     fn accumulate(&self, batch: &PackedBatch, scale: f32, pass: u64, grads: &mut Grads) -> Scores {
         let record = if self.options.checkpoint_activations { Record::Checkpoints } else { Record::All };
-        let dropout = Some(DropoutKey { seed: self.options.seed, pass });
+        let dropout = Some(DropoutKey { seed: self.options.seed, pass, base: self.base_dropout });
         let scope = Scope { device: &self.device, params: &self.adapters.params, dropout, rows: None };
         let mut tape = Tape::new(scope, &self.adapters.active, record);
         let h = self.model.hidden(&mut tape, &batch.token_batch());

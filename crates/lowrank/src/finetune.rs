@@ -60,6 +60,13 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         let (have, want) = (task.name(), options.task.name());
         return Err(Error::Usage(format!("the session was opened for the task {have}, not {want}")));
     }
+    if options.base_dropout && !session.model.has_dropout() {
+        let kind =
+            session.base.config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+        return Err(Error::Usage(format!(
+            "`base_dropout` is for models that were trained with dropout (bert, roberta, xlm-roberta, distilbert, deberta-v2, gpt2), not for {kind}"
+        )));
+    }
     let train = session.read_data(&options.data, options, false)?;
     let (train, eval) = match &options.eval_data {
         Some(path) => (train, Some(session.read_data(path, options, false)?)),
@@ -133,7 +140,8 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     let reference = reference::attach(session, options, &device, &mut train, eval.as_mut())?;
     let mut stepper = Stepper::new(&*session.model, adapters, device, step_options)
         .for_task(session.task.clone(), session.masking(options.seed)?)
-        .with_communicator(session.comm.clone());
+        .with_communicator(session.comm.clone())
+        .with_base_dropout(options.base_dropout);
     stepper.adapters.task = session.task.to_json();
     stepper.adapters.chat_template = session.chat_template().map(str::to_owned);
     if let Some(optimizer) = optimizer {

@@ -165,6 +165,9 @@ options! {
         lora_alpha: f64 = 16.0, Range::ALPHA;
         /// Dropout probability on the adapter's input.
         lora_dropout: f32 = 0.0, Range::DROPOUT;
+        /// Train with the base model's own dropouts too, with the probabilities in its config.json, as transformers does
+        /// (BERT, RoBERTa, XLM-R, DistilBERT, DeBERTa, GPT-2).
+        base_dropout: bool = false;
         /// Modules that get an adapter: names, a regular expression, or all-linear (default: all-linear for LoRA on a decoder;
         /// else PEFT's for the architecture).
         target_modules: Option<Targets> = None;

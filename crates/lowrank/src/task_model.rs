@@ -42,6 +42,11 @@ impl TaskModel {
         &self.session.task.labels
     }
 
+    /// Bytes of the adapter with its head.
+    pub fn bytes(&self) -> usize {
+        self.adapters.params.iter().map(|(_, p)| size_of::<f32>() * p.rows * p.cols).sum()
+    }
+
     /// The outputs for each text, or pair of texts: probabilities of the classes, or values.
     ///
     /// # Errors

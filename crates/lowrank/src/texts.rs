@@ -24,7 +24,8 @@ pub struct TextOptions {
     pub stop: Vec<String>,
 }
 
-/// Continues every prompt; `progress` hears how many are done. White space around an answer is left out.
+/// Continues every prompt; `progress` hears how many are done. White space around an answer is left out. Ranks of a session share
+/// the prompts, and all have all the answers.
 ///
 /// # Errors
 /// Where the model has no tokenizer or does not generate, or a prompt is longer than its positions reach.
@@ -53,9 +54,11 @@ pub fn continue_texts(
         decoder.rows_needed(&request).map_err(|e| Error::Usage(format!("prompt {}: {e}", i + 1)))?;
         requests.push(request);
     }
-    let mut texts = vec![String::new(); prompts.len()];
+    let comm = &**session.communicator();
+    let own: Vec<Request> = requests.into_iter().skip(comm.rank()).step_by(comm.size()).collect();
+    let mut texts = vec![String::new(); own.len()];
     let mut done = 0;
-    decoder.complete(&requests, options.batch_size, |i, decoded| {
+    decoder.complete(&own, options.batch_size, |i, decoded| {
         let mut tokens = &decoded[0].tokens[..];
         if let Some((last, rest)) = tokens.split_last()
             && ends.contains(last)
@@ -66,10 +69,21 @@ pub fn continue_texts(
         let cut = options.stop.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s.as_str())).min();
         texts[i] = text[..cut.unwrap_or(text.len())].trim().to_owned();
         done += 1;
-        progress(done);
+        progress((done * comm.size()).min(prompts.len()));
         Ok(())
     })?;
-    Ok(texts)
+    if comm.size() == 1 {
+        return Ok(texts);
+    }
+    let message = serde_json::to_vec(&texts).expect("texts are plain data");
+    let all: Vec<Vec<String>> = comm
+        .all_gather(&message)?
+        .iter()
+        .map(|message| serde_json::from_slice(message).unwrap_or_default())
+        .collect();
+    let text = |i: usize| all[i % comm.size()].get(i / comm.size()).cloned();
+    let lost = || Error::Usage("the ranks have different prompts: all need the same data".into());
+    (0..prompts.len()).map(|i| text(i).ok_or_else(lost)).collect()
 }
 
 /// Pairs every text with the references of its prompt.

@@ -209,6 +209,98 @@ fn times_out(start: &Start) {
     assert!(errors.contains("no message from rank"), "{errors}");
 }
 
+/// A rank that is slow for a while holds the others up and changes nothing.
+fn waits(start: &Start) {
+    let place = Place::new();
+    let more = ["--max-steps", "60", "--save-steps", "1", "--eval-steps", "0"];
+    assert_eq!(place.alone(&place.args("alone", &more)).code, 0);
+    let args = place.args("slow", &more);
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut child =
+        Kill(start.command(2, &words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let checkpoint = place.dir.path().join("slow/checkpoints/last/trainer_state.json");
+    wait_until("a checkpoint", || checkpoint.exists());
+    let slow = rank_of(&place, "slow", child.0.id()).to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &slow]).status().unwrap().success());
+    signal("-STOP");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(child.0.try_wait().unwrap().is_none(), "the run ended while a rank was stopped");
+    signal("-CONT");
+    assert!(child.0.wait().unwrap().success());
+    assert!(place.result("slow").0 == place.result("alone").0, "other bits after a pause");
+}
+
+/// A disk that is full on the rank that writes ends all ranks with one message.
+fn full_disk(start: &Start) {
+    let place = Place::new();
+    let full = place.run(start, 2, &place.args("full", &["--log-json", "/dev/full"]));
+    assert_ne!(full.code, 0);
+    assert_eq!(full.err.matches("/dev/full").count(), 1, "{}", full.err);
+}
+
+/// `eval` shares examples and prompts, prints once and gives what one process gives.
+fn evaluates(start: &Start) {
+    let place = Place::new();
+    assert_eq!(place.alone(&place.args("adapter", &[])).code, 0);
+    let (adapter, data) = (place.path("adapter"), place.path("eval.jsonl"));
+    let args = |more: &[&str]| -> Vec<String> {
+        let args = ["eval", "--model", &place.model, "--adapter", &adapter, "--data", &data, "--json"];
+        [&args[..], &["--batch-size", "2"], more].concat().into_iter().map(str::to_owned).collect()
+    };
+    let losses = |ran: Ran| {
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        let mut all: Value = serde_json::from_str(&ran.out).unwrap_or_else(|e| panic!("{e}: {}", ran.out));
+        all.as_object_mut().unwrap().retain(|key, _| !key.contains("seconds"));
+        all
+    };
+    let one = losses(place.alone(&args(&["--threads", "1"])));
+    assert_eq!(losses(place.run(start, 3, &args(&["--threads", "1"]))), one);
+    let texts = |name: &str| {
+        let path = place.path(name);
+        args(&["--threads", "1", "--metrics", "bleu", "--max-new-tokens", "4", "--predictions", &path])
+    };
+    let one = losses(place.alone(&texts("one.jsonl")));
+    assert_eq!(losses(place.run(start, 2, &texts("two.jsonl"))), one);
+    let read = |name: &str| fs::read_to_string(place.path(name)).unwrap();
+    assert_eq!(read("one.jsonl").lines().count(), 9);
+    assert_eq!(read("two.jsonl"), read("one.jsonl"));
+}
+
+/// The runs of a study are spread over the ranks; one rank writes the report.
+fn shares_a_study(start: &Start) {
+    let Start::Launcher(launcher, more) = start else { unreachable!("a launcher") };
+    let place = Place::new();
+    let (model, data) = (&place.model, place.path("train.jsonl"));
+    let study = |out: &str| {
+        let spec = place.path(&format!("{out}.toml"));
+        let (eval, out) = (place.path("eval.jsonl"), place.path(out));
+        let text = format!(
+            "name = \"Ranks\"\nout = {out:?}\nseeds = [1, 2]\n[train]\nmodel = {model:?}\ndata = {data:?}\neval-data = {eval:?}\n\
+             target-modules = [\"q_proj\"]\nmax-steps = 3\nbatch-size = 4\nlearning-rate = 0.02\nthreads = 1\n\
+             [[method]]\nname = \"LoRA r=2\"\nr = 2\n[[method]]\nname = \"LoRA r=4\"\nr = 4\n"
+        );
+        fs::write(&spec, text).unwrap();
+        spec
+    };
+    let adapters = |out: &str| {
+        let mut all: Vec<Vec<u8>> = fs::read_dir(place.dir.path().join(out).join("runs"))
+            .unwrap()
+            .map(|run| fs::read(run.unwrap().path().join("adapter_model.safetensors")).unwrap())
+            .collect();
+        all.sort();
+        all
+    };
+    let alone = place.alone(&["study".to_owned(), study("alone")]);
+    assert_eq!(alone.code, 0, "{}", alone.err);
+    let mut command = Command::new(launcher);
+    command.args(*more).args(["-n", "2", env!("CARGO_BIN_EXE_lowrank"), "study", &study("shared")]);
+    let shared = ran(command.output().unwrap());
+    assert_eq!(shared.code, 0, "{}", shared.err);
+    assert_eq!(adapters("alone").len(), 4);
+    assert!(adapters("shared") == adapters("alone"), "other bits");
+    assert!(place.dir.path().join("shared/report.html").exists());
+}
+
 /// Ranks with other options are refused, and the option is named.
 fn refuses_others(start: &Start) {
     let Start::Launcher(launcher, more) = start else { unreachable!("a launcher") };
@@ -262,6 +354,16 @@ under! {
     open_mpi_times_out: Start::open_mpi(), times_out;
     mpich_times_out: Start::mpich(), times_out;
     processes_time_out: Some(Start::Processes), times_out;
+    open_mpi_waits: Start::open_mpi(), waits;
+    mpich_waits: Start::mpich(), waits;
+    processes_wait: Some(Start::Processes), waits;
+    open_mpi_full_disk: Start::open_mpi(), full_disk;
+    mpich_full_disk: Start::mpich(), full_disk;
+    processes_full_disk: Some(Start::Processes), full_disk;
+    open_mpi_evaluates: Start::open_mpi(), evaluates;
+    mpich_evaluates: Start::mpich(), evaluates;
+    open_mpi_shares_a_study: Start::open_mpi(), shares_a_study;
+    mpich_shares_a_study: Start::mpich(), shares_a_study;
     open_mpi_refuses_others: Start::open_mpi(), refuses_others;
     mpich_refuses_others: Start::mpich(), refuses_others;
     open_mpi_refuses: Start::open_mpi(), refuses;

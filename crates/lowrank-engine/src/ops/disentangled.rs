@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use lowrank_kernels::{DisentangledShape, Segment, disentangled_scratch_bytes};
+use lowrank_kernels::{AttentionDropout, DisentangledShape, Segment, disentangled_scratch_bytes};
 
 use crate::backend::{AttentionGradients, AttentionInputs, DistanceGradients, Distances};
 use crate::tape::{Backward, Node, Tape, Var, VarId};
@@ -20,14 +20,16 @@ pub struct Disentangled<'m> {
     pub scale: f32,
     /// Rows of the tables by distance, as [`DisentangledShape::buckets`].
     pub buckets: Rc<[u32]>,
+    /// Dropout of the probabilities.
+    pub dropout: Option<AttentionDropout>,
     /// The texts: every row sees its whole segment.
     pub segments: &'m [Segment],
 }
 
 impl Disentangled<'_> {
     fn shape(&self) -> DisentangledShape<'_> {
-        let Self { heads, head_dim, scale, ref buckets, .. } = *self;
-        DisentangledShape { heads, head_dim, scale, buckets }
+        let Self { heads, head_dim, scale, ref buckets, dropout, .. } = *self;
+        DisentangledShape { heads, head_dim, scale, buckets, dropout }
     }
 }
 

@@ -6,6 +6,7 @@ mod attention;
 mod checkpoint;
 mod cross_entropy;
 mod disentangled;
+mod dropout;
 mod embedding;
 mod gated;
 mod linear;

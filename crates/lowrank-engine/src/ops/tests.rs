@@ -194,7 +194,7 @@ fn disentangled_attention() {
     let buckets: Vec<u32> = (-2i64..=2).map(|x| (x.clamp(-2, 1) + 2) as u32).collect();
     check("disentangled attention", &[(5, 8), (5, 8), (5, 8), (4, 8), (4, 8)], move |tape, x| {
         let buckets: Rc<[u32]> = buckets.clone().into();
-        let attention = Disentangled { heads: 2, head_dim: 4, scale: 0.3, buckets, segments };
+        let attention = Disentangled { heads: 2, head_dim: 4, scale: 0.3, buckets, dropout: None, segments };
         let contents = [x[0].clone(), x[1].clone(), x[2].clone()];
         tape.disentangled_attention(contents, Some(x[3].clone()), Some(x[4].clone()), attention)
     });

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::dropout::{AttentionDropout, weigh};
 use super::scratch::{SCRATCH_PADDING, carve, with_scratch};
 use super::shape::Segment;
 use crate::math::exp;
@@ -27,6 +28,8 @@ pub struct DisentangledShape<'a> {
     /// Rows of the tables by distance: for texts of up to `L` rows, entry `L - 1 + i - j` is that of query `i` and key
     /// `j` (`2 L - 1` entries in all, which never fall).
     pub buckets: &'a [u32],
+    /// Dropout of the probabilities, as in the other attention.
+    pub dropout: Option<AttentionDropout>,
 }
 
 /// What the attention reads. `q`, `k`, `v`: `[N, H d]`; the tables of distances `[P, H d]`, where the model has them.
@@ -87,13 +90,14 @@ pub fn disentangled_attention(
         let t = rows.len();
         let span = shape.span(t);
         with_scratch(|scratch| {
-            let [q, k, v, table, scores, by_distance, result, total] = carve(
+            let [q, k, v, table, scores, by_distance, result, total, factors] = carve(
                 &mut scratch.floats,
-                [t * d, t * d, t * d, span.len() * d, t * t, t * span.len(), t * d, t],
+                [t * d, t * d, t * d, span.len() * d, t * t, t * span.len(), t * d, t, shape.factors(t)],
             );
             shape.take(v, inputs.v, rows, *h);
             inputs.scores(shape, rows, *h, &span, q, k, table, scores, by_distance);
             softmax(scores, total, t);
+            shape.drop(scores, factors, rows, *h);
             gemm_serial(t, d, t, 1.0, mat(scores, t), mat(v, d), 0.0, MatMut::row_major(result, d));
             for (i, row) in rows.clone().enumerate() {
                 let (at, to) = (row * heads + h, (row * heads + h) * d);
@@ -175,7 +179,7 @@ pub fn disentangled_scratch_bytes(
     let d = shape.head_dim;
     let of = |t: usize| {
         let wide = shape.span(t).len();
-        8 * t * d + wide * d + 2 * t * t + t * wide + 2 * t + SCRATCH_PADDING
+        8 * t * d + wide * d + 2 * t * t + t * wide + 2 * t + shape.factors(t) + SCRATCH_PADDING
     };
     let longest = segments.iter().map(|s| s.q.len()).max().filter(|t| *t > 0);
     threads.min(shape.heads * segments.len()) * size_of::<f32>() * (longest.map_or(0, of) + tables * rows * d)
@@ -190,8 +194,8 @@ struct One<'a> {
 }
 
 impl One<'_> {
-    /// With `p` the probabilities and `g = dout`: `dv = p^T g`, `ds = scale p (g v^T - g out)`, `dq = ds k`,
-    /// `dk = ds^T q`; by distance `c_ib = sum of ds_ij with bucket b`: `dq += c pk`, `dpk += c^T q`, and likewise for
+    /// With `p` the probabilities, `m` the factors of their dropout and `g = dout`: `dv = (p m)^T g`, `ds = scale p (m g v^T - g out)`,
+    /// `dq = ds k`, `dk = ds^T q`; by distance `c_ib = sum of ds_ij with bucket b`: `dq += c pk`, `dpk += c^T q`, and likewise for
     /// keys.
     fn backward(
         &self,
@@ -204,11 +208,9 @@ impl One<'_> {
     ) {
         let Self { inputs, shape, rows, head: h } = self;
         let (t, d, span) = (rows.len(), shape.head_dim, self.shape.span(self.rows.len()));
-        let wide = span.len();
-        let [q, k, v, g, o, table, p, ds, by_distance, dq, dk, dv, mean, total] = carve(
-            memory,
-            [t * d, t * d, t * d, t * d, t * d, wide * d, t * t, t * t, t * wide, t * d, t * d, t * d, t, t],
-        );
+        let (wide, n) = (span.len(), t * d);
+        let [q, k, v, g, o, table, p, ds, by_distance, dq, dk, dv, mean, total, factors] =
+            carve(memory, [n, n, n, n, n, wide * d, t * t, t * t, t * wide, n, n, n, t, t, shape.factors(t)]);
         inputs.scores(shape, rows, *h, &span, q, k, table, p, by_distance);
         for (to, from) in [(&mut *v, inputs.v), (&mut *g, dout), (&mut *o, out)] {
             shape.take(to, from, rows, *h);
@@ -218,7 +220,11 @@ impl One<'_> {
             mean[i] = dot(&g[i * d..(i + 1) * d], &o[i * d..(i + 1) * d]);
         }
         gemm_serial(t, t, d, 1.0, mat(g, d), mat(v, d).t(), 0.0, MatMut::row_major(ds, t));
+        shape.drop(ds, factors, rows, *h);
         score_gradients(p, ds, total, mean, t, shape.scale);
+        if shape.dropout.is_some() {
+            weigh(p, factors, t, t, t);
+        }
         gemm_serial(t, d, t, 1.0, mat(p, t).t(), mat(g, d), 0.0, MatMut::row_major(dv, d));
         gemm_serial(t, d, t, 1.0, mat(ds, t), mat(k, d), 0.0, MatMut::row_major(dq, d));
         gemm_serial(t, d, t, 1.0, mat(ds, t).t(), mat(q, d), 0.0, MatMut::row_major(dk, d));
@@ -322,6 +328,19 @@ impl DisentangledInputs<'_> {
 }
 
 impl DisentangledShape<'_> {
+    /// How many factors of dropout a text of `t` rows needs.
+    fn factors(&self, t: usize) -> usize {
+        if self.dropout.is_some() { t * t } else { 0 }
+    }
+
+    /// Weighs `x: [T,T]` of a head by the factors of dropout, which it writes.
+    fn drop(&self, x: &mut [f32], factors: &mut [f32], rows: &Range<usize>, head: usize) {
+        let Some(dropout) = self.dropout else { return };
+        let t = rows.len();
+        dropout.fill(factors, t, t, 0, rows.clone().map(|row| row * self.heads + head));
+        weigh(x, factors, t, t, t);
+    }
+
     /// Buckets of the keys `0..t` of query `i`.
     fn row(&self, i: usize, t: usize) -> impl Iterator<Item = usize> {
         let middle = self.buckets.len() / 2;
@@ -472,8 +491,13 @@ mod tests {
         let n = lengths.iter().sum::<usize>() + 1;
         let (width, rows) = (heads * d, 2 * reach as usize);
         let buckets = buckets(*lengths.iter().max().unwrap() + 2, reach);
-        let shape =
-            DisentangledShape { heads, head_dim: d, scale: 0.4 / (d as f32).sqrt(), buckets: &buckets };
+        let shape = DisentangledShape {
+            heads,
+            head_dim: d,
+            scale: 0.4 / (d as f32).sqrt(),
+            buckets: &buckets,
+            dropout: None,
+        };
         let table = |wanted: bool, salt| numbers(if wanted { rows * width } else { 0 }, salt);
         let x: [Vec<f32>; 5] = [
             numbers(n * width, 1),
@@ -552,7 +576,7 @@ mod tests {
         let x = numbers(5, 1);
         let inputs = DisentangledInputs { q: &x, k: &x, v: &x, pos_key: None, pos_query: None };
         let buckets = buckets(5, 2);
-        let shape = DisentangledShape { heads: 1, head_dim: 1, scale: 1.0, buckets: &buckets };
+        let shape = DisentangledShape { heads: 1, head_dim: 1, scale: 1.0, buckets: &buckets, dropout: None };
         let mut segments = packed(&[4, 1]);
         (segments[1].q, segments[1].own) = (3..5, 3..5);
         disentangled_attention(&mut [0.0; 5], &mut [0.0; 5], &inputs, &shape, &segments);

@@ -1,6 +1,6 @@
 //! BERT, RoBERTa and XLM-R: learned positions and token types, layer norms after the blocks.
 //! `transformers/models/{bert,roberta,xlm_roberta}` are followed. RoBERTa and XLM-R count positions from
-//! `pad_token_id + 1`, past padding tokens, and have one token type. The base's own dropout is off, in training too.
+//! `pad_token_id + 1`, past padding tokens, and have one token type.
 
 use lowrank_engine::{Activation, Embedding, LayerNorm, Tape, Var};
 use serde::Deserialize;
@@ -11,7 +11,8 @@ use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
-use crate::parts::encoder::{Block, Names, Shape};
+use crate::parts::dropout::{self, HeadDropout};
+use crate::parts::encoder::{Block, Dropout, Names, Shape};
 use crate::parts::fields;
 use crate::tied::Tied;
 use crate::{Error, Result};
@@ -24,7 +25,8 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         defaults: r#"{
             "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
             "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
-            "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0, "is_decoder": false,
+            "type_vocab_size": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+            "classifier_dropout": null, "layer_norm_eps": 1e-12, "pad_token_id": 0, "is_decoder": false,
             "add_cross_attention": false, "tie_word_embeddings": true, "initializer_range": 0.02
         }"#,
         aliases: &[],
@@ -44,7 +46,8 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         defaults: r#"{
             "vocab_size": 50265, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
             "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
-            "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 1, "is_decoder": false,
+            "type_vocab_size": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+            "classifier_dropout": null, "layer_norm_eps": 1e-12, "pad_token_id": 1, "is_decoder": false,
             "add_cross_attention": false, "tie_word_embeddings": true, "initializer_range": 0.02
         }"#,
         aliases: &[],
@@ -58,7 +61,8 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         defaults: r#"{
             "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
             "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
-            "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 1, "is_decoder": false,
+            "type_vocab_size": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+            "classifier_dropout": null, "layer_norm_eps": 1e-12, "pad_token_id": 1, "is_decoder": false,
             "add_cross_attention": false, "tie_word_embeddings": true, "initializer_range": 0.02
         }"#,
         aliases: &[],
@@ -93,6 +97,9 @@ struct Config {
     position_embedding_type: Option<String>,
     is_decoder: bool,
     add_cross_attention: bool,
+    hidden_dropout_prob: f32,
+    attention_probs_dropout_prob: f32,
+    classifier_dropout: Option<f32>,
 }
 
 const NAMES: Names = Names {
@@ -116,6 +123,8 @@ pub struct Bert {
     info: ModelInfo,
     /// RoBERTa: the padding token, which is also the position of every padding token; others count on from it.
     padding: Option<u32>,
+    dropout: Dropout,
+    head_dropout: HeadDropout,
 }
 
 impl Bert {
@@ -143,8 +152,24 @@ impl Bert {
         }
         let activation = activation("hidden_act", &c.hidden_act)?;
         let (d, eps) = (c.hidden_size, c.layer_norm_eps);
-        let shape =
-            Shape { width: d, heads: c.num_attention_heads, inner: c.intermediate_size, activation, eps };
+        let hidden = c.hidden_dropout_prob;
+        let classifier = c.classifier_dropout.unwrap_or(hidden);
+        dropout::check(&[
+            ("hidden_dropout_prob", hidden),
+            ("attention_probs_dropout_prob", c.attention_probs_dropout_prob),
+            ("classifier_dropout", classifier),
+        ])?;
+        let dropout = Dropout {
+            embeddings: hidden,
+            attention: c.attention_probs_dropout_prob,
+            projection: hidden,
+            output: hidden,
+        };
+        // RoBERTa's head drops its input too.
+        let head_dropout =
+            HeadDropout { dense: if bert { 0.0 } else { classifier }, output: classifier, token: classifier };
+        let (heads, inner) = (c.num_attention_heads, c.intermediate_size);
+        let shape = Shape { width: d, heads, inner, activation, eps, dropout };
         shape.check(["hidden_size", "num_attention_heads"])?;
         let prefix = if bert { "bert" } else { "roberta" };
         let at = |name: &str| format!("{prefix}.{name}");
@@ -201,7 +226,7 @@ impl Bert {
             new_layers: Vec::new(),
         };
         let padding = (!bert).then(|| first_position as u32 - 1);
-        Ok(Self { words, position_table, types, norm, blocks, padding, info })
+        Ok(Self { words, position_table, types, norm, blocks, padding, dropout, head_dropout, info })
     }
 }
 
@@ -237,6 +262,7 @@ impl Model for Bert {
         x = tape.add(x, &positions);
         drop(positions);
         x = tape.layer_norm(&self.norm, &x);
+        x = tape.base_dropout(x, self.dropout.embeddings, dropout::EMBEDDINGS);
         for (i, layer) in self.blocks.iter().enumerate() {
             let block = batch.block(i, self.blocks.len());
             x = tape.block(x, move |tape, x| layer.forward(tape, x, block));
@@ -250,5 +276,13 @@ impl Model for Bert {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn has_dropout(&self) -> bool {
+        true
+    }
+
+    fn head_dropout(&self) -> HeadDropout {
+        self.head_dropout
     }
 }

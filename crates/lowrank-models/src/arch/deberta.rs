@@ -1,6 +1,6 @@
 //! DeBERTa-v2 and v3 (He et al. 2021), up to v2-XXL: attention that also matches contents with distances, distances
 //! in logarithmic buckets with a table of their own, and in the XL models a convolution beside the first block.
-//! `transformers/models/deberta_v2` is followed. The base's own dropout is off, in training too.
+//! `transformers/models/deberta_v2` is followed.
 
 use std::rc::Rc;
 
@@ -14,6 +14,7 @@ use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
+use crate::parts::dropout::{self, HeadDropout, places};
 use crate::parts::fields;
 use crate::tied::Tied;
 
@@ -24,6 +25,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
     defaults: r#"{
         "vocab_size": 128100, "hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24,
         "intermediate_size": 6144, "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 0,
+        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "pooler_dropout": 0, "cls_dropout": null,
         "layer_norm_eps": 1e-7, "relative_attention": false, "max_relative_positions": -1, "pad_token_id": 0,
         "position_biased_input": true, "pos_att_type": null, "pooler_hidden_act": "gelu", "legacy": true,
         "tie_word_embeddings": true, "initializer_range": 0.02
@@ -75,6 +77,10 @@ struct Config {
     #[serde(default = "tanh")]
     conv_act: String,
     legacy: bool,
+    hidden_dropout_prob: f32,
+    attention_probs_dropout_prob: f32,
+    pooler_dropout: f32,
+    cls_dropout: Option<f32>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -128,6 +134,12 @@ impl Config {
         if c.conv_kernel_size > 0 && c.conv_kernel_size.is_multiple_of(2) {
             return wrong(format!("conv_kernel_size is {}; it must be odd", c.conv_kernel_size));
         }
+        dropout::check(&[
+            ("hidden_dropout_prob", c.hidden_dropout_prob),
+            ("attention_probs_dropout_prob", c.attention_probs_dropout_prob),
+            ("pooler_dropout", c.pooler_dropout),
+            ("cls_dropout", c.cls_dropout.unwrap_or(0.0)),
+        ])?;
         if c.conv_groups == 0 || !d.is_multiple_of(c.conv_groups) {
             return wrong(format!("conv_groups {} does not divide hidden_size {d}", c.conv_groups));
         }
@@ -233,6 +245,7 @@ struct Convolution {
     activation: Activation,
     norm: LayerNorm,
     kernel: usize,
+    dropout: f32,
 }
 
 struct Layer {
@@ -249,6 +262,8 @@ struct Layer {
     output_norm: LayerNorm,
     activation: Activation,
     matches: Matches,
+    hidden_dropout: f32,
+    attention_dropout: f32,
 }
 
 impl Deberta {
@@ -306,6 +321,8 @@ impl Deberta {
                 output_norm: l.layer_norm(&at("output.LayerNorm"), d, eps)?,
                 activation,
                 matches,
+                hidden_dropout: c.hidden_dropout_prob,
+                attention_dropout: c.attention_probs_dropout_prob,
             });
         }
         let normed = c.norm_rel_ebd.iter().flat_map(|n| n.split('|')).any(|n| n.trim() == "layer_norm");
@@ -327,6 +344,7 @@ impl Deberta {
                 activation: activation_of("conv_act", &c.conv_act)?,
                 norm: l.layer_norm(&at("encoder.conv.LayerNorm"), d, eps)?,
                 kernel,
+                dropout: c.hidden_dropout_prob,
             }),
         };
         let pooler_activation = activation_of("pooler_hidden_act", &c.pooler_hidden_act)?;
@@ -373,7 +391,8 @@ impl Deberta {
         let (heads, head_dim) = (self.config.num_attention_heads, self.config.head_dim());
         let Matches { c2p, p2c } = self.layers.first().map(|l| l.matches).unwrap_or_default();
         let scale = 1.0 / ((head_dim * (1 + usize::from(c2p) + usize::from(p2c))) as f32).sqrt();
-        let attention = |buckets: Rc<[u32]>| Disentangled { heads, head_dim, scale, buckets, segments };
+        let attention =
+            |buckets: Rc<[u32]>| Disentangled { heads, head_dim, scale, buckets, dropout: None, segments };
         let Some(relative) = self.relative.as_ref().filter(|_| c2p || p2c) else {
             return (None, attention(vec![0; 2 * longest - 1].into()));
         };
@@ -398,23 +417,29 @@ impl Layer {
         attention: Disentangled<'m>,
         block: BlockContext<'m>,
     ) -> Var<'m> {
+        let [in_attention, in_projection, in_output] = places(block.layer);
+        let table = table.map(|table| {
+            tape.base_dropout(table.clone(), self.hidden_dropout, dropout::distances(block.layer))
+        });
         let contents = [&self.q, &self.k, &self.v].map(|layer| tape.linear(layer, &x, None));
         let mut distances = |wanted: bool, own: &'m Option<Linear>, shared: &'m Linear| {
-            let table = table.filter(|_| wanted)?;
+            let table = table.as_ref().filter(|_| wanted)?;
             Some(tape.linear(own.as_ref().unwrap_or(shared), table, None))
         };
         let pos_key = distances(self.matches.c2p, &self.pos_key, &self.k);
         let pos_query = distances(self.matches.p2c, &self.pos_query, &self.q);
+        let dropout = tape.base_attention_dropout(self.attention_dropout, in_attention);
+        let attention = Disentangled { dropout, ..attention };
         let o = tape.disentangled_attention(contents, pos_key, pos_query, attention);
         let (o, x) = block.select_output_rows(tape, o, x);
-        let h = tape.linear(&self.o, &o, Some(x));
+        let h = tape.linear_dropout(&self.o, &o, x, self.hidden_dropout, in_projection);
         drop(o);
         let x = tape.layer_norm(&self.attention_norm, &h);
         drop(h);
 
         let up = tape.linear(&self.up, &x, None);
         let act = tape.activate(up, self.activation);
-        let h = tape.linear(&self.down, &act, Some(x));
+        let h = tape.linear_dropout(&self.down, &act, x, self.hidden_dropout, in_output);
         drop(act);
         tape.layer_norm(&self.output_norm, &h)
     }
@@ -430,6 +455,7 @@ impl Convolution {
     ) -> Var<'m> {
         let h = tape.unfold(x, self.kernel, segments);
         let h = tape.linear(&self.layer, &h, None);
+        let h = tape.base_dropout(h, self.dropout, dropout::CONVOLUTION);
         let h = tape.activate(h, self.activation);
         let h = tape.add(h, y);
         tape.layer_norm(&self.norm, &h)
@@ -454,6 +480,7 @@ impl Model for Deberta {
             x = tape.linear(projection, &x, None);
         }
         x = tape.layer_norm(&self.norm, &x);
+        x = tape.base_dropout(x, self.config.hidden_dropout_prob, dropout::EMBEDDINGS);
         let mut input = self.convolution.is_some().then(|| x.clone());
         let (table, attention) = self.relative(tape, segments);
         for (i, layer) in self.layers.iter().enumerate() {
@@ -482,6 +509,16 @@ impl Model for Deberta {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn has_dropout(&self) -> bool {
+        true
+    }
+
+    fn head_dropout(&self) -> HeadDropout {
+        let hidden = self.config.hidden_dropout_prob;
+        let (dense, output) = (self.config.pooler_dropout, self.config.cls_dropout.unwrap_or(hidden));
+        HeadDropout { dense, output, token: hidden }
     }
 }
 

@@ -1,5 +1,4 @@
-//! DistilBERT: BERT's block without token types. `transformers/models/distilbert` is followed. The base's own
-//! dropout is off, in training too.
+//! DistilBERT: BERT's block without token types. `transformers/models/distilbert` is followed.
 
 use lowrank_engine::{Activation, Embedding, LayerNorm, Tape, Var};
 use serde::Deserialize;
@@ -11,7 +10,8 @@ use crate::heads::{Head, HeadLayout, MaskedLayout, Reads};
 use crate::loader::Loader;
 use crate::model::{Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
-use crate::parts::encoder::{Block, Names, Shape};
+use crate::parts::dropout::{self, HeadDropout};
+use crate::parts::encoder::{Block, Dropout, Names, Shape};
 use crate::parts::fields;
 use crate::tied::Tied;
 
@@ -21,7 +21,8 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
     prefix: "distilbert",
     defaults: r#"{
         "vocab_size": 30522, "max_position_embeddings": 512, "sinusoidal_pos_embds": false, "n_layers": 6,
-        "n_heads": 12, "dim": 768, "hidden_dim": 3072, "activation": "gelu", "pad_token_id": 0,
+        "n_heads": 12, "dim": 768, "hidden_dim": 3072, "activation": "gelu", "pad_token_id": 0, "dropout": 0.1,
+        "attention_dropout": 0.1, "seq_classif_dropout": 0.2,
         "tie_word_embeddings": true, "initializer_range": 0.02
     }"#,
     aliases: &[("hidden_size", "dim"), ("num_attention_heads", "n_heads"), ("num_hidden_layers", "n_layers")],
@@ -43,6 +44,9 @@ struct Config {
     n_heads: usize,
     max_position_embeddings: usize,
     activation: String,
+    dropout: f32,
+    attention_dropout: f32,
+    seq_classif_dropout: f32,
 }
 
 const NAMES: Names = Names {
@@ -65,6 +69,8 @@ pub struct DistilBert {
     positions: Embedding,
     norm: LayerNorm,
     blocks: Vec<Block>,
+    dropout: Dropout,
+    head_dropout: HeadDropout,
     info: ModelInfo,
 }
 
@@ -76,7 +82,16 @@ impl DistilBert {
     pub fn load(config: &Value, mut l: Loader<'_>) -> Result<Self> {
         let c: Config = fields::read(config)?;
         let activation = activation("activation", &c.activation)?;
-        let shape = Shape { width: c.dim, heads: c.n_heads, inner: c.hidden_dim, activation, eps: EPS };
+        dropout::check(&[
+            ("dropout", c.dropout),
+            ("attention_dropout", c.attention_dropout),
+            ("seq_classif_dropout", c.seq_classif_dropout),
+        ])?;
+        let (embeddings, output) = (c.dropout, c.dropout);
+        let dropout = Dropout { embeddings, attention: c.attention_dropout, projection: 0.0, output };
+        let head_dropout = HeadDropout { dense: 0.0, output: c.seq_classif_dropout, token: c.dropout };
+        let (width, heads, inner) = (c.dim, c.n_heads, c.hidden_dim);
+        let shape = Shape { width, heads, inner, activation, eps: EPS, dropout };
         shape.check(["dim", "n_heads"])?;
         let words = l.embedding("distilbert.embeddings.word_embeddings", c.vocab_size, c.dim)?;
         let table = "distilbert.embeddings.position_embeddings";
@@ -115,7 +130,7 @@ impl DistilBert {
             head_layout,
             new_layers: Vec::new(),
         };
-        Ok(Self { words, positions, norm, blocks, info })
+        Ok(Self { words, positions, norm, blocks, dropout, head_dropout, info })
     }
 }
 
@@ -126,6 +141,7 @@ impl Model for DistilBert {
         x = tape.add(x, &positions);
         drop(positions);
         x = tape.layer_norm(&self.norm, &x);
+        x = tape.base_dropout(x, self.dropout.embeddings, dropout::EMBEDDINGS);
         for (i, layer) in self.blocks.iter().enumerate() {
             let block = batch.block(i, self.blocks.len());
             x = tape.block(x, move |tape, x| layer.forward(tape, x, block));
@@ -139,5 +155,13 @@ impl Model for DistilBert {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn has_dropout(&self) -> bool {
+        true
+    }
+
+    fn head_dropout(&self) -> HeadDropout {
+        self.head_dropout
     }
 }

@@ -12,6 +12,7 @@ use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
 use crate::parts::activation::activation;
+use crate::parts::dropout::{self, HeadDropout, places};
 use crate::parts::fields;
 use crate::tied::Tied;
 
@@ -41,6 +42,7 @@ const DEFAULTS: &str = r#"{
     "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": null,
     "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": true,
     "scale_attn_by_inverse_layer_idx": false, "tie_word_embeddings": true,
+    "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "classifier_dropout": null, "hidden_dropout": null,
     "pad_token_id": null, "initializer_range": 0.02
 }"#;
 
@@ -73,6 +75,13 @@ struct Config {
     tie_word_embeddings: bool,
     /// GPT-3: how many tokens, itself among them, a token of a banded layer sees.
     window_size: Option<usize>,
+    /// Probabilities of dropout: of the embeddings, of attention's probabilities, of what is added to the residual.
+    embd_pdrop: f32,
+    attn_pdrop: f32,
+    resid_pdrop: f32,
+    /// Before the scores of tokens.
+    classifier_dropout: Option<f32>,
+    hidden_dropout: Option<f32>,
 }
 
 impl Config {
@@ -87,7 +96,18 @@ impl Config {
             (true, Some(0)) => return wrong("window_size must be at least 1".into()),
             _ => {}
         }
+        dropout::check(&[
+            ("embd_pdrop", c.embd_pdrop),
+            ("attn_pdrop", c.attn_pdrop),
+            ("resid_pdrop", c.resid_pdrop),
+            ("classifier_dropout", c.token_dropout()),
+        ])?;
         Ok(c)
+    }
+
+    /// As transformers chooses it.
+    fn token_dropout(&self) -> f32 {
+        self.classifier_dropout.or(self.hidden_dropout).unwrap_or(0.1)
     }
 
     fn is_gpt3(&self) -> bool {
@@ -122,6 +142,8 @@ pub struct Gpt2 {
     layers: Vec<Layer>,
     norm: LayerNorm,
     head: Head,
+    embd_pdrop: f32,
+    head_dropout: HeadDropout,
     info: ModelInfo,
 }
 
@@ -140,6 +162,8 @@ struct Layer {
     down: Linear,
     activation: Activation,
     shape: AttentionShape,
+    attn_pdrop: f32,
+    resid_pdrop: f32,
 }
 
 impl Gpt2 {
@@ -177,6 +201,8 @@ impl Gpt2 {
                 down: l.conv1d(&at("mlp.c_proj"), f, d)?,
                 activation,
                 shape: c.attention(i),
+                attn_pdrop: c.attn_pdrop,
+                resid_pdrop: c.resid_pdrop,
             });
         }
         let norm = l.layer_norm("transformer.ln_f", d, eps)?;
@@ -198,7 +224,9 @@ impl Gpt2 {
             head_layout: HeadLayout { token_output: "classifier", ..HeadLayout::DECODER },
             new_layers: Vec::new(),
         };
-        Ok(Self { tokens, positions, layers, norm, head, info })
+        let embd_pdrop = c.embd_pdrop;
+        let head_dropout = HeadDropout { token: c.token_dropout(), ..HeadDropout::default() };
+        Ok(Self { tokens, positions, layers, norm, head, embd_pdrop, head_dropout, info })
     }
 }
 
@@ -214,16 +242,18 @@ impl Layer {
             Qkv::Apart(layers) => layers.each_ref().map(|layer| tape.linear(layer, &h, None)),
         };
         drop(h);
-        let o = tape.attention(q, k, v, block.attention(self.shape, None));
+        let [in_attention, in_projection, in_output] = places(block.layer);
+        let dropout = tape.base_attention_dropout(self.attn_pdrop, in_attention);
+        let o = tape.attention(q, k, v, block.attention(AttentionShape { dropout, ..self.shape }, None));
         let (o, x) = block.select_output_rows(tape, o, x);
-        let x = tape.linear(&self.o, &o, Some(x));
+        let x = tape.linear_dropout(&self.o, &o, x, self.resid_pdrop, in_projection);
         drop(o);
 
         let h = tape.layer_norm(&self.norm_2, &x);
         let up = tape.linear(&self.up, &h, None);
         drop(h);
         let h = tape.activate(up, self.activation);
-        tape.linear(&self.down, &h, Some(x))
+        tape.linear_dropout(&self.down, &h, x, self.resid_pdrop, in_output)
     }
 }
 
@@ -233,6 +263,7 @@ impl Model for Gpt2 {
         let positions = tape.embedding(&self.positions, batch.positions);
         let mut x = tape.add(tokens, &positions);
         drop(positions);
+        x = tape.base_dropout(x, self.embd_pdrop, dropout::EMBEDDINGS);
         for (i, layer) in self.layers.iter().enumerate() {
             let block = batch.block(i, self.layers.len());
             x = tape.block(x, move |tape, x| layer.forward(tape, x, block));
@@ -246,5 +277,13 @@ impl Model for Gpt2 {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn has_dropout(&self) -> bool {
+        true
+    }
+
+    fn head_dropout(&self) -> HeadDropout {
+        self.head_dropout
     }
 }

@@ -61,17 +61,20 @@ pub fn load_for(config: &Value, tensors: &Tensors, kind: HeadKind) -> Result<Box
             None => return none("masked-language-model head: `task` mlm is for encoders"),
         },
         HeadKind::Sequence(outputs) => {
-            let mut layers = Vec::new();
+            let (mut layers, dropout) = (Vec::new(), model.head_dropout());
             if let Some((path, activation)) = layout.dense {
                 layers.push((new.linear(path, d, d, true)?, Some(activation)));
             }
             layers.push((new.linear(layout.output, d, outputs, layout.bias)?, None));
-            Head::Classes(ClassHead { reads: layout.reads, layers })
+            let dropout =
+                if layers.len() == 2 { vec![dropout.dense, dropout.output] } else { vec![dropout.output] };
+            Head::Classes(ClassHead { reads: layout.reads, layers, dropout })
         }
         HeadKind::Token(outputs) => {
             // transformers' token heads have a bias everywhere.
             let layers = vec![(new.linear(layout.token_output, d, outputs, true)?, None)];
-            Head::Classes(ClassHead { reads: Reads::Each, layers })
+            let dropout = vec![model.head_dropout().token];
+            Head::Classes(ClassHead { reads: Reads::Each, layers, dropout })
         }
         HeadKind::Embedding => Head::Embedding,
     };
@@ -157,5 +160,9 @@ impl Model for WithHead {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn has_dropout(&self) -> bool {
+        self.model.has_dropout()
     }
 }

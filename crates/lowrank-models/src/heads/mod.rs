@@ -9,6 +9,8 @@ mod load;
 
 use lowrank_engine::{Activation, LayerNorm, Linear, LmHead, Tape, Var};
 
+use crate::parts::dropout::HEAD;
+
 pub use load::{HeadKind, load_for};
 
 /// The head of a model.
@@ -76,6 +78,8 @@ pub struct ClassHead {
     /// Which rows it is for.
     pub reads: Reads,
     pub(crate) layers: Vec<(Linear, Option<Activation>)>,
+    /// The probability of the base's dropout before each layer.
+    pub(crate) dropout: Vec<f32>,
 }
 
 impl ClassHead {
@@ -87,7 +91,8 @@ impl ClassHead {
     /// Scores `[rows, C]` of rows of `h: [N,D]`.
     pub fn scores<'m>(&'m self, tape: &mut Tape<'m>, h: &Var<'m>, rows: &[usize]) -> Var<'m> {
         let mut x = tape.select_rows(h, rows);
-        for (layer, activation) in &self.layers {
+        for (i, (layer, activation)) in self.layers.iter().enumerate() {
+            x = tape.base_dropout(x, self.dropout[i], HEAD + i as u64);
             x = tape.linear(layer, &x, None);
             if let Some(activation) = activation {
                 x = tape.activate(x, *activation);

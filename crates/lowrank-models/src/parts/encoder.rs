@@ -4,6 +4,7 @@ use lowrank_engine::{Activation, Attention, AttentionShape, LayerNorm, Linear, T
 
 use crate::loader::Loader;
 use crate::model::BlockContext;
+use crate::parts::dropout::places;
 use crate::{Error, Result};
 
 /// Module names of a block, below the block's own path.
@@ -30,6 +31,20 @@ pub(crate) struct Shape {
     pub activation: Activation,
     /// Of the layer norms.
     pub eps: f32,
+    pub dropout: Dropout,
+}
+
+/// Probabilities of the dropouts that a model of this kind was trained with.
+#[derive(Clone, Copy)]
+pub(crate) struct Dropout {
+    /// Of the embeddings.
+    pub embeddings: f32,
+    /// Of attention's probabilities.
+    pub attention: f32,
+    /// Of attention's output.
+    pub projection: f32,
+    /// Of the MLP's output.
+    pub output: f32,
 }
 
 impl Shape {
@@ -56,12 +71,13 @@ pub(crate) struct Block {
     output_norm: LayerNorm,
     activation: Activation,
     attention: AttentionShape,
+    dropout: Dropout,
 }
 
 impl Block {
     /// Takes the block at `path` out of the files.
     pub fn load(l: &mut Loader<'_>, path: &str, names: &Names, shape: &Shape) -> Result<Self> {
-        let Shape { width: d, heads, inner, activation, eps } = *shape;
+        let Shape { width: d, heads, inner, activation, eps, dropout } = *shape;
         let at = |name: &str| format!("{path}.{name}");
         let head_dim = d / heads;
         Ok(Self {
@@ -74,6 +90,7 @@ impl Block {
             down: l.linear(&at(names.down), inner, d, true)?,
             output_norm: l.layer_norm(&at(names.output_norm), d, eps)?,
             activation,
+            dropout,
             attention: AttentionShape {
                 heads,
                 kv_heads: heads,
@@ -94,15 +111,21 @@ impl Block {
         let k = tape.linear(&self.k, &x, None);
         let v = tape.linear(&self.v, &x, None);
         drop(x);
-        let o = tape.attention(q, k, v, Attention { segments, ..block.attention(self.attention, None) });
-        let h = tape.linear(&self.o, &o, Some(queries));
+        let Dropout { attention, projection, output, .. } = self.dropout;
+        let [in_attention, in_projection, in_output] = places(block.layer);
+        let shape = AttentionShape {
+            dropout: tape.base_attention_dropout(attention, in_attention),
+            ..self.attention
+        };
+        let o = tape.attention(q, k, v, Attention { segments, ..block.attention(shape, None) });
+        let h = tape.linear_dropout(&self.o, &o, queries, projection, in_projection);
         drop(o);
         let x = tape.layer_norm(&self.attention_norm, &h);
         drop(h);
 
         let up = tape.linear(&self.up, &x, None);
         let act = tape.activate(up, self.activation);
-        let h = tape.linear(&self.down, &act, Some(x));
+        let h = tape.linear_dropout(&self.down, &act, x, output, in_output);
         drop(act);
         tape.layer_norm(&self.output_norm, &h)
     }

@@ -1,6 +1,7 @@
 //! What several architectures share.
 
 pub(crate) mod activation;
+pub(crate) mod dropout;
 pub(crate) mod encoder;
 pub(crate) mod fields;
 pub(crate) mod rope;

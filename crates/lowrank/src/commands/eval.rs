@@ -1,13 +1,15 @@
 //! `lowrank eval`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use lowrank::Result;
+use lowrank::comm::Communicator;
 use lowrank::train::evaluate;
+use lowrank::{Result, all_well};
 
-use super::Stdout;
 use super::flags::scoring::ScoringFlags;
 use super::flags::texts::TextFlags;
+use super::{Stdout, ranks};
 
 /// Compute the loss and metrics on data, or generate texts and score them.
 #[derive(clap::Args)]
@@ -23,21 +25,37 @@ pub struct Args {
 
 /// Evaluates.
 pub fn run(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
-    super::on_threads(args.input.options()?.threads, || work(args, out))
+    let comm = ranks::connect(None)?;
+    let options = all_well(&*comm, args.input.options())?;
+    let threads = ranks::threads(&*comm, options.threads)?;
+    let code = super::on_threads(threads, || work(args, &comm, out))?;
+    comm.finish()?;
+    Ok(code)
 }
 
-fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
+fn work(args: &Args, comm: &Arc<dyn Communicator>, out: &mut Stdout) -> Result<ExitCode> {
     let options = args.input.options()?;
     if args.texts.wanted() {
-        return args
-            .texts
-            .generate_and_score(&options, args.json, out, &args.input.inputs()?, || args.input.open());
+        let open = || {
+            let (session, adapters) = args.input.open()?;
+            Ok((session.with_communicator(comm.clone()), adapters))
+        };
+        let inputs = all_well(&**comm, args.input.inputs())?;
+        return args.texts.generate_and_score(&options, args.json, out, &inputs, &**comm, open);
     }
-    let session = args.input.session()?;
-    let data = args.input.read(&session, false)?;
-    let (adapters, device) = (args.input.adapter(&session)?, session.device());
+    let opened = || {
+        let session = args.input.session()?.with_communicator(comm.clone());
+        let data = args.input.read(&session, false)?;
+        let adapters = args.input.adapter(&session)?;
+        Ok((session, data, adapters))
+    };
+    let (session, data, adapters) = all_well(&**comm, opened())?;
+    let device = session.device();
     let scorer = session.scorer(&adapters, &device)?;
     let result = evaluate(&scorer, &data.examples, options.batch_size, true)?.checked()?;
+    if !comm.is_first() {
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&result).expect("plain numbers"))?;
         return Ok(ExitCode::SUCCESS);

@@ -4,6 +4,7 @@
 #[macro_use]
 mod output;
 
+mod affinity;
 mod chat;
 mod completions;
 mod compose;

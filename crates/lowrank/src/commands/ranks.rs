@@ -77,6 +77,10 @@ pub fn threads(comm: &dyn Communicator, asked: Option<usize>) -> Result<Option<u
     if comm.size() == 1 {
         return Ok(asked);
     }
+    let local = joins_local() || announced().is_none();
+    if local {
+        super::affinity::bind(comm.rank(), comm.size(), asked);
+    }
     let allowed = available_parallelism().map_or(1, usize::from);
     // The same machine and the same processors.
     let place = format!("{} {}", host(), allowed_list());
@@ -84,7 +88,7 @@ pub fn threads(comm: &dyn Communicator, asked: Option<usize>) -> Result<Option<u
     let sharing = all.iter().filter(|other| **other == place.as_bytes()).count();
     let here = all.iter().filter(|other| other.starts_with(host().as_bytes())).count();
     let threads = asked.unwrap_or((allowed / sharing).max(1));
-    if comm.is_first() {
+    if comm.is_first() && !local {
         let online = online().unwrap_or(allowed);
         let unbind = "start with `mpirun --bind-to none` (Slurm: `srun --cpu-bind=none`)";
         if threads > allowed {

@@ -232,6 +232,10 @@ impl HeadModel for Head {
         self.0.labels()
     }
 
+    fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
     fn outputs(&self, texts: &[(String, Option<String>)]) -> std::result::Result<Vec<Vec<f32>>, HostError> {
         Ok(self.0.outputs(texts)?)
     }

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use lowrank::adapters::AdapterSet;
+use lowrank::comm::Communicator;
 use lowrank::train::data::read_groups_of;
 use lowrank::train::nlg::NlgMetric;
 use lowrank::{
-    Error, Result, Session, TextOptions, TrainOptions, continue_texts, read_texts, segments, write_texts,
+    Error, Result, Session, TextOptions, TrainOptions, all_well, continue_texts, read_texts, segments,
+    write_texts,
 };
 use serde_json::{Map, Value, json};
 
@@ -50,22 +52,29 @@ impl TextFlags {
         !self.metrics.is_empty() || self.predictions.is_some()
     }
 
-    /// Generates (or reads) and scores; `open` gives model and adapter.
+    /// Generates (or reads) and scores; `open` gives model and adapter. The first rank of `comm` prints and writes.
     pub fn generate_and_score(
         &self,
         options: &TrainOptions,
         json: bool,
         out: &mut Stdout,
         inputs: &[PathBuf],
+        comm: &dyn Communicator,
         open: impl FnOnce() -> Result<(Session, AdapterSet)>,
     ) -> Result<ExitCode> {
-        self.replace
-            .check(self.predictions.as_deref(), &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
-        let mut groups = read_groups_of(&options.data.resolved_paths()?, &options.read_options()?)?;
-        groups.truncate(self.max_prompts.unwrap_or(usize::MAX));
-        if groups.is_empty() {
-            return Err(Error::Usage("`max_prompts` must be at least 1".into()));
-        }
+        let read = || {
+            self.replace.check(
+                self.predictions.as_deref(),
+                &inputs.iter().map(PathBuf::as_path).collect::<Vec<_>>(),
+            )?;
+            let mut groups = read_groups_of(&options.data.resolved_paths()?, &options.read_options()?)?;
+            groups.truncate(self.max_prompts.unwrap_or(usize::MAX));
+            match groups.is_empty() {
+                true => Err(Error::Usage("`max_prompts` must be at least 1".into())),
+                false => Ok(groups),
+            }
+        };
+        let groups = all_well(comm, read())?;
         let references: usize = groups.iter().map(|g| g.references.len()).sum();
         note!("{} distinct prompts, {references} references", groups.len());
         let started = Instant::now();
@@ -78,15 +87,20 @@ impl TextFlags {
                     batch_size: options.batch_size,
                     stop: self.stop.clone(),
                 };
-                let (session, adapters) = open()?;
+                let (session, adapters) = all_well(comm, open())?;
                 let prompts: Vec<&str> = groups.iter().map(|g| &g.prompt[..]).collect();
                 continue_texts(&session, &adapters, &prompts, &how, |done| {
-                    note_part!("\r{done} of {} texts", prompts.len());
+                    if comm.is_first() {
+                        note_part!("\r{done} of {} texts", prompts.len());
+                    }
                 })?
             }
         };
         if self.score.is_none() {
             note!(" in {:.1} s", started.elapsed().as_secs_f64());
+        }
+        if !comm.is_first() {
+            return Ok(ExitCode::SUCCESS);
         }
         let pairs = segments(&groups, &texts)?;
         if let Some(path) = &self.predictions {
