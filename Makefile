@@ -9,11 +9,11 @@ GEMMA_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)
-	cargo build --release --package lowrank --bins --examples
+	cargo build --release --package lowrank --bin lowrank --example restaurants
 	bash examples/demo.sh $(MODEL)
 
 demo-chat: $(MODEL)
-	cargo build --release --package lowrank --bins --examples
+	cargo build --release --package lowrank --bin lowrank --example library_chat
 	bash examples/chat-demo.sh $(MODEL)
 
 # Ends with a list of what was skipped and why; CI=true makes a skip a failure.

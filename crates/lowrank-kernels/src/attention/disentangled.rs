@@ -97,7 +97,7 @@ pub fn disentangled_attention(
             shape.take(v, inputs.v, rows, *h);
             inputs.scores(shape, rows, *h, &span, q, k, table, scores, by_distance);
             softmax(scores, total, t);
-            shape.drop(scores, factors, rows, *h);
+            shape.drop_out(scores, factors, rows, *h);
             gemm_serial(t, d, t, 1.0, mat(scores, t), mat(v, d), 0.0, MatMut::row_major(result, d));
             for (i, row) in rows.clone().enumerate() {
                 let (at, to) = (row * heads + h, (row * heads + h) * d);
@@ -220,7 +220,7 @@ impl One<'_> {
             mean[i] = dot(&g[i * d..(i + 1) * d], &o[i * d..(i + 1) * d]);
         }
         gemm_serial(t, t, d, 1.0, mat(g, d), mat(v, d).t(), 0.0, MatMut::row_major(ds, t));
-        shape.drop(ds, factors, rows, *h);
+        shape.drop_out(ds, factors, rows, *h);
         score_gradients(p, ds, total, mean, t, shape.scale);
         if shape.dropout.is_some() {
             weigh(p, factors, t, t, t);
@@ -334,7 +334,7 @@ impl DisentangledShape<'_> {
     }
 
     /// Weighs `x: [T,T]` of a head by the factors of dropout, which it writes.
-    fn drop(&self, x: &mut [f32], factors: &mut [f32], rows: &Range<usize>, head: usize) {
+    fn drop_out(&self, x: &mut [f32], factors: &mut [f32], rows: &Range<usize>, head: usize) {
         let Some(dropout) = self.dropout else { return };
         let t = rows.len();
         dropout.fill(factors, t, t, 0, rows.clone().map(|row| row * self.heads + head));
