@@ -1,6 +1,8 @@
 //! What several architectures share.
 
 pub(crate) mod activation;
+pub(crate) mod decoder;
 pub(crate) mod encoder;
 pub(crate) mod fields;
 pub(crate) mod rope;
+pub(crate) mod spec;
