@@ -6,11 +6,11 @@ use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_object, read_optional_o
 use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
-use crate::arch::wrapper::{self, Renamed, Wrapper};
-use crate::arch::{base_prefix, complete, gguf_names, gguf_of, gpt3, tied_of};
+use crate::arch::{base_prefix, complete, gguf_names, gguf_of, gpt3, renamed_of, tied_of};
 use crate::config::GenerationConfig;
 use crate::text::templates;
 use crate::text::tokenizer::special_text;
+use crate::wrapper::{self, Renamed, Wrapper};
 use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, hub};
 
 /// Where a base model came from.
@@ -149,7 +149,7 @@ impl Base {
         let renamed = match (wrapper, base_prefix(kind)) {
             (Some(wrapper), _) => wrapper.rename(&mut tensors),
             (None, Some(prefix)) => {
-                let renamed = wrapper::rename_own(kind, &mut tensors);
+                let renamed = wrapper::rename_known(renamed_of(kind), &mut tensors);
                 tensors.complete_names(prefix);
                 renamed
             }
@@ -295,7 +295,7 @@ impl Base {
 /// Puts the text model's configuration in the place of one that reads more than text.
 fn flatten(config: &mut Map<String, Value>) -> Result<Option<&'static Wrapper>> {
     let Some(wrapper) = wrapper::of(config) else { return Ok(None) };
-    wrapper.flatten(config)?;
+    wrapper.flatten(config, |kind| base_prefix(kind).is_some())?;
     Ok(Some(wrapper))
 }
 

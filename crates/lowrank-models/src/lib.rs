@@ -15,6 +15,7 @@ mod loader;
 mod model;
 mod parts;
 mod tied;
+mod wrapper;
 
 pub mod decode;
 pub mod heads;

@@ -7,7 +7,7 @@ use lowrank_engine::{
 };
 use lowrank_files::{Role, Tensors};
 
-use crate::arch::wrapper::Wrapper;
+use crate::wrapper::Wrapper;
 use crate::{Error, Result};
 
 /// Builds the layers of an architecture.

@@ -22,7 +22,6 @@ mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
-pub(crate) mod wrapper;
 
 use lowrank_files::{GgufNames, Tensors};
 use serde_json::{Map, Value};
@@ -32,7 +31,7 @@ use crate::loader::Loader;
 use crate::model::Model;
 use crate::parts::fields;
 use crate::tied::Tied;
-use crate::{Error, Result};
+use crate::{Error, Result, wrapper};
 
 /// Every architecture: one line a file.
 const ARCHITECTURES: [&[Architecture]; 21] = [
@@ -137,6 +136,11 @@ fn build(config: &Value, loader: Loader<'_>) -> Result<Box<dyn Model>> {
         ["head_dim", "original_max_position_embeddings", "rope_theta", "rope_local_base_freq", "window_size"];
     fields::check_numbers(&config, |field| known(field) || read.contains(&field))?;
     (architecture.build)(&config, loader)
+}
+
+/// Beginnings of tensors' names in transformers, and others that files of this `model_type` have.
+pub(crate) fn renamed_of(model_type: &str) -> &'static [(&'static str, &'static str)] {
+    find(model_type).map_or(&[], |architecture| architecture.renamed)
 }
 
 /// What a model of this `model_type` ties, where it is known.

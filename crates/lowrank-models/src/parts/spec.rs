@@ -53,7 +53,7 @@ impl RopeKind {
             Some(default) => {
                 let share = parameters.partial.unwrap_or(default);
                 let rotated = (head_dim as f64 * share) as usize;
-                if !(share > 0.0 && share <= 1.0) || rotated == 0 || rotated % 2 != 0 {
+                if !(share > 0.0 && share <= 1.0) || rotated == 0 || !rotated.is_multiple_of(2) {
                     return Err(fields::wrong(format!(
                         "partial_rotary_factor {share} rotates {rotated} numbers of a head of {head_dim}: an even number \
                          from 2 is needed"

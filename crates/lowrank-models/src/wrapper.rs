@@ -5,7 +5,6 @@
 use lowrank_files::Tensors;
 use serde_json::{Map, Value, json};
 
-use super::find;
 use crate::Result;
 use crate::parts::fields;
 use crate::tied;
@@ -73,11 +72,11 @@ pub(crate) fn of(config: &Map<String, Value>) -> Option<&'static Wrapper> {
 }
 
 impl Wrapper {
-    /// Puts the text model's configuration in the place of the whole one.
+    /// Puts the text model's configuration in the place of the whole one; `known` says whether there is a `model_type`.
     ///
     /// # Errors
     /// Where it is not an object, or of a `model_type` that is not known.
-    pub fn flatten(&self, config: &mut Map<String, Value>) -> Result<()> {
+    pub fn flatten(&self, config: &mut Map<String, Value>, known: impl Fn(&str) -> bool) -> Result<()> {
         let mut text = match config.get("text_config").or(config.get("llm_config")) {
             Some(Value::Object(text)) => text.clone(),
             Some(other) => return Err(fields::wrong(format!("text_config is {other}; an object is needed"))),
@@ -91,7 +90,7 @@ impl Wrapper {
         };
         let kind = text.get("model_type").and_then(Value::as_str).unwrap_or(self.text).to_owned();
         let same = SAME.iter().find(|(own, _)| *own == kind).map_or(kind.as_str(), |(_, other)| other);
-        if find(same).is_none() {
+        if !known(same) {
             let what = format!(
                 "text_config.model_type \"{}\" is not known; {} is read for its text model",
                 lowrank_files::shown(&kind),
@@ -197,9 +196,8 @@ fn rename(tensors: &mut Tensors, renamed: &[Renamed]) {
     }
 }
 
-/// The same for a model of a `model_type` whose files have several names; says which they have.
-pub(crate) fn rename_own(model_type: &str, tensors: &mut Tensors) -> Vec<Renamed> {
-    let known = find(model_type).map_or(&[][..], |architecture| architecture.renamed);
+/// Gives tensors transformers' names where files have others: `known` pairs of beginnings. Says which they have.
+pub(crate) fn rename_known(known: &[(&str, &str)], tensors: &mut Tensors) -> Vec<Renamed> {
     let has = |file: &str| tensors.names().any(|name| name.starts_with(file));
     let renamed = known.iter().filter(|(_, file)| has(file)).map(|(whole, file)| Renamed::new(whole, file));
     let renamed: Vec<Renamed> = renamed.collect();
