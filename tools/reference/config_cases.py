@@ -316,10 +316,17 @@ def classifiers():
     cases.write("classifiers")
 
 
+# Llama's near kin, whose numbers families_tiny.py compares.
+KIN = (
+    "cohere", "cohere2", "exaone4", "glm", "glm4", "gpt_neox", "granite", "granitemoehybrid", "ministral3", "nemotron",
+    "olmo2", "olmo3", "opt", "phi", "seed_oss", "smollm3", "stablelm", "starcoder2",
+)
+
+
 def defaults():
     """The defaults of every family's fields."""
     folder = os.path.join(os.path.dirname(__file__), "../../crates/lowrank-models/tests/fixtures")
-    known = {family: plain(AutoConfig.for_model(family)) for family in FAMILIES}
+    known = {family: plain(AutoConfig.for_model(family)) for family in (*FAMILIES, *KIN)}
     with open(os.path.join(folder, "config_defaults.json"), "w") as file:
         file.write(json.dumps(known, indent=1, sort_keys=True) + "\n")
 

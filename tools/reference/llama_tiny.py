@@ -8,6 +8,7 @@ The keys of expected.safetensors are listed in README.md next to this file.
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 FIXTURES = Path(__file__).resolve().parents[2] / "crates/lowrank/tests/fixtures"
 
@@ -177,18 +178,18 @@ ADAMW = {"lr": 3e-3, "weight_decay": 0.01}
 def random_weights(config, generator, store):
     """Weights large enough that attention is far from uniform and norms and biases matter,
     rounded to the stored type so that reading them as f32 is exact."""
-    model = AutoModelForCausalLM.from_config(config)
+    model = model_class(config).from_config(config)
     weights = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         noise = torch.randn(tensor.shape, generator=generator)
         if name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
-            # Gemma adds the 1 itself.
-            value = (0.0 if config.model_type.startswith("gemma") else 1.0) + 0.2 * noise
+            # Gemma and Nemotron add the 1 themselves.
+            value = (0.0 if config.model_type.startswith(("gemma", "nemotron")) else 1.0) + 0.2 * noise
         elif name.endswith("bias"):
             value = 0.3 * noise
-        elif any(table in name for table in ("embed_tokens", "wte", "wpe")):
+        elif any(table in name for table in ("embed_tokens", "embed_positions", "embed_in", "wte", "wpe")):
             value = 0.25 * noise
         else:
             value = 0.15 * noise
@@ -212,8 +213,13 @@ def save_weights(folder, weights, shards):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
+def model_class(config):
+    """Models that read images too are whole ones."""
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
 def load(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return model_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def save_adapter(folder, lora, generator, case):
@@ -298,14 +304,16 @@ def write_case(root, case, spec):
     (folder / "config.json").write_text(json.dumps(spec["config"] | {"torch_dtype": stored}, indent=2) + "\n")
     config = AutoConfig.from_pretrained(folder)
     weights = random_weights(config, generator, spec["store"])
-    # The files of a model without head have names without the prefix.
+    # The files of a model without head have names without the prefix, and older ones other names.
     weights = {name.removeprefix(spec.get("without", "")): w for name, w in weights.items()}
+    for new, old in spec.get("names", {}).items():
+        weights = {re.sub("^" + re.escape(new), old, name): w for name, w in weights.items()}
     save_weights(folder, weights, spec.get("shards", 1))
     save_adapter(folder, spec["lora"], generator, case)
 
     batch, out = [], {}
     for i, (length, holes) in enumerate(SEQUENCES):
-        ids = torch.randint(3, config.vocab_size, (length,), generator=generator)
+        ids = torch.randint(3, config.get_text_config().vocab_size, (length,), generator=generator)
         labels = ids.clone()
         for hole in holes:
             labels[hole.start : hole.stop] = -100

@@ -17,7 +17,7 @@ use crate::beside::tokens;
 use crate::config::{LoraConfig, Targets};
 use crate::contract::{AdaptedSite, Method, Repeated};
 use crate::error::Error;
-use crate::names::{PREFIX, file_name, peft_names};
+use crate::names::{PREFIX, aligned, file_name, peft_names, text_model};
 use crate::registry::{method, targets};
 use crate::set::AdapterSet;
 
@@ -91,8 +91,12 @@ impl AdapterSet {
             let (file, unknown) = (adapter_folder(dir).join(CONFIG_FILE), unknown.join(", "));
             notes.push(format!("{}: fields of a newer PEFT are ignored: {unknown}", file.display()));
         }
+        let aligned = align(&mut tensors, &mut config, sites);
         let has = has_tensors(&tensors, method);
         let chosen = method.takes_target_modules() && method.own_targets(sites).is_none();
+        if chosen && aligned && matches!(config.target_modules, Some(Targets::Pattern(_))) {
+            config.target_modules = None;
+        }
         if chosen && config.target_modules.is_none() && !has.is_empty() {
             config.target_modules = Some(Targets::Names(has.iter().cloned().collect()));
         }
@@ -327,7 +331,10 @@ impl AdapterSet {
         let mut config = self.config.clone();
         let chosen = config.layers_to_transform.as_ref().is_some_and(|layers| !layers.as_slice().is_empty());
         let in_peft = method(&config)?.in_peft();
-        if let (Some(Targets::Pattern(_)), true) = (&config.target_modules, chosen && in_peft) {
+        let part = text_model(self.layers.iter().map(|layer| layer.site.path.as_str())).is_some();
+        let pattern = matches!(config.target_modules, Some(Targets::Pattern(_)));
+        // Of a part of a model: a bare name, or a pattern, would match modules of the other parts too.
+        if in_peft && (pattern && chosen || part && config.target_modules.is_some()) {
             let sites: Vec<Site> = self.layers.iter().map(|layer| layer.site.clone()).collect();
             let paths = targets(&config, &sites)?.into_iter().map(|target| sites[target.site].path.clone());
             config.target_modules = Some(Targets::Names(paths.collect()));
@@ -383,6 +390,28 @@ impl AdapterSet {
         config.push(b'\n');
         Ok(write_atomic(&dir.join(CONFIG_FILE), &config)?)
     }
+}
+
+/// Gives the tensors of an adapter for a text model the names that it has where it is a part of a larger one, or alone, as
+/// `sites` has it. Says whether any had another name.
+fn align(tensors: &mut Tensors, config: &mut LoraConfig, sites: &[Site]) -> bool {
+    let inside = text_model(sites.iter().map(|site| site.path.as_str()));
+    let paths = tensors.keys().filter_map(|name| name.strip_prefix(PREFIX));
+    if inside.is_none() && text_model(paths).is_none() {
+        return false;
+    }
+    let named = |name: &String| match name.strip_prefix(PREFIX) {
+        Some(path) => format!("{PREFIX}{}", aligned(path, inside)),
+        None => name.clone(),
+    };
+    let changed = tensors.keys().any(|name| named(name) != *name);
+    if changed {
+        *tensors = std::mem::take(tensors).into_iter().map(|(name, tensor)| (named(&name), tensor)).collect();
+        if let Some(Targets::Names(names)) = &mut config.target_modules {
+            names.iter_mut().for_each(|name| *name = aligned(name, inside));
+        }
+    }
+    changed
 }
 
 /// Paths of the modules that a file holds tensors for; empty for a method whose tensors are those of no module.

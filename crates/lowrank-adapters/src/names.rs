@@ -68,6 +68,37 @@ pub fn peft_names<'a>(names: impl Iterator<Item = &'a str>, suffixes: &[&str]) -
     Ok(found)
 }
 
+/// Modules of a larger model that its text model may be.
+const TEXT_MODELS: [&str; 2] = ["language_model", "text_model"];
+
+/// Where the text model of a model with these module paths lies: `language_model` where they are
+/// `model.language_model.layers.0...`.
+pub(crate) fn text_model<'a>(paths: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    let of = |path: &str| {
+        let rest = path.strip_prefix("model.").unwrap_or(path);
+        let name = rest.split_once('.')?.0;
+        TEXT_MODELS.into_iter().find(|known| *known == name)
+    };
+    let mut paths = paths;
+    paths.find_map(of)
+}
+
+/// A module path or a tensor's name (without [`PREFIX`]) as a model has it whose text model lies at `inside`, or which is
+/// that text model alone. An adapter of the one fits the other.
+pub(crate) fn aligned(path: &str, inside: Option<&str>) -> String {
+    let alone = TEXT_MODELS.into_iter().find_map(|text| {
+        let whole = path.strip_prefix("model.").unwrap_or(path).strip_prefix(text)?.strip_prefix('.')?;
+        // Before transformers 4.52: `language_model.model.layers` and `language_model.lm_head`.
+        let rest = whole.strip_prefix("model.").unwrap_or(whole);
+        Some(if rest.starts_with("lm_head") { rest.to_owned() } else { format!("model.{rest}") })
+    });
+    let alone = alone.unwrap_or_else(|| path.to_owned());
+    match (inside, alone.strip_prefix("model.")) {
+        (Some(text), Some(rest)) => format!("model.{text}.{rest}"),
+        _ => alone,
+    }
+}
+
 /// The name of a parameter in PEFT's files: those that belong to no module carry theirs whole.
 pub(crate) fn file_name(name: &str) -> String {
     let whole = name.starts_with("base_model.") || !name.contains('.');
@@ -132,6 +163,21 @@ mod tests {
     use super::*;
 
     const LORA: [&str; 4] = ["lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B"];
+
+    #[test]
+    fn adapters_of_a_text_model_fit_where_it_is_a_part() {
+        let whole = "model.language_model.layers.0.self_attn.q_proj";
+        let alone = "model.layers.0.self_attn.q_proj";
+        let old = "language_model.model.layers.0.self_attn.q_proj";
+        for path in [whole, alone, old] {
+            assert_eq!(aligned(path, Some("language_model")), whole);
+            assert_eq!(aligned(path, None), alone);
+        }
+        assert_eq!(aligned("language_model.lm_head", Some("language_model")), "lm_head");
+        assert_eq!(aligned("lm_head", Some("language_model")), "lm_head");
+        assert_eq!(text_model([whole].into_iter()), Some("language_model"));
+        assert_eq!(text_model([alone, "lm_head"].into_iter()), None);
+    }
 
     #[test]
     fn every_spelling_is_pefts_name() {

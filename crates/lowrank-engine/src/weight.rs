@@ -71,10 +71,10 @@ impl FrozenWeight {
                 format.name()
             )));
         }
-        if let RowOrder::RopeInterleaved { head_dim } = order
-            && (head_dim == 0 || !head_dim.is_multiple_of(2) || !rows.is_multiple_of(head_dim))
+        if let Some(unit) = order.multiple()
+            && (unit == 0 || !unit.is_multiple_of(2) || !rows.is_multiple_of(unit))
         {
-            return Err(Error::Weight(format!("{rows} rows are not a whole number of heads of {head_dim}")));
+            return Err(Error::Weight(format!("{rows} rows are not a whole number of heads of {unit}")));
         }
         Ok(Self { format, rows, cols, order, storage, bf16_products: false })
     }
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn rows_of_a_file_are_those_of_memory() {
-        let (rows, cols) = (130, 24);
+        let (rows, cols) = (156, 24);
         let numbers: Vec<f32> = (0..rows * cols).map(|i| i as f32 / 8.0).collect();
         let owned = FrozenWeight::from_f32(rows, cols, &numbers);
         let path = std::env::temp_dir().join(format!("lowrank-rows-{}", std::process::id()));
@@ -237,9 +237,9 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         let file = Arc::new(Mapped::new(std::fs::File::open(&path).unwrap(), &path).unwrap());
         std::fs::remove_file(&path).unwrap();
-        let ids: Vec<u32> = (0..200).map(|i| i * 37 % 130).collect();
-        let order = RowOrder::RopeInterleaved { head_dim: 26 };
-        for order in [RowOrder::Plain, order] {
+        let ids: Vec<u32> = (0..200).map(|i| i * 37 % 156).collect();
+        let apart = RowOrder::PartsApart { head_dim: 26 };
+        for order in [RowOrder::Plain, RowOrder::RopeInterleaved { head_dim: 26 }, apart] {
             let storage = Storage::Mapped(file.clone(), 12..bytes.len());
             let mapped = FrozenWeight::new(Format::F32, rows, cols, order, storage).unwrap();
             let view = WeightRef { order, ..owned.view() };

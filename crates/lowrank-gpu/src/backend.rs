@@ -568,7 +568,7 @@ impl Backend for Gpu {
         let y = self.write(y);
         let [mean, rstd] =
             stats.map_or_else(|| [y.clone(), y.clone()], |stats| stats.map(|stat| self.write(stat)));
-        let parameters = params![rows, d, norm.eps, 0.0f32, mode, keep];
+        let parameters = params![rows, d, norm.eps, norm.offset, mode, keep];
         let buffers = [&y, &x, &w, &rstd, &x, &mean, &bias].map(Some);
         self.runtime.dispatch((File::Norm, "layer_norm"), [rows, 1], parameters, &buffers, &[]);
     }
@@ -598,7 +598,7 @@ impl Backend for Gpu {
         let (own, mode) = (dy.map(|dy| self.read(dy)), dy.is_some());
         let dx = self.write(dx);
         let dy = own.unwrap_or_else(|| dx.clone());
-        let parameters = params![rows, d, norm.eps, 0.0f32, mode];
+        let parameters = params![rows, d, norm.eps, norm.offset, mode];
         let buffers = [&dx, &x, &w, &rstd, &dy, &mean].map(Some);
         self.runtime.dispatch((File::Norm, "layer_norm_backward"), [rows, 1], parameters, &buffers, &[]);
     }

@@ -125,6 +125,23 @@ pub enum RowOrder {
         /// Rows in one head, `d`.
         head_dim: usize,
     },
+    /// llama.cpp's order for GPT-NeoX's fused query, key and value: all queries, all keys, all values. Row
+    /// `(3 h + p) d + i` (Hugging Face, `p` in 0..3) of `H` heads is stored at `(p H + h) d + i`.
+    PartsApart {
+        /// Rows in one head, `d`.
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// A number of rows that such an order is of a multiple of; `None`: any number.
+    pub fn multiple(self) -> Option<usize> {
+        match self {
+            Self::Plain => None,
+            Self::RopeInterleaved { head_dim } => Some(head_dim),
+            Self::PartsApart { head_dim } => Some(3 * head_dim),
+        }
+    }
 }
 
 /// A borrowed frozen matrix `W: rows x cols`, row-major, in any [`Format`].
@@ -160,6 +177,10 @@ impl<'a> WeightRef<'a> {
                 let (head, within) = (row / head_dim, row % head_dim);
                 let half = head_dim / 2;
                 head * head_dim + 2 * (within % half) + within / half
+            }
+            RowOrder::PartsApart { head_dim } => {
+                let (head, part, within) = (row / (3 * head_dim), row / head_dim % 3, row % head_dim);
+                (part * (self.rows / (3 * head_dim)) + head) * head_dim + within
             }
         }
     }

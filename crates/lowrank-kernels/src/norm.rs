@@ -151,6 +151,7 @@ pub fn layer_norm(
     eps: f32,
     n: usize,
     d: usize,
+    weight_offset: f32,
 ) {
     check("layer_norm", "x", x.len(), n * d);
     check("layer_norm", "y", y.len(), n * d);
@@ -170,13 +171,14 @@ pub fn layer_norm(
         let kept = if keep { r } else { 0..0 };
         // SAFETY: the ranges of `for_rows` are disjoint.
         let (y, mean, rstd) = unsafe { (y.part(span.clone()), mean.part(kept.clone()), rstd.part(kept)) };
-        layer_norm_rows(y, mean, rstd, &x[span], weight, bias, eps);
+        layer_norm_rows(y, mean, rstd, &x[span], weight, bias, eps, weight_offset);
     });
 }
 
 dispatch! {
     fn layer_norm_rows<V>(
         y: &mut [f32], mean: &mut [f32], rstd: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32,
+        weight_offset: f32,
     ) {
         let d = weight.len();
         for (i, (y, x)) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).enumerate() {
@@ -195,7 +197,7 @@ dispatch! {
             }
             for_lanes!(V, d, |at, lanes| {
                 let u = V::load(x, at, lanes).sub(V::splat(m)).mul(V::splat(r));
-                let mut v = u.mul(V::load(weight, at, lanes));
+                let mut v = u.mul(V::load(weight, at, lanes).add(V::splat(weight_offset)));
                 if !bias.is_empty() {
                     v = v.add(V::load(bias, at, lanes));
                 }
@@ -205,7 +207,7 @@ dispatch! {
     }
 }
 
-/// Backward of [`layer_norm`]. With `g = dy * weight` and `u = (x - mean) * rstd`:
+/// Backward of [`layer_norm`]. With `g = dy * (weight_offset + weight)` and `u = (x - mean) * rstd`:
 ///
 /// `dx += rstd * (g - mean(g) - u * mean(g u))`. Without `dy`, `dx` holds it, and the result takes its place;
 /// `dweight += sum_rows dy u`, `dbias += sum_rows dy`.
@@ -222,6 +224,7 @@ pub fn layer_norm_backward(
     rstd: &[f32],
     n: usize,
     d: usize,
+    weight_offset: f32,
     dweight: Option<&mut [f32]>,
     dbias: Option<&mut [f32]>,
 ) {
@@ -244,6 +247,7 @@ pub fn layer_norm_backward(
             weight,
             mean,
             rstd,
+            weight_offset,
             dweight,
             dbias,
         );
@@ -253,9 +257,10 @@ pub fn layer_norm_backward(
 dispatch! {
     fn layer_norm_backward_rows<V>(
         dx: &mut [f32], dy: Option<&[f32]>, x: &[f32], weight: &[f32], mean: &[f32], rstd: &[f32],
-        dweight: &mut [f32], dbias: &mut [f32],
+        weight_offset: f32, dweight: &mut [f32], dbias: &mut [f32],
     ) {
         let d = weight.len();
+        let offset = V::splat(weight_offset);
         let rows = dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(mean.iter().zip(rstd)).enumerate();
         for (row, ((dx, x), (&m, &r))) in rows {
             let dy = dy.map(|dy| &dy[row * d..][..d]);
@@ -263,7 +268,7 @@ dispatch! {
             for_lanes!(V, d, |at, lanes| {
                 let dy = V::load(dy.unwrap_or(dx), at, lanes);
                 let u = V::load(x, at, lanes).sub(V::splat(m)).mul(V::splat(r));
-                let g = dy.mul(V::load(weight, at, lanes));
+                let g = dy.mul(V::load(weight, at, lanes).add(offset));
                 sum = sum.add(g);
                 dot = g.mul_add(u, dot);
                 if !dweight.is_empty() {
@@ -276,7 +281,7 @@ dispatch! {
             let (mean_g, mean_gu) = (V::splat(sum.sum() / d as f32), V::splat(dot.sum() / d as f32));
             for_lanes!(V, d, |at, lanes| {
                 let u = V::load(x, at, lanes).sub(V::splat(m)).mul(V::splat(r));
-                let g = V::load(dy.unwrap_or(dx), at, lanes).mul(V::load(weight, at, lanes));
+                let g = V::load(dy.unwrap_or(dx), at, lanes).mul(V::load(weight, at, lanes).add(offset));
                 let mut v = g.sub(mean_g).sub(u.mul(mean_gu)).mul(V::splat(r));
                 if dy.is_some() {
                     v = v.add(V::load(dx, at, lanes));
@@ -414,22 +419,22 @@ mod tests {
             let (mut y, mut mean, mut rstd) = (vec![f32::NAN; n * d], vec![f32::NAN; n], vec![f32::NAN; n]);
             // A large eps keeps the row of one value, whose variance is 0, smooth.
             let eps = 1e-2;
-            layer_norm(&mut y, &mut mean, &mut rstd, &x, &w, Some(&b), eps, n, d);
+            layer_norm(&mut y, &mut mean, &mut rstd, &x, &w, Some(&b), eps, n, d, 0.0);
             let forward = |x: &[f64], w: &[f64], b: &[f64]| reference(x, w, b, f64::from(eps), true);
             close("y", &y, &forward(&wide(&x), &wide(&w), &wide(&b)), 1e-6);
             let mut plain = vec![f32::NAN; n * d];
-            layer_norm(&mut plain, &mut [], &mut [], &x, &w, None, eps, n, d);
+            layer_norm(&mut plain, &mut [], &mut [], &x, &w, None, eps, n, d, 0.0);
             close("y without bias", &plain, &forward(&wide(&x), &wide(&w), &vec![0.0; d]), 1e-6);
 
             let (mut dx, mut dw, mut db) = (dy.clone(), vec![0.5; d], vec![0.25; d]);
-            layer_norm_backward(&mut dx, None, &x, &w, &mean, &rstd, n, d, Some(&mut dw), Some(&mut db));
+            layer_norm_backward(&mut dx, None, &x, &w, &mean, &rstd, n, d, 0.0, Some(&mut dw), Some(&mut db));
             let want = slope(&wide(&x), &dy, |x| forward(x, &wide(&w), &wide(&b)));
             close("dx", &dx, &want, 2e-5);
             let dw_want = slope(&wide(&w), &dy, |w| forward(&wide(&x), w, &wide(&b)));
             close("dw", &dw, &dw_want.iter().map(|g| g + 0.5).collect::<Vec<_>>(), 2e-5);
             let db_want = slope(&wide(&b), &dy, |b| forward(&wide(&x), &wide(&w), b));
             close("db", &db, &db_want.iter().map(|g| g + 0.25).collect::<Vec<_>>(), 2e-5);
-            layer_norm_backward(&mut dx, Some(&dy), &x, &w, &mean, &rstd, n, d, None, None);
+            layer_norm_backward(&mut dx, Some(&dy), &x, &w, &mean, &rstd, n, d, 0.0, None, None);
             close("2 dx", &dx, &want.iter().map(|g| 2.0 * g).collect::<Vec<_>>(), 4e-5);
         }
     }
@@ -443,8 +448,8 @@ mod tests {
         let (mut dx, mut dw) = (vec![f32::NAN; n * d], vec![0.0; d]);
         rms_norm_backward(&mut dx, &dy, &x, &w, &rstd, n, d, 0.0, false, Some(&mut dw));
         let (mut ly, mut ldx, mut lr) = (vec![f32::NAN; n * d], dy.clone(), vec![f32::NAN; n]);
-        layer_norm(&mut ly, &mut mean, &mut lr, &x, &w, None, 1e-5, n, d);
-        layer_norm_backward(&mut ldx, None, &x, &w, &mean, &lr, n, d, None, None);
+        layer_norm(&mut ly, &mut mean, &mut lr, &x, &w, None, 1e-5, n, d, 0.0);
+        layer_norm_backward(&mut ldx, None, &x, &w, &mean, &lr, n, d, 0.0, None, None);
         let mut dw_rows = vec![0.0; d];
         for i in 0..n {
             let r = i * d..(i + 1) * d;
@@ -454,10 +459,10 @@ mod tests {
             let (one_dy, one_x) = (&dy[r.clone()], &x[r.clone()]);
             rms_norm_backward(&mut one, one_dy, one_x, &w, &s, 1, d, 0.0, false, Some(&mut dw_rows));
             assert_eq!(one, dx[r.clone()]);
-            layer_norm(&mut one, &mut m, &mut s, one_x, &w, None, 1e-5, 1, d);
+            layer_norm(&mut one, &mut m, &mut s, one_x, &w, None, 1e-5, 1, d, 0.0);
             assert_eq!(one, ly[r.clone()]);
             one.copy_from_slice(one_dy);
-            layer_norm_backward(&mut one, None, one_x, &w, &m, &s, 1, d, None, None);
+            layer_norm_backward(&mut one, None, one_x, &w, &m, &s, 1, d, 0.0, None, None);
             assert_eq!(one, ldx[r]);
         }
         close("dw", &dw, &wide(&dw_rows), 1e-5);

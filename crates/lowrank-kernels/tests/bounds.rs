@@ -124,8 +124,8 @@ fn rows(side: Side) {
         written("rms_norm_backward", &dx);
         let (mut y, mut dx) = (side.out(n * d), side.out(n * d));
         dx.copy_from_slice(&dy);
-        layer_norm(&mut y, &mut mean, &mut rstd, &x, &w, Some(&b), 1e-2, n, d);
-        layer_norm_backward(&mut dx, None, &x, &w, &mean, &rstd, n, d, Some(&mut dw), Some(&mut db));
+        layer_norm(&mut y, &mut mean, &mut rstd, &x, &w, Some(&b), 1e-2, n, d, 0.0);
+        layer_norm_backward(&mut dx, None, &x, &w, &mean, &rstd, n, d, 0.0, Some(&mut dw), Some(&mut db));
         written("layer_norm", &y);
         written("layer_norm_backward", &dx);
         let mut h = side.out(n * d);

@@ -21,6 +21,8 @@ pub(crate) struct Architecture {
     pub defaults: &'static str,
     /// Other names of its fields, and the field that each sets.
     pub aliases: &'static [(&'static str, &'static str)],
+    /// Beginnings of its tensors' names in transformers, and others that files have in their place.
+    pub renamed: &'static [(&'static str, &'static str)],
     /// What its output layer shares with the embedding.
     pub tied: Tied,
     /// Builds the model.
@@ -41,7 +43,11 @@ pub(crate) struct GgufModel {
     pub names: GgufNames,
     /// `rope.freq_base` of a file that does not say it.
     pub rope_theta: f64,
-    /// Modules of a block (Hugging Face names) that may have a bias there.
+    /// The key of the norms' epsilon below the architecture's, and its field in `config.json`.
+    pub epsilon: (&'static str, &'static str),
+    /// The share of a head that is rotated where a configuration does not say it, in models that may leave a part alone.
+    pub partial_rotary: Option<f64>,
+    /// Modules (Hugging Face names, within a block or whole) that may have a bias there.
     pub biases: &'static [&'static str],
     /// Whether heads have norms for queries and keys.
     pub qk_norms: bool,
@@ -64,6 +70,8 @@ impl GgufModel {
             class,
             names: GgufNames::USUAL,
             rope_theta: 10_000.0,
+            epsilon: ("layer_norm_rms_epsilon", "rms_norm_eps"),
+            partial_rotary: None,
             biases: &[],
             qk_norms: false,
             rope_factors: false,
@@ -82,7 +90,9 @@ impl GgufModel {
         let Some((module, ending)) = name.rsplit_once('.') else {
             return name == ROPE_FACTORS.1 && self.rope_factors;
         };
-        let is = |part: &str| module.strip_suffix(part).is_some_and(|before| before.ends_with('.'));
+        let is = |part: &str| {
+            module.strip_suffix(part).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        };
         match ending {
             "bias" => self.biases.iter().any(|part| is(part)),
             _ => self.names.from_hf(name).is_some() && (self.qk_norms || !is("q_norm") && !is("k_norm")),

@@ -6,10 +6,11 @@ use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_object, read_optional_o
 use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
-use crate::arch::{base_prefix, complete, gguf_names, gguf_of, gpt3, tied_of};
+use crate::arch::{base_prefix, complete, gguf_names, gguf_of, gpt3, renamed_of, tied_of};
 use crate::config::GenerationConfig;
 use crate::text::templates;
 use crate::text::tokenizer::special_text;
+use crate::wrapper::{self, Renamed, Wrapper};
 use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, hub};
 
 /// Where a base model came from.
@@ -30,11 +31,13 @@ pub struct Base {
     pub source: PathBuf,
     /// What kind of source it is.
     pub kind: Kind,
-    /// `config.json`, completed as transformers completes it, or what GGUF metadata amounts to in its words. Always an
-    /// object.
+    /// `config.json`, completed as transformers completes it, or what GGUF metadata amounts to in its words; of a model
+    /// that reads more than text, its text model's. Always an object.
     pub config: Value,
-    /// The weights.
+    /// The weights, by transformers' names.
     pub tensors: Tensors,
+    /// What names begin with in the files, where that is not transformers'.
+    renamed: Vec<Renamed>,
     /// The chat template, where the model has one. `Err` keeps why it does not parse, for whoever
     /// needs it.
     pub chat_template: Option<std::result::Result<ChatTemplate, String>>,
@@ -86,8 +89,10 @@ impl Base {
         let alone = path.is_dir() && file.is_file() && !folder::has_weights(path)?;
         if alone || path.is_file() && path.extension().is_some_and(|e| e == "json") {
             let mut config = read_object(&file)?;
+            let wrapper = flatten(&mut config)?;
             complete(&mut config);
-            return Self::from_config(path, Value::Object(config));
+            let base = Self::from_config(path, Value::Object(config))?;
+            return Ok(Self { notes: wrapper.map(Wrapper::note).into_iter().collect(), ..base });
         }
         Self::open(path_or_id)
     }
@@ -108,6 +113,7 @@ impl Base {
             kind: Kind::Config,
             config,
             tensors: Tensors::planned(format),
+            renamed: Vec::new(),
             chat_template: None,
             template_replaced: false,
             generation: GenerationConfig::default(),
@@ -137,15 +143,23 @@ impl Base {
             return Err(Error::file(folder, "has no config.json: no Hugging Face model folder"));
         }
         let mut config = read_object(&path)?;
+        let wrapper = flatten(&mut config)?;
         let mut tensors = folder::read_tensors(folder)?;
         let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        if let Some(prefix) = base_prefix(kind) {
-            tensors.complete_names(prefix);
-        }
-        let notes = match tied_of(kind) {
-            Some(tied) => tied.settle(folder, &config, &mut tensors)?,
-            None => Vec::new(),
+        let renamed = match (wrapper, base_prefix(kind)) {
+            (Some(wrapper), _) => wrapper.rename(&mut tensors),
+            (None, Some(prefix)) => {
+                let renamed = wrapper::rename_known(renamed_of(kind), &mut tensors);
+                tensors.complete_names(prefix);
+                renamed
+            }
+            (None, None) => Vec::new(),
         };
+        let mut notes: Vec<String> = wrapper.map(Wrapper::note).into_iter().collect();
+        if let Some(tied) = tied_of(kind) {
+            let at = |name: &str| wrapper.map_or_else(|| name.to_owned(), |wrapper| wrapper.whole(name));
+            notes.extend(tied.settle(folder, &config, &mut tensors, at)?);
+        }
         let generation = read_optional_object(&folder.join("generation_config.json"))?;
         let generation = GenerationConfig::read(generation.as_ref(), &config);
         complete(&mut config);
@@ -156,6 +170,7 @@ impl Base {
             kind: Kind::Folder,
             config: Value::Object(config),
             tensors,
+            renamed,
             chat_template,
             template_replaced: false,
             generation,
@@ -176,6 +191,7 @@ impl Base {
             kind: Kind::Gguf(Box::new(gguf)),
             config: Value::Object(config),
             tensors,
+            renamed: Vec::new(),
             chat_template,
             template_replaced: false,
             generation,
@@ -255,10 +271,32 @@ impl Base {
         Error::Config(format!("{}: {what}", path.display()))
     }
 
+    /// The name in the files of one of its tensors.
+    pub(crate) fn file_name(&self, name: &str) -> String {
+        self.renamed.iter().find_map(|renamed| renamed.to_file(name)).unwrap_or_else(|| name.to_owned())
+    }
+
+    /// The model that its text model is a part of: it reads more than text.
+    pub(crate) fn wrapper(&self) -> Option<&'static Wrapper> {
+        wrapper::of(self.config_map())
+    }
+
+    /// Whether it reads more than text, of which only the text model is used.
+    pub fn is_wrapped(&self) -> bool {
+        self.wrapper().is_some()
+    }
+
     /// `config` as an object.
     pub(crate) fn config_map(&self) -> &Map<String, Value> {
         self.config.as_object().expect("made from an object")
     }
+}
+
+/// Puts the text model's configuration in the place of one that reads more than text.
+fn flatten(config: &mut Map<String, Value>) -> Result<Option<&'static Wrapper>> {
+    let Some(wrapper) = wrapper::of(config) else { return Ok(None) };
+    wrapper.flatten(config, |kind| base_prefix(kind).is_some())?;
+    Ok(Some(wrapper))
 }
 
 /// What the world calls the base that [`Base::open`] opens: the id of a repository on the hub, also where the path lies in

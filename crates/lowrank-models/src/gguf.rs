@@ -68,7 +68,7 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
         Some(&[_, vocab]) => vocab as u64,
         _ => return Err(Error::tensor(gguf.path(), "token_embd.weight", "is missing or not a matrix")),
     };
-    let epsilon_key = key("attention.layer_norm_rms_epsilon");
+    let epsilon_key = key(&format!("attention.{}", model.epsilon.0));
     let epsilon = gguf.float(&epsilon_key)?.ok_or_else(|| gguf.lacks(&epsilon_key))?;
     if !(0.0..1.0).contains(&epsilon) {
         let what = format!("is {epsilon}; expected a number from 0, below 1");
@@ -92,13 +92,19 @@ pub(crate) fn hf_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     put("head_dim", json!(head_dim));
     put("vocab_size", json!(vocab));
     put("max_position_embeddings", json!(gguf.size(&key("context_length"))?));
-    put("rms_norm_eps", json!(round_f32(epsilon)));
+    put(model.epsilon.1, json!(round_f32(epsilon)));
     put("rope_theta", json!(round_f32(theta)));
     put("tie_word_embeddings", json!(gguf.dims_of("output.weight").is_none()));
     put("attention_dropout", json!(0.0));
-    if let Some(rotary) = gguf.integer(&key("rope.dimension_count"))?
-        && rotary != head_dim
-    {
+    let rotary = gguf.integer(&key("rope.dimension_count"))?;
+    if model.partial_rotary.is_some() {
+        let rotary = rotary.unwrap_or(head_dim);
+        if rotary == 0 || rotary > head_dim || rotary % 2 != 0 {
+            let what = format!("is {rotary} of heads of {head_dim}; an even number from 2 is needed");
+            return Err(Error::field(gguf.path(), &key("rope.dimension_count"), what));
+        }
+        put("partial_rotary_factor", json!(rotary as f64 / head_dim as f64));
+    } else if let Some(rotary) = rotary.filter(|rotary| *rotary != head_dim) {
         let what = format!("is {rotary} of heads of {head_dim}; this architecture rotates all of a head");
         return Err(Error::field(gguf.path(), &key("rope.dimension_count"), what));
     }
@@ -280,10 +286,12 @@ pub(crate) fn metadata_of(path: &Path, config: &Map<String, Value>, out: &mut Gg
         .ok_or_else(|| wrong("head_dim", "cannot be told from hidden_size and num_attention_heads"))?;
     out.u32(&key("attention.key_length"), head_dim)?;
     out.u32(&key("attention.value_length"), head_dim)?;
-    out.u32(&key("rope.dimension_count"), head_dim)?;
+    let share = rope.partial.or(model.partial_rotary).unwrap_or(1.0);
+    out.u32(&key("rope.dimension_count"), (f64::from(head_dim) * share) as u32)?;
     out.f32(&key("rope.freq_base"), rope.theta as f32)?;
-    let epsilon = float("rms_norm_eps").ok_or_else(|| wrong("rms_norm_eps", "is missing"))?;
-    out.f32(&key("attention.layer_norm_rms_epsilon"), epsilon)?;
+    let (epsilon_key, field) = model.epsilon;
+    let epsilon = float(field).ok_or_else(|| wrong(field, "is missing"))?;
+    out.f32(&key(&format!("attention.{epsilon_key}")), epsilon)?;
     out.u32(&key("vocab_size"), number("vocab_size")?)?;
     (model.write)(path, config, out)?;
     if rope.kind == "llama3" && !model.rope_factors {

@@ -15,13 +15,14 @@ mod loader;
 mod model;
 mod parts;
 mod tied;
+mod wrapper;
 
 pub mod decode;
 pub mod heads;
 pub mod hub;
 pub mod text;
 
-pub use arch::{base_prefix, gguf_names, load};
+pub use arch::{base_prefix, gguf_architectures, gguf_names, load, model_types};
 pub use base::{Base, Kind, base_name};
 pub use config::GenerationConfig;
 pub use decode::{

@@ -1,10 +1,13 @@
 //! Takes the weights of a model out of its files by module path, and numbers the sites on the way.
 
+use std::borrow::Cow;
+
 use lowrank_engine::{
     Embedding, FrozenWeight, LayerNorm, Linear, LmHead, RmsNorm, Site, SiteId, SiteKind, Tensor,
 };
 use lowrank_files::{Role, Tensors};
 
+use crate::wrapper::Wrapper;
 use crate::{Error, Result};
 
 /// Builds the layers of an architecture.
@@ -12,17 +15,32 @@ pub struct Loader<'a> {
     tensors: &'a Tensors,
     sites: Vec<Site>,
     with_head: bool,
+    /// The model that this one is a part of.
+    within: Option<&'static Wrapper>,
 }
 
 impl<'a> Loader<'a> {
     /// A loader over the tensors of a model.
     pub fn new(tensors: &'a Tensors) -> Self {
-        Self { tensors, sites: Vec::new(), with_head: true }
+        Self { tensors, sites: Vec::new(), with_head: true, within: None }
     }
 
     /// A loader of a model whose language-model head is not wanted.
     pub(crate) fn without_head(tensors: &'a Tensors) -> Self {
         Self { with_head: false, ..Self::new(tensors) }
+    }
+
+    /// The same of a model that is a part of another: paths are those of the whole.
+    pub(crate) fn within(self, wrapper: &'static Wrapper) -> Self {
+        Self { within: Some(wrapper), ..self }
+    }
+
+    /// The module path, or the tensor's name, in the whole model.
+    fn at<'p>(&self, path: &'p str) -> Cow<'p, str> {
+        match self.within {
+            Some(wrapper) => wrapper.whole(path).into(),
+            None => path.into(),
+        }
     }
 
     /// A loader that goes on where another ended, at its sites.
@@ -38,12 +56,12 @@ impl<'a> Loader<'a> {
     /// Whether an output layer that may be `tied` has a weight of its own: where the file has one, and always where
     /// it is not tied.
     pub fn is_own(&self, path: &str, tied: bool) -> bool {
-        !tied || !self.tensors.is_planned() && self.tensors.contains(&format!("{path}.weight"))
+        !tied || !self.tensors.is_planned() && self.tensors.contains(&format!("{}.weight", self.at(path)))
     }
 
     /// Whether the file has `path.weight` and its shape is `[outputs, inputs]`.
     pub fn fits(&self, path: &str, inputs: usize, outputs: usize) -> bool {
-        self.tensors.shape(&format!("{path}.weight")) == Some(&[outputs, inputs][..])
+        self.tensors.shape(&format!("{}.weight", self.at(path))) == Some(&[outputs, inputs][..])
     }
 
     /// A linear layer `W: [out,in]` with, where asked, its bias.
@@ -51,7 +69,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// Where a tensor is missing or has another shape.
     pub fn linear(&mut self, path: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
-        let name = format!("{path}.weight");
+        let name = format!("{}.weight", self.at(path));
         self.tensors.plan(&name, outputs, inputs)?;
         let weight = self.tensors.matrix(&name, Role::Linear)?;
         self.expect(&name, &[weight.rows(), weight.cols()], &[outputs, inputs])?;
@@ -66,7 +84,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::linear`].
     pub fn conv1d(&mut self, path: &str, inputs: usize, outputs: usize) -> Result<Linear> {
-        let name = format!("{path}.weight");
+        let name = format!("{}.weight", self.at(path));
         self.tensors.plan(&name, inputs, outputs)?;
         let (weight, transposed) = self.tensors.transposed_matrix(&name)?;
         let want = if transposed { [inputs, outputs] } else { [outputs, inputs] };
@@ -89,7 +107,7 @@ impl<'a> Loader<'a> {
         kernel: usize,
         groups: usize,
     ) -> Result<Linear> {
-        let (name, inner) = (format!("{path}.weight"), inputs / groups);
+        let (name, inner) = (format!("{}.weight", self.at(path)), inputs / groups);
         self.tensors.plan(&name, outputs, inner * kernel)?;
         let weight = if self.tensors.is_planned() {
             self.tensors.weight(&name)?
@@ -136,12 +154,24 @@ impl<'a> Loader<'a> {
         let kind = tied.map_or(SiteKind::Head, |table| SiteKind::TiedHead(table.site));
         let site = self.site(path, kind, inputs, outputs, false);
         let linear = Linear { site, weight, bias: None, transposed: false };
-        Ok(Some(LmHead { linear, softcap: None }))
+        Ok(Some(LmHead { linear, softcap: None, scale: 1.0 }))
+    }
+
+    /// Gives the output layer, the last that was made, its bias.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    pub fn add_bias(&mut self, layer: &mut Linear) -> Result<()> {
+        let site = &self.sites[layer.site.0];
+        let bias = self.vector(&format!("{}.bias", site.path), site.out_features)?;
+        self.sites[layer.site.0].bias = true;
+        layer.bias = Some(bias);
+        Ok(())
     }
 
     /// The weight of an output layer that shares none.
     pub(crate) fn own_output(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
-        let name = format!("{path}.weight");
+        let name = format!("{}.weight", self.at(path));
         if !self.tensors.is_planned() && !self.tensors.contains(&name) {
             let missing = self.tensors.missing(&name);
             return Err(Error::Config(format!(
@@ -156,6 +186,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// Where it is there but unreadable.
     pub fn optional_vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let name = &*self.at(name);
         Ok(if self.tensors.contains(name) { Some(self.tensors.vector(name)?) } else { None })
     }
 
@@ -164,7 +195,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::linear`].
     pub fn embedding(&mut self, path: &str, rows: usize, width: usize) -> Result<Embedding> {
-        let name = format!("{path}.weight");
+        let name = format!("{}.weight", self.at(path));
         self.tensors.plan(&name, rows, width)?;
         let weight = self.tensors.table(&name)?;
         self.expect(&name, &[weight.rows(), weight.cols()], &[rows, width])?;
@@ -187,14 +218,22 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::linear`].
     pub fn layer_norm(&mut self, path: &str, width: usize, eps: f32) -> Result<LayerNorm> {
+        self.layer_norm_with(path, width, eps, true)
+    }
+
+    /// The same with or without bias.
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    pub fn layer_norm_with(&mut self, path: &str, width: usize, eps: f32, bias: bool) -> Result<LayerNorm> {
         let weight = self.vector(&format!("{path}.weight"), width)?;
-        let bias = Some(self.vector(&format!("{path}.bias"), width)?);
-        let site = self.site(path, SiteKind::Norm, width, width, true);
-        Ok(LayerNorm { site, weight, bias, eps })
+        let bias = if bias { Some(self.vector(&format!("{path}.bias"), width)?) } else { None };
+        let site = self.site(path, SiteKind::Norm, width, width, bias.is_some());
+        Ok(LayerNorm { site, weight, bias, eps, offset: 0.0 })
     }
 
     pub(crate) fn matrix(&self, path: &str, rows: usize, cols: usize) -> Result<FrozenWeight> {
-        let name = format!("{path}.weight");
+        let name = format!("{}.weight", self.at(path));
         self.tensors.plan(&name, rows, cols)?;
         let weight = self.tensors.matrix(&name, Role::Output)?;
         self.expect(&name, &[weight.rows(), weight.cols()], &[rows, cols])?;
@@ -202,6 +241,7 @@ impl<'a> Loader<'a> {
     }
 
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
+        let name = &*self.at(name);
         self.tensors.plan(name, len, 1)?;
         let vector = self.tensors.vector(name)?;
         self.expect(name, &[vector.len()], &[len])?;
@@ -218,6 +258,7 @@ impl<'a> Loader<'a> {
 
     /// The site that a layer was made at.
     pub(crate) fn site_at(&self, path: &str) -> Option<SiteId> {
+        let path = self.at(path);
         self.sites.iter().position(|site| site.path == path).map(SiteId)
     }
 
@@ -229,7 +270,8 @@ impl<'a> Loader<'a> {
         out_features: usize,
         bias: bool,
     ) -> SiteId {
-        self.sites.push(Site { path: path.to_owned(), kind, in_features, out_features, bias });
+        let path = self.at(path).into_owned();
+        self.sites.push(Site { path, kind, in_features, out_features, bias });
         SiteId(self.sites.len() - 1)
     }
 }

@@ -35,7 +35,8 @@ impl Tied {
     }
 
     /// Settles what the files of a model that ties hold: of two equal tensors the output layer's is left out, and one
-    /// that stands alone serves both. Two that differ stay, each in its own place; the notes say so.
+    /// that stands alone serves both. Two that differ stay, each in its own place; the notes say so. `at` gives the name that a
+    /// tensor has in `tensors`.
     ///
     /// # Errors
     /// Where the field of the configuration is wrong.
@@ -44,12 +45,14 @@ impl Tied {
         source: &Path,
         config: &Map<String, Value>,
         tensors: &mut Tensors,
+        at: impl Fn(&str) -> String,
     ) -> Result<Vec<String>> {
         let mut notes = Vec::new();
         if !self.is_set(config)? {
             return Ok(notes);
         }
-        for &(output, table) in self.pairs {
+        for (output, table) in self.pairs.iter().map(|&(output, table)| (at(output), at(table))) {
+            let (output, table) = (output.as_str(), table.as_str());
             match (tensors.contains(output), tensors.contains(table)) {
                 (true, false) => tensors.rename(output, table),
                 (true, true) if tensors.equal(output, table) => tensors.remove(output),

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::merge_target::{KEPT, MergeTarget, largest_value};
 use crate::rounding::{Loss, Rounding};
-use crate::{Error, Result, Session};
+use crate::{Error, Result, Session, ranks};
 
 /// Writes the merged weight of every adapted layer, computed in f32, and everything else as it is. Where the format
 /// is not f32, says what it costs each of these layers.
@@ -225,7 +225,14 @@ fn write(
         MergeTarget::Folder(format) => {
             save_folder_with(&session.base, &head, out, format, &mut fill)?;
         }
-        MergeTarget::Gguf(file_type) => save_gguf(&session.base, out, file_type, &mut fill)?,
+        MergeTarget::Gguf(file_type) => {
+            if session.base.is_wrapped() {
+                ranks::say(
+                    "the GGUF file holds the text model alone: llama.cpp takes the others from a file of their own",
+                );
+            }
+            save_gguf(&session.base, out, file_type, &mut fill)?;
+        }
     }
     Ok(())
 }
@@ -286,7 +293,8 @@ fn changes_of_head(session: &Session) -> Changes {
         let prefix = prefix.map(|prefix| format!("{prefix}.")).unwrap_or_default();
         let of_head = |name: &str| {
             let path = name.rsplit_once('.').map_or(name, |(path, _)| path);
-            name.starts_with(&prefix) || model.head_layer(path).is_some()
+            let other = session.base.is_wrapped() && !name.starts_with("lm_head.");
+            name.starts_with(&prefix) || other || model.head_layer(path).is_some()
         };
         let others = session.base.tensors.names().filter(|name| !of_head(name));
         changes.without = others.map(str::to_owned).collect();

@@ -109,7 +109,47 @@ cases!(
     rope_dynamic,
     rope_yarn,
     rope_yarn_options,
-    rope_llama3
+    rope_llama3,
+    smollm3_every,
+    smollm3_list,
+    olmo2_norms,
+    olmo2_bias,
+    olmo3_windows,
+    granite_scales,
+    granite_bias,
+    granite4_dense,
+    ministral3_yarn,
+    glm_partial,
+    glm4_norms,
+    glm4_bias,
+    stablelm_before,
+    stablelm_parallel,
+    starcoder2_window,
+    starcoder2_plain,
+    cohere_parallel,
+    cohere_bias,
+    cohere2_windows,
+    gpt_neox_parallel,
+    gpt_neox_serial,
+    opt_before,
+    opt_sum,
+    opt_plain,
+    phi_parallel,
+    phi_head,
+    exaone4_windows,
+    exaone4_whole,
+    seed_oss_bias,
+    seed_oss_out_bias,
+    nemotron_relu2,
+    nemotron_bias,
+    gemma3_old,
+    gemma3_new,
+    mistral3_old,
+    mistral3_new,
+    llava_old,
+    qwen2_5_vl_hub,
+    qwen3_vl_new,
+    smolvlm_new
 );
 
 /// Gemma from GGUF, with llama.cpp's names and numbers, is the same model as from safetensors.
@@ -148,14 +188,15 @@ fn changed(case: &str, change: Value, folder: &Path) -> lowrank::Result<Session>
     }
     let mut config: Value =
         serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
-    config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    let text = if config["text_config"].is_object() { &mut config["text_config"] } else { &mut config };
+    text.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    let rows = text["vocab_size"].as_u64().unwrap();
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     common::character_tokenizer(folder);
     let path = folder.join("tokenizer.json");
     let mut tokenizer: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     let level =
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    let rows = config["vocab_size"].as_u64().unwrap();
     tokenizer["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() < rows);
     (tokenizer["pre_tokenizer"], tokenizer["decoder"]) = (level.clone(), level);
     std::fs::write(path, tokenizer.to_string()).unwrap();
@@ -195,6 +236,33 @@ fn models_from_gguf_compute_the_same() {
         ("gemma_mqa", &same),
         ("gemma2_caps", &gemma2),
         ("gemma3_hub", &gemma3),
+        ("smollm3_every", &same),
+        ("olmo2_norms", &same),
+        ("olmo3_windows", &same),
+        ("granite_scales", &same),
+        ("granite_bias", &same),
+        ("ministral3_yarn", &same),
+        ("glm4_norms", &same),
+        ("glm4_bias", &same),
+        ("stablelm_before", &same),
+        ("stablelm_parallel", &same),
+        ("starcoder2_plain", &same),
+        ("cohere_parallel", &same),
+        // llama.cpp's GELU.
+        ("gpt_neox_parallel", &json!({"hidden_act": "gelu_new"})),
+        ("gpt_neox_serial", &json!({"hidden_act": "gelu_new"})),
+        ("cohere2_windows", &same),
+        ("phi_parallel", &same),
+        ("phi3_partial", &same),
+        ("phi3_partial", &json!({"sliding_window": 8})),
+        ("exaone4_windows", &same),
+        ("exaone4_whole", &same),
+        ("seed_oss_bias", &same),
+        ("nemotron_relu2", &same),
+        ("nemotron_bias", &same),
+        // The text model alone, with the names of a plain one.
+        ("gemma3_old", &gemma3),
+        ("mistral3_new", &same),
     ] {
         let (folder, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let session = changed(case, change.clone(), folder.path()).unwrap();
@@ -247,7 +315,19 @@ fn what_gguf_cannot_hold_is_refused() {
             json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": false}}),
             "truncate",
         ),
-        ("phi3_partial", json!({}), "phi3"),
+        ("phi3_longrope", json!({}), "longrope"),
+        ("smollm3_list", json!({}), "no_rope_layers"),
+        ("smollm3_every", json!({"no_rope_layer_interval": 3}), "no_rope_layers"),
+        ("starcoder2_window", json!({}), "sliding_window"),
+        ("olmo3_windows", json!({"layer_types": vec!["full_attention"; 4]}), "layer_types"),
+        ("cohere2_windows", json!({"sliding_window_pattern": 2}), "layer_types"),
+        ("exaone4_windows", json!({"sliding_window_pattern": "LG"}), "layer_types"),
+        ("olmo2_bias", json!({}), "bias"),
+        ("seed_oss_out_bias", json!({}), "bias"),
+        ("cohere_bias", json!({}), "bias"),
+        ("glm_partial", json!({}), "glm"),
+        ("opt_before", json!({}), "opt"),
+        ("granite4_dense", json!({}), "granitemoehybrid"),
         ("gpt2_all", json!({}), "gpt2"),
     ] {
         let (folder, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -309,6 +389,20 @@ fn merged_models_equal_pefts() {
         "gpt2_all",
         "gemma2_caps",
         "phi3_partial",
+        "smollm3_every",
+        "olmo3_windows",
+        "granite_bias",
+        "granite4_dense",
+        "glm4_norms",
+        "cohere2_windows",
+        "gpt_neox_parallel",
+        "opt_sum",
+        "phi_head",
+        "exaone4_windows",
+        "nemotron_bias",
+        "gemma3_old",
+        "mistral3_new",
+        "qwen2_5_vl_hub",
     ] {
         let dir = fixture(case);
         let expected = Expected::open(&dir);

@@ -350,7 +350,18 @@ impl Backend for Cpu {
     fn layer_norm(&self, y: &mut Tensor, stats: Option<[&mut Tensor; 2]>, x: &Tensor, norm: NormWeights<'_>) {
         let [mean, rstd] = stats.map_or_else(Default::default, |stats| stats.map(Tensor::host_mut));
         let (weight, bias) = (norm.weight.host(), norm.bias.map(Tensor::host));
-        kernels::layer_norm(y.host_mut(), mean, rstd, x.host(), weight, bias, norm.eps, x.rows(), x.cols());
+        kernels::layer_norm(
+            y.host_mut(),
+            mean,
+            rstd,
+            x.host(),
+            weight,
+            bias,
+            norm.eps,
+            x.rows(),
+            x.cols(),
+            norm.offset,
+        );
     }
 
     fn layer_norm_backward(
@@ -373,6 +384,7 @@ impl Backend for Cpu {
             rstd,
             x.rows(),
             x.cols(),
+            norm.offset,
             dweight,
             dbias,
         );

@@ -51,7 +51,7 @@ pub struct NormWeights<'a> {
     pub bias: Option<&'a Tensor>,
     /// Added to the mean square or the variance.
     pub eps: f32,
-    /// Added to the weight: 0, or 1 for Gemma.
+    /// Added to the weight: 0, or 1 for Gemma and Nemotron.
     pub offset: f32,
 }
 
@@ -256,7 +256,7 @@ macro_rules! for_each_operation {
             dx: &mut Tensor, dw: Option<&mut Tensor>, dy: &Tensor, x: &Tensor, rstd: &Tensor, norm: NormWeights<'_>,
             accumulate: bool
         ) -> () [0];
-        /// `y = (x - mean(x)) / sqrt(var(x) + eps) w + b`, row by row. `stats`: mean and `1 / sqrt(var + eps)` of each row, to
+        /// `y = (x - mean(x)) / sqrt(var(x) + eps) (offset + w) + b`, row by row. `stats`: mean and `1 / sqrt(var + eps)` of each row, to
         /// be written.
         fn layer_norm(
             y: &mut Tensor, stats: Option<[&mut Tensor; 2]>, x: &Tensor, norm: NormWeights<'_>

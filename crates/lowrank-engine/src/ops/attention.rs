@@ -26,6 +26,36 @@ pub struct Rope {
     pub cos: Tensor,
     /// Sines.
     pub sin: Tensor,
+    /// Whether the two values of a pair are neighbours; else they are as far apart as there are pairs.
+    pub interleaved: bool,
+}
+
+impl Rope {
+    /// Rotates each head of `x`, or, with `back`, rotates it back.
+    fn rotate(&self, device: &Device, x: Tensor, heads: usize, head_dim: usize, back: bool) -> Tensor {
+        let turn = |x: &mut Tensor| match back {
+            true => device.rope_backward(x, &self.cos, &self.sin, heads, head_dim),
+            false => device.rope(x, &self.cos, &self.sin, heads, head_dim),
+        };
+        if !self.interleaved {
+            let mut x = device.own(x);
+            turn(&mut x);
+            return x;
+        }
+        let pairs = self.cos.cols();
+        let column = |at: usize| match at % head_dim {
+            i if i < pairs => at - i + 2 * i,
+            i if i < 2 * pairs => at - i + 2 * (i - pairs) + 1,
+            _ => at,
+        };
+        let columns: Vec<u32> = (0..x.cols()).map(|at| column(at) as u32).collect();
+        let mut apart = device.alloc(x.rows(), x.cols());
+        device.gather_columns(&mut apart, &x, &columns);
+        turn(&mut apart);
+        let mut x = device.own(x);
+        device.replace_columns(&mut x, &apart, None, &columns);
+        x
+    }
 }
 
 /// What one attention layer needs to know besides q, k and v.
@@ -128,9 +158,7 @@ fn recompute_output(device: &Device, a: &Attention<'_>) -> bool {
 fn rotate<'m>(device: &Device, x: Var<'m>, a: &Attention<'m>, heads: usize) -> Tensor {
     let Some(rope) = &a.rope else { return x.tensor };
     // What computes it again would give the values before the rotation, and holds no output.
-    let mut x = device.own(x.tensor);
-    device.rope(&mut x, &rope.cos, &rope.sin, heads, a.shape.head_dim);
-    x
+    rope.rotate(device, x.tensor, heads, a.shape.head_dim, false)
 }
 
 /// Keys and values that are parameters, and their rows.
@@ -170,9 +198,8 @@ impl<'m> Node<'m> for AttentionNode<'m> {
         }
         if let Some(rope) = &a.rope {
             let AttentionShape { heads, kv_heads, head_dim, .. } = a.shape;
-            for (dx, heads) in [(&mut dq, heads), (&mut dk, kv_heads)] {
-                device.rope_backward(dx, &rope.cos, &rope.sin, heads, head_dim);
-            }
+            dq = rope.rotate(device, dq, heads, head_dim, true);
+            dk = rope.rotate(device, dk, kv_heads, head_dim, true);
         }
         for (id, gradient) in self.ids.into_iter().zip([dq, dk, dv]) {
             if let Some(id) = id {

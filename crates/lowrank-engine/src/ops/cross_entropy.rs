@@ -1,7 +1,7 @@
 //! Output layer and cross-entropy in one: the logits of all positions never exist at once.
 //!
 //! For labels `(row, target)`: `loss = sum over labels of -log softmax(z)[target]` with
-//! `z = cap(h[row] W^T)` and `cap(x) = softcap tanh(x / softcap)` where the model has one, else `x`. Rows
+//! `z = cap(scale h[row] W^T)` and `cap(x) = softcap tanh(x / softcap)` where the model has one, else `x`. Rows
 //! without a label cost nothing. The product runs over chunks of labelled rows; while recording,
 //! each chunk's gradient is taken at once, so that backward starts from `dloss/dh`.
 
@@ -18,6 +18,8 @@ pub struct LmHead {
     pub linear: Linear,
     /// Logits become `softcap tanh(logits / softcap)` (Gemma 2).
     pub softcap: Option<f32>,
+    /// Multiplies logits, before the cap (Granite, Cohere).
+    pub scale: f32,
 }
 
 impl LmHead {
@@ -64,7 +66,11 @@ fn chunk_rows(labels: usize, vocab: usize, width: usize, bf16: bool) -> usize {
 impl<'m> Tape<'m> {
     /// Logits of the rows of `h: [N,D]`, `[N,V]`, for reading: no gradient goes through them.
     pub fn logits(&mut self, head: &'m LmHead, h: &Var<'m>) -> Tensor {
-        let mut logits = self.linear(&head.linear, &Var::constant(h.tensor.clone()), None).tensor;
+        let mut h = Var::constant(h.tensor.clone());
+        if head.scale != 1.0 {
+            h = self.scale(h, head.scale);
+        }
+        let mut logits = self.linear(&head.linear, &h, None).tensor;
         if let Some(cap) = head.softcap {
             self.scope.device.softcap(&mut logits, cap);
         }
@@ -100,7 +106,7 @@ impl<'m> Tape<'m> {
         grads: &mut Grads,
     ) -> Scores {
         let device = self.scope.device;
-        let (softcap, head) = (head.softcap, &head.linear);
+        let (softcap, scale, head) = (head.softcap, head.scale, &head.linear);
         let (d, vocab) = (head.weight.cols(), head.weight.rows());
         let adapter = self.adapters.get(head.site);
         let wants = weights.is_some() && self.keeps(Some(0)) && (h.id.is_some() || adapter.is_some());
@@ -115,6 +121,9 @@ impl<'m> Tape<'m> {
             let mut x = device.alloc(n, d);
             let mut logits = device.alloc(n, vocab);
             device.gather_rows(&mut x, &h.tensor, &rows);
+            if scale != 1.0 {
+                device.scale(&mut x, scale);
+            }
             let saved = match adapter {
                 Some(adapter) => Some(adapter.forward(&self.scope, head, &x, &mut logits, 0.0)),
                 None => {
@@ -133,7 +142,7 @@ impl<'m> Tape<'m> {
             device.cross_entropy(&mut logits, &mut scores.losses[at..], targets);
             let Some(dh) = &mut dh else { continue };
             // `x` is read by the head's adapter; the gradient needs memory of its own only then.
-            let dx = match (adapter, saved) {
+            let mut dx = match (adapter, saved) {
                 (Some(adapter), Some(saved)) => {
                     let mut dx = Accumulator::fresh(device.alloc(n, d));
                     adapter.backward(&self.scope, head, grads, &x, &logits, saved, Some(&mut dx));
@@ -145,6 +154,9 @@ impl<'m> Tape<'m> {
                     dx.tensor
                 }
             };
+            if scale != 1.0 {
+                device.scale(&mut dx, scale);
+            }
             device.scatter_add_rows(dh, &dx, &rows);
         }
         if let Some(dh) = dh {

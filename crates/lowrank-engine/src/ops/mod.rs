@@ -4,6 +4,7 @@ mod activate;
 mod add;
 mod attention;
 mod checkpoint;
+mod columns;
 mod cross_entropy;
 mod disentangled;
 mod dropout;
@@ -13,6 +14,7 @@ mod linear;
 mod norm;
 mod prefix;
 mod rows;
+mod scale;
 mod split;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! Norms over rows: root-mean-square, `y = x / sqrt(mean(x^2) + eps) * (offset + w)`, and layer norm,
-//! `y = (x - mean(x)) / sqrt(var(x) + eps) * w + b`.
+//! `y = (x - mean(x)) / sqrt(var(x) + eps) * (offset + w) + b`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -36,6 +36,8 @@ pub struct LayerNorm {
     pub bias: Option<Tensor>,
     /// Added to the variance.
     pub eps: f32,
+    /// Added to the weight: 1 for Nemotron, else 0.
+    pub offset: f32,
 }
 
 impl<'m> Tape<'m> {
@@ -50,7 +52,7 @@ impl<'m> Tape<'m> {
     pub fn layer_norm(&mut self, norm: &'m LayerNorm, x: &Var<'m>) -> Var<'m> {
         assert_eq!(x.tensor.cols(), norm.weight.len(), "width of a layer norm");
         let bias = norm.bias.as_ref();
-        let weights = NormWeights { weight: &norm.weight, bias, eps: norm.eps, offset: 0.0 };
+        let weights = NormWeights { weight: &norm.weight, bias, eps: norm.eps, offset: norm.offset };
         self.norm(norm.site, weights, Kind::Layer, x)
     }
 

@@ -112,9 +112,9 @@ fn norms() {
         check("rms_norm", &[(3, 6)], move |tape, x| tape.rms_norm(norm, &x[0]));
         check("rms_norm of heads", &[(2, 12)], move |tape, x| tape.rms_norm(norm, &x[0]));
     }
-    for bias in [None, Some(Tensor::vector(normal(6, 52)))] {
-        let norm: &'static LayerNorm =
-            Box::leak(Box::new(LayerNorm { site: SiteId::NONE, weight: weight(), bias, eps: 1e-5 }));
+    for (bias, offset) in [(None, 0.0), (Some(Tensor::vector(normal(6, 52))), 0.0), (None, 1.0)] {
+        let norm = LayerNorm { site: SiteId::NONE, weight: weight(), bias, eps: 1e-5, offset };
+        let norm: &'static LayerNorm = Box::leak(Box::new(norm));
         check("layer_norm", &[(3, 6)], move |tape, x| tape.layer_norm(norm, &x[0]));
         // What else reads the input has its gradient added.
         check("layer_norm and a residual", &[(3, 6)], move |tape, x| {
@@ -122,6 +122,28 @@ fn norms() {
             tape.add(y, &x[0])
         });
     }
+}
+
+#[test]
+fn multiplication_and_order_of_columns() {
+    check("scale", &[(3, 6)], |tape, x| tape.scale(x[0].clone(), -1.5));
+    // What else reads the input has its gradient added.
+    check("scale and a residual", &[(3, 6)], |tape, x| {
+        let y = tape.scale(x[0].clone(), 0.25);
+        tape.add(y, &x[0])
+    });
+    check("scale_rows", &[(3, 6)], |tape, x| {
+        let factors = Tensor::vector(vec![0.5, -2.0, 1.25]);
+        tape.scale_rows(x[0].clone(), factors)
+    });
+    check("permute_columns", &[(3, 6)], |tape, x| {
+        let columns: Rc<[u32]> = vec![3, 0, 5, 1, 2, 4].into();
+        let y = tape.permute_columns(x[0].clone(), &columns);
+        let [a, b] = tape.split(y, [2, 4]);
+        let b = tape.activate(b, Activation::Silu);
+        let [b, _] = tape.split(b, [2, 2]);
+        tape.add(a, &b)
+    });
 }
 
 #[test]
@@ -148,12 +170,12 @@ fn shape(heads: usize, kv_heads: usize) -> AttentionShape {
     AttentionShape { heads, kv_heads, head_dim: 4, scale: 0.5, causal, window, softcap, dropout }
 }
 
-fn rope(tape: &Tape<'_>, positions: &[u32]) -> Rope {
+fn rope(tape: &Tape<'_>, positions: &[u32], interleaved: bool) -> Rope {
     let device = tape.scope.device;
     let n = positions.len();
     let (mut cos, mut sin) = (device.alloc(n, 2), device.alloc(n, 2));
     device.rope_table(&mut cos, &mut sin, positions, &vec![0; n], &[1.0, 0.1], 1.0);
-    Rope { cos, sin }
+    Rope { cos, sin, interleaved }
 }
 
 #[test]
@@ -173,15 +195,39 @@ fn attention() {
         ("both directions", AttentionShape { causal: false, ..shape(2, 2) }),
     ];
     for (what, shape) in cases {
-        for rotates in [false, true] {
+        for rotates in [None, Some(false), Some(true)] {
             let segments = segments.clone();
             let widths = [shape.heads * 4, shape.kv_heads * 4, shape.kv_heads * 4];
             check(what, &widths.map(|width| (8, width)), move |tape, x| {
-                let rope = rotates.then(|| rope(tape, &positions));
+                let rope = rotates.map(|interleaved| rope(tape, &positions, interleaved));
                 let a = Attention { shape, segments: Cow::Owned(segments.clone()), rope, layer: 0 };
                 tape.attention(x[0].clone(), x[1].clone(), x[2].clone(), a)
             });
         }
+    }
+}
+
+/// Neighbours turn as pairs that are apart do, and what lies beyond the pairs stays.
+#[test]
+fn interleaved_rope() {
+    let (device, params) = (Device::cpu(), Params::default());
+    let (heads, head_dim, positions) = (2, 6, [3, 1]);
+    let adapters = ActiveAdapters::default();
+    let tape = Tape::new(Scope::inference(&device, &params), &adapters, Record::None);
+    let rope = rope(&tape, &positions, true);
+    let x = normal(2 * heads * head_dim, 5);
+    let whole = device.tensor(2, heads * head_dim, &x);
+    let y = rope.rotate(&device, whole, heads, head_dim, false);
+    let back = rope.rotate(&device, y.clone(), heads, head_dim, true);
+    for (i, (have, x0)) in y.values().iter().zip(&x).enumerate() {
+        let (row, at) = (i / (heads * head_dim), i % head_dim);
+        let turn = f64::from(positions[row]) * [1.0, 0.1, 0.0][at / 2];
+        let (other, sign) = if at % 2 == 0 { (i + 1, -1.0) } else { (i - 1, 1.0) };
+        let want = f64::from(*x0) * turn.cos() + sign * f64::from(x[other]) * turn.sin();
+        assert!((f64::from(*have) - want).abs() < 1e-5, "value {i}: {have} for {want}");
+    }
+    for (i, (have, want)) in back.values().iter().zip(&x).enumerate() {
+        assert!((have - want).abs() < 1e-5, "value {i} turned back: {have} for {want}");
     }
 }
 
@@ -260,14 +306,16 @@ fn blocks_that_run_again() {
 /// The gradient that a weighted cross-entropy seeds is the slope of its weighted sum.
 #[test]
 fn cross_entropy() {
-    for softcap in [None, Some(2.0)] {
+    for (softcap, scale, bias) in
+        [(None, 1.0, false), (Some(2.0), 1.0, false), (Some(2.0), 0.25, false), (None, 1.0, true)]
+    {
         let linear = Linear {
             site: SiteId::NONE,
             weight: FrozenWeight::from_f32(11, 6, &normal(66, 61)),
-            bias: None,
+            bias: bias.then(|| Tensor::vector(normal(11, 62))),
             transposed: false,
         };
-        let head = LmHead { linear, softcap };
+        let head = LmHead { linear, softcap, scale };
         let labels = [(0, 3), (2, 10), (0, 4), (3, 0)].map(|(row, target)| Label { row, target });
         let weights = [0.5, 2.0, 0.25, 1.0];
         let device = Device::cpu();
@@ -290,7 +338,10 @@ fn cross_entropy() {
                 pass(&x).0
             };
             let want = (at(4e-3) - at(-4e-3)) / 8e-3;
-            assert!((want - f64::from(*have)).abs() < 3e-3, "{softcap:?}: value {i}: {have} for {want}");
+            assert!(
+                (want - f64::from(*have)).abs() < 3e-3,
+                "{softcap:?}, {scale}: value {i}: {have} for {want}"
+            );
         }
         assert!(exact[6..12].iter().all(|x| *x == 0.0), "a row without a label has no gradient");
     }

@@ -200,6 +200,20 @@ impl Gguf {
         values.map(|bytes| kind.float(bytes).ok_or_else(wrong)).collect::<Result<_>>().map(Some)
     }
 
+    /// An array of truth values.
+    ///
+    /// # Errors
+    /// Where the value is of another type.
+    pub fn flags(&self, key: &str) -> Result<Option<Vec<bool>>> {
+        let Some(meta) = self.meta(key) else { return Ok(None) };
+        match meta.elements {
+            Some((Kind::Bool, _)) => {
+                Ok(Some(self.file.map[meta.value.clone()].iter().map(|byte| *byte != 0).collect()))
+            }
+            _ => Err(self.wrong_kind(meta, "an array of truth values")),
+        }
+    }
+
     /// The tensors under the file's own names, rows in the file's order, to read one by one.
     ///
     /// # Errors
@@ -227,14 +241,11 @@ impl Gguf {
         let file = tensors.add_file(self.file.clone());
         for info in &self.tensors {
             let name = names.to_hf(&info.name);
-            let order = match names.permutes_rows(&name) {
-                true => RowOrder::RopeInterleaved { head_dim },
-                false => RowOrder::Plain,
-            };
+            let order = names.order(&name, head_dim);
             let mut shape = info.dims.clone();
             shape.reverse();
-            if order != RowOrder::Plain && !shape[0].is_multiple_of(head_dim) {
-                let what = format!("its {} rows are not a whole number of heads of {head_dim}", shape[0]);
+            if let Some(unit) = order.multiple().filter(|unit| !shape[0].is_multiple_of(*unit)) {
+                let what = format!("its {} rows are not a whole number of heads of {unit}", shape[0]);
                 return Err(Error::tensor(self.path(), &info.name, what));
             }
             let bytes = info.bytes.clone();

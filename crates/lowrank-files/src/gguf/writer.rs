@@ -103,6 +103,16 @@ impl GgufWriter {
         self.value(key, Kind::Bool, &[value.into()])
     }
 
+    /// An array of truth values.
+    ///
+    /// # Errors
+    /// See [`GgufWriter::string`].
+    pub fn booleans(&mut self, key: &str, values: &[bool]) -> Result<()> {
+        self.array(key, Kind::Bool, values.len())?;
+        self.metadata.extend(values.iter().map(|value| u8::from(*value)));
+        Ok(())
+    }
+
     /// An array of strings.
     ///
     /// # Errors

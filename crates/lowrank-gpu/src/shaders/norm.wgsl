@@ -44,7 +44,7 @@ fn layer_norm(row: u32, t: u32) {
     for (var j = t; j < p.d; j += THREADS) { squares += (x[at + j] - m) * (x[at + j] - m); }
     let r = 1.0 / sqrt(sum_all(t, squares) / f32(p.d) + p.eps);
     for (var j = t; j < p.d; j += THREADS) {
-        var value = (x[at + j] - m) * r * w[j];
+        var value = (x[at + j] - m) * r * (w[j] + p.offset);
         if p.mode == 1u { value += bias[j]; }
         y[at + j] = value;
     }
@@ -64,17 +64,17 @@ fn layer_norm_backward(row: u32, t: u32) {
     for (var j = t; j < p.d; j += THREADS) {
         var d = 0.0;
         if p.mode == 1u { d = dy[at + j]; } else { d = y[at + j]; }
-        sum += d * w[j];
-        dot += d * w[j] * (x[at + j] - m) * r;
+        sum += d * (w[j] + p.offset);
+        dot += d * (w[j] + p.offset) * (x[at + j] - m) * r;
     }
     let mean_g = sum_all(t, sum) / f32(p.d);
     let mean_gu = sum_all(t, dot) / f32(p.d);
     for (var j = t; j < p.d; j += THREADS) {
         let u = (x[at + j] - m) * r;
         if p.mode == 1u {
-            y[at + j] += (dy[at + j] * w[j] - mean_g - u * mean_gu) * r;
+            y[at + j] += (dy[at + j] * (w[j] + p.offset) - mean_g - u * mean_gu) * r;
         } else {
-            y[at + j] = (y[at + j] * w[j] - mean_g - u * mean_gu) * r;
+            y[at + j] = (y[at + j] * (w[j] + p.offset) - mean_g - u * mean_gu) * r;
         }
     }
 }

@@ -30,6 +30,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             "add_cross_attention": false, "tie_word_embeddings": true, "initializer_range": 0.02
         }"#,
         aliases: &[],
+        renamed: &[],
         tied: Tied {
             default: true,
             pairs: &[
@@ -51,6 +52,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             "add_cross_attention": false, "tie_word_embeddings": true, "initializer_range": 0.02
         }"#,
         aliases: &[],
+        renamed: &[],
         tied: ROBERTA_TIED,
         build: |config, loader| Ok(Box::new(Bert::load(config, loader)?)),
         gguf: None,
@@ -66,6 +68,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             "add_cross_attention": false, "tie_word_embeddings": true, "initializer_range": 0.02
         }"#,
         aliases: &[],
+        renamed: &[],
         tied: ROBERTA_TIED,
         build: |config, loader| Ok(Box::new(Bert::load(config, loader)?)),
         gguf: None,

@@ -31,6 +31,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
         "tie_word_embeddings": true, "initializer_range": 0.02
     }"#,
     aliases: &[],
+    renamed: &[],
     tied: Tied {
         default: true,
         pairs: &[

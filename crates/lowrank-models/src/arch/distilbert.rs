@@ -26,6 +26,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
         "tie_word_embeddings": true, "initializer_range": 0.02
     }"#,
     aliases: &[("hidden_size", "dim"), ("num_attention_heads", "n_heads"), ("num_hidden_layers", "n_layers")],
+    renamed: &[],
     tied: Tied {
         default: true,
         pairs: &[("vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight")],

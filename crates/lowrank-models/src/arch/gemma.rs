@@ -31,6 +31,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             "tie_word_embeddings": true, "attention_bias": false, "pad_token_id": 0, "initializer_range": 0.02
         }"#,
         aliases: &[],
+        renamed: &[],
         tied: TIED,
         build: |config, loader| Ok(Box::new(Gemma::load(config, loader)?)),
         gguf: Some(GgufModel {
@@ -52,6 +53,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             "pad_token_id": 0, "initializer_range": 0.02
         }"#,
         aliases: &[],
+        renamed: &[],
         tied: TIED,
         build: |config, loader| Ok(Box::new(Gemma::load(config, loader)?)),
         gguf: Some(GgufModel {
@@ -73,6 +75,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             "pad_token_id": 0, "initializer_range": 0.02
         }"#,
         aliases: &[],
+        renamed: &[],
         tied: TIED,
         build: |config, loader| Ok(Box::new(Gemma::load(config, loader)?)),
         gguf: Some(GgufModel {

@@ -30,6 +30,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             "attention_bias": false, "mlp_bias": false, "pad_token_id": null, "initializer_range": 0.02
         }"#,
         aliases: &[],
+        renamed: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(LLAMA_GGUF),
@@ -39,6 +40,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         prefix: "model",
         defaults: MISTRAL_DEFAULTS,
         aliases: &[],
+        renamed: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(GgufModel {
@@ -53,6 +55,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
         prefix: "model",
         defaults: MISTRAL_DEFAULTS,
         aliases: &[],
+        renamed: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: None,
@@ -68,6 +71,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             "pad_token_id": null, "initializer_range": 0.02
         }"#,
         aliases: &[],
+        renamed: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(GgufModel {
@@ -87,6 +91,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
             "max_window_layers": 28, "pad_token_id": null, "initializer_range": 0.02
         }"#,
         aliases: &[],
+        renamed: &[],
         tied: Tied::DECODER,
         build: |config, loader| Ok(Box::new(Llama::load(config, loader)?)),
         gguf: Some(GgufModel {
@@ -99,7 +104,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[
 
 /// llama.cpp stores Llama's rows of q and k in the interleaved rope order, and Mistral as Llama: only the sliding window
 /// tells them apart.
-const LLAMA_GGUF: GgufModel = GgufModel {
+pub(super) const LLAMA_GGUF: GgufModel = GgufModel {
     biases: &[
         "self_attn.q_proj",
         "self_attn.k_proj",

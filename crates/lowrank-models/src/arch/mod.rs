@@ -1,13 +1,27 @@
 //! Which architectures there are.
 
 mod bert;
+mod cohere;
 mod deberta;
 mod distilbert;
+mod exaone4;
 mod gemma;
+mod glm;
 mod gpt2;
 pub(crate) mod gpt3;
+mod gpt_neox;
+mod granite;
 mod llama;
+mod ministral3;
+mod nemotron;
+mod olmo;
+mod opt;
+mod phi;
 mod phi3;
+mod seed_oss;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use lowrank_files::{GgufNames, Tensors};
 use serde_json::{Map, Value};
@@ -17,17 +31,31 @@ use crate::loader::Loader;
 use crate::model::Model;
 use crate::parts::fields;
 use crate::tied::Tied;
-use crate::{Error, Result};
+use crate::{Error, Result, wrapper};
 
 /// Every architecture: one line a file.
-const ARCHITECTURES: [&[Architecture]; 7] = [
+const ARCHITECTURES: [&[Architecture]; 21] = [
     bert::ARCHITECTURES,
+    cohere::ARCHITECTURES,
     deberta::ARCHITECTURES,
     distilbert::ARCHITECTURES,
+    exaone4::ARCHITECTURES,
     gemma::ARCHITECTURES,
+    glm::ARCHITECTURES,
     gpt2::ARCHITECTURES,
+    gpt_neox::ARCHITECTURES,
+    granite::ARCHITECTURES,
     llama::ARCHITECTURES,
+    ministral3::ARCHITECTURES,
+    nemotron::ARCHITECTURES,
+    olmo::ARCHITECTURES,
+    opt::ARCHITECTURES,
+    phi::ARCHITECTURES,
     phi3::ARCHITECTURES,
+    seed_oss::ARCHITECTURES,
+    smollm3::ARCHITECTURES,
+    stablelm::ARCHITECTURES,
+    starcoder2::ARCHITECTURES,
 ];
 
 fn all() -> impl Iterator<Item = &'static Architecture> {
@@ -82,15 +110,16 @@ pub(crate) fn complete(config: &mut Map<String, Value>) {
 
 fn build(config: &Value, loader: Loader<'_>) -> Result<Box<dyn Model>> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("");
-    let architecture = find(kind).ok_or_else(|| {
-        let mut known: Vec<&str> = all().map(|architecture| architecture.model_type).collect();
-        known.sort_unstable();
-        Error::Config(lowrank_files::unknown("model_type", kind, known))
-    })?;
+    let architecture =
+        find(kind).ok_or_else(|| Error::Config(lowrank_files::unknown("model_type", kind, model_types())))?;
     let Value::Object(mut config) = config.clone() else {
         return Err(Error::Config("config.json: an object is needed".into()));
     };
     complete(&mut config);
+    let loader = match wrapper::of(&config) {
+        Some(wrapper) => loader.within(wrapper),
+        None => loader,
+    };
     let known = |field: &str| architecture.defaults.contains(&format!("\"{field}\""));
     // Windows of models that have none or do not use them, which transformers does not read either.
     for field in ["sliding_window", "sliding_window_pattern", "max_window_layers", "use_sliding_window"] {
@@ -107,6 +136,11 @@ fn build(config: &Value, loader: Loader<'_>) -> Result<Box<dyn Model>> {
         ["head_dim", "original_max_position_embeddings", "rope_theta", "rope_local_base_freq", "window_size"];
     fields::check_numbers(&config, |field| known(field) || read.contains(&field))?;
     (architecture.build)(&config, loader)
+}
+
+/// Beginnings of tensors' names in transformers, and others that files of this `model_type` have.
+pub(crate) fn renamed_of(model_type: &str) -> &'static [(&'static str, &'static str)] {
+    find(model_type).map_or(&[], |architecture| architecture.renamed)
 }
 
 /// What a model of this `model_type` ties, where it is known.
@@ -135,8 +169,16 @@ pub(crate) fn by_gguf(architecture: &str, windowed: bool) -> Option<(&'static st
     find(windowed).or_else(|| find(false))
 }
 
+/// Every `model_type` there is: those of the architectures, and of the models that are read for their text model.
+pub fn model_types() -> Vec<&'static str> {
+    let mut known: Vec<&str> = all().map(|architecture| architecture.model_type).collect();
+    known.extend(wrapper::known());
+    known.sort_unstable();
+    known
+}
+
 /// The GGUF architectures there are, each once, in alphabetical order.
-pub(crate) fn gguf_architectures() -> Vec<&'static str> {
+pub fn gguf_architectures() -> Vec<&'static str> {
     let mut names: Vec<&str> = all().filter_map(|known| Some(known.gguf.as_ref()?.architecture)).collect();
     names.sort_unstable();
     names.dedup();
@@ -166,7 +208,10 @@ mod tests {
             // A configuration of its type alone is a whole one.
             let config = serde_json::json!({ "model_type": kind });
             let tensors = Tensors::planned(lowrank_kernels::Format::BF16);
-            load(&config, &tensors).unwrap_or_else(|e| panic!("{kind}: {e}"));
+            // The mixtures of experts of this type are not supported, its dense models are.
+            if kind != "granitemoehybrid" {
+                load(&config, &tensors).unwrap_or_else(|e| panic!("{kind}: {e}"));
+            }
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Phi-3 and Phi-4: Llama's block with query, key and value in one projection, gate and up in another, and
 //! rotations that may leave part of a head alone. `transformers/models/phi3` is followed.
 
-use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use std::path::Path;
 
-use crate::Result;
-use crate::architecture::Architecture;
+use lowrank_engine::{Activation, AttentionShape, Embedding, Linear, RmsNorm, Rope, Tape, Var};
+use lowrank_files::{Gguf, GgufNames, GgufWriter};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::architecture::{Architecture, GgufModel, expect_activation};
 use crate::heads::{Head, HeadLayout};
 use crate::loader::Loader;
 use crate::model::{BlockContext, Model, ModelInfo, TokenBatch};
@@ -14,6 +16,7 @@ use crate::parts::activation::activation;
 use crate::parts::fields;
 use crate::parts::rope::{self, Beside, RopeParameters, RopeTable};
 use crate::tied::Tied;
+use crate::{Error, Result};
 
 /// What the registry knows.
 pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
@@ -27,10 +30,42 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
             "initializer_range": 0.02
         }"#,
     aliases: &[],
+    renamed: &[],
     tied: Tied::DECODER,
     build: |config, loader| Ok(Box::new(Phi3::load(config, loader)?)),
-    gguf: None,
+    gguf: Some(GgufModel {
+        names: GgufNames {
+            block: &[("attn_qkv", "self_attn.qkv_proj"), ("ffn_up", "mlp.gate_up_proj")],
+            ..GgufNames::USUAL
+        },
+        partial_rotary: Some(1.0),
+        rope: |config| Ok(Config::parse(&Value::Object(config.clone()))?.parameters(config)?.0),
+        read: read_gguf,
+        write: write_gguf,
+        ..GgufModel::usual("phi3", "Phi3ForCausalLM")
+    }),
 }];
+
+fn read_gguf(gguf: &Gguf, config: &mut Map<String, Value>) -> Result<()> {
+    config.insert("hidden_act".into(), json!("silu"));
+    let original = gguf.integer("phi3.rope.scaling.original_context_length")?.map(Value::from);
+    let original = original.unwrap_or_else(|| config["max_position_embeddings"].clone());
+    config.insert("original_max_position_embeddings".into(), original);
+    Ok(())
+}
+
+fn write_gguf(path: &Path, config: &Map<String, Value>, out: &mut GgufWriter) -> Result<()> {
+    expect_activation(path, config, "hidden_act", &["silu", "swish"])?;
+    let number = |name: &str| config.get(name).and_then(Value::as_u64).map(u32::try_from);
+    let wide = |field: &str| Error::field(path, field, "is too large");
+    if let Some(original) = number("original_max_position_embeddings") {
+        let original = original.map_err(|_| wide("original_max_position_embeddings"))?;
+        out.u32("phi3.rope.scaling.original_context_length", original)?;
+    }
+    // llama.cpp takes a window of 0 for none.
+    let window = number("sliding_window").transpose().map_err(|_| wide("sliding_window"))?.unwrap_or(0);
+    Ok(out.u32("phi3.attention.sliding_window", window)?)
+}
 
 /// The fields of `config.json` that say what the model computes.
 #[derive(Clone, Debug, Deserialize)]
@@ -77,6 +112,12 @@ impl Config {
     /// The rope, which may leave a part of a head alone. Old files say `su` or `yarn` for longrope, and the trained
     /// length stands beside the rope.
     fn rope(&self, config: &Map<String, Value>) -> Result<RopeTable> {
+        let (rope, rotated) = self.parameters(config)?;
+        RopeTable::of_part(rotated, self.head_dim(), self.max_position_embeddings, &rope)
+    }
+
+    /// Its parameters, and how many numbers of a head it rotates.
+    fn parameters(&self, config: &Map<String, Value>) -> Result<(RopeParameters, usize)> {
         let (at, mut given) = rope::flat_section(config)?;
         let kind = given.get("rope_type").or(given.get("type")).and_then(Value::as_str);
         match kind.unwrap_or("default") {
@@ -111,7 +152,7 @@ impl Config {
                 return Err(fields::wrong(format!("{at}.{name} has {has} numbers; {needs} are needed")));
             }
         }
-        RopeTable::of_part(rotated, self.head_dim(), self.max_position_embeddings, &rope)
+        Ok((rope, rotated))
     }
 }
 

@@ -12,7 +12,7 @@ use super::stream::{Fill, Target, refuse_plan, stream};
 use crate::arch::tied_of;
 use crate::base::{Base, Kind};
 use crate::text::templates::CHAT_TEMPLATE_FILE;
-use crate::tied;
+use crate::tied::{self, Tied};
 use crate::{Error, Result};
 
 /// A shard of a folder holds at most this many bytes of numbers, as save_pretrained's.
@@ -118,7 +118,7 @@ fn save_folder_in_shards(
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
         total += write_safetensors(base, &folder.join(&file), tensors, format, fill)?;
-        map.extend(tensors.iter().map(|tensor| (tensor.name.to_owned(), json!(file))));
+        map.extend(tensors.iter().map(|tensor| (base.file_name(tensor.name), json!(file))));
     }
     if count > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
@@ -143,12 +143,23 @@ fn save_folder_in_shards(
     }
     // The weights are plain now, whatever they were loaded from.
     config.remove("quantization_config");
-    if let Some(tied) = config.get("model_type").and_then(Value::as_str).and_then(tied_of)
-        && tied.is_contradicted(&config, |name| map.contains_key(name))?
+    let at = |name: &str| base.wrapper().map_or_else(|| name.to_owned(), |wrapper| wrapper.whole(name));
+    let unties = |config: &Map<String, Value>, tied: &Tied| {
+        tied.is_contradicted(config, |name| map.contains_key(&base.file_name(&at(name))))
+    };
+    let kind = base.config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if let Some(tied) = tied_of(kind)
+        && unties(base.config_map(), tied)?
     {
         config.insert(tied::FIELD.into(), json!(false));
     }
     config.extend(changes.config.clone());
+    // Both places say it, so that every version of transformers reads the same.
+    if let (Some(tie), Some(Value::Object(text))) =
+        (config.get(tied::FIELD).cloned(), config.get_mut("text_config"))
+    {
+        text.insert(tied::FIELD.into(), tie);
+    }
     write_json(&folder.join("config.json"), &Value::Object(config))?;
     match &base.kind {
         Kind::Folder => copy_small_files(&base.source, folder)?,
@@ -169,7 +180,7 @@ fn save_folder_in_shards(
 
 /// Everything a tokenizer or generation may need, as it is.
 fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
-    const NAMES: [&str; 10] = [
+    const NAMES: [&str; 14] = [
         "tokenizer.json",
         "tokenizer_config.json",
         "generation_config.json",
@@ -180,6 +191,11 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
         "merges.txt",
         "vocab.txt",
         "tokenizer.model",
+        // Of models that read more than text.
+        "chat_template.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
     ];
     for name in NAMES {
         let (source, target) = (from.join(name), to.join(name));
@@ -226,7 +242,7 @@ fn write_safetensors(
         let end = offset + tensor.bytes(format);
         let dtype = tensor.raw.map_or(format.name(), |(dtype, _)| dtype);
         let info = json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end] });
-        header.insert(tensor.name.to_owned(), info);
+        header.insert(base.file_name(tensor.name), info);
         offset = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();

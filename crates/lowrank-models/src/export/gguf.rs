@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use lowrank_files::{GgufWriter, TensorPlan};
-use lowrank_kernels::{Format, RowOrder};
+use lowrank_kernels::Format;
 
 use super::file_type::{FileType, Stack};
 use super::stream::{Fill, Target, refuse_plan, stream};
@@ -41,10 +41,11 @@ pub fn save_gguf(base: &Base, path: &Path, file_type: Option<FileType>, fill: &m
         }
         Kind::Folder | Kind::Config => {
             metadata_of(&base.source.join("config.json"), base.config_map(), &mut writer)?;
-            let vocab = base.tensors.shape("model.embed_tokens.weight").and_then(|s| s.first().copied());
-            let vocab = vocab.ok_or_else(|| {
-                Error::tensor(&base.source, "model.embed_tokens.weight", "is missing; nothing GGUF knows")
-            })?;
+            let table = gguf_names(&base.gguf_layout()?.0).to_hf("token_embd.weight");
+            let table = base.wrapper().map_or(table.clone(), |wrapper| wrapper.whole(&table));
+            let vocab = base.tensors.shape(&table).and_then(|s| s.first().copied());
+            let vocab =
+                vocab.ok_or_else(|| Error::tensor(&base.source, &table, "is missing; nothing GGUF knows"))?;
             let template = base.chat_template.as_ref().and_then(|t| t.as_ref().ok()).map(|t| t.source());
             write_metadata(&base.tokenizer()?, template, vocab, &mut writer)?;
         }
@@ -79,10 +80,7 @@ pub fn save_gguf(base: &Base, path: &Path, file_type: Option<FileType>, fill: &m
     let mut sources = sources.into_iter();
     writer.write(path, &plans, |plan, out| match sources.next().flatten() {
         Some(name) => {
-            let order = match names.permutes_rows(name) {
-                true => RowOrder::RopeInterleaved { head_dim },
-                false => RowOrder::Plain,
-            };
+            let order = names.order(name, head_dim);
             let shape = base.tensors.matrix_shape(name).unwrap_or_default();
             let same = matches!(base.kind, Kind::Gguf(_)) && base.tensors.format(name) == Some(plan.format);
             let target = Target { name, shape, format: plan.format, order, added: names.added(name) };
@@ -134,5 +132,8 @@ fn plan_gguf<'a>(
         Ok((name, TensorPlan { name: gguf, dims, format }))
     };
     // Old checkpoints carry constants that every implementation computes for itself.
-    base.tensors.names().filter(|name| !name.ends_with(".rotary_emb.inv_freq")).map(plan).collect()
+    let old = |name: &&str| name.ends_with(".rotary_emb.inv_freq");
+    // llama.cpp has the other parts of a model that reads more than text in a file of their own.
+    let other = |name: &&str| base.wrapper().is_some_and(|wrapper| !wrapper.holds(name));
+    base.tensors.names().filter(|name| !old(name) && !other(name)).map(plan).collect()
 }

@@ -53,13 +53,13 @@ pub(super) fn stream(
     if rows == 0 || cols == 0 {
         return Ok(());
     }
-    // Whole heads at a time: only within a head does llama.cpp's order differ.
-    let unit = match order {
-        RowOrder::Plain => 1,
-        RowOrder::RopeInterleaved { head_dim } if rows.is_multiple_of(head_dim) => head_dim,
-        RowOrder::RopeInterleaved { head_dim } => {
-            return Err(fail(format!("its {rows} rows are not a whole number of heads of {head_dim}")));
+    // Whole heads at a time: only within a head does llama.cpp's order differ, or else within all of them.
+    let unit = match (order, order.multiple()) {
+        (_, Some(unit)) if !rows.is_multiple_of(unit) => {
+            return Err(fail(format!("its {rows} rows are not a whole number of heads of {unit}")));
         }
+        (RowOrder::PartsApart { .. }, _) => rows,
+        (_, unit) => unit.unwrap_or(1),
     };
     let step = (PIECE / cols / unit).max(1) * unit;
     let (mut values, mut before) = (Vec::new(), Vec::new());

@@ -138,7 +138,7 @@ fn masked(
     let bias = Some(loader.vector(bias, vocab)?);
     let site = loader.site(layout.decoder, kind, d, vocab, true);
     let linear = Linear { site, weight, bias, transposed: false };
-    let decoder = LmHead { linear, softcap: None };
+    let decoder = LmHead { linear, softcap: None, scale: 1.0 };
     Ok(Some(MaskedHead { dense, activation: layout.activation, norm, decoder }))
 }
 

@@ -29,6 +29,9 @@ const SIZES: &[(&str, u64, u64)] = &[
     ("vocab_size", 1, 1 << 31),
     ("hidden_size", 1, 1 << 24),
     ("intermediate_size", 1, 1 << 24),
+    ("shared_intermediate_size", 1, 1 << 24),
+    ("ffn_dim", 1, 1 << 24),
+    ("word_embed_proj_dim", 1, 1 << 24),
     ("dim", 1, 1 << 24),
     ("hidden_dim", 1, 1 << 24),
     ("n_embd", 1, 1 << 24),
@@ -56,7 +59,8 @@ const SIZES: &[(&str, u64, u64)] = &[
 
 /// Numbers of any architecture that must be positive, and that may be 0.
 const POSITIVE: &[&str] = &["rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"];
-const FROM_ZERO: &[&str] = &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"];
+const FROM_ZERO: &[&str] =
+    &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"];
 
 /// Checks the numbers of a configuration that every architecture takes for granted; `has` says which fields this one has.
 ///

@@ -225,6 +225,8 @@ pub struct RopeTable {
     attention_factor: f32,
     dynamic: Option<Dynamic>,
     long: Option<Long>,
+    /// Whether the two values of a pair are neighbours.
+    pub interleaved: bool,
 }
 
 /// Longrope: sequences longer than the trained length have frequencies of their own.
@@ -276,7 +278,15 @@ impl RopeTable {
         }
         let plain = inverse(dim, rope.theta);
         let theta = rope.theta;
-        let mut table = Self { dim, theta, inverse: plain, attention_factor: 1.0, dynamic: None, long: None };
+        let mut table = Self {
+            dim,
+            theta,
+            inverse: plain,
+            attention_factor: 1.0,
+            dynamic: None,
+            long: None,
+            interleaved: false,
+        };
         match rope.kind.as_str() {
             "default" => {}
             "linear" => {
@@ -439,7 +449,7 @@ impl RopeTable {
             sets.push(last.1);
         }
         device.rope_table(&mut cos, &mut sin, positions, &sets, &frequencies, self.attention_factor);
-        Rope { cos, sin }
+        Rope { cos, sin, interleaved: self.interleaved }
     }
 
     /// Frequencies of a sequence that is longer than the model was made for.

@@ -34,8 +34,7 @@ fn reordered(b: &Tensor, of: impl Fn(usize) -> usize) -> Tensor {
 }
 
 /// Where row `i` of Hugging Face's order lies in llama.cpp's file.
-fn stored_row(rows: usize, head_dim: usize, i: usize) -> usize {
-    let order = RowOrder::RopeInterleaved { head_dim };
+fn stored_row(rows: usize, order: RowOrder, i: usize) -> usize {
     WeightRef { format: Format::F32, rows, cols: 1, order, bytes: &[] }.stored_row(i)
 }
 
@@ -74,18 +73,19 @@ pub fn write(lora: &Lora, path: &Path, options: &Options) -> Result<()> {
         } else {
             pair.a.clone()
         };
-        let b = match names.permutes_rows(&format!("{module}.weight")) {
-            true => {
+        let order = names.order(&format!("{module}.weight"), head_dim);
+        let b = match order.multiple() {
+            Some(unit) => {
                 let rows = pair.b.rows();
-                if !rows.is_multiple_of(head_dim) {
-                    let why = format!("its {rows} outputs are not a whole number of heads of {head_dim}");
+                if !rows.is_multiple_of(unit) {
+                    let why = format!("its {rows} outputs are not a whole number of heads of {unit}");
                     return Err(Error::names(why, vec![module.clone()]));
                 }
                 let mut inverse = vec![0; rows];
-                (0..rows).for_each(|i| inverse[stored_row(rows, head_dim, i)] = i);
+                (0..rows).for_each(|i| inverse[stored_row(rows, order, i)] = i);
                 reordered(&pair.b, |i| inverse[i])
             }
-            false => pair.b.clone(),
+            None => pair.b.clone(),
         };
         for (end, tensor) in [("lora_a", a), ("lora_b", b)] {
             let dims = tensor.shape.iter().rev().copied().collect();
@@ -150,13 +150,14 @@ pub fn read(path: &Path, options: &Options) -> Result<Lora> {
             half.a = Some(if gguf == EMBEDDING { tensor.transposed() } else { tensor });
             continue;
         }
-        if names.permutes_rows(&format!("{module}.weight")) {
-            match &layout {
-                Some((_, dim)) if tensor.rows().is_multiple_of(*dim) => {
+        let order = |head_dim: usize| names.order(&format!("{module}.weight"), head_dim);
+        if order(2) != RowOrder::Plain {
+            match layout.as_ref().map(|(_, head_dim)| order(*head_dim)) {
+                Some(order) if order.multiple().is_some_and(|unit| tensor.rows().is_multiple_of(unit)) => {
                     let rows = tensor.rows();
-                    tensor = reordered(&tensor, |i| stored_row(rows, *dim, i));
+                    tensor = reordered(&tensor, |i| stored_row(rows, order, i));
                 }
-                _ => ordered.push(module),
+                _ => ordered.push(module.clone()),
             }
         }
         half.b = Some(tensor);
