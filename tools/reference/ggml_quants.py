@@ -1,8 +1,9 @@
-"""Rows as ggml's own quantisers write them, for the formats that the `gguf` package cannot write.
+"""Rows as ggml's own quantisers write and read them, for the formats that the `gguf` package cannot write or read.
 
 Writes crates/lowrank-kernels/tests/fixtures/ggml_quants.json: rows of 256 numbers (hex of little-endian f32), and the blocks
-(hex) that `ggml_quantize_chunk` makes of them in each format. LIB is a libggml-base of llama.cpp, such as the one in the
-npm package @node-llama-cpp/linux-x64.
+(hex) that `ggml_quantize_chunk` makes of them in each format; and random blocks with the numbers that `dequantize_row_*`
+reads in them. LIB is a libggml-base of llama.cpp, such as the one in the npm package @node-llama-cpp/linux-x64, or the
+library of the Python package xllamacpp.
 
 Usage: ggml_quants.py LIB [output file]
 """
@@ -17,6 +18,8 @@ import numpy as np
 # Number of the type and bytes of 256 values.
 FORMATS = {"Q4_0": (2, 144), "Q4_1": (3, 160), "Q5_0": (6, 176), "Q5_1": (7, 192), "Q8_0": (8, 272)}
 FORMATS |= {"Q4_K": (12, 144), "Q5_K": (13, 176), "Q6_K": (14, 210)}
+# Bytes and values of a block.
+READ = {"Q8_K": (292, 256), "Q1_0": (18, 128), "Q2_0": (18, 64)}
 
 
 def rows():
@@ -46,7 +49,8 @@ def rows():
 def main():
     default = pathlib.Path(__file__).parents[2] / "crates/lowrank-kernels/tests/fixtures/ggml_quants.json"
     target = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else default
-    quantize = ctypes.CDLL(sys.argv[1]).ggml_quantize_chunk
+    library = ctypes.CDLL(sys.argv[1])
+    quantize = library.ggml_quantize_chunk
     quantize.restype = ctypes.c_size_t
     number = ctypes.c_int64
     quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, number, number, number, ctypes.c_void_p]
@@ -57,7 +61,20 @@ def main():
         wrote = quantize(kind, values.ctypes.data, out.ctypes.data, 0, len(values), 256, None)
         assert wrote == out.nbytes, (name, wrote)
         blocks[name] = out.tobytes().hex()
-    target.write_text(json.dumps({"rows": values.astype("<f4").tobytes().hex(), "blocks": blocks}, indent=1) + "\n")
+    read = {}
+    rng = np.random.default_rng(12)
+    for name, (size, length) in READ.items():
+        dequantize = getattr(library, f"dequantize_row_{name.lower().replace('k', 'K')}")
+        dequantize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, number]
+        count = 4
+        data = rng.integers(0, 256, (count, size), dtype=np.uint8)
+        scale = rng.standard_normal(count).astype(np.float32 if name == "Q8_K" else np.float16)
+        data[:, : scale.itemsize] = scale.view(np.uint8).reshape(count, -1)
+        out = np.zeros(count * length, np.float32)
+        dequantize(data.ctypes.data, out.ctypes.data, len(out))
+        read[name] = {"blocks": data.tobytes().hex(), "numbers": out.tobytes().hex()}
+    out = {"rows": values.astype("<f4").tobytes().hex(), "blocks": blocks, "read": read}
+    target.write_text(json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":

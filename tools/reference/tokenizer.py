@@ -8,11 +8,12 @@ libraries: the `tokenizers` package for byte-level BPE, `sentencepiece` for Sent
 import argparse
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import gguf
 import sentencepiece
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 OUT = Path(__file__).resolve().parents[2] / "crates/lowrank-models/tests/fixtures"
@@ -198,6 +199,57 @@ def sentence_piece():
     }
 
 
+# Of what NFKC does: a ligature, a digit in a circle, an accent of its own, a wide space.
+RULES = "FB01\t66 69\n2460\t31\n65 301\tE9\n3000\t20\nA0\t20\n9\t20\nA\t20\nD\t20\n"
+
+
+def unigram():
+    from sentencepiece import sentencepiece_model_pb2
+
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
+        rules.write(RULES)
+        rules.flush()
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(line for text in CORPUS for line in text.split("\n") if "\0" not in line), model_writer=model,
+            model_type="unigram", vocab_size=330, character_coverage=0.98, normalization_rule_tsv=rules.name, pad_id=0, eos_id=1,
+            unk_id=2, bos_id=-1, minloglevel=2,
+        )
+    sp = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    spec = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue()).normalizer_spec
+    count = range(sp.vocab_size())
+    kind = lambda i: 2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 1
+    writer = header(
+        OUT / "tok-t5.gguf", "t5", [sp.id_to_piece(i) for i in count], [kind(i) for i in count], unk=2, eos=1, pad=0
+    )
+    writer.add_token_scores([sp.get_score(i) for i in count])
+    writer.add_add_space_prefix(spec.add_dummy_prefix)
+    writer.add_remove_extra_whitespaces(spec.remove_extra_whitespaces)
+    writer.add_precompiled_charsmap(spec.precompiled_charsmap)
+    close(writer)
+    out = []
+    for text in TEXTS:
+        ids = sp.encode(text)
+        # A visible space of the text itself is a space to SentencePiece, and to Hugging Face's library not always.
+        if "</s>" not in text and "\0" not in text and "▁" not in text:
+            out.append({"text": text, "ids": ids} | ({} if 2 in ids else {"decoded": sp.decode(ids)}))
+    return {"cases": out}
+
+
+def word_piece():
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = BertWordPieceTokenizer()
+    tokenizer.train_from_iterator(CORPUS, vocab_size=500, special_tokens=special, show_progress=False)
+    vocab = tokenizer.get_vocab()
+    tokens = sorted(vocab, key=vocab.get)
+    # As llama.cpp's converter marks them.
+    marked = [t if t in special else t[2:] if t.startswith("##") else "▁" + t for t in tokens]
+    writer = header(OUT / "tok-bert.gguf", "bert", marked, [3] * 5 + [1] * (len(tokens) - 5), bos=2, sep=3, unk=1, pad=0, mask=4)
+    close(writer)
+    ids_of = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    return {"cases": [{"text": text, "ids": ids_of(text)} for text in TEXTS]}
+
+
 CHAT = {
     "chatml": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
@@ -277,6 +329,8 @@ def main():
     for pre in BYTE_LEVEL:
         save(f"tok-{pre}.json", byte_level(pre))
     save("tok-spm.json", sentence_piece())
+    save("tok-t5.json", unigram())
+    save("tok-bert.json", word_piece())
     save("chat.json", chats())
 
 

@@ -96,7 +96,8 @@ impl Tensors {
 
     /// How many matrices were converted.
     pub fn converted(&self) -> usize {
-        self.converted.lock().expect("nobody panics with it").bytes.len()
+        let converted = self.converted.lock().expect("nobody panics with it");
+        converted.bytes.keys().filter(|name| !self.is_packed(name)).count()
     }
 
     /// The linear layers that stay dense although they should be quantised: their rows are no whole number of
@@ -126,7 +127,7 @@ impl Tensors {
     /// As [`Tensors::weight`].
     pub fn table(&self, name: &str) -> Result<FrozenWeight> {
         let stored = self.weight(name)?;
-        if !matches!(stored.storage(), Storage::Owned(..)) {
+        if !matches!(stored.storage(), Storage::Owned(..)) && !self.is_packed(name) {
             self.converted.lock().expect("nobody panics with it").lookups.insert(name.to_owned());
         }
         Ok(stored)
@@ -208,12 +209,12 @@ impl Tensors {
         Ok(weight)
     }
 
-    fn note_conversion(&self, temporary: usize) {
+    pub(crate) fn note_conversion(&self, temporary: usize) {
         let mut converted = self.converted.lock().expect("nobody panics with it");
         converted.temporary = converted.temporary.max(temporary);
     }
 
-    fn note(&self, name: &str, weight: &FrozenWeight) {
+    pub(crate) fn note(&self, name: &str, weight: &FrozenWeight) {
         let mut converted = self.converted.lock().expect("nobody panics with it");
         converted.bytes.insert(name.to_owned(), weight.byte_len());
     }

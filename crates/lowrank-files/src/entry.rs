@@ -10,6 +10,7 @@ use lowrank_kernels::{Format, RowOrder};
 
 use crate::error::{Error, Result};
 use crate::json::regular;
+use crate::packed::Packed;
 
 /// A memory-mapped file and its path.
 #[derive(Clone)]
@@ -38,6 +39,8 @@ pub(crate) struct Entry {
     pub shape: Vec<usize>,
     pub order: RowOrder,
     pub bytes: Range<usize>,
+    /// How the values are made, where a quantized folder keeps them in several tensors: `bytes` are the main one's.
+    pub packed: Option<Arc<Packed>>,
 }
 
 impl Entry {

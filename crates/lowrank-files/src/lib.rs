@@ -35,10 +35,12 @@ mod load_options;
 mod lock;
 mod nearest;
 mod outputs;
+mod packed;
 mod panics;
 mod planned;
 mod provenance;
 mod pytorch;
+mod quantized;
 mod range;
 mod safetensors;
 mod tensors;
@@ -47,7 +49,9 @@ pub mod folder;
 
 pub use atomic::{AtomicFile, write_atomic};
 pub use error::{Error, IoError, Result, shortened, shown, shown_at_most};
-pub use gguf::{Gguf, GgufNames, GgufWriter, ROPE_FACTORS, Strings, TensorPlan, is_gguf, round_f32};
+pub use gguf::{
+    Gguf, GgufNames, GgufWriter, ROPE_FACTORS, Strings, TensorPlan, gguf_parts, is_gguf, round_f32,
+};
 pub use json::{MAX_CONFIG, read_input, read_json, read_limited, read_object, read_optional_object, regular};
 pub use load_options::{LoadOptions, Precision, Quantize, Role};
 pub use lock::FolderLock;
@@ -56,5 +60,6 @@ pub use outputs::{Staged, check_output, is_inside, is_same_file};
 pub use panics::catch_panic;
 pub use provenance::{Provenance, shell_quoted};
 pub use pytorch::{PytorchTensor, write_pytorch};
+pub use quantized::read_quantized;
 pub use range::Range;
 pub use tensors::Tensors;

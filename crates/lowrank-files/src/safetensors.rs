@@ -111,7 +111,7 @@ fn check(path: &Path, infos: Vec<(String, Info)>, start: usize, file_len: usize)
         if shape.iter().try_fold(1usize, |product, axis| product.checked_mul((*axis).max(1))).is_none() {
             return Err(fail("an axis is larger than any memory".into()));
         }
-        entries.push(Entry { name, file: 0, format, shape, order: RowOrder::Plain, bytes });
+        entries.push(Entry { name, file: 0, format, shape, order: RowOrder::Plain, bytes, packed: None });
     }
     let mut spans: Vec<(usize, usize, usize)> =
         entries.iter().enumerate().map(|(i, e)| (e.bytes.start, e.bytes.end, i)).collect();

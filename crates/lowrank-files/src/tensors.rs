@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use lowrank_engine::{FrozenWeight, Span, Storage, give_back};
 use lowrank_kernels::{Format, RowOrder, WeightRef};
@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::entry::{Entry, MappedFile};
 use crate::error::{Error, Result, shown};
 use crate::load_options::LoadOptions;
+use crate::packed::Packed;
 use crate::planned::Planned;
 use crate::{pytorch, safetensors};
 
@@ -44,6 +45,8 @@ pub struct Tensors {
     added: HashMap<String, f32>,
     /// What is read in place of the files' tensors.
     replaced: HashMap<String, FrozenWeight>,
+    /// Tensors that became parts of others.
+    swept: HashSet<String>,
     pub(crate) planned: Option<Planned>,
 }
 
@@ -163,6 +166,47 @@ impl Tensors {
         self.entries.iter().map(|e| e.name.as_str())
     }
 
+    /// Type, shape and place of a tensor as its file has it.
+    pub(crate) fn raw(&self, name: &str) -> Option<(String, Vec<usize>, Span)> {
+        let entry = self.entry(name).filter(|entry| entry.packed.is_none())?;
+        let dtype = entry.format.as_ref().map_or_else(Clone::clone, |format| format.name().to_owned());
+        Some((dtype, entry.shape.clone(), (self.files[entry.file].map.clone(), entry.bytes.clone())))
+    }
+
+    /// Puts `packed` in the place of the tensor `main`, under the name `name`. The tensors `others` are gone with the
+    /// next [`Tensors::sweep`].
+    pub(crate) fn pack(
+        &mut self,
+        main: &str,
+        name: &str,
+        packed: Packed,
+        others: impl IntoIterator<Item = String>,
+    ) {
+        self.rename(main, name);
+        if let Some(&at) = self.by_name.get(name) {
+            let entry = &mut self.entries[at];
+            (entry.format, entry.shape) = (Ok(packed.format), vec![packed.rows, packed.cols]);
+            entry.packed = Some(Arc::new(packed));
+        }
+        self.swept.extend(others);
+    }
+
+    /// Leaves out the tensors that others were made of.
+    pub(crate) fn sweep(&mut self) {
+        let swept = std::mem::take(&mut self.swept);
+        self.entries.retain(|entry| !swept.contains(&entry.name));
+        self.by_name = self.entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
+    }
+
+    pub(crate) fn is_packed(&self, name: &str) -> bool {
+        self.entry(name).is_some_and(|entry| entry.packed.is_some())
+    }
+
+    /// Whether matrices are made of several tensors.
+    pub fn has_packed(&self) -> bool {
+        self.entries.iter().any(|entry| entry.packed.is_some())
+    }
+
     /// How many tensors there are.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -197,7 +241,8 @@ impl Tensors {
 
     /// The bytes of a tensor as they lie in the file; `None` where other values are read in its place.
     pub fn stored(&self, name: &str) -> Option<&[u8]> {
-        let entry = self.entry(name).filter(|_| !self.replaced.contains_key(name))?;
+        let entry =
+            self.entry(name).filter(|entry| entry.packed.is_none() && !self.replaced.contains_key(name))?;
         Some(&self.files[entry.file].map[entry.bytes.clone()])
     }
 
@@ -224,12 +269,13 @@ impl Tensors {
         if let Some(planned) = &self.planned {
             return planned.sizes().iter().map(|(_, bytes)| *bytes as u64).sum();
         }
-        self.entries.iter().map(|e| e.bytes.len() as u64).sum()
+        self.stored_sizes().map(|(_, bytes)| bytes as u64).sum()
     }
 
     /// Name and stored bytes of each tensor.
     pub(crate) fn stored_sizes(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.entries.iter().map(|e| (e.name.as_str(), e.bytes.len()))
+        let bytes = |e: &Entry| e.packed.as_ref().map_or(e.bytes.len(), |packed| packed.stored);
+        self.entries.iter().map(move |e| (e.name.as_str(), bytes(e)))
     }
 
     /// Name and place of each tensor.
@@ -284,6 +330,16 @@ impl Tensors {
         if let Some(replaced) = self.replaced.get(name) {
             return Ok(replaced.clone());
         }
+        if let Some(packed) = &entry.packed {
+            self.note_conversion(packed.stored);
+            let weight = match self.options.shapes_only {
+                true => packed.shape_only(),
+                false => packed.weight(),
+            };
+            let weight = weight.map_err(fail)?;
+            self.note(name, &weight);
+            return Ok(weight);
+        }
         let storage = Storage::Mapped(file.map.clone(), entry.bytes.clone());
         FrozenWeight::new(format, rows, cols, entry.order, storage).map_err(|e| fail(e.to_string()))
     }
@@ -324,6 +380,12 @@ impl Tensors {
         }
         if let Some(replaced) = self.replaced.get(name) {
             let view = replaced.view();
+            rows.zip(out.chunks_exact_mut(cols)).for_each(|(row, out)| view.expand(row, 0..cols, out));
+            return Ok(());
+        }
+        if let Some(packed) = &entry.packed {
+            let weight = packed.weight().map_err(fail)?;
+            let view = weight.view();
             rows.zip(out.chunks_exact_mut(cols)).for_each(|(row, out)| view.expand(row, 0..cols, out));
             return Ok(());
         }

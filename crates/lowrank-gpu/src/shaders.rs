@@ -106,7 +106,10 @@ fn weight(format: Format) -> &'static str {
         Format::Q4_K => text!("bytes", "k_scales", "q4_k"),
         Format::Q5_K => text!("bytes", "k_scales", "q5_k"),
         Format::Q6_K => text!("bytes", "q6_k"),
-        Format::NF4 => text!("bytes", "nf4"),
+        Format::NF4 | Format::NF4_F32 => text!("bytes", "nf4"),
+        Format::F8_E4M3 => text!("bytes", "f8_e4m3"),
+        Format::Q2_K => text!("bytes", "q2_k"),
+        _ => text!("bytes", "levels"),
     }
 }
 

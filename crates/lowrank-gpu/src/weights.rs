@@ -53,11 +53,18 @@ impl Weights {
     }
 }
 
+/// Whether a GPU has the format as 16 bytes and their scale (f32) for each 16 values: the formats that need tables.
+pub(crate) fn is_levels(format: Format) -> bool {
+    !format.can_quantize()
+        && !matches!(format, Format::Q2_K | Format::F8_E4M3 | Format::NF4_F32 | Format::NF4)
+}
+
 /// Words of a block in a GPU's memory.
 fn block_words(format: Format) -> usize {
     match format {
         // A scale of its own for each block, in f32.
         Format::NF4 => 9,
+        _ if is_levels(format) => 5 * format.block_len() / 16,
         _ => format.block_bytes().div_ceil(4),
     }
 }
@@ -130,6 +137,15 @@ fn push_row(to: &mut Vec<u32>, weight: &FrozenWeight, row: usize) {
             for (block, scale) in bytes.chunks_exact(weight.format().block_bytes()).zip(scales) {
                 to.push(scale.to_bits());
                 to.extend(block[1..].chunks(4).map(word));
+            }
+        }
+        format if is_levels(format) => {
+            let (quants, scales) = lowrank_kernels::row_levels(&view, row).expect("a format of levels");
+            for (quants, scale) in quants.chunks_exact(16).zip(scales) {
+                to.push(scale.to_bits());
+                to.extend(
+                    quants.chunks_exact(4).map(|q| u32::from_le_bytes([0, 1, 2, 3].map(|i| q[i] as u8))),
+                );
             }
         }
         _ => to.extend(bytes.chunks(4).map(word)),

@@ -10,6 +10,10 @@ use lowrank_engine::{
     WeightView,
 };
 use lowrank_gpu::{Gpu, adapters};
+use random_blocks::random_blocks;
+
+#[path = "../../lowrank-kernels/tests/random_blocks/mod.rs"]
+mod random_blocks;
 
 /// The first device, software or not; `None`, said aloud, where there is none.
 fn gpu() -> Option<Device> {
@@ -215,8 +219,16 @@ fn products() {
 fn weight(format: Format, rows: usize, cols: usize, order: RowOrder) -> FrozenWeight {
     let x: Vec<f32> = values(rows * cols, 77).iter().map(|x| 0.1 * x).collect();
     let mut bytes = vec![0; format.matrix_bytes(rows, cols).unwrap()];
-    let fill = |row: usize, to: &mut [f32]| to.copy_from_slice(&x[row * cols..][..cols]);
-    kernels::quantize_matrix(format, rows, cols, fill, &mut bytes).unwrap();
+    if format.can_quantize() || format == Format::NF4 {
+        let fill = |row: usize, to: &mut [f32]| to.copy_from_slice(&x[row * cols..][..cols]);
+        kernels::quantize_matrix(format, rows, cols, fill, &mut bytes).unwrap();
+    } else {
+        let mut state = 1u32;
+        bytes = random_blocks(format, rows, cols, || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 8
+        });
+    }
     let mut words = vec![0u64; bytes.len().div_ceil(8)];
     for (word, part) in words.iter_mut().zip(bytes.chunks(8)) {
         let mut whole = [0; 8];

@@ -98,14 +98,12 @@ fn weight_bytes(format: Format, rows: usize, cols: usize) -> Vec<u8> {
             _ => {
                 bytes.extend((0..size).map(|_| next() as u8));
                 let scale = 0x2400u16.to_le_bytes();
-                let scales = match format {
-                    Format::NF4 => 0..0,
-                    Format::Q6_K => 208..210,
-                    Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => 0..2,
-                    _ => 0..4,
-                };
-                for i in scales.step_by(2) {
+                for i in format.half_scales() {
                     bytes[at + i..at + i + 2].copy_from_slice(&scale);
+                }
+                // Scales of other types: as a number small.
+                if format.half_scales().is_empty() && format != Format::NF4 {
+                    bytes[at..].fill(0x24);
                 }
             }
         }

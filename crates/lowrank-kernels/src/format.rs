@@ -7,71 +7,101 @@ pub(crate) const NF4_BLOCK_BYTES: usize = 33;
 /// Blocks whose scales are quantised together.
 pub(crate) const NF4_GROUP_BLOCKS: usize = 256;
 
-/// How the values of a frozen weight are stored.
-///
-/// The block formats but [`Format::NF4`] are GGUF's (`ggml-common.h` of llama.cpp gives their layout). A row
-/// of a matrix is a whole number of blocks, so every row can be read on its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(non_camel_case_types, missing_docs)]
-pub enum Format {
-    F32,
-    F16,
-    BF16,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q4_K,
-    Q5_K,
-    Q6_K,
-    /// QLoRA's 4-bit normal float in blocks of 64, the blocks' scales quantised to 8 bits ("double
-    /// quantisation"). No file format: a dense base becomes this when it is loaded.
-    NF4,
+macro_rules! formats {
+    ($($(#[doc = $doc:literal])? $name:ident: $len:expr, $bytes:expr, $halves:expr;)*) => {
+        /// How the values of a frozen weight are stored.
+        ///
+        /// The block formats are GGUF's (`ggml-common.h` of llama.cpp gives their layout), but for the last five. A row
+        /// of a matrix is a whole number of blocks, so every row can be read on its own.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(non_camel_case_types, missing_docs)]
+        pub enum Format {
+            $($(#[doc = $doc])? $name,)*
+        }
+
+        impl Format {
+            /// Every format, for tests and messages.
+            pub const ALL: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
+
+            /// Values in one block (1 for the plain formats).
+            pub const fn block_len(self) -> usize {
+                match self {
+                    $(Self::$name => $len,)*
+                }
+            }
+
+            /// Bytes of one block.
+            pub const fn block_bytes(self) -> usize {
+                match self {
+                    $(Self::$name => $bytes,)*
+                }
+            }
+
+            /// Where in a block its scales lie that are f16.
+            pub const fn half_scales(self) -> &'static [usize] {
+                match self {
+                    $(Self::$name => &$halves,)*
+                }
+            }
+
+            /// The name used in messages and options (GGUF's spelling).
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+        }
+    };
+}
+
+// Name, values and bytes of a block, where its f16 scales are.
+formats! {
+    F32: 1, 4, [];
+    F16: 1, 2, [];
+    BF16: 1, 2, [];
+    Q4_0: 32, 18, [0];
+    Q4_1: 32, 20, [0, 2];
+    Q5_0: 32, 22, [0];
+    Q5_1: 32, 24, [0, 2];
+    Q8_0: 32, 34, [0];
+    Q2_K: 256, 84, [80, 82];
+    Q3_K: 256, 110, [108];
+    Q4_K: 256, 144, [0, 2];
+    Q5_K: 256, 176, [0, 2];
+    Q6_K: 256, 210, [208];
+    Q8_K: 256, 292, [];
+    IQ1_S: 256, 50, [0];
+    IQ1_M: 256, 56, [];
+    IQ2_XXS: 256, 66, [0];
+    IQ2_XS: 256, 74, [0];
+    IQ2_S: 256, 82, [0];
+    IQ3_XXS: 256, 98, [0];
+    IQ3_S: 256, 110, [0];
+    IQ4_NL: 32, 18, [0];
+    IQ4_XS: 256, 136, [0];
+    TQ1_0: 256, 54, [52];
+    TQ2_0: 256, 66, [64];
+    MXFP4: 32, 17, [];
+    NVFP4: 64, 36, [];
+    Q1_0: 128, 18, [0];
+    Q2_0: 64, 18, [0];
+    #[doc = "Integers of four bits in blocks of 32: a scale (f32), what is added to each, and the integers. What GPTQ and AWQ folders become in memory."]
+    INT4: 32, 21, [];
+    #[doc = "Integers of eight bits in blocks of 64 with a scale (f32). What 8-bit folders become in memory."]
+    INT8: 64, 68, [];
+    #[doc = "Floats of eight bits (E4M3) in blocks of 64 with a scale (f32). What FP8 folders become in memory."]
+    F8_E4M3: 64, 68, [];
+    #[doc = "The levels of [`Format::NF4`] in blocks of 64, each with its scale as f32. What bitsandbytes folders without double quantisation become in memory."]
+    NF4_F32: 64, 36, [];
+    #[doc = "QLoRA's 4-bit normal float in blocks of 64, the blocks' scales quantised to 8 bits (\"double quantisation\"). No file format: a dense base becomes this when it is loaded."]
+    NF4: NF4_BLOCK_LEN, NF4_BLOCK_BYTES, [];
 }
 
 impl Format {
-    /// Every format, for tests and messages.
-    pub const ALL: [Self; 12] = [
-        Self::F32,
-        Self::F16,
-        Self::BF16,
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q5_0,
-        Self::Q5_1,
-        Self::Q8_0,
-        Self::Q4_K,
-        Self::Q5_K,
-        Self::Q6_K,
-        Self::NF4,
-    ];
-
-    /// Values in one block (1 for the plain formats).
-    pub const fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::NF4 => NF4_BLOCK_LEN,
-            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
-        }
-    }
-
-    /// Bytes of one block.
-    pub const fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q5_0 => 22,
-            Self::Q5_1 => 24,
-            Self::Q8_0 => 34,
-            Self::Q4_K => 144,
-            Self::Q5_K => 176,
-            Self::Q6_K => 210,
-            Self::NF4 => NF4_BLOCK_BYTES,
-        }
+    /// Whether [`crate::quantize`] can write rows in it; the others are only read.
+    pub const fn can_quantize(self) -> bool {
+        use Format::*;
+        matches!(self, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K | Q6_K)
     }
 
     /// Bytes of a row of `cols` values, or `None` where a row is not a whole number of blocks or
@@ -91,24 +121,6 @@ impl Format {
             // The scales' groups and their offset, as f32, come after the blocks.
             Self::NF4 => bytes.checked_add(4 + 4 * (bytes / NF4_BLOCK_BYTES).div_ceil(NF4_GROUP_BLOCKS)),
             _ => Some(bytes),
-        }
-    }
-
-    /// The name used in messages and options (GGUF's spelling).
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q5_0 => "Q5_0",
-            Self::Q5_1 => "Q5_1",
-            Self::Q8_0 => "Q8_0",
-            Self::Q4_K => "Q4_K",
-            Self::Q5_K => "Q5_K",
-            Self::Q6_K => "Q6_K",
-            Self::NF4 => "NF4",
         }
     }
 }

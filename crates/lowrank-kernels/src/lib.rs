@@ -80,7 +80,10 @@ pub use low_rank_rows::{LowRankFactors, LowRankRows, add_low_rank_rows};
 pub use mean_rows::{mean_rows, mean_rows_backward};
 pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use normalize::{normalize_rows, normalize_rows_backward};
-pub use quant::{QuantizeError, nf4_scales, quantize, quantize_matrix};
+pub use quant::{
+    QuantizeError, e4m3_to_f32, nf4_scales, nf4_tables, pack_codes, pack_nf4, quantize, quantize_matrix,
+    row_levels,
+};
 pub use random::{dropout, dropout_backward, dropout_odds, feature_dropout, normal, uniform};
 pub use replace_rows::{replace_rows, replace_rows_backward};
 pub use rope::{rope, rope_backward, rope_table};

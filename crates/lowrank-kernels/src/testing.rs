@@ -1,5 +1,12 @@
 //! What the kernels' tests share.
 
+use crate::Format;
+
+#[path = "../tests/random_blocks/mod.rs"]
+mod random_blocks;
+
+pub(crate) use random_blocks::random_blocks;
+
 /// `n` values in -1..=1, different for each `salt`.
 pub(crate) fn values(n: usize, salt: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 50.0 - 1.0).collect()

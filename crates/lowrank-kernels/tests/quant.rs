@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use lowrank_kernels::{Format, QuantizeError, RowOrder, WeightRef, quantize, quantize_matrix};
+use lowrank_kernels::{
+    Format, QuantizeError, RowOrder, WeightRef, e4m3_to_f32, nf4_tables, pack_codes, pack_nf4, quantize,
+    quantize_matrix, row_levels,
+};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -35,11 +38,19 @@ fn bits(numbers: &[f32]) -> Vec<u32> {
     numbers.iter().map(|x| if *x == 0.0 { 0 } else { x.to_bits() }).collect()
 }
 
+/// Whether files hold the format; the others are made while loading.
+fn of_file(format: Format) -> bool {
+    use Format::*;
+    !matches!(format, INT4 | INT8 | F8_E4M3 | NF4_F32 | NF4)
+}
+
 #[test]
 fn blocks_expand_to_the_numbers_of_the_reference() {
-    let fixture = fixture();
-    for format in Format::ALL.into_iter().filter(|f| ![Format::F32, Format::NF4].contains(f)) {
-        let case = &fixture.decode[format.name()];
+    let mut cases = fixture().decode;
+    let ggml: Ggml = serde_json::from_str(include_str!("fixtures/ggml_quants.json")).unwrap();
+    cases.extend(ggml.read);
+    for format in Format::ALL.into_iter().filter(|f| *f != Format::F32 && of_file(*f)) {
+        let case = &cases[format.name()];
         let (blocks, want) = (bytes(&case.blocks), numbers(&case.numbers));
         let w = WeightRef { format, rows: 1, cols: want.len(), order: RowOrder::Plain, bytes: &blocks };
         let mut all = vec![f32::NAN; want.len()];
@@ -50,6 +61,12 @@ fn blocks_expand_to_the_numbers_of_the_reference() {
             let mut part = vec![f32::NAN; end - start];
             w.expand(0, start..end, &mut part);
             assert_eq!(bits(&part), bits(&want[start..end]), "{} {start}..{end}", format.name());
+        }
+        if let Some((quants, scales)) = row_levels(&w, 0) {
+            let runs = quants.chunks_exact(16).zip(scales);
+            let levels: Vec<f32> =
+                runs.flat_map(|(q, scale)| q.iter().map(move |q| f32::from(*q) * scale)).collect();
+            assert_eq!(bits(&levels), bits(&want), "{}", format.name());
         }
     }
 }
@@ -83,10 +100,59 @@ fn quantisers_round_as_the_reference_does() {
     }
 }
 
+/// Codes of quantized folders stand for the same values in the blocks that they are packed into.
+#[test]
+fn packed_codes_are_what_they_were() {
+    let levels = nf4_tables().0;
+    let code = |format: Format, i: usize| -> i16 {
+        match format {
+            // Four bits less a zero that is another in each block.
+            Format::INT4 => (i * 7 % 16) as i16 - (i / 32 % 17) as i16,
+            Format::INT8 => (i * 37 % 256) as i16 - 128,
+            Format::F8_E4M3 => (i * 37 % 127) as i16 + 128 * (i % 2) as i16,
+            _ => (i * 5 % 16) as i16,
+        }
+    };
+    for format in [Format::INT4, Format::INT8, Format::F8_E4M3, Format::NF4_F32] {
+        let (cols, len) = (17 * 64, format.block_len());
+        let codes: Vec<i16> = (0..cols).map(|i| code(format, i)).collect();
+        let scales: Vec<f32> = (0..cols / len).map(|i| 0.37 + i as f32).collect();
+        let mut bytes = vec![0; format.row_bytes(cols).unwrap()];
+        pack_codes(format, &codes, &scales, &mut bytes);
+        let w = WeightRef { format, rows: 1, cols, order: RowOrder::Plain, bytes: &bytes };
+        let mut got = vec![f32::NAN; cols];
+        w.expand(0, 0..cols, &mut got);
+        for (i, got) in got.iter().enumerate() {
+            let value = match format {
+                Format::F8_E4M3 => e4m3_to_f32(codes[i] as u8),
+                Format::NF4_F32 => levels[codes[i] as usize],
+                _ => f32::from(codes[i]),
+            };
+            assert_eq!(*got, value * scales[i / len], "{} value {i}", format.name());
+        }
+    }
+    let (cols, rows) = (128, 300);
+    let mut bytes = vec![0; Format::NF4.matrix_bytes(rows, cols).unwrap()];
+    let codes: Vec<u8> = (0..rows * 2).map(|i| (i * 11) as u8).collect();
+    let groups = [1.5, 0.25, 3.0];
+    pack_nf4(&codes, 0.125, &groups, |i| (i * 3 % 16) as u8, &mut bytes);
+    let w = WeightRef { format: Format::NF4, rows, cols, order: RowOrder::Plain, bytes: &bytes };
+    let mut got = vec![f32::NAN; cols];
+    for row in 0..rows {
+        w.expand(row, 0..cols, &mut got);
+        for (col, got) in got.iter().enumerate() {
+            let block = row * 2 + col / 64;
+            let scale = nf4_tables().1[usize::from(codes[block])] * groups[block / 256] + 0.125;
+            assert_eq!(*got, levels[(row * cols + col) * 3 % 16] * scale, "NF4 {row}, {col}");
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Ggml {
     rows: String,
     blocks: HashMap<String, String>,
+    read: HashMap<String, Decoded>,
 }
 
 /// Every block format against ggml's own quantisers (`tools/reference/ggml_quants.py`).
@@ -94,7 +160,7 @@ struct Ggml {
 fn blocks_are_ggmls_to_the_bit() {
     let fixture: Ggml = serde_json::from_str(include_str!("fixtures/ggml_quants.json")).unwrap();
     let rows = numbers(&fixture.rows);
-    let blocks = Format::ALL.into_iter().filter(|f| f.block_len() > 1 && *f != Format::NF4);
+    let blocks = Format::ALL.into_iter().filter(|f| f.block_len() > 1 && f.can_quantize());
     assert_eq!(blocks.clone().count(), fixture.blocks.len());
     for format in blocks {
         let (want, size) = (bytes(&fixture.blocks[format.name()]), format.row_bytes(256).unwrap());
@@ -154,5 +220,8 @@ fn what_cannot_be_quantised_says_so() {
         Err(QuantizeError::Cols { format: Format::Q4_0, cols: 33 })
     );
     assert_eq!(quantize(Format::NF4, &[0.0; 256], &mut out), Err(QuantizeError::WholeMatrix(Format::NF4)));
+    for format in Format::ALL.into_iter().filter(|f| !f.can_quantize() && *f != Format::NF4) {
+        assert_eq!(quantize(format, &[0.0; 256], &mut out), Err(QuantizeError::ReadOnly(format)));
+    }
     assert_eq!(out, [1], "nothing is written");
 }

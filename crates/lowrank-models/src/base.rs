@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_object, read_optional_object};
+use lowrank_files::{Gguf, Tensors, folder, is_gguf, read_object, read_optional_object, read_quantized};
 use lowrank_kernels::Format;
 use serde_json::{Map, Value};
 
 use crate::arch::{base_prefix, complete, gguf_names, gguf_of, gpt3, renamed_of, tied_of};
 use crate::config::GenerationConfig;
 use crate::text::templates;
-use crate::text::tokenizer::special_text;
+use crate::text::tokenizer::{gguf_note, special_text};
 use crate::wrapper::{self, Renamed, Wrapper};
 use crate::{ChatTemplate, Error, Result, Tokenizer, gguf, hub};
 
@@ -145,6 +145,7 @@ impl Base {
         let mut config = read_object(&path)?;
         let wrapper = flatten(&mut config)?;
         let mut tensors = folder::read_tensors(folder)?;
+        read_quantized(&path, &config, &mut tensors)?;
         let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let renamed = match (wrapper, base_prefix(kind)) {
             (Some(wrapper), _) => wrapper.rename(&mut tensors),
@@ -186,6 +187,7 @@ impl Base {
         gguf.add_tensors(&gguf_names(gguf.architecture()?), head_dim as usize, &mut tensors)?;
         let generation = gguf::generation(&gguf)?;
         let chat_template = gguf_template(&gguf, &generation)?;
+        let notes = gguf_note(&gguf)?.into_iter().collect();
         Ok(Self {
             source: path.to_owned(),
             kind: Kind::Gguf(Box::new(gguf)),
@@ -195,7 +197,7 @@ impl Base {
             chat_template,
             template_replaced: false,
             generation,
-            notes: Vec::new(),
+            notes,
         })
     }
 

@@ -14,8 +14,8 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lowrank_files::AtomicFile;
 use lowrank_files::folder::{INDEX, SINGLE, shards};
+use lowrank_files::{AtomicFile, gguf_parts};
 
 use self::cache::Cache;
 use self::client::{Client, Failure};
@@ -168,7 +168,12 @@ pub(crate) fn fetch_with(id: &HubId, settings: &Settings) -> Result<PathBuf> {
                 "Name one of them",
             ));
         }
-        return get(file);
+        let parts = gguf_parts(file);
+        if let Some(part) = parts.iter().find(|part| !has(part)) {
+            return Err(fail(format!("the repository lacks {part}"), "Name another file"));
+        }
+        let paths = parts.iter().map(|part| get(part)).collect::<Result<Vec<_>>>()?;
+        return Ok(paths[0].clone());
     }
     if !has(SMALL[0]) {
         let gguf = available.iter().find(|name| name.ends_with(".gguf"));
@@ -277,7 +282,12 @@ fn download(
 /// The model in the cache, or the names of the files it lacks.
 fn in_cache(id: &HubId, cached: &Cache) -> Result<std::result::Result<PathBuf, Vec<String>>> {
     if let Some(file) = &id.file {
-        return Ok(cached.get(file).ok_or_else(|| vec![file.clone()]));
+        let (there, missing): (Vec<_>, Vec<_>) =
+            gguf_parts(file).into_iter().partition(|part| cached.get(part).is_some());
+        return Ok(match (there.first(), missing.is_empty()) {
+            (Some(first), true) => cached.get(first).ok_or(there),
+            _ => Err(missing),
+        });
     }
     let mut missing = Vec::new();
     // Without them one could neither build the model nor feed it; the other small files are optional.

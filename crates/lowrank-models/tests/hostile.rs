@@ -265,7 +265,7 @@ fn gguf_that_lies() {
         (gguf(&[], &[tensor("t", &[], 0, 0)], 64), "has 0 axes"),
         (gguf(&[], &[tensor("t", &[1; 5], 0, 0)], 64), "has 5 axes"),
         (gguf(&[], &[tensor("t", &[33], 8, 0)], 64), "not a whole number of Q8_0 blocks"),
-        (gguf(&[], &[tensor("t", &[256], 10, 0)], 256), "tensor t: is stored as Q2_K"),
+        (gguf(&[], &[tensor("t", &[256], 9, 0)], 288), "tensor t: is stored as Q8_1 (type 9)"),
         (gguf(&[], &[tensor("t", &[256], 999, 0)], 256), "unknown (type 999)"),
         (gguf(&[], &[tensor("t", &[8], 0, 0), tensor("u", &[8], 0, 0)], 64), "overlap"),
         (gguf(&[], &[], 0), "general.architecture: is missing"),

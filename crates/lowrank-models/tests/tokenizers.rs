@@ -58,6 +58,56 @@ fn every_kind_of_gguf_tokenizer() {
     }
 }
 
+/// Every `tokenizer.ggml.pre` of llama.cpp cuts as it does there, or as the models' own files say
+/// (`tools/reference/pre_tokenizers.py`).
+#[test]
+fn every_pre_tokenizer_of_llama_cpp() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.gguf");
+    let vocabulary = Gguf::open(&fixture("tok-pre.gguf")).unwrap();
+    let expected = fixture_json("tok-pre.json");
+    let (texts, ids) = (expected["texts"].as_array().unwrap(), &expected["ids"]);
+    let names = expected["names"].as_object().unwrap();
+    assert!(texts.len() > 60 && names.len() > 80);
+    for (name, which) in names {
+        let mut writer = GgufWriter::new();
+        writer.copy_metadata(&vocabulary, |_| true).unwrap();
+        writer.string("tokenizer.ggml.pre", name).unwrap();
+        writer.write(&path, &[], |_, _| Ok::<_, lowrank_files::Error>(())).unwrap();
+        let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
+        for (at, (text, which)) in texts.iter().zip(which.as_array().unwrap()).enumerate() {
+            let text = text.as_str().unwrap();
+            let want: Vec<u32> =
+                serde_json::from_value(ids[at][which.as_u64().unwrap() as usize].clone()).unwrap();
+            assert_eq!(tokenizer.encode(text).unwrap(), want, "{name}: {text:?}");
+        }
+    }
+}
+
+/// SentencePiece's Unigram with its normalisation, and BERT's WordPiece.
+#[test]
+fn unigram_and_word_piece() {
+    for (name, around) in [("t5", (None, Some(1))), ("bert", (Some(2), Some(3)))] {
+        let gguf = Gguf::open(&fixture(&format!("tok-{name}.gguf"))).unwrap();
+        let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+        let expected = fixture_json(&format!("tok-{name}.json"));
+        let cases = expected["cases"].as_array().unwrap();
+        assert!(cases.len() > 50);
+        for case in cases {
+            let text = case["text"].as_str().unwrap();
+            let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+            assert_eq!(tokenizer.encode(text).unwrap(), ids, "{name}: {text:?}");
+            // What a text means is kept, but not its spaces: unknown characters have no text.
+            if let Some(decoded) = case["decoded"].as_str() {
+                assert_eq!(tokenizer.decode(&ids, false).unwrap(), decoded, "{name}: {text:?}");
+            }
+        }
+        let whole = tokenizer.encode_with_special_tokens("ab").unwrap();
+        assert_eq!(around.0, Some(whole[0]).filter(|_| around.0.is_some()), "{name}");
+        assert_eq!(around.1, whole.last().copied(), "{name}");
+    }
+}
+
 /// GGUF to `tokenizer.json` to GGUF: the ids stay.
 #[test]
 fn tokenizers_survive_the_way_through_both_formats() {

@@ -24,8 +24,8 @@ pub(crate) const KEPT: f64 = 0.5;
 
 impl MergeTarget {
     /// What to write to `out`: a GGUF file where its name ends in `.gguf`, else a folder. The type is that of the name
-    /// `dtype`. Without one a GGUF file of a GGUF base keeps the base's types, or is Q8_0 where rounding to those would undo
-    /// most of what the adapter adds; all else is in the base's format, if it is plain, or F16.
+    /// `dtype`. Without one a GGUF file of a GGUF base keeps the base's types, or is Q8_0 where those are not written here or
+    /// rounding to them would undo most of what the adapter adds; all else is in the base's format, if it is plain, or F16.
     ///
     /// # Errors
     /// Where `dtype` is not possible there.
@@ -65,9 +65,15 @@ impl MergeTarget {
         let Self::Gguf(Some(file_type)) = self else { return None };
         (dtype.is_none() && matches!(session.base.kind, Kind::Gguf(_))).then(|| {
             let name = file_type.name();
-            format!(
-                "written as {name}: rounding to the base's own types would undo most of what the adapter adds"
-            )
+            let tensors = &session.base.tensors;
+            let read_only =
+                tensors.names().filter_map(|name| tensors.format(name)).find(|format| !format.can_quantize());
+            match read_only {
+                Some(format) => format!("written as {name}: {} is read but not written here", format.name()),
+                None => format!(
+                    "written as {name}: rounding to the base's own types would undo most of what the adapter adds"
+                ),
+            }
         })
     }
 
@@ -80,6 +86,9 @@ impl MergeTarget {
         for layer in &adapters.layers {
             let name = format!("{}.weight", layer.site.path);
             let stored = session.tensor_name(&name);
+            if !formats.of(&stored).can_quantize() {
+                return Ok(0.0);
+            }
             let Some((rows, cols)) = session.base.tensors.matrix_shape(&stored) else { continue };
             let rows = rows.min(ROWS);
             let mut values = vec![0.0; rows * cols];

@@ -230,10 +230,10 @@ impl Session {
             comm: Arc::new(Single),
         };
         session.check_quantised()?;
-        if options.stream && session.base.tensors.converted() > 0 {
+        if options.stream && (session.base.tensors.converted() > 0 || session.base.tensors.has_packed()) {
             return Err(Error::Usage(
-                "`stream_base` reads weights from their file as they are; `quantize` and `precision` bf16 keep \
-                 converted ones in memory"
+                "`stream_base` reads weights from their file as they are; `quantize`, `precision` bf16 and quantized \
+                 folders keep converted ones in memory"
                     .into(),
             ));
         }

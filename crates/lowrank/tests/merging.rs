@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use common::{Ran, lowrank, lowrank_ok, tiny_data, tiny_gguf, tiny_model};
-use lowrank::files::Gguf;
+use lowrank::engine::Format;
+use lowrank::files::{Gguf, GgufWriter, TensorPlan};
 use lowrank::models::{Base, FileType};
 use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize};
@@ -198,6 +199,53 @@ fn what_rounding_would_undo_is_written_as_q8_0() {
         ran.err
     );
     assert_eq!(format(&out), "Q4_1");
+}
+
+/// The model at `path`, a GGUF file in Q4_0, with its matrices as IQ4_NL: blocks of the same size, whose levels reach 16 times as far.
+fn as_iq4_nl(path: &str) {
+    let gguf = Gguf::open(Path::new(path)).unwrap();
+    let mut writer = GgufWriter::new();
+    writer.copy_metadata(&gguf, |key| key != "general.alignment").unwrap();
+    let plans: Vec<TensorPlan> = gguf
+        .tensor_infos()
+        .map(|(name, dims, format)| {
+            let format = if format == Format::Q4_0 { Format::IQ4_NL } else { format };
+            TensorPlan { name: name.into(), dims: dims.into(), format }
+        })
+        .collect();
+    let all = gguf.tensors().unwrap();
+    let fill = |plan: &TensorPlan, out: &mut dyn std::io::Write| {
+        let mut bytes = all.stored(&plan.name).unwrap().to_vec();
+        if plan.format == Format::IQ4_NL {
+            for block in bytes.chunks_exact_mut(plan.format.block_bytes()) {
+                let scale = u16::from_le_bytes([block[0], block[1]]);
+                // Four less in the exponent of the f16.
+                let scale = if scale & 0x7fff < 0x1400 { 0 } else { scale - 0x1000 };
+                block[..2].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+        out.write_all(&bytes).unwrap();
+        Ok::<_, lowrank::files::Error>(())
+    };
+    writer.write(&Path::new(path).with_extension("iq"), &plans, fill).unwrap();
+    fs::rename(Path::new(path).with_extension("iq"), path).unwrap();
+}
+
+/// Types that are only read are trained on, and by default merged into Q8_0.
+#[test]
+fn a_base_in_types_that_are_only_read_is_merged_into_q8_0() {
+    let place = Place::of_gguf(FileType::Q4_0);
+    as_iq4_nl(&place.model);
+    let base = Base::open(&place.model).unwrap();
+    assert_eq!(base.tensors.format(&format!("{Q}.weight")), Some(Format::IQ4_NL));
+    let adapter = place.adapter(&["--learning-rate", "0.01"]);
+    let out = place.path("merged.gguf");
+    let ran = place.merge(&adapter, &out, &[]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("written as q8_0: IQ4_NL is read but not written here"), "{}", ran.err);
+    assert_eq!(Base::open(&out).unwrap().tensors.format(&format!("{Q}.weight")), Some(Format::Q8_0));
+    let refused = place.merge(&adapter, &out, &["--dtype", "iq4_nl"]);
+    assert!(refused.code == 2 && refused.err.contains("not possible in a GGUF file"), "{}", refused.err);
 }
 
 /// Every file type is written with its number and read again, and computes what base and adapter do.

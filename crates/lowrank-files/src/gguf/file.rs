@@ -10,6 +10,7 @@ use crate::entry::{Entry, MappedFile};
 use crate::error::{Error, Result, shown};
 use crate::gguf::cursor::{ALIGNMENT, Cursor, Kind, Meta, Strings, byte_len};
 use crate::gguf::names::GgufNames;
+use crate::gguf::split::part_beside;
 use crate::tensors::Tensors;
 
 /// One tensor's description.
@@ -18,23 +19,118 @@ struct Info {
     /// Innermost axis first, as GGUF counts.
     dims: Vec<usize>,
     format: Format,
+    /// Index into the files.
+    file: usize,
     bytes: Range<usize>,
 }
 
-/// An open GGUF file: metadata and tensor descriptions, all sizes checked against the file.
+/// Which part of a split model a file is.
+struct Split {
+    /// From 0 on.
+    number: u64,
+    count: u64,
+    tensors: Option<u64>,
+}
+
+/// An open GGUF file: metadata and tensor descriptions, all sizes checked against the file. Of a split model the metadata
+/// are the first part's.
 pub struct Gguf {
-    file: MappedFile,
+    /// The parts of a split model, or one.
+    files: Vec<MappedFile>,
     metadata: Vec<Meta>,
     tensors: Vec<Info>,
 }
 
 impl Gguf {
-    /// Opens and checks a GGUF file.
+    /// Opens and checks a GGUF file; with the first part of a split model also the others, which lie beside it.
     ///
     /// # Errors
     /// Where the file is no GGUF file, is truncated, or any size, count, offset or type in it is
-    /// wrong; the message names the field or tensor.
+    /// wrong; the message names the field or tensor. Where a part is missing or belongs to another model.
     pub fn open(path: &Path) -> Result<Self> {
+        let mut whole = Self::open_part(path)?;
+        let Some(Split { number, count, tensors }) = whole.split()? else { return Ok(whole) };
+        let beside = |number: u64| part_beside(path, number as usize + 1, count as usize);
+        let Some(first) = beside(0) else {
+            let what = format!(
+                "is part {} of {count} by its metadata, but not by its name, which should end in -{:05}-of-{count:05}.gguf: \
+                 give the parts back the names that they had",
+                number + 1,
+                number + 1
+            );
+            return Err(Error::file(path, what));
+        };
+        if number != 0 {
+            let what = format!("is part {} of {count}: name the first part, {}", number + 1, first.display());
+            return Err(Error::file(path, what));
+        }
+        let mut names: HashSet<String> = whole.tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        for number in 1..count {
+            let path = beside(number).expect("the first part is named as one");
+            if !path.is_file() {
+                let what =
+                    format!("is missing: part {} of {count} of the model {}", number + 1, first.display());
+                return Err(Error::file(&path, what));
+            }
+            let part = Self::open_part(&path)?;
+            whole.check_part(&part, number, count)?;
+            for tensor in part.tensors {
+                if !names.insert(tensor.name.clone()) {
+                    let what = format!("is in another part of {} too", first.display());
+                    return Err(Error::tensor(&path, &tensor.name, what));
+                }
+                whole.tensors.push(Info { file: whole.files.len(), ..tensor });
+            }
+            whole.files.extend(part.files);
+        }
+        match tensors {
+            Some(count) if count != whole.tensors.len() as u64 => {
+                let what = format!("is {count}, but all parts together hold {} tensors", whole.tensors.len());
+                Err(Error::field(path, "split.tensors.count", what))
+            }
+            _ => Ok(whole),
+        }
+    }
+
+    /// What the metadata say of the parts; `None` where there is one file.
+    fn split(&self) -> Result<Option<Split>> {
+        let count = self.integer("split.count")?.unwrap_or(0);
+        if count <= 1 {
+            return Ok(None);
+        }
+        let number = self.integer("split.no")?.ok_or_else(|| self.lacks("split.no"))?;
+        if number >= count || count > 99_999 {
+            let what = format!("is {number} of {count} parts");
+            return Err(Error::field(self.path(), "split.no", what));
+        }
+        Ok(Some(Split { number, count, tensors: self.integer("split.tensors.count")? }))
+    }
+
+    /// Checks that `part` is part `number` (from 0 on) of this model.
+    fn check_part(&self, part: &Self, number: u64, count: u64) -> Result<()> {
+        let fail = |what: String| {
+            let what = format!("is not part {} of {count} of {}: {what}", number + 1, self.path().display());
+            Err(Error::file(part.path(), what))
+        };
+        match part.split()? {
+            Some(split) if (split.number, split.count) == (number, count) => {}
+            Some(split) => {
+                return fail(format!("it says that it is part {} of {}", split.number + 1, split.count));
+            }
+            None => return fail("it says that it is a whole model".into()),
+        }
+        for key in ["general.architecture", "general.name", "general.uuid"] {
+            if let (Some(own), Some(theirs)) = (self.string(key)?, part.string(key)?)
+                && own != theirs
+            {
+                return fail(format!("its {key} is {} and not {}", shown(theirs), shown(own)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens and checks one file.
+    fn open_part(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let mut cursor = Cursor::new(path, &file.map);
         if cursor.bytes(4, "magic")? != b"GGUF" {
@@ -68,7 +164,7 @@ impl Gguf {
             metadata.push(meta);
         }
         drop(keys);
-        let mut gguf = Self { metadata, tensors: Vec::new(), file: file.clone() };
+        let mut gguf = Self { metadata, tensors: Vec::new(), files: vec![file.clone()] };
         let alignment = gguf.alignment()?;
 
         let mut described = Vec::new();
@@ -95,7 +191,7 @@ impl Gguf {
             };
             // Both fit in usize: they lie within a mapped file.
             let bytes = from as usize..to as usize;
-            gguf.tensors.push(Info { name, dims, format, bytes });
+            gguf.tensors.push(Info { name, dims, format, file: 0, bytes });
         }
         gguf.check_overlaps()?;
         Ok(gguf)
@@ -103,7 +199,7 @@ impl Gguf {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.file.path
+        &self.files[0].path
     }
 
     /// The metadata keys, in the file's order.
@@ -126,7 +222,7 @@ impl Gguf {
             return Err(self.wrong_kind(meta, "a string"));
         }
         // The first eight bytes are the length, checked when the file was opened.
-        let bytes = &self.file.map[meta.value.start + 8..meta.value.end];
+        let bytes = &self.map()[meta.value.start + 8..meta.value.end];
         let text = std::str::from_utf8(bytes);
         text.map(Some).map_err(|e| Error::field(self.path(), key, format!("is not UTF-8: {e}")))
     }
@@ -137,7 +233,7 @@ impl Gguf {
     /// Where the value is of another type or negative.
     pub fn integer(&self, key: &str) -> Result<Option<u64>> {
         let Some(meta) = self.meta(key) else { return Ok(None) };
-        match meta.kind.integer(&self.file.map[meta.value.clone()]) {
+        match meta.kind.integer(&self.map()[meta.value.clone()]) {
             Some(value) => match u64::try_from(value) {
                 Ok(value) => Ok(Some(value)),
                 Err(_) => Err(Error::field(self.path(), key, format!("is {value}, which is negative"))),
@@ -152,7 +248,7 @@ impl Gguf {
     /// Where the value is of another type, or not finite.
     pub fn float(&self, key: &str) -> Result<Option<f64>> {
         let Some(meta) = self.meta(key) else { return Ok(None) };
-        match meta.kind.float(&self.file.map[meta.value.clone()]) {
+        match meta.kind.float(&self.map()[meta.value.clone()]) {
             None => Err(self.wrong_kind(meta, "a number")),
             Some(value) if value.is_finite() => Ok(Some(value)),
             Some(value) => {
@@ -170,7 +266,7 @@ impl Gguf {
         if meta.kind != Kind::Bool {
             return Err(self.wrong_kind(meta, "a truth value"));
         }
-        Ok(Some(self.file.map[meta.value.start] != 0))
+        Ok(Some(self.map()[meta.value.start] != 0))
     }
 
     /// An array of strings, read one at a time.
@@ -181,7 +277,7 @@ impl Gguf {
         let Some(meta) = self.meta(key) else { return Ok(None) };
         match meta.elements {
             Some((Kind::String, count)) => {
-                Ok(Some(Strings::new(self.path(), &meta.key, &self.file.map[meta.value.clone()], count)))
+                Ok(Some(Strings::new(self.path(), &meta.key, &self.map()[meta.value.clone()], count)))
             }
             _ => Err(self.wrong_kind(meta, "an array of strings")),
         }
@@ -196,7 +292,7 @@ impl Gguf {
         let wrong = || self.wrong_kind(meta, "an array of numbers");
         let (kind, _) = meta.elements.ok_or_else(wrong)?;
         let size = kind.size().ok_or_else(wrong)?;
-        let values = self.file.map[meta.value.clone()].chunks_exact(size);
+        let values = self.map()[meta.value.clone()].chunks_exact(size);
         values.map(|bytes| kind.float(bytes).ok_or_else(wrong)).collect::<Result<_>>().map(Some)
     }
 
@@ -220,17 +316,18 @@ impl Gguf {
     /// Where a name appears twice.
     pub fn tensors(&self) -> Result<Tensors> {
         let mut tensors = Tensors::default();
-        let file = tensors.add_file(self.file.clone());
+        let files: Vec<usize> = self.files.iter().map(|file| tensors.add_file(file.clone())).collect();
         for info in &self.tensors {
             let shape = info.dims.iter().rev().copied().collect();
             let (name, bytes) = (info.name.clone(), info.bytes.clone());
             tensors.add(Entry {
                 name,
-                file,
+                file: files[info.file],
                 format: Ok(info.format),
                 shape,
                 order: RowOrder::Plain,
                 bytes,
+                packed: None,
             })?;
         }
         Ok(tensors)
@@ -238,8 +335,9 @@ impl Gguf {
 
     /// Adds the file's tensors under their Hugging Face names; `head_dim` are the rows of one attention head.
     pub fn add_tensors(&self, names: &GgufNames, head_dim: usize, tensors: &mut Tensors) -> Result<()> {
-        let file = tensors.add_file(self.file.clone());
+        let files: Vec<usize> = self.files.iter().map(|file| tensors.add_file(file.clone())).collect();
         for info in &self.tensors {
+            self.check_scale(info)?;
             let name = names.to_hf(&info.name);
             let order = names.order(&name, head_dim);
             let mut shape = info.dims.clone();
@@ -250,14 +348,15 @@ impl Gguf {
             }
             let bytes = info.bytes.clone();
             tensors.set_added(&name, names.added(&name));
-            tensors.add(Entry { name, file, format: Ok(info.format), shape, order, bytes })?;
+            let file = files[info.file];
+            tensors.add(Entry { name, file, format: Ok(info.format), shape, order, bytes, packed: None })?;
         }
         Ok(())
     }
 
     /// Key, type tag and value of every metadata entry as they lie in the file.
     pub fn raw_metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.metadata.iter().map(|m| (m.key.as_str(), &self.file.map[m.whole.clone()]))
+        self.metadata.iter().map(|m| (m.key.as_str(), &self.map()[m.whole.clone()]))
     }
 
     /// `general.architecture`.
@@ -288,6 +387,26 @@ impl Gguf {
     /// The shape of a tensor by its GGUF name, innermost axis first; `None` where there is no such tensor.
     pub fn dims_of(&self, name: &str) -> Option<&[usize]> {
         self.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| tensor.dims.as_slice())
+    }
+
+    /// The bytes of the file with the metadata.
+    fn map(&self) -> &[u8] {
+        &self.files[0].map
+    }
+
+    /// Refuses a scale beside a weight, which NVFP4 files have, unless it is one.
+    fn check_scale(&self, info: &Info) -> Result<()> {
+        if !info.name.ends_with(".scale") || info.format != Format::F32 {
+            return Ok(());
+        }
+        let file = &self.files[info.file];
+        let mut scales = file.map[info.bytes.clone()].chunks_exact(4);
+        if scales.all(|scale| scale == 1.0f32.to_le_bytes()) {
+            return Ok(());
+        }
+        let what = "scales a whole weight, which is not supported: convert the model to another type, such as Q8_0, \
+                    with llama.cpp's llama-quantize";
+        Err(Error::tensor(&file.path, &info.name, what))
     }
 
     fn meta(&self, key: &str) -> Option<&Meta> {

@@ -202,6 +202,7 @@ fn entry(
         shape: tensor.shape.iter().map(|axis| *axis as usize).collect(),
         order: RowOrder::Plain,
         bytes: at(tensor.offset)..at(end),
+        packed: None,
     })
 }
 

@@ -8,10 +8,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use crate::quant::blocks;
+use crate::quant::avx2;
 use crate::quant::expand::expand;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::nf4;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Avx2;
 use crate::simd::{Level, Portable, Vector};
 use crate::{Format, WeightRef};
 
@@ -211,31 +213,41 @@ unsafe fn dots_avx2<const T: usize>(w: &WeightRef, row: usize, x: *const f32) ->
     unsafe {
         match w.format {
             Format::NF4 => nf4::avx2::dots::<T>(&nf4::Row::of(w, row), k, x, k),
-            _ => blocks::with_block!(w.format, B => crate::quant::avx2::dots::<B, T>(w.row(row), k, x, k)),
+            format if avx2::is_wide(format) => {
+                avx2::with_wide!(format, B => avx2::dots::<B, T>(w.row(row), k, x, k))
+            }
+            _ => dots_expanded::<Avx2, T>(w, row, x),
         }
     }
 }
 
-/// The same by way of memory, a piece of the row at a time.
 unsafe fn dots_portable<const T: usize>(w: &WeightRef, row: usize, x: *const f32) -> [f32; T] {
+    // SAFETY: the caller's promises, passed on.
+    unsafe { dots_expanded::<Portable<4>, T>(w, row, x) }
+}
+
+/// The same by way of memory, a piece of the row at a time.
+///
+/// # Safety
+/// Inlined into a function compiled for the level of `V`, on a CPU that has it; as [`row_dots`].
+#[inline(always)]
+unsafe fn dots_expanded<V: Vector, const T: usize>(w: &WeightRef, row: usize, x: *const f32) -> [f32; T] {
     let k = w.cols;
     const PIECE_VALUES: usize = 256;
-    type Four = Portable<4>;
-    const LANES: usize = Four::LANES;
     let mut piece = [0.0; PIECE_VALUES];
     let mut dots = [0.0; T];
     // SAFETY: every read lies inside the piece or the tokens.
     unsafe {
-        let mut sums = [[Four::splat(0.0); 2]; T];
+        let mut sums = [[V::splat(0.0); 2]; T];
         for at in (0..k).step_by(PIECE_VALUES) {
             let len = PIECE_VALUES.min(k - at);
-            expand(Level::Portable, w, row, at..at + len, &mut piece[..len]);
-            let whole = len / LANES * LANES;
-            for l in (0..whole).step_by(LANES) {
-                let v = Four::load_ptr(piece.as_ptr().add(l));
+            expand(V::LEVEL, w, row, at..at + len, &mut piece[..len]);
+            let whole = len / V::LANES * V::LANES;
+            for l in (0..whole).step_by(V::LANES) {
+                let v = V::load_ptr(piece.as_ptr().add(l));
                 for (t, sums) in sums.iter_mut().enumerate() {
-                    let sum = &mut sums[l / LANES % 2];
-                    *sum = v.mul_add(Four::load_ptr(x.add(t * k + at + l)), *sum);
+                    let sum = &mut sums[l / V::LANES % 2];
+                    *sum = v.mul_add(V::load_ptr(x.add(t * k + at + l)), *sum);
                 }
             }
             for (l, number) in piece[..len].iter().enumerate().skip(whole) {

@@ -5,6 +5,7 @@ use rayon::ThreadPoolBuilder;
 use super::*;
 use crate::RowOrder;
 use crate::simd::Portable;
+use crate::testing::random_blocks;
 
 /// Values that look random, in -1..1.
 struct Numbers(u64);
@@ -17,39 +18,16 @@ impl Numbers {
     fn vec(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.bits() as f32 / (1u64 << 30) as f32 - 1.0).collect()
     }
-    /// A weight's bytes: random, but with f16 scales that keep every value modest.
     fn weight(&mut self, format: Format, rows: usize, cols: usize) -> Vec<u8> {
-        let scales = match format {
-            Format::F32 => return self.vec(rows * cols).iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Format::F16 => {
-                let half = |&x: &f32| half::f16::from_f32(x).to_le_bytes();
-                return self.vec(rows * cols).iter().flat_map(half).collect();
-            }
+        let values = |numbers: &mut Self| numbers.vec(rows * cols);
+        match format {
+            Format::F32 => values(self).iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Format::F16 => values(self).iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
             Format::BF16 => {
-                let half = |&x: &f32| half::bf16::from_f32(x).to_le_bytes();
-                return self.vec(rows * cols).iter().flat_map(half).collect();
+                values(self).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()
             }
-            Format::NF4 => {
-                let blocks = rows * format.row_bytes(cols).unwrap();
-                let mut bytes: Vec<u8> = (0..blocks).map(|_| self.bits() as u8).collect();
-                bytes.extend(0.05f32.to_le_bytes());
-                let groups = (format.matrix_bytes(rows, cols).unwrap() - bytes.len()) / 4;
-                bytes.extend((0..groups).flat_map(|i| (0.04 + 0.01 * i as f32).to_le_bytes()));
-                return bytes;
-            }
-            Format::Q6_K => 208..210,
-            Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => 0..2,
-            _ => 0..4,
-        };
-        let mut bytes: Vec<u8> =
-            (0..rows * format.row_bytes(cols).unwrap()).map(|_| self.bits() as u8).collect();
-        for block in bytes.chunks_exact_mut(format.block_bytes()) {
-            for at in scales.clone().step_by(2) {
-                let scale = half::f16::from_f32((self.bits() % 64) as f32 / 8192.0 - 0.004);
-                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
-            }
+            _ => random_blocks(format, rows, cols, || self.bits()),
         }
-        bytes
     }
 }
 

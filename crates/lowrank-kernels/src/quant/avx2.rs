@@ -22,10 +22,30 @@ pub(crate) trait Wide: Block {
     unsafe fn visit(p: *const u8, each: impl FnMut(usize, __m256));
 }
 
+/// Whether the values of a format are made in registers. The others are expanded to memory first.
+pub(crate) fn is_wide(format: Format) -> bool {
+    format.can_quantize()
+}
+
+/// Runs `$body` with the type alias `$block` standing for the [`Wide`] block of a format for which [`is_wide`] holds.
+macro_rules! with_wide {
+    ($format:expr, $block:ident => $body:expr) => {
+        $crate::quant::blocks::with_block!(
+            $format, $block => $body,
+            F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K;
+            _ => unreachable!("made in registers")
+        )
+    };
+}
+pub(crate) use with_wide;
+
 /// Expands the values `cols` of one stored row.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn expand(format: Format, row: &[u8], cols: Range<usize>, out: &mut [f32]) {
-    with_block!(format, B => expand_blocks::<B>(row, cols, out));
+    match is_wide(format) {
+        true => with_wide!(format, B => expand_blocks::<B>(row, cols, out)),
+        false => with_block!(format, B => blocks::expand_blocks::<B>(row, cols, out)),
+    }
 }
 
 #[inline(always)]

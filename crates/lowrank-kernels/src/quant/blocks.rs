@@ -3,127 +3,34 @@
 //! Products of a block scale (f16), a sub-scale (at most 7 bits) and a quant (at most 8 bits) fit
 //! the 24 bits of an f32, so the order of multiplication changes no bit of the result.
 
-use std::ops::Range;
-
-/// One block format: `BYTES` bytes hold `LEN` values.
-pub(crate) trait Block {
-    const LEN: usize;
-    const BYTES: usize;
-    /// Expands one block. `block` has `BYTES` bytes, `out` has `LEN` values.
-    fn decode(block: &[u8], out: &mut [f32]);
-}
+pub(super) use super::block::expand_blocks;
+pub(crate) use super::block::{Block, f16_to_f32};
+use super::block::{block, half_at};
+pub(crate) use super::levels::*;
+pub(crate) use super::packed::*;
 
 /// Runs `$body` with the type alias `$block` standing for the [`Block`] of `$format`.
 macro_rules! with_block {
-    ($format:expr, $block:ident => $body:expr) => {{
-        match $format {
-            $crate::Format::F32 => {
-                type $block = $crate::quant::blocks::F32;
-                $body
-            }
-            $crate::Format::F16 => {
-                type $block = $crate::quant::blocks::F16;
-                $body
-            }
-            $crate::Format::BF16 => {
-                type $block = $crate::quant::blocks::BF16;
-                $body
-            }
-            $crate::Format::Q4_0 => {
-                type $block = $crate::quant::blocks::Q4_0;
-                $body
-            }
-            $crate::Format::Q4_1 => {
-                type $block = $crate::quant::blocks::Q4_1;
-                $body
-            }
-            $crate::Format::Q5_0 => {
-                type $block = $crate::quant::blocks::Q5_0;
-                $body
-            }
-            $crate::Format::Q5_1 => {
-                type $block = $crate::quant::blocks::Q5_1;
-                $body
-            }
-            $crate::Format::Q8_0 => {
-                type $block = $crate::quant::blocks::Q8_0;
-                $body
-            }
-            $crate::Format::Q4_K => {
-                type $block = $crate::quant::blocks::Q4_K;
-                $body
-            }
-            $crate::Format::Q5_K => {
-                type $block = $crate::quant::blocks::Q5_K;
-                $body
-            }
-            $crate::Format::Q6_K => {
-                type $block = $crate::quant::blocks::Q6_K;
-                $body
-            }
+    ($format:expr, $block:ident => $body:expr) => {
+        $crate::quant::blocks::with_block!(
+            $format, $block => $body,
+            F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S
+            IQ3_XXS IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4 NVFP4 Q1_0 Q2_0 INT4 INT8 F8_E4M3 NF4_F32;
             // Its blocks cannot be read alone: see the module.
-            $crate::Format::NF4 => unreachable!("NF4 has functions of its own"),
-        }
-    }};
-}
-pub(crate) use with_block;
-
-/// The loop over the blocks of a row: whole blocks straight into `out`, cut ones by way of a copy.
-#[inline(always)]
-pub(crate) fn expand_blocks<B: Block>(row: &[u8], cols: Range<usize>, out: &mut [f32]) {
-    let mut at = cols.start;
-    let mut out = out;
-    while at < cols.end {
-        let (index, skip) = (at / B::LEN, at % B::LEN);
-        let take = (B::LEN - skip).min(cols.end - at);
-        let block = &row[index * B::BYTES..(index + 1) * B::BYTES];
-        let (now, rest) = out.split_at_mut(take);
-        if take == B::LEN {
-            B::decode(block, now);
-        } else {
-            let mut whole = [0.0f32; 256];
-            B::decode(block, &mut whole[..B::LEN]);
-            now.copy_from_slice(&whole[skip..skip + take]);
-        }
-        out = rest;
-        at += take;
-    }
-}
-
-/// An f16 by its bits. Free of branches, so that it can be vectorised where the CPU has no conversion.
-#[inline(always)]
-pub(crate) fn f16_to_f32(bits: u16) -> f32 {
-    let sign = (u32::from(bits) & 0x8000) << 16;
-    let magnitude = (u32::from(bits) & 0x7fff) << 13;
-    // Rebias the exponent by 112 with a multiplication, which also makes subnormals normal.
-    let scaled = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
-    // Infinities and NaNs keep their mantissa under an exponent of all ones.
-    let number = if magnitude >= 0x7c00 << 13 { magnitude | 0x7f80_0000 } else { scaled };
-    f32::from_bits(sign | number)
-}
-
-#[inline(always)]
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
-}
-
-macro_rules! block {
-    ($name:ident, $len:literal, $bytes:literal, |$block:ident, $out:ident| $body:block) => {
-        #[allow(non_camel_case_types)]
-        pub(crate) struct $name;
-        impl Block for $name {
-            const LEN: usize = $len;
-            const BYTES: usize = $bytes;
-            #[inline(always)]
-            fn decode($block: &[u8], $out: &mut [f32]) {
-                // Fixed sizes let the compiler drop the bounds checks and vectorise.
-                let $block: &[u8; $bytes] = $block.try_into().expect("a whole block");
-                let $out: &mut [f32; $len] = $out.try_into().expect("room for a whole block");
+            $crate::Format::NF4 => unreachable!("NF4 has functions of its own")
+        )
+    };
+    ($format:expr, $block:ident => $body:expr, $($name:ident)*; $rest:pat => $otherwise:expr) => {
+        match $format {
+            $($crate::Format::$name => {
+                type $block = $crate::quant::blocks::$name;
                 $body
-            }
+            })*
+            $rest => $otherwise,
         }
     };
 }
+pub(crate) use with_block;
 
 block!(F32, 1, 4, |block, out| {
     out[0] = f32::from_le_bytes(*block);
@@ -200,6 +107,21 @@ pub(super) fn k_scale_min(scales: &[u8], j: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
+block!(Q2_K, 256, 84, |block, out| {
+    let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+    let (scales, quants) = block[..80].split_at(16);
+    for (run, out) in out.chunks_exact_mut(16).enumerate() {
+        let scale = scales[run];
+        let (d, m) = (d * f32::from(scale & 15), dmin * f32::from(scale >> 4));
+        // Each byte has a value of four runs of 32.
+        let quants = &quants[run / 8 * 32 + run % 2 * 16..][..16];
+        let shift = run % 8 / 2 * 2;
+        for (out, q) in out.iter_mut().zip(quants) {
+            *out = f32::from(q >> shift & 3) * d - m;
+        }
+    }
+});
+
 block!(Q4_K, 256, 144, |block, out| {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     let (scales, quants) = block[4..].split_at(12);
@@ -257,18 +179,6 @@ block!(Q6_K, 256, 210, |block, out| {
 mod tests {
     use super::*;
     use crate::Format;
-
-    #[test]
-    fn every_half_converts_as_the_half_crate_does() {
-        for bits in 0..=u16::MAX {
-            let (ours, theirs) = (f16_to_f32(bits), half::f16::from_bits(bits).to_f32());
-            if theirs.is_nan() {
-                assert!(ours.is_nan(), "{bits:#x}");
-            } else {
-                assert_eq!(ours.to_bits(), theirs.to_bits(), "{bits:#x}");
-            }
-        }
-    }
 
     #[test]
     fn block_sizes_agree_with_the_format() {

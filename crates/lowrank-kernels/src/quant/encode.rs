@@ -10,11 +10,11 @@ use crate::format::{Format, bf16_bits};
 
 /// Appends `row` to `out` in `format`: `format.row_bytes(row.len())` bytes.
 ///
-/// F32, F16 and BF16 (nearest, ties to even), and every block format of GGUF (`quantize_row_*_ref` of
-/// `ggml-quants.c`).
+/// F32, F16 and BF16 (nearest, ties to even), and the block formats of GGUF for which [`Format::can_quantize`] holds
+/// (`quantize_row_*_ref` of `ggml-quants.c`).
 ///
 /// # Errors
-/// For NF4, whose rows are not quantised alone, and where the row is not a whole number of blocks.
+/// For the other formats, and where the row is not a whole number of blocks.
 pub fn quantize(format: Format, row: &[f32], out: &mut Vec<u8>) -> Result<(), QuantizeError> {
     let bytes = format.row_bytes(row.len()).ok_or(QuantizeError::Cols { format, cols: row.len() })?;
     out.reserve(bytes);
@@ -36,6 +36,7 @@ pub fn quantize(format: Format, row: &[f32], out: &mut Vec<u8>) -> Result<(), Qu
         Format::Q5_K => k_quants::q5_k(row, out),
         Format::Q6_K => k_quants::q6_k(row, out),
         Format::NF4 => return Err(QuantizeError::WholeMatrix(format)),
+        _ => return Err(QuantizeError::ReadOnly(format)),
     }
     Ok(())
 }

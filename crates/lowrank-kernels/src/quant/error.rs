@@ -8,6 +8,9 @@ pub enum QuantizeError {
     /// Rows of the format share their scales.
     #[error("{} is no format of single rows, and no file holds it: choose F16 or a format of GGUF", .0.name())]
     WholeMatrix(Format),
+    /// The format is one of those that are only read.
+    #[error("{} is read but not written here: choose Q8_0, Q6_K, Q5_K, Q4_K or a plain type", .0.name())]
+    ReadOnly(Format),
     /// No scale makes a finite level of it.
     #[error("row {row} holds a value that is not finite")]
     NotFinite {

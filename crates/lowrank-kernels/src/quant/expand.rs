@@ -46,23 +46,17 @@ pub(crate) fn expand(level: Level, w: &WeightRef, row: usize, cols: Range<usize>
 mod tests {
     use super::*;
     use crate::RowOrder;
+    use crate::testing::random_blocks;
 
     #[test]
     fn every_level_expands_to_the_same_bits() {
         let cols = 1024;
         for format in Format::ALL {
-            let mut bytes: Vec<u8> =
-                (0..format.matrix_bytes(1, cols).unwrap()).map(|i| (i * i * 31 + i * 7) as u8).collect();
-            // Infinite scales would make values that equal nothing.
-            if format == Format::NF4 {
-                let tail = format.row_bytes(cols).unwrap();
-                bytes[tail..].copy_from_slice(&[1.0f32, 0.7].map(f32::to_le_bytes).concat());
-            } else {
-                for block in bytes.chunks_exact_mut(format.block_bytes()) {
-                    let scales = if format == Format::Q6_K { 208..210 } else { 0..block.len().min(4) };
-                    block[scales].iter_mut().skip(1).step_by(2).for_each(|byte| *byte &= 0x3f);
-                }
-            }
+            let mut state = 1u32;
+            let bytes = random_blocks(format, 1, cols, || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state >> 8
+            });
             let w = WeightRef { format, rows: 1, cols, order: RowOrder::Plain, bytes: &bytes };
             for (start, end) in [(0, cols), (0, 1), (3, 40), (32, 577), (256, 1000), (511, 513)] {
                 let run = |level| {

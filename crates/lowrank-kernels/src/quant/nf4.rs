@@ -19,7 +19,7 @@ use crate::format::{NF4_BLOCK_BYTES as BYTES, NF4_BLOCK_LEN as LEN, NF4_GROUP_BL
 use crate::simd::Level;
 
 /// The sixteen levels (`_NF4_QUANT_TABLE` of bitsandbytes).
-const LEVELS: [f32; 16] = [
+pub(super) const LEVELS: [f32; 16] = [
     -1.0,
     -0.6961928,
     -0.52507305,
@@ -104,6 +104,31 @@ impl<'a> Row<'a> {
         let group = float_at(self.groups, 4 * ((self.first + i) / GROUP));
         (DYNAMIC[usize::from(*code)] * group + self.offset, quants.try_into().expect("32 bytes"))
     }
+}
+
+/// The levels of a value and of a scale: `quant_map` and `nested_quant_map` of bitsandbytes' files.
+pub fn nf4_tables() -> (&'static [f32; 16], &'static [f32; 256]) {
+    (&LEVELS, &DYNAMIC)
+}
+
+/// Puts an NF4 matrix together: `codes` are the scales of its blocks as numbers of levels, `offset` and `groups` what
+/// they are made of, and `level(i)` is the number of value `i` of the matrix.
+///
+/// # Panics
+/// Where the lengths are not those of the matrix, or `level` is not below 16.
+pub fn pack_nf4(codes: &[u8], offset: f32, groups: &[f32], level: impl Fn(usize) -> u8, out: &mut [u8]) {
+    assert_eq!(groups.len(), codes.len().div_ceil(GROUP), "groups of {} blocks", codes.len());
+    let (blocks, tail) = out.split_at_mut(codes.len() * BYTES);
+    for (i, (block, code)) in blocks.chunks_exact_mut(BYTES).zip(codes).enumerate() {
+        block[0] = *code;
+        for (j, byte) in block[1..].iter_mut().enumerate() {
+            let (low, high) = (level(LEN * i + j), level(LEN * i + 32 + j));
+            assert!(low < 16 && high < 16, "levels of four bits");
+            *byte = low | high << 4;
+        }
+    }
+    let values = std::iter::once(&offset).chain(groups);
+    tail.chunks_exact_mut(4).zip(values).for_each(|(to, value)| to.copy_from_slice(&value.to_le_bytes()));
 }
 
 /// The scales of the blocks of row `row` (Hugging Face's order) of an NF4 matrix.

@@ -33,6 +33,8 @@ pub fn save_gguf(base: &Base, path: &Path, file_type: Option<FileType>, fill: &m
             writer.copy_metadata(source, |key| match key {
                 "general.alignment" | "general.quantization_version" => false,
                 "general.file_type" => file_type.is_none(),
+                // It is one file, whatever the base is.
+                "split.no" | "split.count" | "split.tensors.count" => false,
                 _ => key != TEMPLATE || replaced.is_none(),
             })?;
             if let Some(template) = replaced {

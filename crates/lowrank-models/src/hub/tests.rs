@@ -164,6 +164,33 @@ fn shards_and_gguf_files_are_fetched_by_name() {
     assert!(error.contains("no such file (it has m.Q8_0.gguf)"), "{error}");
 }
 
+/// Naming the first part of a split model fetches all of them.
+#[test]
+fn a_split_gguf_file_is_fetched_whole() {
+    let cache = tempfile::tempdir().unwrap();
+    let files: [(&str, &[u8]); 3] = [
+        ("q/m-00001-of-00002.gguf", b"GGUF1"),
+        ("q/m-00002-of-00002.gguf", b"GGUF2"),
+        ("n-00001-of-00002.gguf", b"GGUF"),
+    ];
+    let (address, asked) = serve(&files, 200);
+    let settings = settings(cache.path(), &address);
+    let id = HubId::parse("org/tiny:q/m-00001-of-00002.gguf").unwrap();
+    let first = fetch_with(&id, &settings).unwrap();
+    assert_eq!(fs::read(&first).unwrap(), b"GGUF1");
+    assert_eq!(fs::read(first.with_file_name("m-00002-of-00002.gguf")).unwrap(), b"GGUF2");
+    let requests = asked.lock().unwrap().len();
+    assert_eq!(fetch_with(&id, &settings).unwrap(), first);
+    assert_eq!(asked.lock().unwrap().len(), requests, "what is whole in the cache needs no network");
+    fs::remove_file(first.with_file_name("m-00002-of-00002.gguf")).unwrap();
+    let offline = Settings { offline: true, ..settings.clone() };
+    let error = fetch_with(&id, &offline).unwrap_err().to_string();
+    assert!(error.contains(": q/m-00002-of-00002.gguf."), "{error}");
+    let half = HubId::parse("org/tiny:n-00001-of-00002.gguf").unwrap();
+    let error = fetch_with(&half, &settings).unwrap_err().to_string();
+    assert!(error.contains("the repository lacks n-00002-of-00002.gguf"), "{error}");
+}
+
 #[test]
 fn what_the_hub_lacks_or_refuses_is_said() {
     let cache = tempfile::tempdir().unwrap();

@@ -107,7 +107,39 @@ pub const TARGETS: &[Target] = &[
     Target { name: "log", run: log, seeds: || texts(&[LOG]) },
     Target { name: "result", run: result, seeds: || texts(&[RESULT]) },
     Target { name: "parquet", run: parquet, seeds: parquet_seeds },
+    Target { name: "quantized", run: quantized, seeds: quantized_seeds },
 ];
+
+macro_rules! quantized {
+    ($($name:literal)*) => {
+        &[$((
+            include_str!(concat!("../../../lowrank-files/tests/fixtures/quantized/", $name, "/config.json")),
+            include_bytes!(concat!("../../../lowrank-files/tests/fixtures/quantized/", $name, "/model.safetensors")),
+        )),*]
+    };
+}
+
+/// Quantized folders: settings and weights.
+const QUANTIZED: &[(&str, &[u8])] =
+    quantized!("fp8_blocks" "gptq_act_order" "awq" "nf4_blocks_of_128" "int4_words_with_zeros");
+
+/// A quantized folder whose settings or weights are `bytes`.
+fn quantized(bytes: &[u8]) {
+    let folder = folder();
+    for (config, weights) in QUANTIZED {
+        let settings = bytes.first() == Some(&b'{');
+        write(&folder, "config.json", if settings { bytes } else { config.as_bytes() });
+        write(&folder, "model.safetensors", if settings { weights } else { bytes });
+        let Ok(base) = Base::open_path(folder.path()) else { continue };
+        for name in base.tensors.names() {
+            let _ = base.tensors.weight(name).map(|weight| weight.byte_len());
+        }
+    }
+}
+
+fn quantized_seeds() -> Vec<Vec<u8>> {
+    QUANTIZED.iter().flat_map(|(config, weights)| [config.as_bytes().to_vec(), weights.to_vec()]).collect()
+}
 
 fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()

@@ -1,9 +1,9 @@
 //! A tokenizer out of GGUF metadata, and back into it.
 //!
 //! `tokenizer.ggml.model` is `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how text is cut into
-//! words first) or `llama` (SentencePiece BPE, whose merges follow from the scores). The rules are
-//! llama.cpp's (`llama-vocab.cpp`); where Hugging Face's tokenizer of the same model does more, such as
-//! Qwen's normalisation, Hugging Face's is followed: the model was trained with it.
+//! words first), `llama` (SentencePiece BPE, whose merges follow from the scores), `t5` (SentencePiece Unigram) or `bert`
+//! (WordPiece). The rules are llama.cpp's (`llama-vocab.cpp`); where Hugging Face's tokenizer of the same model does
+//! more, such as Qwen's normalisation, Hugging Face's is followed: the model was trained with it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
 use tokenizers::decoders::strip::Strip;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
 use tokenizers::normalizers::{NFC, Prepend, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -23,94 +23,11 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Inner};
 
+use super::pieces::{self, BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED};
+use super::pre_tokenizers::{self, DIGIT, GPT2, PRES, Pre};
 use super::{Roles, Tokenizer};
 use crate::{Error, Result};
 use lowrank_files::{Gguf, GgufWriter, shown};
-
-/// SentencePiece's visible space.
-const SPACE: &str = "▁";
-
-/// Token types of `tokenizer.ggml.token_type`.
-const NORMAL: i32 = 1;
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-const BYTE: i32 = 6;
-
-/// How text is cut into words before byte-level BPE.
-struct Pre {
-    /// Values of `tokenizer.ggml.pre`; the first is what we write.
-    names: &'static [&'static str],
-    /// Pattern of the words; `None`: GPT-2's.
-    words: Option<&'static str>,
-    /// Every digit a word of its own, before the pattern.
-    digits: bool,
-    /// Unicode normal form C first.
-    nfc: bool,
-    /// A word that is a token is taken whole, whatever the merges say.
-    ignore_merges: bool,
-    /// Whether a text begins with `bos` where the metadata does not say.
-    bos: bool,
-}
-
-const PRES: [Pre; 6] = [
-    Pre {
-        names: &["gpt-2", "phi-2", "olmo", "mpt", "jais", "default"],
-        words: None,
-        digits: false,
-        nfc: false,
-        ignore_merges: false,
-        bos: false,
-    },
-    Pre {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
-        words: None,
-        digits: true,
-        nfc: false,
-        ignore_merges: false,
-        bos: false,
-    },
-    Pre {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"],
-        words: Some(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
-        digits: false,
-        nfc: false,
-        ignore_merges: true,
-        bos: true,
-    },
-    Pre {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan"],
-        words: Some(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
-        digits: false,
-        nfc: true,
-        ignore_merges: false,
-        bos: false,
-    },
-    Pre {
-        names: &["qwen35"],
-        words: Some(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
-        digits: false,
-        nfc: true,
-        ignore_merges: false,
-        bos: false,
-    },
-    Pre {
-        names: &["tekken"],
-        words: Some(
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
-        digits: false,
-        nfc: false,
-        ignore_merges: true,
-        bos: true,
-    },
-];
 
 impl Tokenizer {
     /// The tokenizer inside a GGUF file.
@@ -129,22 +46,35 @@ fn build(gguf: &Gguf) -> Result<(Inner, Roles)> {
     let key = "tokenizer.ggml.model";
     let model =
         gguf.string(key)?.ok_or_else(|| Error::field(path, key, "is missing: the file has no tokenizer"))?;
-    let roles = roles(gguf)?;
+    let mut roles = roles(gguf)?;
     let (mut inner, bos) = match model {
-        "gpt2" => byte_level(gguf)?,
+        "gpt2" | "gemma4" => bpe(gguf, roles)?,
         "llama" => sentencepiece(gguf, roles)?,
+        "t5" => (pieces::unigram(gguf, roles)?, false),
+        "bert" => {
+            // Where the file does not say: those of BERT, as llama.cpp takes them.
+            roles.bos = roles.bos.or(gguf_id(gguf, "cls")?).or(Some(101));
+            roles.unk = roles.unk.or(Some(100));
+            (pieces::word_piece(gguf, roles)?, true)
+        }
         other => {
-            let what = format!("{} is not supported (gpt2 and llama are)", shown(other));
+            let what = format!("{} is not supported (gpt2, llama, t5 and bert are)", shown(other));
             return Err(Error::field(path, key, what));
         }
     };
     add_special(gguf, &mut inner)?;
     let add_bos = gguf.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(bos);
-    let add_eos = gguf.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+    let add_eos = gguf.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(model == "t5");
     let around = |wanted: bool, id: Option<u32>| {
         id.filter(|_| wanted).and_then(|id| Some((inner.id_to_token(id)?, id)))
     };
-    let (first, last) = (around(add_bos, roles.bos), around(add_eos, roles.eos));
+    // GGUF spells it so.
+    let separator = gguf_id(gguf, "seperator")?.or((model == "bert").then_some(102));
+    let last = match model {
+        "bert" => around(true, separator),
+        _ => around(add_eos, roles.eos),
+    };
+    let first = around(add_bos, roles.bos);
     if first.is_some() || last.is_some() {
         let processor = template(first, last).map_err(|e| Error::tokenizer(path, e))?;
         inner.with_post_processor(Some(processor));
@@ -153,11 +83,24 @@ fn build(gguf: &Gguf) -> Result<(Inner, Roles)> {
 }
 
 fn roles(gguf: &Gguf) -> Result<Roles> {
-    let id = |name: &str| -> Result<Option<u32>> {
-        let value = gguf.integer(&format!("tokenizer.ggml.{name}_token_id"))?;
-        Ok(value.and_then(|id| u32::try_from(id).ok()))
-    };
+    let id = |name: &str| gguf_id(gguf, name);
     Ok(Roles { bos: id("bos")?, eos: id("eos")?, pad: id("padding")?, unk: id("unknown")? })
+}
+
+fn gguf_id(gguf: &Gguf, name: &str) -> Result<Option<u32>> {
+    let value = gguf.integer(&format!("tokenizer.ggml.{name}_token_id"))?;
+    Ok(value.and_then(|id| u32::try_from(id).ok()))
+}
+
+/// What a user should know of the tokenizer of a GGUF file.
+pub(crate) fn gguf_note(gguf: &Gguf) -> Result<Option<String>> {
+    let lacks =
+        gguf.string("tokenizer.ggml.model")? == Some("gpt2") && gguf.string("tokenizer.ggml.pre")?.is_none();
+    Ok(lacks.then(|| {
+        "tokenizer.ggml.pre is missing: text is cut into words by llama.cpp's default, which may not be the model's own way; \
+         convert the model again"
+            .to_owned()
+    }))
 }
 
 fn template(first: Option<(String, u32)>, last: Option<(String, u32)>) -> Result<TemplateProcessing, String> {
@@ -183,16 +126,59 @@ fn vocabulary(gguf: &Gguf) -> Result<Vocab> {
     Ok(vocab)
 }
 
-/// Byte-level BPE; returns also whether texts begin with `bos` by default.
-fn byte_level(gguf: &Gguf) -> Result<(Inner, bool)> {
+/// BPE with its merges; returns also whether texts begin with `bos` by default.
+fn bpe(gguf: &Gguf, roles: Roles) -> Result<(Inner, bool)> {
     let path = gguf.path();
-    let name = gguf.string("tokenizer.ggml.pre")?.unwrap_or("default");
+    let name = match gguf.string("tokenizer.ggml.model")? {
+        Some("gemma4") => "gemma4",
+        _ => gguf.string("tokenizer.ggml.pre")?.unwrap_or("default"),
+    };
     let pre = PRES.iter().find(|pre| pre.names.contains(&name)).ok_or_else(|| {
-        let known: Vec<&str> = PRES.iter().flat_map(|pre| pre.names).copied().collect();
-        let what = format!("{} is not supported; supported: {}", shown(name), known.join(", "));
+        let known = pre_tokenizers::names().join(", ");
+        let what = format!("{} is not supported; supported: {known}", shown(name));
         Error::field(path, "tokenizer.ggml.pre", what)
     })?;
-    let key = "tokenizer.ggml.merges";
+    let failed = |e: tokenizers::Error| Error::tokenizer(path, e);
+    let model =
+        BPE::builder().vocab_and_merges(vocabulary(gguf)?, merges(gguf)?).ignore_merges(pre.ignore_merges);
+    if pre.characters {
+        let model =
+            with_unknown(gguf, roles, model.fuse_unk(true).byte_fallback(true))?.build().map_err(failed)?;
+        let mut inner = Inner::new(model);
+        inner.with_normalizer(Some(Replace::new(" ", SPACE).map_err(failed)?));
+        inner.with_pre_tokenizer(Some(PreTokenizers::new(steps(pre, path)?)));
+        let to_space = Replace::new(SPACE, " ").map_err(failed)?;
+        let steps = vec![to_space.into(), ByteFallback::new().into(), Fuse::new().into()];
+        inner.with_decoder(Some(Decoders::new(steps)));
+        return Ok((inner, pre.bos));
+    }
+    let mut inner = Inner::new(model.build().map_err(failed)?);
+    let prefix = gguf.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(false);
+    let mut steps = steps(pre, path)?;
+    steps.push(ByteLevel::new(prefix, false, pre.cuts.last() == Some(&GPT2)).into());
+    inner.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
+    if gguf.boolean("tokenizer.ggml.normalizer.nfc")?.unwrap_or(pre.nfc) {
+        inner.with_normalizer(Some(NFC));
+    }
+    inner.with_decoder(Some(ByteLevel::default()));
+    Ok((inner, pre.bos))
+}
+
+/// The cuts of a pre-tokenizer, without GPT-2's at the end, which byte-level BPE brings along.
+fn steps(pre: &Pre, path: &Path) -> Result<Vec<PreTokenizerWrapper>> {
+    let cuts = pre.cuts.strip_suffix(&[GPT2]).unwrap_or(pre.cuts);
+    let step = |cut: &&'static str| -> Result<PreTokenizerWrapper> {
+        if *cut == DIGIT {
+            return Ok(Digits::new(true).into());
+        }
+        let split = Split::new(SplitPattern::Regex((*cut).into()), SplitDelimiterBehavior::Isolated, false);
+        Ok(split.map_err(|e| Error::tokenizer(path, e))?.into())
+    };
+    cuts.iter().map(step).collect()
+}
+
+fn merges(gguf: &Gguf) -> Result<Merges> {
+    let (path, key) = (gguf.path(), "tokenizer.ggml.merges");
     let lines = gguf.strings(key)?.ok_or_else(|| Error::field(path, key, "is missing"))?;
     let mut merges = Merges::with_capacity(lines.len());
     for (number, line) in lines.enumerate() {
@@ -204,26 +190,16 @@ fn byte_level(gguf: &Gguf) -> Result<(Inner, bool)> {
         })?;
         merges.push((line[..cut].to_owned(), line[cut + 1..].to_owned()));
     }
-    let model =
-        BPE::builder().vocab_and_merges(vocabulary(gguf)?, merges).ignore_merges(pre.ignore_merges).build();
-    let mut inner = Inner::new(model.map_err(|e| Error::tokenizer(path, e))?);
+    Ok(merges)
+}
 
-    let prefix = gguf.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(false);
-    let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
-    if pre.digits {
-        steps.push(Digits::new(true).into());
-    }
-    if let Some(words) = pre.words {
-        let split = Split::new(SplitPattern::Regex(words.into()), SplitDelimiterBehavior::Isolated, false);
-        steps.push(split.map_err(|e| Error::tokenizer(path, e))?.into());
-    }
-    steps.push(ByteLevel::new(prefix, false, pre.words.is_none()).into());
-    inner.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
-    if pre.nfc {
-        inner.with_normalizer(Some(NFC));
-    }
-    inner.with_decoder(Some(ByteLevel::default()));
-    Ok((inner, pre.bos))
+/// Names the unknown token.
+fn with_unknown(gguf: &Gguf, roles: Roles, builder: BpeBuilder) -> Result<BpeBuilder> {
+    let unknown = roles.unk.unwrap_or(0);
+    Ok(match gguf.strings("tokenizer.ggml.tokens")?.and_then(|mut t| t.nth(unknown as usize)) {
+        Some(token) => builder.unk_token(token?.to_owned()),
+        None => builder,
+    })
 }
 
 /// SentencePiece BPE as Hugging Face's conversion of Llama tokenizers makes it.
@@ -233,11 +209,7 @@ fn sentencepiece(gguf: &Gguf, roles: Roles) -> Result<(Inner, bool)> {
     let scores = gguf.numbers(key)?.ok_or_else(|| Error::field(path, key, "is missing"))?;
     let vocab = vocabulary(gguf)?;
     let merges = merges_of(&vocab, &scores);
-    let mut builder = BPE::builder().fuse_unk(true).byte_fallback(true);
-    let unknown = roles.unk.unwrap_or(0);
-    if let Some(token) = gguf.strings("tokenizer.ggml.tokens")?.and_then(|mut t| t.nth(unknown as usize)) {
-        builder = builder.unk_token(token?.to_owned());
-    }
+    let builder = with_unknown(gguf, roles, BPE::builder().fuse_unk(true).byte_fallback(true))?;
     let model = builder.vocab_and_merges(vocab, merges).build().map_err(|e| Error::tokenizer(path, e))?;
     let mut inner = Inner::new(model);
     let prefix = gguf.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
@@ -336,7 +308,6 @@ pub(crate) fn write_metadata(
         }
     };
     // Rows of the embedding beyond the vocabulary, as llama.cpp's own converter names them.
-    const UNUSED: i32 = 5;
     let mut types = Vec::with_capacity(vocab_size);
     let texts: Vec<String> = tokens
         .into_iter()
@@ -422,14 +393,24 @@ fn pre_name(path: &Path, json: &Value) -> Result<&'static str> {
     let part = &json["pre_tokenizer"];
     let one = [part.clone()];
     let steps = part["pretokenizers"].as_array().map_or(one.as_slice(), Vec::as_slice);
-    let pattern = steps.iter().find_map(|step| step["pattern"]["Regex"].as_str());
-    let digits = steps.iter().any(|step| step["type"] == "Digits" && step["individual_digits"] == true);
+    let cut = |step: &'_ Value| -> Option<String> {
+        match step["type"].as_str()? {
+            "Split" => Some(step["pattern"]["Regex"].as_str()?.to_owned()),
+            "Digits" if step["individual_digits"] == true => Some(DIGIT.to_owned()),
+            "Digits" => Some(r"\p{N}+".to_owned()),
+            "ByteLevel" if step["use_regex"] != false => Some(GPT2.to_owned()),
+            _ => None,
+        }
+    };
+    let cuts: Option<Vec<String>> = steps
+        .iter()
+        .filter(|step| step["type"] != "ByteLevel" || step["use_regex"] != false)
+        .map(cut)
+        .collect();
     let nfc = mentions(&json["normalizer"], "NFC");
-    let found = PRES.iter().find(|pre| match (pre.words, pattern) {
-        (None, None) => pre.digits == digits,
-        (Some(a), Some(b)) => a == b && pre.nfc == nfc && !digits,
-        _ => false,
-    });
+    // llama.cpp has no normalisation for GPT-2's words.
+    let same = |pre: &&Pre| !pre.characters && (pre.nfc == nfc || pre.cuts.last() == Some(&GPT2));
+    let found = cuts.and_then(|cuts| PRES.iter().filter(same).find(|pre| pre.cuts.iter().eq(&cuts)));
     found.map(|pre| pre.names[0]).ok_or_else(|| {
         Error::tokenizer(
             path,

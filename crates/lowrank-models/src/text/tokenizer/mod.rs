@@ -2,10 +2,12 @@
 
 mod bounds;
 mod from_gguf;
+mod pieces;
+mod pre_tokenizers;
 mod stream;
 mod texts;
 
-pub(crate) use from_gguf::write_metadata;
+pub(crate) use from_gguf::{gguf_note, write_metadata};
 pub use stream::StreamDecoder;
 pub use texts::Texts;
 
