@@ -64,6 +64,9 @@ mod push;
 mod push_option;
 mod ranks;
 mod reference;
+mod reward_funcs;
+mod reward_model;
+mod rollouts;
 mod rounding;
 mod run_folder;
 mod same_run;
@@ -100,6 +103,7 @@ pub use merging::{MergeCheck, Merged, Verified, merge, merge_checked, unmerge, v
 pub use options::{ALIASES, Preset, SavedActivations, TrainOptions};
 pub use push::{Pushed, push};
 pub use push_option::PushToHub;
+pub use reward_funcs::RewardFuncs;
 pub use ranks::all_well;
 pub use reference::attach_reference;
 pub use rounding::Loss;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use lowrank::Result;
-use lowrank::train::evaluate;
+use lowrank::train::{Task, evaluate};
+use lowrank::{Error, Result};
 
 use super::Stdout;
 use super::flags::scoring::ScoringFlags;
@@ -32,6 +32,11 @@ fn work(args: &Args, out: &mut Stdout) -> Result<ExitCode> {
         return args
             .texts
             .generate_and_score(&options, args.json, out, &args.input.inputs()?, || args.input.open());
+    }
+    if options.task == Task::Grpo {
+        let what = "`task` grpo has a reward in place of a loss, which `train` evaluates with `eval_data`; give \
+                    `task` lm for the loss, or `generate` for texts";
+        return Err(Error::Usage(what.into()));
     }
     let session = args.input.session()?;
     let data = args.input.read(&session, false)?;
