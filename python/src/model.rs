@@ -116,7 +116,7 @@ impl Engine {
         let tokens: Vec<u32> = virtual_ids.chain(tokens.iter().copied()).collect();
         let device = self.session.device();
         let dropout: Option<DropoutKey> = None;
-        let scope = Scope { device: &device, params: &adapter.params, dropout, rows: None };
+        let scope = Scope { device: &device, params: &adapter.params, dropout, noise: None, rows: None };
         let positions: Vec<u32> = (0..n as u32).collect();
         let lengths = vec![n as u32; n];
         let output_rows: Vec<usize> = (first..n).collect();

@@ -27,6 +27,8 @@ pub struct Scope<'m> {
     pub params: &'m Params,
     /// `None` outside training: dropout does nothing.
     pub dropout: Option<DropoutKey>,
+    /// Size of the noise that is added to embeddings in training (NEFTune).
+    pub noise: Option<f32>,
     /// The adapter of each row, where a batch has several. For inference only.
     pub rows: Option<&'m RowAdapters>,
 }
@@ -34,7 +36,7 @@ pub struct Scope<'m> {
 impl<'m> Scope<'m> {
     /// The surroundings of inference.
     pub fn inference(device: &'m Device, params: &'m Params) -> Self {
-        Self { device, params, dropout: None, rows: None }
+        Self { device, params, dropout: None, noise: None, rows: None }
     }
 
     /// A tensor with undefined values.

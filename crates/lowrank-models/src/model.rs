@@ -32,7 +32,8 @@ impl<'a> TokenBatch<'a> {
     /// The embeddings of the tokens, `[N,D]`: where the pass learns which adapter each row has.
     pub(crate) fn embed(&self, tape: &mut Tape<'a>, table: &'a Embedding) -> Var<'a> {
         tape.scope.rows = self.adapters;
-        tape.embedding(table, self.tokens)
+        let x = tape.embedding(table, self.tokens);
+        tape.embedding_noise(x, self.lengths)
     }
 
     /// What block `layer` of `layers` needs to know of the batch.

@@ -52,6 +52,8 @@ pub struct Batches {
     /// For every example, the number of its prompt; empty where prompts do not matter.
     prompts: Vec<u32>,
     examples: usize,
+    /// Steps in a row that see the same examples.
+    repeats: u64,
 }
 
 impl Batches {
@@ -78,13 +80,18 @@ impl Batches {
         }
         let prompts =
             if options.shuffle && options.prompt_group > 1 { prompts(examples) } else { Vec::new() };
-        Ok(Self { options, prompts, examples: examples.len() })
+        Ok(Self { options, prompts, examples: examples.len(), repeats: 1 })
+    }
+
+    /// The same with as many steps in a row for each batch.
+    pub fn with_repeats(self, repeats: u64) -> Self {
+        Self { repeats: repeats.max(1), ..self }
     }
 
     /// Optimiser steps in an epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         let micro = self.examples.div_ceil(self.options.batch_size);
-        micro.div_ceil(self.options.gradient_accumulation_steps) as u64
+        micro.div_ceil(self.options.gradient_accumulation_steps) as u64 * self.repeats
     }
 
     /// The epochs done after `steps` optimiser steps, as a fraction.
@@ -147,12 +154,13 @@ impl Iterator for Steps<'_> {
         if self.order.0 != epoch {
             self.order = (epoch, self.plan.order(epoch));
         }
+        let batch = (step_in_epoch / self.plan.repeats) as usize;
         let BatchOptions { batch_size, gradient_accumulation_steps: accumulation, .. } = self.plan.options;
         let micro_batches = self
             .order
             .1
             .chunks(batch_size)
-            .skip(step_in_epoch as usize * accumulation)
+            .skip(batch * accumulation)
             .take(accumulation)
             .map(|batch| batch.iter().map(|&i| i as usize).collect())
             .collect();
@@ -242,6 +250,17 @@ mod tests {
         assert_eq!(steps[2].micro_batches, [vec![8, 9], vec![10]]);
         assert_eq!((steps[2].step, steps[2].epoch, steps[2].step_in_epoch), (5, 1, 2));
         assert_eq!(batches.epochs_after(3), 1.0);
+    }
+
+    #[test]
+    fn batches_come_again() {
+        let batches = Batches::new(&examples(&[0; 5]), options(2, 1, true, 1)).unwrap().with_repeats(3);
+        assert_eq!(batches.steps_per_epoch(), 9);
+        let steps = epoch(&batches, 0);
+        assert_eq!(steps[0].micro_batches, steps[2].micro_batches);
+        assert_ne!(steps[2].micro_batches, steps[3].micro_batches);
+        assert_eq!(steps[8].micro_batches[0].len(), 1);
+        assert_eq!(batches.starting_at(4).next().unwrap(), steps[4]);
     }
 
     #[test]

@@ -122,6 +122,7 @@ fn learned(example: &Example, was: &Target) -> Vec<bool> {
         | Target::ClassSet { .. }
         | Target::Values { .. }
         | Target::Pair(_)
+        | Target::Prompt(_)
         | Target::Rewards { .. } => vec![true; example.tokens.len()],
     }
 }

@@ -16,7 +16,7 @@ use safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Error, Examples};
+use crate::{Error, Examples, SavedRollout};
 
 const STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -38,6 +38,9 @@ pub struct RunState {
     pub total_steps: u64,
     /// What must be the same for the run to go on: options that change the numbers, and the data.
     pub fingerprint: Map<String, Value>,
+    /// The sampled completions that the next steps learn from again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<SavedRollout>,
     /// What the held-out data were that `best` is about.
     #[serde(default)]
     pub eval_data: Option<Value>,

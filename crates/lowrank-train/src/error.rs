@@ -42,6 +42,14 @@ pub enum Error {
     /// A loss or gradient that is no number any more.
     #[error(transparent)]
     NotFinite(Box<NotFinite>),
+    /// A reward that cannot be computed.
+    #[error("reward {name}: {what}")]
+    Reward {
+        /// The reward.
+        name: String,
+        /// What went wrong.
+        what: String,
+    },
     /// A value of the adapter that is no number any more.
     #[error(
         "step {step}: {name} is not finite any more, so it is not saved; the last checkpoint is as it was. Lower \
@@ -151,7 +159,7 @@ impl Error {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Io(_) | Self::NotFinite(_) | Self::NotFiniteParameter { .. } => false,
-            Self::NoNumbers { .. } | Self::Comm(_) => false,
+            Self::NoNumbers { .. } | Self::Comm(_) | Self::Reward { .. } => false,
             Self::OtherRank(failure) => failure.code == 2,
             _ => true,
         }

@@ -20,6 +20,8 @@ mod objective;
 pub mod pack;
 mod ranks;
 pub mod reference;
+pub mod rewards;
+mod rollout;
 mod samples;
 pub mod schedule;
 mod scorer;
@@ -34,14 +36,18 @@ pub use calibration::TrainingInputs;
 pub use checkpoint::RunState;
 pub use data::{
     Conversation, DataFormat, DataOptions, DataReport, Dataset, Encode, Example, ExampleId, Examples,
-    Message, PromptGroup, Target, Template, Texts,
+    Message, PromptGroup, Sample, Target, Template, Texts, TrainOnTurns,
 };
 pub use error::{Error, Kept, NotFinite};
 pub use evaluate::{Evaluation, evaluate};
 pub use masking::Masking;
-pub use objective::{LossOptions, LossType, Metrics, Prediction, Scores};
-pub use pack::{PackedBatch, PackedPair, pack};
+pub use objective::{ImportanceSamplingLevel, LossOptions, LossType, Metrics, Prediction, Scores};
+pub use pack::{PackedBatch, PackedPair, PackedSample, pack};
 pub use ranks::check_same;
+pub use rollout::{
+    Advantages, RolloutOptions, Rollouts, SamplingOptions, SamplingPlan, SavedRollout, ScaleRewards,
+    advantages, learned,
+};
 pub use samples::{SamplePrompt, SamplePrompts, Samples, ToText};
 pub use schedule::{LrScheduler, Schedule};
 pub use scorer::Scorer;

@@ -10,7 +10,7 @@ use lowrank_engine::Label;
 use lowrank_kernels::Segment;
 use lowrank_models::TokenBatch;
 
-use crate::{Example, ExampleId, Target};
+use crate::{Example, ExampleId, Sample, Target};
 
 /// A batch as one run of `N` tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,12 +34,14 @@ pub struct PackedBatch {
     pub values: Vec<f32>,
     /// The set of classes that each label asks for, in place of one; empty where one class or numbers are asked for.
     pub class_sets: Vec<Vec<u32>>,
-    /// The weight of each label, or of each pair: 1 where the example says nothing.
+    /// The weight of each label, or of each pair or sample: 1 where the example says nothing.
     pub weights: Vec<f32>,
     /// Pairs of texts that belong together: segments `2i` and `2i + 1`.
     pub pairs: usize,
     /// Prompts with two completions each, in the order of their labels.
     pub completions: Vec<PackedPair>,
+    /// Sampled completions, in the order of their labels.
+    pub samples: Vec<PackedSample>,
     /// Number of examples.
     pub examples: usize,
     /// Tokens in the examples, each counted whole and on its own.
@@ -63,6 +65,19 @@ pub struct PackedPair {
     pub desirable: Option<bool>,
     /// By how much the reward of the first is to be larger.
     pub margin: f32,
+}
+
+/// A sampled completion in a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PackedSample {
+    /// Its labels: the tokens that are learned from.
+    pub labels: usize,
+    /// What it is worth.
+    pub sample: Sample,
+    /// The log-probability of each token under the model that it was sampled from; empty where that is the model as it is.
+    pub old_logps: Vec<f32>,
+    /// The log-probability of each token under the reference; empty where there is none.
+    pub ref_logps: Vec<f32>,
 }
 
 /// Lays out examples one after the other.
@@ -91,6 +106,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
         weights: Vec::new(),
         pairs: 0,
         completions: Vec::new(),
+        samples: Vec::new(),
         examples: examples.len(),
         real_tokens: examples.iter().map(|e| e.tokens.len()).sum(),
         ids: examples.iter().map(|e| e.id.clone()).collect(),
@@ -130,6 +146,7 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
         }
     }
     for (example, (prompt, own)) in examples.iter().zip(rows).filter(|(e, _)| e.target == Target::Next) {
+        let before = batch.labels.len();
         for target in targets(example) {
             let input = target - 1;
             let row = match input.checked_sub(prompt.len()) {
@@ -138,8 +155,16 @@ pub fn pack(examples: &[&Example], share_prefix: bool) -> PackedBatch {
             };
             let row = u32::try_from(row).expect("a batch has fewer than 2^32 rows");
             batch.labels.push(Label { row, target: example.tokens[target] });
-            batch.weights.push(example.weight.unwrap_or(1.0));
         }
+        let labels = batch.labels.len() - before;
+        let targets = match example.sample {
+            Some(sample) => {
+                batch.samples.push(PackedSample { labels, sample, ..PackedSample::default() });
+                1
+            }
+            None => labels,
+        };
+        batch.weights.resize(batch.weights.len() + targets, example.weight.unwrap_or(1.0));
     }
     batch.output_rows = batch.labelled_rows();
     batch.max_position = batch.positions.iter().copied().max().unwrap_or(0);
@@ -154,9 +179,9 @@ impl PackedBatch {
 
     /// Losses that the batch gives: the loss of a step is the weighted mean over those of its batches.
     pub fn targets(&self) -> usize {
-        match self.completions.len() {
+        match self.completions.len() + self.samples.len() {
             0 => self.labels.len() + self.pairs,
-            pairs => pairs,
+            completions => completions,
         }
     }
 
@@ -229,6 +254,7 @@ impl PackedBatch {
                 self.values.extend(values);
             }
             Target::Masked => panic!("tokens are hidden before a batch is packed"),
+            Target::Prompt(_) => panic!("completions are sampled before a batch is packed"),
             Target::Next | Target::Pair(_) | Target::Completions { .. } | Target::Rewards { .. } => {}
         }
         self.weights.resize(self.targets(), example.weight.unwrap_or(1.0));

@@ -6,6 +6,8 @@ use std::time::Instant;
 use lowrank_comm::Communicator;
 use lowrank_engine::{KvCache, Scope, Segment, Tape};
 use lowrank_models::{Decoder, DecoderOptions, Request, TokenBatch};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::Error;
 use crate::data::EncodeError;
@@ -146,6 +148,7 @@ impl Samples<'_> {
             sample_text: text,
             sample_tokens: count,
             sample_s,
+            sample_reward: None,
         };
         Ok(self.prompts.prompts.iter().zip(texts).zip(counts).map(record).collect())
     }
@@ -168,27 +171,30 @@ impl Samples<'_> {
     }
 }
 
-/// The tokens of all ranks in the order of the prompts; the first error of any.
-fn gathered(comm: &dyn Communicator, own: Result<Vec<Vec<u32>>, String>) -> Result<Vec<Vec<u32>>, Error> {
+/// What the ranks made of things that were dealt to them in turns, in the order of the things; the first error of any.
+pub(crate) fn gathered<T: Serialize + DeserializeOwned>(
+    comm: &dyn Communicator,
+    own: Result<Vec<T>, String>,
+) -> Result<Vec<T>, Error> {
     if comm.size() == 1 {
         return own.map_err(Error::Options);
     }
     let all = comm.all_gather(&serde_json::to_vec(&own).expect("plain data"))?;
     let mut lists = Vec::new();
     for bytes in all {
-        let list: Result<Vec<Vec<u32>>, String> =
+        let list: Result<Vec<T>, String> =
             serde_json::from_slice(&bytes).map_err(|e| Error::Options(e.to_string()))?;
         lists.push(list.map_err(Error::Options)?.into_iter());
     }
     let mut made = Vec::new();
-    while let Some(tokens) = lists[made.len() % comm.size()].next() {
-        made.push(tokens);
+    while let Some(thing) = lists[made.len() % comm.size()].next() {
+        made.push(thing);
     }
     Ok(made)
 }
 
 /// A decoder over the adapter as it is now.
-fn decoder<'s>(stepper: &'s Stepper<'_>) -> lowrank_models::Result<Decoder<'s>> {
+pub(crate) fn decoder<'s>(stepper: &'s Stepper<'_>) -> lowrank_models::Result<Decoder<'s>> {
     let adapters = &stepper.adapters;
     let options = DecoderOptions { prefill_chunk: PREFILL_CHUNK, ..DecoderOptions::default() };
     Decoder::new(stepper.model(), stepper.device(), &adapters.params, &adapters.active, options)

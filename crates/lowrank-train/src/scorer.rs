@@ -89,6 +89,16 @@ impl<'a> Scorer<'a> {
         objective::completion_logps(&mut tape, self.model.head(), &h, batch)
     }
 
+    /// The log-probability of each token of each sampled completion of a batch, at a temperature.
+    ///
+    /// # Panics
+    /// Where the model has no language-model head.
+    pub fn sample_logps(&self, batch: &PackedBatch, temperature: f32) -> Vec<Vec<f32>> {
+        let mut tape = self.tape();
+        let h = self.model.hidden(&mut tape, &batch.token_batch());
+        objective::sample_logps(&mut tape, self.model.head(), &h, batch, temperature)
+    }
+
     /// The sentence embedding of each text of a batch: the mean of its hidden states, at length 1.
     pub fn embed(&self, batch: &PackedBatch) -> Vec<Vec<f32>> {
         let mut tape = self.tape();

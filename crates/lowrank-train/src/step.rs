@@ -124,6 +124,12 @@ impl<'m> Stepper<'m> {
         scorer.for_task(&self.task, self.masking).with_communicator(&*self.comm)
     }
 
+    /// The same model with another adapter.
+    pub(crate) fn scorer_with<'s>(&'s self, adapters: &'s AdapterSet) -> Scorer<'s> {
+        let scorer = Scorer::new(self.model, adapters, &self.device);
+        scorer.for_task(&self.task, self.masking).with_communicator(&*self.comm)
+    }
+
     /// The base model.
     pub(crate) fn model(&self) -> &'m dyn Model {
         self.model
@@ -273,7 +279,8 @@ impl<'m> Stepper<'m> {
     fn accumulate(&self, batch: &PackedBatch, scale: f32, pass: u64, grads: &mut Grads) -> Scores {
         let record = if self.options.checkpoint_activations { Record::Checkpoints } else { Record::All };
         let dropout = Some(DropoutKey { seed: self.options.seed, pass, base: self.base_dropout });
-        let scope = Scope { device: &self.device, params: &self.adapters.params, dropout, rows: None };
+        let noise = self.task.loss.neftune_noise_alpha.map(|alpha| alpha as f32);
+        let scope = Scope { device: &self.device, params: &self.adapters.params, dropout, noise, rows: None };
         let mut tape = Tape::new(scope, &self.adapters.active, record);
         let h = self.model.hidden(&mut tape, &batch.token_batch());
         let weights: Vec<f32> = batch.weights.iter().map(|w| w * scale).collect();

@@ -29,12 +29,14 @@ pub enum Task {
     Preference,
     /// Desirable completions rather than undesirable ones (Ethayarajh et al. 2024).
     Kto,
+    /// Completions that the model samples and that rewards prefer: GRPO (Shao et al. 2024) and its kin.
+    Grpo,
     /// A number for a prompt and a completion that is larger for the chosen one: a reward model.
     Reward,
 }
 
 impl Task {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Lm,
         Self::Classification,
         Self::MultiLabelClassification,
@@ -45,6 +47,7 @@ impl Task {
         Self::Embedding,
         Self::Preference,
         Self::Kto,
+        Self::Grpo,
         Self::Reward,
     ];
 
@@ -61,6 +64,7 @@ impl Task {
             Self::Embedding => "embedding",
             Self::Preference => "preference",
             Self::Kto => "kto",
+            Self::Grpo => "grpo",
             Self::Reward => "reward",
         }
     }
@@ -68,7 +72,7 @@ impl Task {
     /// PEFT's `task_type`. It has none for masked language models.
     pub fn peft_type(self) -> Option<&'static str> {
         match self {
-            Self::Lm | Self::Preference | Self::Kto => Some("CAUSAL_LM"),
+            Self::Lm | Self::Preference | Self::Kto | Self::Grpo => Some("CAUSAL_LM"),
             Self::Classification
             | Self::MultiLabelClassification
             | Self::PairClassification
@@ -103,6 +107,7 @@ impl Task {
             | Self::Embedding
             | Self::Preference
             | Self::Kto
+            | Self::Grpo
             | Self::Reward => false,
         }
     }
@@ -114,7 +119,7 @@ impl Task {
 
     /// Whether its adapter is one of a language model, which generates.
     pub fn is_language(self) -> bool {
-        matches!(self, Self::Lm | Self::Preference | Self::Kto)
+        matches!(self, Self::Lm | Self::Preference | Self::Kto | Self::Grpo)
     }
 
     /// Whether it compares completions of prompts.

@@ -46,7 +46,7 @@ impl TaskSpec {
     /// The head it needs.
     pub fn head(&self) -> HeadKind {
         match self.task {
-            Task::Lm | Task::Preference | Task::Kto => HeadKind::Language,
+            Task::Lm | Task::Preference | Task::Kto | Task::Grpo => HeadKind::Language,
             Task::Mlm => HeadKind::Masked,
             Task::Classification | Task::MultiLabelClassification | Task::PairClassification => {
                 HeadKind::Sequence(self.labels.len())

@@ -1,5 +1,7 @@
 //! The training loop.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -11,6 +13,7 @@ use crate::error::Kept;
 use crate::evaluate::evaluate;
 use crate::log::{RunLog, StepRecord};
 use crate::ranks::{all_well, any, on_first};
+use crate::rollout::Rollouts;
 use crate::samples::Samples;
 use crate::step::Stepper;
 use crate::{Batches, Error, Example, Examples, Schedule, memory};
@@ -52,6 +55,8 @@ pub struct RunData<'a> {
     pub eval: Option<&'a Examples>,
     /// What the model continues on the way.
     pub samples: Option<Samples<'a>>,
+    /// What the model samples and learns from, where the examples are prompts.
+    pub rollouts: Option<RefCell<Rollouts<'a>>>,
 }
 
 /// What a run came to.
@@ -129,9 +134,22 @@ pub fn run(
             break;
         }
         let started = Instant::now();
-        let micro_batches: Vec<Vec<Example>> =
-            step.micro_batches.iter().map(|batch| data.train.batch(batch.iter().copied())).collect();
-        let shards = stepper.lay_out(&micro_batches, options.share_prefix, options.shards, step.step);
+        let (shards, rollout_metrics) = match &data.rollouts {
+            Some(rollouts) => {
+                let mut rollouts = rollouts.borrow_mut();
+                let rollout = rollouts.prepare(stepper, data.train, &step, options, state)?;
+                for record in std::mem::take(&mut rollout.records) {
+                    log.completion(&record)?;
+                }
+                (rollout.shards.clone(), rollout.metrics.clone())
+            }
+            None => {
+                let micro_batches: Vec<Vec<Example>> =
+                    step.micro_batches.iter().map(|batch| data.train.batch(batch.iter().copied())).collect();
+                let shards = stepper.lay_out(&micro_batches, options.share_prefix, options.shards, step.step);
+                (shards, BTreeMap::new())
+            }
+        };
         let learning_rate = options.schedule.at(step.step);
         let outcome = match stepper.step_over(&shards, learning_rate) {
             // On all ranks: the loss and the gradient are those of all.
@@ -169,6 +187,7 @@ pub fn run(
             step_s,
             peak_rss_bytes: memory::peak_rss_bytes(),
             metrics: (outcome.metrics.iter().map(|(name, value)| ((*name).to_owned(), Some(*value))))
+                .chain(rollout_metrics.into_iter().map(|(name, value)| (name, Some(value))))
                 .collect(),
         })?;
 
@@ -216,6 +235,8 @@ pub fn run(
     let tail = &recent[recent.len().saturating_sub(10)..];
     summary.last_loss = (!tail.is_empty()).then(|| tail.iter().sum::<f64>() / tail.len() as f64);
     summary.final_loss = recent.last().copied();
+    // The loss of completions says nothing of how good they are.
+    let recent = if data.rollouts.is_some() { Vec::new() } else { recent };
     let stayed = |first: f64, last: f64| recent.len() >= 20 && last > 0.95 * first && last <= 1.1 * first;
     summary.loss_stayed =
         summary.first_loss.zip(summary.last_loss).is_some_and(|(first, last)| stayed(first, last));
@@ -246,7 +267,10 @@ fn run_evaluation(
     summary: &mut Summary,
 ) -> Result<(), Error> {
     let Some(examples) = data.eval else { return Ok(()) };
-    let result = evaluate(&stepper.scorer(), examples, options.eval_batch_size, options.share_prefix)?;
+    let result = match &data.rollouts {
+        Some(rollouts) => rollouts.borrow_mut().evaluate(stepper, examples)?,
+        None => evaluate(&stepper.scorer(), examples, options.eval_batch_size, options.share_prefix)?,
+    };
     log.eval(&result.record(state.step, state.epoch))?;
     summary.eval_loss = Some(result.loss);
     summary.eval_metrics = result.metrics.into_iter().collect();

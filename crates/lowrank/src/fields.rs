@@ -38,6 +38,8 @@ pub enum FieldKind {
     Path,
     /// `--name PATH`, as often as there are files.
     Paths,
+    /// `--name TEXT`, as often as there are texts.
+    Texts,
     /// `--name A,B,C`.
     List,
     /// `--name KEY=VALUE`, as often as there are keys.

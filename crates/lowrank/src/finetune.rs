@@ -1,5 +1,6 @@
 //! Fine-tuning: from options to an adapter folder.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -11,8 +12,8 @@ use lowrank_files::LoadOptions;
 use lowrank_models::hub::Repository;
 use lowrank_train::log::{JsonLog, Progress, RunLog, TensorBoard};
 use lowrank_train::{
-    BatchOptions, Batches, Dataset, LoopOptions, RunData, RunState, SamplePrompts, Samples, Schedule,
-    StepOptions, Stepper, Summary, TrainingInputs, checkpoint,
+    BatchOptions, Batches, Dataset, LoopOptions, Rollouts, RunData, RunState, SamplePrompts, Samples,
+    Schedule, StepOptions, Stepper, Summary, TrainingInputs, checkpoint,
 };
 
 use crate::options::TrainOptions;
@@ -20,8 +21,9 @@ use crate::push::{push_run, repository_of};
 use crate::reference::{self, Reference};
 use crate::run_folder::{LOG_FILE, RunFolder, SetAside};
 use crate::session::Session;
+use crate::texts::until;
 use crate::training_args::TrainingArgs;
-use crate::{Error, Result, card, ranks, same_run, sample_prompts};
+use crate::{Error, Result, card, ranks, rollouts, same_run, sample_prompts};
 
 /// What is trained: the adapter on its model and the examples.
 pub struct Prepared<'m> {
@@ -37,6 +39,8 @@ pub struct Prepared<'m> {
     pub loop_options: LoopOptions,
     /// What is continued on the way.
     pub samples: Option<SamplePrompts>,
+    /// What is sampled and learned from.
+    pub rollouts: Option<Rollouts<'m>>,
     reference: Option<Reference>,
     pub(crate) state: RunState,
 }
@@ -77,16 +81,23 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         None => (train, None),
     };
     let share_prefix = !options.no_share_prefix;
+    let rollouts = rollouts::of_run(session, options)?;
+    // Examples are prompts where their completions are sampled.
+    let (batch_size, accumulation, repeats) = match &rollouts {
+        Some(_) => (options.completions_of_step() / options.num_generations, 1, options.num_iterations),
+        None => (options.batch_size, options.gradient_accumulation_steps, 1),
+    };
     let batches = Batches::new(
         &train.examples,
         BatchOptions {
-            batch_size: options.batch_size,
-            gradient_accumulation_steps: options.gradient_accumulation_steps,
+            batch_size,
+            gradient_accumulation_steps: accumulation,
             shuffle: !options.no_shuffle,
             seed: options.seed,
-            prompt_group: if share_prefix { options.prompt_group } else { 1 },
+            prompt_group: if share_prefix && rollouts.is_none() { options.prompt_group } else { 1 },
         },
-    )?;
+    )?
+    .with_repeats(repeats);
     let by_epochs = (options.epochs * batches.steps_per_epoch() as f64).ceil() as u64;
     let total_steps = options.max_steps.unwrap_or(by_epochs);
     let schedule = Schedule {
@@ -152,6 +163,10 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
     if let Some(samples) = &samples {
         samples.check(&stepper).map_err(|what| Error::Usage(format!("`sample_prompts`: {what}")))?;
     }
+    if let Some(rollouts) = &rollouts {
+        rollouts.check(&stepper, &train.examples)?;
+        eval.iter().try_for_each(|eval| rollouts.check(&stepper, &eval.examples))?;
+    }
     let loop_options = LoopOptions {
         total_steps,
         schedule,
@@ -165,7 +180,7 @@ pub fn prepare<'m>(session: &'m Session, options: &TrainOptions, device: Device)
         load_best_model_at_end: options.load_best_model_at_end || options.early_stopping_patience > 0,
         save_total_limit: options.save_total_limit,
     };
-    Ok(Prepared { stepper, train, eval, batches, loop_options, samples, reference, state })
+    Ok(Prepared { stepper, train, eval, batches, loop_options, samples, rollouts, reference, state })
 }
 
 /// The adapter that training starts from.
@@ -229,7 +244,12 @@ pub fn finetune_with(
         if first { progress(prepared.loop_options.total_steps, done) } else { Progress::hidden() };
     report_data(&prepared, &mut progress);
     let data = (&prepared.train.examples, &prepared.batches);
-    for line in same_run::report(comm, data, &prepared.loop_options, done) {
+    // What completions of prompts take is not known before they are sampled.
+    let shared = match prepared.rollouts {
+        Some(_) => Vec::new(),
+        None => same_run::report(comm, data, &prepared.loop_options, done),
+    };
+    for line in shared {
         progress.message(&line);
     }
     let warnings = prepared.stepper.adapters.warnings(session.sites());
@@ -261,6 +281,7 @@ pub fn finetune_with(
     let samples = prepared.samples.as_ref().map(|prompts| Samples { prompts, to_text: &to_text });
     let data = RunData {
         samples,
+        rollouts: prepared.rollouts.take().map(RefCell::new),
         train: &prepared.train.examples,
         batches: &prepared.batches,
         eval: prepared.eval.as_ref().map(|e| &e.examples),
@@ -323,12 +344,6 @@ fn begin(folder: &RunFolder, options: &TrainOptions, done: u64) -> Result<Begun>
     let board = |dir: &PathBuf| TensorBoard::create(dir, (done > 0).then_some(done));
     let tensorboard = options.tensorboard.as_ref().map(board).transpose()?;
     Ok((repository, replaced, Logs { json: Some(json), tensorboard }))
-}
-
-/// `text` up to the first of `stops`.
-fn until(text: &str, stops: &[String]) -> String {
-    let cut = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
-    text[..cut.unwrap_or(text.len())].to_owned()
 }
 
 /// Says what is trained.

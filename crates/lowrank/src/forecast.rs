@@ -97,7 +97,7 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
         planned += 1;
     }
     let whole = |sum: f64| sum / planned as f64 * per_epoch as f64;
-    let flops_per_epoch = whole(prepared.stepper.device().flops() as f64) as u64;
+    let mut flops_per_epoch = whole(prepared.stepper.device().flops() as f64) as u64;
     let most_rows = plan_heaviest(&mut prepared)?.max(most_rows);
 
     let (device, adapters) = (prepared.stepper.device(), &prepared.stepper.adapters);
@@ -106,9 +106,20 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
         device.reset_peak();
         samples.plan(&prepared.stepper) + device.peak_page_bytes()
     });
+    let completing = prepared.rollouts.as_ref().map(|rollouts| {
+        device.reset_peak();
+        let at_once = options.completions_of_step() / options.num_generations;
+        let plan = rollouts.plan_sampling(&prepared.stepper, &prepared.train.examples, at_once);
+        flops_per_epoch += (plan.flops_per_prompt * prepared.train.examples.len()) as u64;
+        plan.bytes + device.peak_page_bytes()
+    });
+    let reference = prepared.rollouts.as_ref().and_then(|rollouts| rollouts.reference.as_ref());
+    let reference_bytes = reference.map_or(0, |set| size_of::<f32>() * set.params.count());
     let tensors = &session.base.tensors;
-    let adapter_bytes =
-        adapters.params.training_bytes() + adapters.cached_bytes() + prepared.stepper.spare_bytes();
+    let adapter_bytes = adapters.params.training_bytes()
+        + adapters.cached_bytes()
+        + prepared.stepper.spare_bytes()
+        + reference_bytes;
     let mut forecast = Forecast {
         base_bytes: tensors.resident_bytes() as usize,
         base_parameters: tensors.parameters(),
@@ -142,16 +153,23 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
         // Tokens are generated without the tokenizer, and turned into text without the decoder.
         sampling.map_or(0, |bytes| lasting + bytes),
         sampling.map_or(0, |_| reading + lasting - process_bytes),
+        // Completions are read in every step, so the tokenizer stays.
+        completing.map_or(0, |bytes| reading + lasting - process_bytes + bytes),
     ]
     .into_iter()
     .max()
     .unwrap_or(0);
-    forecast.peak_bytes = (lasting + forecast.activation_bytes).max(forecast.preparation_bytes);
+    let tokenizer = completing.map_or(0, |_| reading.saturating_sub(process_bytes));
+    forecast.peak_bytes = (lasting + tokenizer + forecast.activation_bytes).max(forecast.preparation_bytes);
     Ok(forecast)
 }
 
 /// The shards of a step.
 pub(crate) fn lay_out(prepared: &Prepared<'_>, step: &Step) -> Vec<Shard> {
+    if let Some(rollouts) = &prepared.rollouts {
+        let prompts = prepared.train.examples.batch(step.micro_batches.iter().flatten().copied());
+        return rollouts.plan_shards(&prepared.stepper, &prompts, &prepared.loop_options);
+    }
     let LoopOptions { share_prefix, shards, .. } = prepared.loop_options;
     let examples = |batch: &Vec<usize>| prepared.train.examples.batch(batch.iter().copied());
     let micro_batches: Vec<Vec<Example>> = step.micro_batches.iter().map(examples).collect();
@@ -191,6 +209,9 @@ fn plan_looking(session: &Session, prepared: &Prepared<'_>) -> Result<usize> {
 /// of theirs. Returns the most rows of one.
 fn plan_heaviest(prepared: &mut Prepared<'_>) -> Result<usize> {
     let mut rows = 0;
+    if prepared.rollouts.is_some() {
+        return plan_longest_prompts(prepared);
+    }
     let share = prepared.loop_options.share_prefix;
     let total = prepared.loop_options.total_steps.min(SEARCHED_STEPS);
     let steps = prepared.batches.starting_at(0).take(total as usize);
@@ -218,6 +239,24 @@ fn plan_heaviest(prepared: &mut Prepared<'_>) -> Result<usize> {
         let packed = scorer.pack(&examples.iter().collect::<Vec<_>>(), share, 0);
         rows = rows.max(packed.rows());
         scorer.score(&packed);
+    }
+    Ok(rows)
+}
+
+/// Plans the steps whose prompts have the most tokens, with completions as long as they may be. Returns the most rows of a batch.
+fn plan_longest_prompts(prepared: &mut Prepared<'_>) -> Result<usize> {
+    let total = prepared.loop_options.total_steps.min(SEARCHED_STEPS) as usize;
+    let prompts = |step: &Step| step.micro_batches.iter().flatten().copied().collect::<Vec<usize>>();
+    let sizes: Vec<usize> = prepared.train.examples.iter().map(|example| example.tokens.len()).collect();
+    let mut steps: Vec<(usize, Step)> = (prepared.batches.starting_at(0).take(total))
+        .map(|step| (prompts(&step).iter().map(|&prompt| sizes[prompt]).sum(), step))
+        .collect();
+    steps.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+    let mut rows = 0;
+    for (_, step) in steps.into_iter().take(HEAVIEST) {
+        let shards = lay_out(prepared, &step);
+        rows = rows.max(shards.iter().flatten().map(PackedBatch::rows).max().unwrap_or(0));
+        prepared.stepper.gradients_of(&shards)?;
     }
     Ok(rows)
 }

@@ -243,7 +243,7 @@ fn changes_of_head(session: &Session) -> Changes {
     let task = &session.task;
     let (mut changes, model) = (Changes::default(), &session.model);
     let ending = match task.task {
-        Task::Lm | Task::Preference | Task::Kto => return changes,
+        Task::Lm | Task::Preference | Task::Kto | Task::Grpo => return changes,
         Task::Classification
         | Task::MultiLabelClassification
         | Task::PairClassification

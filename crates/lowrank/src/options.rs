@@ -8,7 +8,10 @@ use lowrank_adapters::{
 use lowrank_engine::{AdamW, AdamWForm, Device, SavedDtype, SiteKind};
 use lowrank_files::{LoadOptions, Precision, Quantize, Range};
 use lowrank_models::Model;
-use lowrank_train::{DataFormat, DataOptions, LossOptions, LossType, LrScheduler, Task, Template};
+use lowrank_train::{
+    DataFormat, DataOptions, ImportanceSamplingLevel, LossOptions, LossType, LrScheduler, ScaleRewards, Task,
+    Template, TrainOnTurns,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -17,6 +20,7 @@ use crate::data_files::DataFiles;
 use crate::device::DeviceChoice;
 use crate::fields::{Field, FieldKind, named, options};
 use crate::push_option::PushToHub;
+use crate::reward_funcs::RewardFuncs;
 use crate::{Error, Result};
 
 /// The number type of activations saved for the backward pass (`saved_activations`).
@@ -42,7 +46,7 @@ impl std::str::FromStr for SavedActivations {
     }
 }
 
-named!(SavedActivations);
+named!(SavedActivations, ScaleRewards, ImportanceSamplingLevel, TrainOnTurns);
 
 /// Sets of defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +118,7 @@ pub const ALIASES: &[(&str, &[&str])] = &[
     ("tensorboard", &["logging_dir"]),
     ("loss_type", &["loss"]),
     ("ref_adapter", &["ref_adapter_name", "reference_adapter"]),
+    ("num_completions_to_log", &["num_completions_to_print"]),
 ];
 
 /// Numbers of steps.
@@ -137,7 +142,7 @@ options! {
         /// Held-out data, evaluated during and after training; one file or several, as in data.
         eval_data: Option<DataFiles> = None;
         /// Task: lm, classification, multi-label-classification, pair-classification, regression, token-classification,
-        /// mlm, embedding, preference (DPO and its kin), kto or reward.
+        /// mlm, embedding, preference (DPO and its kin), kto, grpo (completions that the model samples and rewards judge) or reward.
         task: Task = Task::Lm;
         /// Names of the classes, in the order of their scores (default: those in the data).
         labels: Option<Vec<String>> = None;
@@ -211,12 +216,13 @@ options! {
     "Preferences" {
         /// Loss of task preference: sigmoid (dpo), hinge, ipo, exo_pair, nca_pair, robust, bco_pair, sppo_hard, apo_zero, apo_down,
         /// sigmoid_norm, orpo, simpo, cpo or sft; of task kto: kto or apo_zero_unpaired; several are added up (default: sigmoid, kto).
-        /// Of task lm: nll (default) or dft (weighted by each token's probability).
+        /// Of task lm: nll (default) or dft (weighted by each token's probability). Of task grpo, one of grpo, dr_grpo, bnpo, dapo
+        /// (default) and rloo.
         loss_type: Option<OneOrMany<LossType>> = None;
         /// Weight of each of several losses (default: 1 each).
         loss_weights: Option<OneOrMany<f64>> = None, Range::Real(0.0, 1e6);
-        /// How strongly the model is held to the reference.
-        beta: f64 = LossOptions::DEFAULT.beta, Range::Above(0.0, 1e6);
+        /// How strongly the model is held to the reference (default: 0.1, and for task grpo 0, which needs no reference).
+        beta: Option<f64> = None, Range::Real(0.0, 1e6);
         /// Share of the pairs whose preference is wrong: for robust, exo_pair, simpo and cpo.
         label_smoothing: f64 = LossOptions::DEFAULT.label_smoothing, Range::Real(0.0, 0.5);
         /// Margin between chosen and rejected in SimPO.
@@ -232,9 +238,48 @@ options! {
         /// Adapter of the reference model, or none for the base model alone (default: that of init_adapter, else none).
         ref_adapter: Option<String> = None;
     }
+    "Sampled completions" {
+        /// What rewards a completion in task grpo, as NAME:ARGUMENT, several times for several: exact_match:COLUMN, numeric:COLUMN (the
+        /// last number), regex:PATTERN, json_schema:SCHEMA (or a file, or a column), length:TOKENS, adapter:DIR (a reward model on the
+        /// same base) or command:PROGRAM (reads a JSON object a line, the row with its completion, and answers each with a number).
+        reward_funcs: RewardFuncs = RewardFuncs::default();
+        /// Weight of each reward (default: 1 each).
+        reward_weights: Option<OneOrMany<f64>> = None, Range::Real(-1e6, 1e6);
+        /// Seconds that a program has to reward the completions of a step; then it is started again, once.
+        reward_timeout: f64 = 60.0, Range::Above(0.0, 1e6);
+        /// Completions of each prompt. They divide the completions of a step, batch_size times gradient_accumulation_steps.
+        num_generations: usize = 8, Range::Whole(2, 4096);
+        /// Maximum number of tokens in a completion.
+        max_completion_length: usize = 256, Range::Whole(1, 65_536);
+        /// Temperature of sampling, and of the probabilities that are trained.
+        temperature: f64 = LossOptions::DEFAULT.temperature, Range::Above(0.0, 100.0);
+        /// Sample from the most likely tokens that together have this probability; 1 from all.
+        top_p: f64 = 1.0, Range::Above(0.0, 1.0);
+        /// Sample from this many of the most likely tokens; 0 from all.
+        top_k: usize = 0, Range::Whole(0, 1 << 31);
+        /// Sample from tokens with this share of the most likely one's probability; 0 from all.
+        min_p: f64 = 0.0, Range::Real(0.0, 1.0);
+        /// Divide advantages by the standard deviation of the rewards of a prompt (group), of the step (batch) or by nothing (none)
+        /// (default: group, and none for rloo).
+        scale_rewards: Option<ScaleRewards> = None;
+        /// Steps that each batch of completions is used for.
+        num_iterations: u64 = 1, Range::Whole(1, 1000);
+        /// How far a ratio of probabilities may move from 1 before it is clipped.
+        epsilon: f64 = LossOptions::DEFAULT.epsilon, Range::Real(0.0, 1e6);
+        /// How far it may move above 1 (default: epsilon).
+        epsilon_high: Option<f64> = None, Range::Real(0.0, 1e6);
+        /// Take the ratio of each token (token) or of the whole completion (sequence, GSPO).
+        importance_sampling_level: ImportanceSamplingLevel = ImportanceSamplingLevel::Token;
+        /// Leave out the factor that makes the gradient of the distance to the reference unbiased.
+        no_bias_correction_kl: bool = false;
+        /// Leave completions out that reach max_completion_length.
+        mask_truncated_completions: bool = false;
+        /// Completions of each batch that go to the log.
+        num_completions_to_log: usize = 1, Range::Whole(0, 65_536);
+    }
     "Optimizer" {
         /// Peak learning rate (default: for LoRA on a decoder by its width, 5e-4 * (2000 / hidden_size)^0.781, a tenth of it for the tasks
-        /// preference and kto; else 2e-4).
+        /// preference, kto and grpo; else 2e-4).
         learning_rate: Option<f64> = None, Range::Real(0.0, 1e38);
         /// Schedule after the warm-up: linear, cosine or constant.
         lr_scheduler: LrScheduler = LrScheduler::Linear;
@@ -250,9 +295,13 @@ options! {
         adam_beta2: f64 = 0.999, Range::Real(0.0, 0.999_999_9);
         /// Added to the root of Adam's second moment (default: 1e-8, and 1e-6 with LoRA-FA).
         adam_epsilon: Option<f64> = None, Range::Above(0.0, 1.0);
+        /// Share of each target of task lm that is spread over all tokens, as Trainer's option of this name.
+        label_smoothing_factor: f64 = 0.0, Range::Real(0.0, 1.0);
+        /// Size of the noise that is added to embeddings in training (NEFTune), such as 5 (default: none).
+        neftune_noise_alpha: Option<f64> = None, Range::Above(0.0, 1e6);
         /// Clip the gradient to this norm; 0 turns clipping off.
         max_grad_norm: f64 = 1.0, Range::Real(0.0, 1e30);
-        /// Examples in a micro-batch.
+        /// Examples in a micro-batch; for task grpo, completions.
         batch_size: usize = 8, Range::Whole(1, 65_536);
         /// Micro-batches in a step.
         gradient_accumulation_steps: usize = 1, Range::Whole(1, 65_536);
@@ -270,6 +319,8 @@ options! {
         max_seq_len: usize = 1024, Range::Whole(1, 1 << 20);
         /// Compute the loss on prompts and on all turns of conversations too; prompts are then not shared.
         loss_on_prompt: bool = false;
+        /// Turns of the assistant to train in conversations: all, or the last. A turn with a weight of 0 or "train": false is left out.
+        train_on_turns: TrainOnTurns = TrainOnTurns::All;
         /// Keep the order of the file.
         no_shuffle: bool = false;
         /// Compute a prompt again for each of its completions.
@@ -524,32 +575,117 @@ impl TrainOptions {
         if losses.contains(&LossType::Robust) && self.label_smoothing >= 0.5 {
             return usage("`loss_type` robust needs a `label_smoothing` below 0.5: more wrong pairs than right ones say nothing".into());
         }
-        let compares = matches!(self.task, Task::Preference | Task::Kto);
+        self.check_sampling()?;
+        if self.label_smoothing_factor > 0.0 {
+            if self.task != Task::Lm {
+                return usage(format!(
+                    "`label_smoothing_factor` is for `task` lm, not {task}; see `label_smoothing`"
+                ));
+            }
+            if losses.contains(&LossType::Dft) {
+                return usage("`label_smoothing_factor` and `loss_type` dft are two losses: give one".into());
+            }
+        }
+        if self.loss_on_prompt && self.train_on_turns == TrainOnTurns::Last {
+            return usage("`loss_on_prompt` trains all turns: give it or `train_on_turns` last".into());
+        }
+        if self.beta == Some(0.0) && self.task != Task::Grpo {
+            return usage(
+                "`beta` must be above 0: without a reference there is `loss_type` orpo, simpo or cpo".into(),
+            );
+        }
+        let compares = matches!(self.task, Task::Preference | Task::Kto | Task::Grpo);
         if self.ref_adapter.is_some() && !(compares && self.loss_options().needs_reference(self.task)) {
             return usage(format!(
                 "`ref_adapter` is for losses with a reference, and `task` {task} has none here"
             ));
         }
-        if self.loss_on_prompt && self.task.compares() {
+        if self.loss_on_prompt && (self.task.compares() || self.task == Task::Grpo) {
             return usage(format!("`loss_on_prompt` is for `task` lm, not {task}"));
         }
         Ok(())
     }
 
-    /// The losses of preferences and rewards.
+    /// Whether the options of sampled completions are for the task, and fit together.
+    fn check_sampling(&self) -> Result<()> {
+        let usage = |what: String| Err(Error::Usage(what));
+        let rewards = self.reward_funcs.as_slice();
+        if self.task != Task::Grpo {
+            return match rewards.is_empty() {
+                true => Ok(()),
+                false => usage(format!("`reward_funcs` is for `task` grpo, not {}", self.task.name())),
+            };
+        }
+        if rewards.is_empty() {
+            return usage(
+                "`task` grpo needs a reward: give `reward_funcs`, such as exact_match:answer".into(),
+            );
+        }
+        let weights = self.reward_weights.as_ref().map(OneOrMany::as_slice).unwrap_or_default();
+        if !weights.is_empty() && weights.len() != rewards.len() {
+            let (weights, rewards) = (weights.len(), rewards.len());
+            return usage(format!(
+                "`reward_weights` has {weights} numbers for {rewards} rewards of `reward_funcs`"
+            ));
+        }
+        let (completions, group) = (self.completions_of_step(), self.num_generations);
+        if !completions.is_multiple_of(group) {
+            return usage(format!(
+                "a step has {completions} completions, `batch_size` times `gradient_accumulation_steps`, which is not a \
+                 multiple of `num_generations` {group}"
+            ));
+        }
+        if self.loss_type.as_ref().is_some_and(|losses| losses.as_slice().len() > 1) {
+            return usage("`loss_type` of `task` grpo is one loss".into());
+        }
+        if self.grpo_loss() == LossType::Rloo {
+            if self.scale_rewards == Some(ScaleRewards::Group) {
+                return usage("`scale_rewards` is none or batch for `loss_type` rloo".into());
+            }
+            if self.importance_sampling_level == ImportanceSamplingLevel::Sequence {
+                let what = "`importance_sampling_level`: `loss_type` rloo always takes the ratio of whole completions";
+                return usage(what.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Completions that a step of task grpo learns from.
+    pub(crate) fn completions_of_step(&self) -> usize {
+        self.batch_size * self.gradient_accumulation_steps
+    }
+
+    /// The loss of task grpo.
+    pub(crate) fn grpo_loss(&self) -> LossType {
+        self.loss_options().of(Task::Grpo).first().map_or(LossType::Dapo, |(loss, _)| *loss)
+    }
+
+    /// The default of `beta`.
+    fn default_beta(&self) -> f64 {
+        if self.task == Task::Grpo { 0.0 } else { LossOptions::DEFAULT.beta }
+    }
+
+    /// The losses of preferences, rewards and sampled completions.
     pub fn loss_options(&self) -> LossOptions {
         let losses = self.loss_type.as_ref().map(OneOrMany::as_slice).unwrap_or_default();
         let weights = self.loss_weights.as_ref().map(OneOrMany::as_slice).unwrap_or_default();
         let weight = |at: usize| weights.get(at).copied().unwrap_or(1.0);
         LossOptions {
             losses: losses.iter().enumerate().map(|(at, loss)| (*loss, weight(at))).collect(),
-            beta: self.beta,
+            beta: self.beta.unwrap_or_else(|| self.default_beta()),
             label_smoothing: self.label_smoothing,
             simpo_gamma: self.simpo_gamma,
             cpo_alpha: self.cpo_alpha,
             desirable_weight: self.desirable_weight,
             undesirable_weight: self.undesirable_weight,
             center_rewards_coefficient: self.center_rewards_coefficient,
+            label_smoothing_factor: self.label_smoothing_factor,
+            neftune_noise_alpha: self.neftune_noise_alpha,
+            epsilon: self.epsilon,
+            epsilon_high: self.epsilon_high,
+            importance_sampling_level: self.importance_sampling_level,
+            use_bias_correction_kl: !self.no_bias_correction_kl,
+            temperature: self.temperature,
         }
     }
 
@@ -798,12 +934,13 @@ impl TrainOptions {
         let by_width = || 5e-4 * (2000.0 / model.info().width as f64).powf(0.781);
         // Two digits are what such a rule knows.
         let rounded = |rate: f64| format!("{rate:.1e}").parse().expect("a number");
-        let share = if matches!(self.task, Task::Preference | Task::Kto) { 0.1 } else { 1.0 };
+        let share = if matches!(self.task, Task::Preference | Task::Kto | Task::Grpo) { 0.1 } else { 1.0 };
         let rate = self.learning_rate.unwrap_or_else(|| match self.takes_our_defaults(model) {
             true => rounded(share * by_width()),
             false => FLAT_RATE,
         });
-        Self { learning_rate: Some(rate), ..self.clone() }
+        let beta = self.beta.unwrap_or_else(|| self.default_beta());
+        Self { learning_rate: Some(rate), beta: Some(beta), ..self.clone() }
     }
 
     /// Positions that virtual tokens take from every text.
@@ -831,6 +968,7 @@ impl TrainOptions {
             weight_column: self.weight_column.clone(),
             chosen_column: self.chosen_column.clone(),
             rejected_column: self.rejected_column.clone(),
+            train_on_turns: self.train_on_turns,
             loss_on_prompt: self.loss_on_prompt || self.loss_options().reads_prompts(self.task),
             skip_bad_lines: self.skip_bad_lines,
             max_row_bytes: Some(self.max_row_bytes),
@@ -902,11 +1040,23 @@ impl TrainOptions {
             "device",
             "model",
             "data",
+            "reward_timeout",
+            "num_completions_to_log",
         ];
         all.retain(|key, _| !free.contains(&key.as_str()));
+        if self.task != Task::Grpo {
+            let sampling = Self::FIELDS.iter().filter(|field| field.group == "Sampled completions");
+            sampling.for_each(|field| drop(all.remove(field.name)));
+        }
         // The examples are the same as those of a run that did not know it.
         if !self.loss_on_prompt {
             all.remove("loss_on_prompt");
+        }
+        if self.train_on_turns == TrainOnTurns::All {
+            all.remove("train_on_turns");
+        }
+        if self.label_smoothing_factor == 0.0 {
+            all.remove("label_smoothing_factor");
         }
         // A run that goes on need not be told again what it began with.
         if self.init_adapter.is_none() {

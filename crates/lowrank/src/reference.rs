@@ -72,6 +72,14 @@ pub fn attach_reference(session: &Session, options: &TrainOptions, data: &mut Da
     Ok(())
 }
 
+/// The adapter of the reference model of a run that samples completions, where its loss has one.
+pub(crate) fn adapter(session: &Session, options: &TrainOptions) -> Result<Option<AdapterSet>> {
+    if !session.task.loss.needs_reference(session.task.task) {
+        return Ok(None);
+    }
+    Ok(Some(Under::of(session, options, options.init_adapter.as_deref())?.adapters))
+}
+
 fn needs_reference(task: &TaskSpec) -> bool {
     task.task.compares() && task.task.is_language() && task.loss.needs_reference(task.task)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use lowrank_files::read_input;
 use lowrank_models::Message;
 use lowrank_train::data::read_groups_of;
-use lowrank_train::{DataReport, SamplePrompt, SamplePrompts};
+use lowrank_train::{DataReport, SamplePrompt, SamplePrompts, Target};
 
 use crate::data_files::DataFiles;
 use crate::options::TrainOptions;
@@ -103,6 +103,13 @@ fn of_data(session: &Session, options: &TrainOptions, path: &Path) -> Result<Vec
     let tokenizer = session.tokenizer()?;
     let mut prompts = Vec::new();
     for example in data.examples.iter().take(MOST + 1) {
+        if let Target::Prompt(_) = example.target {
+            prompts.push(SamplePrompt {
+                text: tokenizer.decode(&example.tokens, true)?,
+                tokens: example.tokens,
+            });
+            continue;
+        }
         let first = example.loss_mask.iter().position(|labelled| *labelled).unwrap_or(0);
         if example.prompt_len == 0 && first <= 1 {
             return Err(Error::Usage(format!(

@@ -555,6 +555,10 @@ impl Encode for Encoder<'_> {
         Ok(self.tokenizer.encode_with_spans(&rendered.text, &rendered.assistant)?)
     }
 
+    fn encode_chat_prompt(&self, talk: &Conversation) -> Result<Vec<u32>, Boxed> {
+        Ok(self.tokenizer.encode(&self.session.base.chat()?.render_conversation(talk, true)?)?)
+    }
+
     fn has_chat_template(&self) -> bool {
         self.session.base.has_chat_template()
     }

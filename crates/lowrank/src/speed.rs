@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use lowrank_train::Task;
 use serde::Serialize;
 
 use crate::finetune::prepare;
 use crate::forecast::{Forecast, lay_out};
-use crate::{Result, Session, TrainOptions};
+use crate::{Error, Result, Session, TrainOptions};
 
 /// How long steps are timed.
 const TIMED: Duration = Duration::from_secs(5);
@@ -30,6 +31,11 @@ pub struct Speed {
 /// # Errors
 /// As [`prepare`], and where a loss is not finite.
 pub fn measure_speed(session: &Session, options: &TrainOptions, forecast: &Forecast) -> Result<Speed> {
+    if options.task == Task::Grpo {
+        let what =
+            "`speed` times steps over given texts, and `task` grpo samples its own: run it for a few steps";
+        return Err(Error::Usage(what.into()));
+    }
     let mut prepared = prepare(session, options, session.device())?;
     session.forget_tokenizer();
     let started = Instant::now();

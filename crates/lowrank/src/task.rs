@@ -38,12 +38,15 @@ fn meant_aloud(task: Task, labels: Option<&Vec<String>>, base: &Base) -> Task {
 
 /// The task of a run, with the labels of its data (or of the adapter it starts from).
 pub(crate) fn of_run(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
+    Ok(TaskSpec { loss: options.loss_options(), ..with_labels(options, base)? })
+}
+
+fn with_labels(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
     if let Some(dir) = &options.init_adapter {
-        let spec = of_adapter(Some(dir), Some(options.task), options.labels.clone(), base)?;
-        return Ok(TaskSpec { loss: options.loss_options(), ..spec });
+        return of_adapter(Some(dir), Some(options.task), options.labels.clone(), base);
     }
-    if options.task.compares() {
-        return Ok(TaskSpec { loss: options.loss_options(), ..TaskSpec::new(options.task, Vec::new()) });
+    if options.task.compares() || options.task == Task::Grpo {
+        return Ok(TaskSpec::new(options.task, Vec::new()));
     }
     let task = meant_aloud(options.task, options.labels.as_ref(), base);
     let columns = DataOptions { task, ..options.column_options() };
@@ -55,7 +58,7 @@ pub(crate) fn of_run(options: &TrainOptions, base: &Base) -> Result<TaskSpec> {
         return Ok(TaskSpec { outputs, ..TaskSpec::new(task, Vec::new()) });
     }
     if !task.has_labels() {
-        return Ok(TaskSpec { loss: options.loss_options(), ..TaskSpec::new(task, Vec::new()) });
+        return Ok(TaskSpec::new(task, Vec::new()));
     }
     let labels = match &options.labels {
         Some(labels) => labels.clone(),

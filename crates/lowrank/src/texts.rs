@@ -149,3 +149,8 @@ pub fn read_texts(path: &Path) -> Result<Vec<String>> {
 fn is_jsonl(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"))
 }
+/// `text` up to the first of `stops`.
+pub(crate) fn until(text: &str, stops: &[String]) -> String {
+    let cut = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
+    text[..cut.unwrap_or(text.len())].to_owned()
+}

@@ -17,6 +17,9 @@ pub struct Embedding {
     pub scale: f32,
 }
 
+/// The random stream of the noise: no site has this number.
+const NOISE: u64 = (1 << 24) - 1;
+
 impl<'m> Tape<'m> {
     /// `x[i] = scale * (E[ids[i]] + adapter(ids[i]))`, `[N,D]`.
     pub fn embedding(&mut self, table: &'m Embedding, ids: &[u32]) -> Var<'m> {
@@ -35,6 +38,22 @@ impl<'m> Tape<'m> {
             self.push(EmbeddingNode { table, ids: ids.to_vec(), saved, out });
         }
         Var::output(x, out)
+    }
+
+    /// NEFTune (Jain et al. 2023): in training with [`Scope::noise`](crate::Scope::noise) `a`, adds to row `i` of `x: [N,D]` values of
+    /// the uniform distribution on `[-s, s)` with `s = a / sqrt(L D)` for `L = lengths[i]`, the tokens of its text. They depend on
+    /// the run's seed and the pass alone.
+    pub fn embedding_noise(&mut self, mut x: Var<'m>, lengths: &[u32]) -> Var<'m> {
+        let (Some(alpha), Some(key)) = (self.scope.noise, self.scope.dropout) else { return x };
+        let (device, rows, cols) = (self.scope.device, x.tensor.rows(), x.tensor.cols());
+        let mut noise = vec![0.0; rows * cols];
+        lowrank_kernels::uniform(&mut noise, -1.0, 1.0, key.seed, key.stream(NOISE));
+        for (row, length) in noise.chunks_exact_mut(cols).zip(lengths) {
+            let size = alpha / (*length as f32 * cols as f32).sqrt();
+            row.iter_mut().for_each(|value| *value *= size);
+        }
+        device.add(&mut x.tensor, &device.tensor(rows, cols, &noise));
+        x
     }
 
     /// The ids with a row of the table in place of virtual tokens, whose rows are remembered.

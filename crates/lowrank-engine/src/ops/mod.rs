@@ -21,7 +21,7 @@ mod tests;
 mod unfold;
 
 pub use attention::{Attention, Rope};
-pub use cross_entropy::{Label, LmHead, Scores};
+pub use cross_entropy::{Label, LmHead, Scores, TokenLoss};
 pub use disentangled::Disentangled;
 pub use embedding::Embedding;
 pub use norm::{LayerNorm, RmsNorm};

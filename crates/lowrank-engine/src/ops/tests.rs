@@ -6,13 +6,13 @@ use std::rc::Rc;
 
 use lowrank_kernels::{self as kernels, Activation, AttentionShape, Format, Segment};
 
-use super::{Attention, Disentangled, Label, LayerNorm, LmHead, RmsNorm, Rope};
+use super::{Attention, Disentangled, Label, LayerNorm, LmHead, RmsNorm, Rope, TokenLoss};
 use crate::layer::Linear;
 use crate::site::SiteId;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::weight::FrozenWeight;
-use crate::{ActiveAdapters, AdamW, Device, Grads, Params, Record, SavedDtype, Scope};
+use crate::{ActiveAdapters, AdamW, Device, DropoutKey, Grads, Params, Record, SavedDtype, Scope};
 
 fn normal(n: usize, seed: u64) -> Vec<f32> {
     let mut out = vec![0.0; n];
@@ -306,9 +306,18 @@ fn blocks_that_run_again() {
 /// The gradient that a weighted cross-entropy seeds is the slope of its weighted sum.
 #[test]
 fn cross_entropy() {
-    for (softcap, scale, bias) in
-        [(None, 1.0, false), (Some(2.0), 1.0, false), (Some(2.0), 0.25, false), (None, 1.0, true)]
-    {
+    let how = |temperature, label_smoothing| TokenLoss { temperature, label_smoothing };
+    let plain = TokenLoss::default();
+    for (softcap, scale, bias, how) in [
+        (None, 1.0, false, plain),
+        (Some(2.0), 1.0, false, plain),
+        (Some(2.0), 0.25, false, plain),
+        (None, 1.0, true, plain),
+        (None, 1.0, false, how(0.7, 0.0)),
+        (Some(2.0), 1.0, false, how(1.6, 0.0)),
+        (None, 0.25, true, how(1.0, 0.2)),
+        (Some(2.0), 0.5, false, how(0.8, 0.1)),
+    ] {
         let linear = Linear {
             site: SiteId::NONE,
             weight: FrozenWeight::from_f32(11, 6, &normal(66, 61)),
@@ -323,14 +332,20 @@ fn cross_entropy() {
         let pass = |x: &[f32]| {
             let mut tape = Tape::new(Scope::inference(&device, &params), &adapters, Record::All);
             let h = Var::output(device.tensor(4, 6, x), tape.id(true));
-            let scores = tape.cross_entropy(&head, &h, &labels, &weights, &mut Grads::default());
+            let scores = tape.cross_entropy_of(how, &head, &h, &labels, &weights, &mut Grads::default());
+            let alone = tape.token_losses_of(how, &head, &h, &labels);
+            assert_eq!(scores.losses, alone);
             let loss: f64 =
                 scores.losses.iter().zip(weights).map(|(l, w)| f64::from(*l) * f64::from(w)).sum();
             let [dx] = tape.backward_to(&mut Grads::default(), [h.id]);
             (loss, dx.unwrap().to_vec())
         };
         let x = normal(24, 3);
-        let (_, exact) = pass(&x);
+        let (loss, exact) = pass(&x);
+        let want: f64 = (labels.iter().zip(weights))
+            .map(|(label, weight)| f64::from(weight) * formula(&x, label, (softcap, scale, bias), how))
+            .sum();
+        assert!((loss - want).abs() < 1e-4, "{softcap:?}, {how:?}: {loss} for {want}");
         for (i, have) in exact.iter().enumerate() {
             let at = |by: f32| {
                 let mut x = x.clone();
@@ -340,11 +355,65 @@ fn cross_entropy() {
             let want = (at(4e-3) - at(-4e-3)) / 8e-3;
             assert!(
                 (want - f64::from(*have)).abs() < 3e-3,
-                "{softcap:?}, {scale}: value {i}: {have} for {want}"
+                "{softcap:?}, {scale}, {how:?}: value {i}: {have} for {want}"
             );
         }
         assert!(exact[6..12].iter().all(|x| *x == 0.0), "a row without a label has no gradient");
     }
+}
+
+/// NEFTune's noise by its definition: uniform on `alpha / sqrt(L D)`, the same in the same pass.
+#[test]
+fn noise_on_embeddings() {
+    let device = Device::cpu();
+    let (params, adapters) = (Params::default(), ActiveAdapters::default());
+    let (rows, cols, lengths, alpha) = (64, 48, [5, 80], 5.0f32);
+    let lengths: Vec<u32> = (0..rows).map(|row| lengths[row % 2]).collect();
+    let noisy = |noise: Option<f32>, pass: u64| {
+        let scope = Scope {
+            noise,
+            dropout: Some(DropoutKey { seed: 3, pass, base: false }),
+            ..Scope::inference(&device, &params)
+        };
+        let mut tape = Tape::new(scope, &adapters, Record::All);
+        let x = Var::constant(device.tensor(rows, cols, &vec![2.0; rows * cols]));
+        tape.embedding_noise(x, &lengths).tensor.to_vec()
+    };
+    let values = noisy(Some(alpha), 7);
+    for (row, length) in values.chunks_exact(cols).zip(&lengths) {
+        let size = alpha / (*length as f32 * cols as f32).sqrt();
+        assert!(row.iter().all(|x| (x - 2.0).abs() <= size + 1e-6));
+        // The deviation of a uniform distribution on [-s, s) is s / sqrt 3.
+        let square = row.iter().map(|x| (x - 2.0).powi(2)).sum::<f32>() / cols as f32;
+        assert!((0.5..1.6).contains(&(square / (size * size / 3.0))), "{square}");
+    }
+    let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / values.len() as f64;
+    assert!((mean - 2.0).abs() < 0.01, "{mean}");
+    assert_eq!(values, noisy(Some(alpha), 7));
+    assert_ne!(values, noisy(Some(alpha), 8));
+    assert!(noisy(None, 7).iter().all(|x| *x == 2.0));
+}
+
+/// The loss of a label by its definition, in f64, with the weights of the test above.
+fn formula(
+    x: &[f32],
+    label: &Label,
+    (softcap, scale, bias): (Option<f32>, f32, bool),
+    how: TokenLoss,
+) -> f64 {
+    let (w, b) = (normal(66, 61), normal(11, 62));
+    let row = &x[6 * label.row as usize..][..6];
+    let logit = |v: usize| {
+        let dot: f64 = row.iter().zip(&w[6 * v..]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+        let dot = f64::from(scale) * dot + if bias { f64::from(b[v]) } else { 0.0 };
+        let capped = softcap.map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh());
+        capped / f64::from(how.temperature)
+    };
+    let logits: Vec<f64> = (0..11).map(logit).collect();
+    let total = logits.iter().map(|z| z.exp()).sum::<f64>().ln();
+    let of = |v: usize| total - logits[v];
+    let e = f64::from(how.label_smoothing);
+    (1.0 - e) * of(label.target as usize) + e * (0..11).map(of).sum::<f64>() / 11.0
 }
 
 /// Two steps of AdamW by the formula of Loshchilov and Hutter, in f64.

@@ -68,6 +68,8 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// How many of them are the prompt: what the assistant says in these carries no loss.
     pub prompt_turns: usize,
+    /// The turns of the assistant that carry no loss either, by number.
+    pub untrained: Vec<usize>,
     /// Descriptions of the tools that the assistant may call (JSON schemas).
     pub tools: Option<Json>,
     /// Further variables of the template (`documents`, `enable_thinking`, ...).
@@ -316,12 +318,12 @@ impl Shared {
         let render = |messages, prompt| Ok::<_, Error>(unmark(&self.run(talk, messages, prompt)?).text);
         let rendered = unmark(&self.run(talk, messages, false)?);
         if self.marks_generation {
-            return self.without_prompt(rendered, talk);
+            return without_untrained(self.without_prompt(rendered, talk)?, talk);
         }
         let text = rendered.text;
         let mut assistant = Vec::new();
         for (at, message) in messages.iter().enumerate().skip(talk.prompt_turns) {
-            if message.role() != "assistant" {
+            if message.role() != "assistant" || talk.untrained.contains(&at) {
                 continue;
             }
             let lost = || {
@@ -630,6 +632,29 @@ fn unmark(marked: &str) -> Rendered {
     Rendered { text, assistant }
 }
 
+/// Leaves out the marks of turns that are not trained: there is one for each answer then.
+fn without_untrained(rendered: Rendered, talk: &Conversation) -> Result<Rendered> {
+    if talk.untrained.is_empty() {
+        return Ok(rendered);
+    }
+    let answers = |(_, message): &(usize, &Message)| message.role() == "assistant";
+    let answers: Vec<usize> =
+        talk.messages.iter().enumerate().skip(talk.prompt_turns).filter(answers).map(|(at, _)| at).collect();
+    let Rendered { text, assistant } = rendered;
+    if assistant.len() != answers.len() {
+        let (marks, turns) = (assistant.len(), answers.len());
+        return Err(Error::Template(format!(
+            "chat template: marks {marks} parts for {turns} turns of the assistant, so it is not known which are not to be \
+             trained"
+        )));
+    }
+    let trained = |(_, at): &(Range<usize>, usize)| !talk.untrained.contains(at);
+    Ok(Rendered {
+        text,
+        assistant: assistant.into_iter().zip(answers).filter(trained).map(|(span, _)| span).collect(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -687,6 +712,26 @@ mod tests {
         assert_eq!(of(marked), "4");
         // The end of the whole is no part of a turn: the prompt does not begin the text.
         assert_eq!(of(&format!("{marked}!{{{{ messages | length }}}}")), "4");
+    }
+
+    #[test]
+    fn turns_may_be_left_out() {
+        let marked = "{% for m in messages %}{% if m.role == 'assistant' %}[{% generation %}{{ m.content }}\
+            {% endgeneration %}]{% else %}<{{ m.content }}>{% endif %}{% endfor %}";
+        for (source, want) in [(SMOLLM, "4<|im_end|>\n"), (marked, "4")] {
+            let template = ChatTemplate::new(source, "", "<|im_end|>").unwrap();
+            let of = |untrained: Vec<usize>| {
+                let talk = Conversation { untrained, ..Conversation::from(&talk()[..]) };
+                spoken(&template.render_with_spans(&talk).unwrap()).join("|")
+            };
+            assert_eq!(of(vec![1]), want);
+            assert_eq!(of(vec![1, 3]), "");
+        }
+        let once =
+            ChatTemplate::new("{% generation %}{{ messages | length }}{% endgeneration %}", "", "").unwrap();
+        let talk = Conversation { untrained: vec![1], ..Conversation::from(&talk()[..]) };
+        let error = once.render_with_spans(&talk).unwrap_err().to_string();
+        assert!(error.contains("1 parts for 2 turns"), "{error}");
     }
 
     #[test]

@@ -32,6 +32,14 @@ pub trait Encode: Sync {
     /// Where there is no chat template, or it refuses these messages.
     fn encode_chat(&self, talk: &Conversation) -> Result<(Vec<u32>, Vec<bool>), EncodeError>;
 
+    /// The tokens of a conversation that the assistant is to answer.
+    ///
+    /// # Errors
+    /// As [`Encode::encode_chat`].
+    fn encode_chat_prompt(&self, talk: &Conversation) -> Result<Vec<u32>, EncodeError> {
+        Ok(self.encode_chat(talk)?.0)
+    }
+
     /// Whether conversations can be encoded.
     fn has_chat_template(&self) -> bool {
         true
@@ -88,8 +96,19 @@ pub struct Example {
     pub weight: Option<f32>,
     /// [`Target::Completions`]: the log-probabilities of both under the reference; empty where there is none, or not yet.
     pub reference: Vec<f32>,
+    /// What a sampled completion is worth; only of those that a run samples.
+    pub sample: Option<Sample>,
     /// Where it came from.
     pub id: ExampleId,
+}
+
+/// What a sampled completion is worth.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// By how much its reward is better than that of others.
+    pub advantage: f32,
+    /// What the sum of its tokens' losses is multiplied with.
+    pub scale: f32,
 }
 
 /// What is to be learned of an example.
@@ -135,6 +154,8 @@ pub enum Target {
         /// By how much.
         margin: f32,
     },
+    /// A prompt whose completions are sampled and rewarded: its row of the data, as JSON.
+    Prompt(String),
 }
 
 impl Example {
@@ -144,6 +165,7 @@ impl Example {
             Target::Next | Target::Masked => self.loss_mask.iter().filter(|&&marked| marked).count(),
             Target::Completions { .. } => self.tokens.len() - self.prompt_len,
             Target::Rewards { .. } => 2,
+            Target::Prompt(_) => 0,
             Target::Classes(labels) => labels.len(),
             Target::ClassSet { .. } | Target::Values { .. } | Target::Pair(_) => 1,
         }
@@ -246,6 +268,29 @@ impl From<DataFormat> for String {
     }
 }
 
+/// Which turns of the assistant are trained, of those that a row does not leave out itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOnTurns {
+    /// All.
+    #[default]
+    All,
+    /// The last one of a conversation.
+    Last,
+}
+
+impl std::str::FromStr for TrainOnTurns {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "all" => Ok(Self::All),
+            "last" => Ok(Self::Last),
+            _ => Err(Error::Options(lowrank_files::unknown("choice of turns", name, ["all", "last"]))),
+        }
+    }
+}
+
 /// How to read a data file.
 #[derive(Clone, Debug, Default)]
 pub struct DataOptions {
@@ -261,6 +306,8 @@ pub struct DataOptions {
     pub prompt_template: Option<Template>,
     /// Loss on prompts and on all turns too.
     pub loss_on_prompt: bool,
+    /// Which turns of the assistant have loss.
+    pub train_on_turns: TrainOnTurns,
     /// Longer examples lose their tail.
     pub max_seq_len: Option<usize>,
     /// Count and report bad lines instead of stopping at the first.
@@ -315,6 +362,7 @@ impl DataOptions {
                 )));
             }
         } else if !self.task.compares()
+            && self.task != Task::Grpo
             && (self.prompt_column.is_some()
                 || self.completion_column.is_some()
                 || self.prompt_template.is_some())

@@ -6,8 +6,9 @@ use lowrank_models::{Conversation, Message};
 use serde_json::Value;
 
 use super::alpaca::Alpaca;
-use super::contract::{DataOptions, Encode, EncodeError, Example};
+use super::contract::{DataOptions, Encode, EncodeError, Example, TrainOnTurns};
 use super::fields::{Fields, Roles, Row};
+use super::turns::is_trained;
 
 pub(super) enum Encoded {
     Kept {
@@ -53,7 +54,8 @@ fn encode_as(
             if options.prompt_template.is_none()
                 && (fields.is_list(prompt) || fields.is_list(completion)) =>
         {
-            let talk = fields.conversation_pair(prompt, completion)?;
+            let mut talk = fields.conversation_pair(prompt, completion)?;
+            talk.untrained = untrained(&talk, options.train_on_turns)?;
             let empty = talk.messages[talk.prompt_turns..].iter().any(is_blank_answer);
             (empty, "prompts and completions of turns", chat(&talk, "the completion", options, encoder)?)
         }
@@ -84,7 +86,8 @@ fn encode_as(
             (false, "texts", (tokens, loss_mask, 0))
         }
         Roles::Messages(name) => {
-            let talk = fields.conversation(name)?;
+            let mut talk = fields.conversation(name)?;
+            talk.untrained = untrained(&talk, options.train_on_turns)?;
             let empty = talk.messages.iter().any(is_blank_answer);
             (empty, "conversations", chat(&talk, &format!("{name:?}"), options, encoder)?)
         }
@@ -141,6 +144,23 @@ fn chat(
         None if options.loss_on_prompt => Ok((tokens, loss_mask, 0)),
         None => Err(format!("{name} has no turn of the assistant to learn")),
     }
+}
+
+/// The turns of the assistant that are not to be learned.
+fn untrained(talk: &Conversation, which: TrainOnTurns) -> Result<Vec<usize>, String> {
+    let mut trained = Vec::new();
+    let mut left_out = Vec::new();
+    for (at, message) in talk.messages.iter().enumerate() {
+        let wanted = is_trained(at, message)?;
+        if message.role() == "assistant" && at >= talk.prompt_turns {
+            if wanted { trained.push(at) } else { left_out.push(at) }
+        }
+    }
+    if which == TrainOnTurns::Last {
+        trained.pop();
+        left_out.append(&mut trained);
+    }
+    Ok(left_out)
 }
 
 /// Whether a turn is the assistant's and says nothing.

@@ -31,6 +31,7 @@ mod nlg;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod preference;
+mod prompts;
 mod store;
 mod table;
 mod template;
@@ -51,7 +52,9 @@ use rayon::prelude::*;
 use crate::Error;
 use crate::batches::{Random, shuffle};
 use crate::task::Task;
-pub use contract::{DataFormat, DataOptions, Encode, EncodeError, Example, ExampleId, Target};
+pub use contract::{
+    DataFormat, DataOptions, Encode, EncodeError, Example, ExampleId, Sample, Target, TrainOnTurns,
+};
 use encode::Encoded;
 use fields::Rows;
 pub use glue::Glue;
@@ -223,6 +226,7 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
             let mut encoded = match options.task {
                 Task::Lm => vec![encode::encode(row, options, encoder)],
                 task if task.compares() => preference::encode(row, options, encoder),
+                Task::Grpo => vec![prompts::encode(row, options, encoder)],
                 _ => vec![labelled::encode(row, options, encoder)],
             };
             if let Some(name) = &options.weight_column {
@@ -245,7 +249,8 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
         let reason = match (report.dropped, report.bad_lines) {
             (0, 0) => "it holds no example: the file is empty".to_string(),
             (dropped, 0) => {
-                format!("none of its {dropped} examples keeps a token with loss: raise `max_seq_len`")
+                let what = if options.task == Task::Grpo { "fits" } else { "keeps a token with loss" };
+                format!("none of its {dropped} examples {what}: raise `max_seq_len`")
             }
             (_, bad) => {
                 format!("it holds no example: {bad} bad lines, the first: {}", report.first_bad[0].reason)
@@ -260,6 +265,24 @@ pub fn read(path: &Path, options: &DataOptions, encoder: &dyn Encode) -> Result<
         })?;
     }
     Ok(data)
+}
+
+/// The example of one row, a JSON object, of which `options` say what it is for.
+///
+/// # Errors
+/// Says what is wrong with the row.
+pub fn encode_row(json: &str, options: &DataOptions, encoder: &dyn Encode) -> Result<Example, String> {
+    let row = fields::Row { line: 1, raw: fields::Raw::Json(json.as_bytes().to_vec()) };
+    let encoded = match options.task {
+        Task::Lm => encode::encode(&row, options, encoder),
+        Task::Grpo => prompts::encode(&row, options, encoder),
+        task if task.compares() => preference::encode(&row, options, encoder).swap_remove(0),
+        _ => labelled::encode(&row, options, encoder),
+    };
+    match encoded? {
+        Encoded::Kept { example, .. } => Ok(example),
+        Encoded::Dropped => Err("`max_seq_len` leaves nothing of it".into()),
+    }
 }
 
 /// As what a file is read whose format nobody named.

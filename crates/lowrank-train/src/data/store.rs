@@ -63,6 +63,7 @@ impl Examples {
             Target::ClassSet { .. } => 5,
             Target::Completions { .. } => 6,
             Target::Rewards { .. } => 7,
+            Target::Prompt(_) => 8,
         };
         let has = |there: bool, bit: u64| if there { bit } else { 0 };
         let mut to = Writer(&mut self.bytes);
@@ -125,6 +126,7 @@ impl Examples {
                 values.iter().for_each(|value| to.float(*value));
             }
             Target::Pair(first) => to.number(*first as u64),
+            Target::Prompt(row) => to.text(row),
         }
         self.ends.push(self.bytes.len());
     }
@@ -165,9 +167,21 @@ impl Examples {
                 let (first, desirable) = (from.number() as usize, from.number());
                 Target::Completions { first, desirable: desirable.checked_sub(1).map(|yes| yes == 1) }
             }
-            _ => Target::Rewards { first: from.number() as usize, margin: from.float() },
+            7 => Target::Rewards { first: from.number() as usize, margin: from.float() },
+            _ => Target::Prompt(from.text()),
         };
-        Example { tokens, token_types, loss_mask, prompt_len, target, similarity, weight, reference, id }
+        Example {
+            tokens,
+            token_types,
+            loss_mask,
+            prompt_len,
+            target,
+            similarity,
+            weight,
+            reference,
+            sample: None,
+            id,
+        }
     }
 
     /// Those of `indices`, to make a batch of.
@@ -221,6 +235,11 @@ impl Writer<'_> {
     fn float(&mut self, x: f32) {
         self.0.extend(x.to_le_bytes());
     }
+
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.0.extend(text.as_bytes());
+    }
 }
 
 /// Reads what [`Writer`] wrote.
@@ -249,6 +268,13 @@ impl Reader<'_> {
         let (bytes, rest) = self.0.split_first_chunk().expect("four bytes");
         self.0 = rest;
         f32::from_le_bytes(*bytes)
+    }
+
+    fn text(&mut self) -> String {
+        let len = self.number() as usize;
+        let (text, rest) = self.0.split_at(len);
+        self.0 = rest;
+        String::from_utf8(text.to_vec()).expect("it was a text")
     }
 }
 

@@ -21,7 +21,7 @@ impl Encode for Bytes {
         let (mut tokens, mut mask) = (Vec::new(), Vec::new());
         for (i, message) in talk.messages.iter().enumerate() {
             let learn = match message.role() {
-                "assistant" => i >= talk.prompt_turns,
+                "assistant" => i >= talk.prompt_turns && !talk.untrained.contains(&i),
                 "user" | "system" | "tool" => false,
                 other => return Err(format!("the template knows no role {other:?}").into()),
             };
@@ -835,4 +835,40 @@ fn rows_have_weights() {
     ] {
         case("a.jsonl", row).with(|o| o.weight_column = Some("w".into())).fails(1, &[words]);
     }
+}
+
+/// Turns that say of themselves whether they are trained, and the choice of the last one.
+#[test]
+fn turns_are_trained_or_not() {
+    let row = |marks: [&str; 2]| {
+        let [first, second] = marks;
+        format!(
+            r#"{{"messages":[{{"role":"user","content":"u"}},{{"role":"assistant","content":"aa"{first}}},{{"role":"user","content":"v"}},{{"role":"assistant","content":"bb"{second}}}]}}"#
+        )
+    };
+    let learned = |rows: &str, which: TrainOnTurns| -> Result<Vec<String>, String> {
+        let data =
+            case("a.jsonl", rows).with(|o| o.train_on_turns = which).load().map_err(|e| e.to_string())?;
+        let text = |example: Example| {
+            let learned = example.tokens.iter().zip(&example.loss_mask).filter(|(_, mask)| **mask);
+            learned.map(|(token, _)| *token as u8 as char).collect()
+        };
+        Ok(data.examples.iter().map(text).collect())
+    };
+    let all = |marks| learned(&row(marks), TrainOnTurns::All);
+    assert_eq!(all(["", ""]).unwrap(), ["aabb"]);
+    assert_eq!(all([r#","weight":0"#, r#","weight":1"#]).unwrap(), ["bb"]);
+    assert_eq!(all([r#","train":true"#, r#","train":false"#]).unwrap(), ["aa"]);
+    assert_eq!(all([r#","training":false"#, ""]).unwrap(), ["bb"]);
+    assert_eq!(learned(&row(["", ""]), TrainOnTurns::Last).unwrap(), ["bb"]);
+    assert_eq!(learned(&row(["", r#","weight":0"#]), TrainOnTurns::Last).unwrap(), ["aa"]);
+    let error = all([r#","weight":0"#, r#","weight":0"#]).unwrap_err();
+    assert!(error.contains("no turn of the assistant to learn"), "{error}");
+    let error = all([r#","weight":0.5"#, ""]).unwrap_err();
+    assert!(error.contains("\"weight\" of turn 2 is 0.5, expected 0 or 1"), "{error}");
+    let sharegpt = r#"{"conversations":[{"from":"human","value":"u"},{"from":"gpt","value":"aa","weight":0},{"from":"gpt","value":"bb"}]}"#;
+    assert_eq!(learned(sharegpt, TrainOnTurns::All).unwrap(), ["bb"]);
+    let user =
+        r#"{"messages":[{"role":"user","content":"u","train":true},{"role":"assistant","content":"aa"}]}"#;
+    assert!(learned(user, TrainOnTurns::All).unwrap_err().contains("`loss_on_prompt` only"));
 }

@@ -89,7 +89,11 @@ fn sharegpt(name: &str, turn: &Map<String, Value>, from: &str) -> Result<Message
             return Err(format!("{name}.from: {}", lowrank_files::unknown("role", other, known)));
         }
     };
-    Ok(Message::new(role, value.clone()))
+    let mut message = Message::new(role, value.clone());
+    for key in TRAINED {
+        message.fields.extend(turn.get(key).map(|said| (key.to_owned(), said.clone())));
+    }
+    Ok(message)
 }
 
 /// A call, or a list of calls, `{"name", "arguments"}` as `tool_calls` of transformers' chat templates.
@@ -108,6 +112,31 @@ fn tool_calls(text: &str) -> Option<Value> {
         }
         one => call(one).map(|call| json!([call])),
     }
+}
+
+/// What turns say of whether they are trained: OpenAI's `weight`, 0 or 1, and axolotl's `train` or `training`.
+const TRAINED: [&str; 3] = ["weight", "train", "training"];
+
+/// Whether turn `at` is trained, as far as it says so itself.
+pub(super) fn is_trained(at: usize, message: &Message) -> Result<bool, String> {
+    for key in TRAINED {
+        let trained = match message.fields.get(key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Bool(yes)) => *yes,
+            Some(Value::Number(number)) if number.as_f64() == Some(0.0) => false,
+            Some(Value::Number(number)) if number.as_f64() == Some(1.0) => true,
+            Some(other) => return Err(format!("{key:?} of turn {} is {other}, expected 0 or 1", at + 1)),
+        };
+        if trained && message.role() != "assistant" && key != TRAINED[0] {
+            let role = message.role();
+            return Err(format!(
+                "{key:?} of turn {} is true, and turns of the role {role:?} are trained with `loss_on_prompt` only",
+                at + 1
+            ));
+        }
+        return Ok(trained);
+    }
+    Ok(true)
 }
 
 /// What a value is, in words.

@@ -85,6 +85,17 @@ impl RunLog {
         }
     }
 
+    /// Records a sampled completion in the JSON lines.
+    ///
+    /// # Errors
+    /// Where the log file cannot be written.
+    pub fn completion(&mut self, record: &SampleRecord) -> Result<(), Error> {
+        match &mut self.json {
+            Some(json) => json.write(record),
+            None => Ok(()),
+        }
+    }
+
     /// Records an evaluation everywhere.
     ///
     /// # Errors

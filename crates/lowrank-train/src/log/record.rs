@@ -96,6 +96,9 @@ pub struct SampleRecord {
     pub sample_tokens: u64,
     /// Wall time of all texts of the step in seconds.
     pub sample_s: f64,
+    /// The reward, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_reward: Option<f64>,
 }
 
 impl EvalRecord {

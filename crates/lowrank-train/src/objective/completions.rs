@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lowrank_engine::{Grads, Label, LmHead, Tape, Var};
+use lowrank_engine::{Grads, Label, LmHead, Tape, TokenLoss, Var};
 use lowrank_models::Head;
 
 use super::pair_losses::Completion;
@@ -56,8 +56,26 @@ pub(crate) fn completion_logps<'m>(
     tokens(batch).iter().map(logps).collect()
 }
 
+/// The log-probability of each token of each sampled completion, at a temperature.
+pub(crate) fn sample_logps<'m>(
+    tape: &mut Tape<'m>,
+    head: &'m Head,
+    h: &Var<'m>,
+    batch: &PackedBatch,
+    temperature: f32,
+) -> Vec<Vec<f32>> {
+    let losses = TokenLosses::at(temperature, tape, head, h, batch).losses;
+    let mut rest = losses.into_iter().map(|loss| -loss);
+    batch.samples.iter().map(|sample| rest.by_ref().take(sample.labels).collect()).collect()
+}
+
+fn at(temperature: f32) -> TokenLoss {
+    TokenLoss { temperature, ..TokenLoss::default() }
+}
+
 /// The losses of the tokens of a batch, with what the gradient needs.
 pub(super) struct TokenLosses<'m> {
+    temperature: f32,
     head: &'m LmHead,
     labels: Vec<Label>,
     /// `-log p` of each.
@@ -67,16 +85,33 @@ pub(super) struct TokenLosses<'m> {
 impl<'m> TokenLosses<'m> {
     /// Of the labels of `batch` on its hidden states `h`.
     pub fn of(tape: &mut Tape<'m>, head: &'m Head, h: &Var<'m>, batch: &PackedBatch) -> Self {
+        Self::at(1.0, tape, head, h, batch)
+    }
+
+    /// The same of the distribution at a temperature.
+    pub fn at(
+        temperature: f32,
+        tape: &mut Tape<'m>,
+        head: &'m Head,
+        h: &Var<'m>,
+        batch: &PackedBatch,
+    ) -> Self {
         let Head::Language(head) = head else { panic!("a loss of completions under {}", head.name()) };
         let labels = batch.labels_of_wanted().into_owned();
-        let losses = tape.token_losses(head, h, &labels);
-        Self { head, labels, losses }
+        let losses = tape.token_losses_of(at(temperature), head, h, &labels);
+        Self { temperature, head, labels, losses }
+    }
+
+    /// Without the losses, for a gradient that does not depend on them.
+    pub fn unscored(temperature: f32, head: &'m Head, batch: &PackedBatch) -> Self {
+        let Head::Language(head) = head else { panic!("a loss of completions under {}", head.name()) };
+        Self { temperature, head, labels: batch.labels_of_wanted().into_owned(), losses: Vec::new() }
     }
 
     /// Seeds the backward pass with the gradient of `sum_i weights[i] losses[i]`.
     pub fn seed(&self, tape: &mut Tape<'m>, h: &Var<'m>, weights: &[f32], grads: &mut Grads) {
         if tape.records() {
-            tape.cross_entropy(self.head, h, &self.labels, weights, grads);
+            tape.cross_entropy_of(at(self.temperature), self.head, h, &self.labels, weights, grads);
         }
     }
 }

@@ -69,8 +69,8 @@ impl Means {
     }
 }
 
-/// The name of a metric that another rank has. Names are few, so each is kept for good.
-fn known_name(name: &str) -> &'static str {
+/// The name of a metric that another rank or a reward has. Names are few, so each is kept for good.
+pub(crate) fn known_name(name: &str) -> &'static str {
     static NAMES: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = names.iter().find(|known| **known == name) {

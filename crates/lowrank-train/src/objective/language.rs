@@ -1,6 +1,6 @@
 //! Cross-entropy over the next token.
 
-use lowrank_engine::{Grads, Tape, Var};
+use lowrank_engine::{Grads, Tape, TokenLoss, Var};
 use lowrank_models::Head;
 
 use super::contract::{Metrics, Objective, Scores, Tally};
@@ -13,12 +13,13 @@ use crate::{Example, Examples};
 /// `l_i = -log softmax(W h_r)[t]` for each label with row `r` and token `t`: `W: [V,D]` is the model's output layer. The
 /// logits are computed in chunks, so that `[N,V]` never exist at once.
 ///
+/// With `label_smoothing_factor` `e`, `l_i` is `(1 - e)` times this and `e` times the mean of `-log softmax(W h_r)` over all tokens.
 /// With `loss_type` dft, `l_i = -p_i log p_i` with a probability `p_i` of which no gradient is taken (Wu et al. 2025).
 pub(crate) struct Language;
 
 impl Objective for Language {
     fn matches(&self, head: &Head, batch: &PackedBatch) -> bool {
-        matches!(head, Head::Language(_)) && batch.completions.is_empty()
+        matches!(head, Head::Language(_)) && batch.completions.is_empty() && batch.samples.is_empty()
     }
 
     fn tasks(&self) -> &'static [Task] {
@@ -37,6 +38,11 @@ impl Objective for Language {
         let Head::Language(head) = head else { panic!("next-token loss under {}", head.name()) };
         let labels = batch.labels_of_wanted();
         // Evaluations give the cross-entropy and its perplexity.
+        let label_smoothing = if tape.records() { spec.loss.label_smoothing_factor as f32 } else { 0.0 };
+        if label_smoothing > 0.0 {
+            let how = TokenLoss { label_smoothing, ..TokenLoss::default() };
+            return tape.cross_entropy_of(how, head, &h, &labels, weights, grads).into();
+        }
         if !tape.records() || !spec.loss.losses.iter().any(|(kind, _)| *kind == LossType::Dft) {
             return tape.cross_entropy(head, &h, &labels, weights, grads).into();
         }

@@ -11,22 +11,24 @@ mod masked;
 mod multi_label;
 mod options;
 mod pair_losses;
+mod policy;
 mod preference;
 mod reward;
 mod squared_error;
 
 use lowrank_models::Head;
 
-pub(crate) use completions::completion_logps;
-pub(crate) use contract::{Means, Objective, Tally, positive};
+pub(crate) use completions::{completion_logps, sample_logps};
+pub(crate) use contract::{Means, Objective, Tally, known_name, positive};
 pub use contract::{Metrics, Prediction, Scores};
-pub use options::{LossOptions, LossType};
+pub use options::{ImportanceSamplingLevel, LossOptions, LossType};
 
 use crate::pack::PackedBatch;
 use crate::task::Task;
 
 /// Every loss.
-static ALL: [&dyn Objective; 9] = [
+static ALL: [&dyn Objective; 10] = [
+    &policy::Policy,
     &preference::Preference,
     &kto::Kto,
     &reward::Reward,

@@ -1,4 +1,4 @@
-//! Which losses of preferences a run minimizes, in TRL's words.
+//! Which losses of preferences and of sampled completions a run minimizes, in TRL's words.
 
 use std::str::FromStr;
 
@@ -45,6 +45,16 @@ pub enum LossType {
     Kto,
     /// APO-zero for completions that are not in pairs.
     ApoZeroUnpaired,
+    /// GRPO (Shao et al. 2024): the mean over completions of each one's mean.
+    Grpo,
+    /// Dr. GRPO (Liu et al. 2025): the sum over tokens, divided by the longest possible length.
+    DrGrpo,
+    /// The mean over the tokens of a micro-batch.
+    Bnpo,
+    /// DAPO (Yu et al. 2025): the mean over the tokens of a step.
+    Dapo,
+    /// RLOO (Ahmadian et al. 2024): whole completions, against the mean of the others.
+    Rloo,
     /// The next token's cross-entropy.
     Nll,
     /// The same, weighted by each token's probability (DFT, Wu et al. 2025).
@@ -52,7 +62,7 @@ pub enum LossType {
 }
 
 impl LossType {
-    const ALL: [(Self, &'static str); 19] = [
+    const ALL: [(Self, &'static str); 24] = [
         (Self::Sigmoid, "sigmoid"),
         (Self::Hinge, "hinge"),
         (Self::Ipo, "ipo"),
@@ -70,6 +80,11 @@ impl LossType {
         (Self::Cpo, "cpo"),
         (Self::Kto, "kto"),
         (Self::ApoZeroUnpaired, "apo_zero_unpaired"),
+        (Self::Grpo, "grpo"),
+        (Self::DrGrpo, "dr_grpo"),
+        (Self::Bnpo, "bnpo"),
+        (Self::Dapo, "dapo"),
+        (Self::Rloo, "rloo"),
         (Self::Nll, "nll"),
         (Self::Dft, "dft"),
     ];
@@ -84,13 +99,15 @@ impl LossType {
         match self {
             Self::Kto | Self::ApoZeroUnpaired => Task::Kto,
             Self::Nll | Self::Dft => Task::Lm,
+            Self::Grpo | Self::DrGrpo | Self::Bnpo | Self::Dapo | Self::Rloo => Task::Grpo,
             _ => Task::Preference,
         }
     }
 
-    /// Whether it compares the model with a reference.
+    /// Whether it always compares the model with a reference.
     pub fn needs_reference(self) -> bool {
-        !matches!(self, Self::Sft | Self::Orpo | Self::Simpo | Self::Cpo | Self::Nll | Self::Dft)
+        self.task() != Task::Grpo
+            && !matches!(self, Self::Sft | Self::Orpo | Self::Simpo | Self::Cpo | Self::Nll | Self::Dft)
     }
 }
 
@@ -123,10 +140,37 @@ impl From<LossType> for String {
     }
 }
 
+/// Of what the ratio of probabilities is taken that GRPO clips.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImportanceSamplingLevel {
+    /// Of each token.
+    #[default]
+    Token,
+    /// Of the completion: the geometric mean over its tokens (GSPO, Zheng et al. 2025).
+    Sequence,
+}
+
+impl FromStr for ImportanceSamplingLevel {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "token" => Ok(Self::Token),
+            "sequence" => Ok(Self::Sequence),
+            _ => Err(Error::Options(lowrank_files::unknown(
+                "importance sampling level",
+                name,
+                ["token", "sequence"],
+            ))),
+        }
+    }
+}
+
 /// The losses of preferences and rewards, with their weights and constants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossOptions {
-    /// Each loss with its weight; empty is the task's own: `nll`, `sigmoid` or `kto`.
+    /// Each loss with its weight; empty is the task's own: `nll`, `sigmoid`, `kto` or `dapo`.
     pub losses: Vec<(LossType, f64)>,
     /// How strongly the reference is held to.
     pub beta: f64,
@@ -142,6 +186,20 @@ pub struct LossOptions {
     pub undesirable_weight: f64,
     /// Rewards: weight of `(r_chosen + r_rejected)^2`.
     pub center_rewards_coefficient: f64,
+    /// Next tokens: the share of the target that is spread over all tokens.
+    pub label_smoothing_factor: f64,
+    /// Next tokens: the size of the noise on embeddings (NEFTune, Jain et al. 2023).
+    pub neftune_noise_alpha: Option<f64>,
+    /// GRPO: how far below 1 a ratio of probabilities counts.
+    pub epsilon: f64,
+    /// GRPO: how far above 1; `None` is as far as below.
+    pub epsilon_high: Option<f64>,
+    /// GRPO: of what the ratio is taken.
+    pub importance_sampling_level: ImportanceSamplingLevel,
+    /// GRPO: weight the distance to the reference by the ratio, so that its gradient is unbiased.
+    pub use_bias_correction_kl: bool,
+    /// GRPO: the temperature of the distribution that completions are sampled from.
+    pub temperature: f64,
 }
 
 impl LossOptions {
@@ -155,6 +213,13 @@ impl LossOptions {
         desirable_weight: 1.0,
         undesirable_weight: 1.0,
         center_rewards_coefficient: 0.0,
+        label_smoothing_factor: 0.0,
+        neftune_noise_alpha: None,
+        epsilon: 0.2,
+        epsilon_high: None,
+        importance_sampling_level: ImportanceSamplingLevel::Token,
+        use_bias_correction_kl: true,
+        temperature: 1.0,
     };
 
     /// The losses of `task`.
@@ -162,12 +227,16 @@ impl LossOptions {
         match (self.losses.is_empty(), task) {
             (true, Task::Preference) => vec![(LossType::Sigmoid, 1.0)],
             (true, Task::Kto) => vec![(LossType::Kto, 1.0)],
+            (true, Task::Grpo) => vec![(LossType::Dapo, 1.0)],
             _ => self.losses.clone(),
         }
     }
 
     /// Whether a loss of `task` compares with a reference.
     pub fn needs_reference(&self, task: Task) -> bool {
+        if task == Task::Grpo {
+            return self.beta > 0.0;
+        }
         self.of(task).iter().any(|(loss, _)| loss.needs_reference())
     }
 

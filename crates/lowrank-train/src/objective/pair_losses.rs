@@ -73,9 +73,16 @@ pub(super) fn loss(kind: LossType, options: &LossOptions, chosen: Completion, re
             smoothed((per_token(p_c, chosen) - per_token(p_r, rejected)) * beta - options.simpo_gamma)
         }
         LossType::Cpo => smoothed((p_c - p_r) * beta),
-        LossType::Sft | LossType::Kto | LossType::ApoZeroUnpaired | LossType::Nll | LossType::Dft => {
-            Dual::default()
-        }
+        LossType::Sft
+        | LossType::Kto
+        | LossType::ApoZeroUnpaired
+        | LossType::Grpo
+        | LossType::DrGrpo
+        | LossType::Bnpo
+        | LossType::Dapo
+        | LossType::Rloo
+        | LossType::Nll
+        | LossType::Dft => Dual::default(),
     }
 }
 

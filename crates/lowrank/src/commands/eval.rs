@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use lowrank::comm::Communicator;
-use lowrank::train::evaluate;
-use lowrank::{Result, all_well};
+use lowrank::train::{Task, evaluate};
+use lowrank::{Error, Result, all_well};
 
 use super::flags::scoring::ScoringFlags;
 use super::flags::texts::TextFlags;
@@ -44,6 +44,11 @@ fn work(args: &Args, comm: &Arc<dyn Communicator>, out: &mut Stdout) -> Result<E
         return args.texts.generate_and_score(&options, args.json, out, &inputs, &**comm, open);
     }
     let opened = || {
+        if options.task == Task::Grpo {
+            let what = "`task` grpo has a reward in place of a loss, which `train` evaluates with `eval_data`; give \
+                         `task` lm for the loss, or `generate` for texts";
+            return Err(Error::Usage(what.into()));
+        }
         let session = args.input.session()?.with_communicator(comm.clone());
         let data = args.input.read(&session, false)?;
         let adapters = args.input.adapter(&session)?;

@@ -165,7 +165,7 @@ fn argument<K: Known>(field: &'static Field, default: &Value) -> Arg {
         FieldKind::Value => valued(arg).allow_negative_numbers(true),
         FieldKind::Optional => valued(arg).num_args(0..=1).default_missing_value("true"),
         FieldKind::Path => valued(arg),
-        FieldKind::Paths => valued(arg).action(ArgAction::Append),
+        FieldKind::Paths | FieldKind::Texts => valued(arg).action(ArgAction::Append),
         FieldKind::List => valued(arg).num_args(1..).value_delimiter(',').action(ArgAction::Append),
         FieldKind::Map => valued(arg).action(ArgAction::Append),
     }
@@ -186,6 +186,7 @@ fn value_name(field: &Field) -> String {
     match field.kind {
         FieldKind::Path | FieldKind::Paths => "PATH".to_owned(),
         FieldKind::Map => "KEY=VALUE".to_owned(),
+        FieldKind::Texts => "NAME:ARGUMENT".to_owned(),
         FieldKind::List => format!("{},...", field.name.trim_end_matches('s').to_uppercase()),
         FieldKind::Optional => "REPO".to_owned(),
         FieldKind::Switch | FieldKind::Value => field.name.to_uppercase(),
@@ -237,7 +238,7 @@ fn value(field: &Field, matches: &ArgMatches) -> std::result::Result<toml::Value
             all().next_back().expect("the flag was given")
         }
         FieldKind::Paths if all().count() == 1 => all().next().expect("counted"),
-        FieldKind::List | FieldKind::Paths => toml::Value::Array(all().collect()),
+        FieldKind::List | FieldKind::Paths | FieldKind::Texts => toml::Value::Array(all().collect()),
         FieldKind::Map => {
             let mut entries = toml::Table::new();
             for (key, value) in all().filter_map(|value| value.as_table().cloned()).flatten() {
