@@ -304,7 +304,7 @@ impl Gguf {
         let Some(meta) = self.meta(key) else { return Ok(None) };
         match meta.elements {
             Some((Kind::Bool, _)) => {
-                Ok(Some(self.file.map[meta.value.clone()].iter().map(|byte| *byte != 0).collect()))
+                Ok(Some(self.map()[meta.value.clone()].iter().map(|byte| *byte != 0).collect()))
             }
             _ => Err(self.wrong_kind(meta, "an array of truth values")),
         }
