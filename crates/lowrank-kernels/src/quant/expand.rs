@@ -62,7 +62,9 @@ mod tests {
                 let run = |level| {
                     let mut out = vec![f32::NAN; end - start];
                     expand(level, &w, 0, start..end, &mut out);
-                    out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                    // A NaN of F16 or F32 may be made quiet.
+                    let bits = |x: &f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
+                    out.iter().map(bits).collect::<Vec<_>>()
                 };
                 let want = run(Level::Portable);
                 for level in Level::available() {

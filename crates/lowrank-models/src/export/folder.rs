@@ -278,8 +278,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (source, out) = (folder.path().join("source"), folder.path().join("out"));
         std::fs::create_dir(&source).unwrap();
-        std::fs::write(source.join("config.json"), r#"{"dtype": "float32", "quantization_config": {}}"#)
-            .unwrap();
+        std::fs::write(
+            source.join("config.json"),
+            r#"{"dtype": "float32", "quantization_config": {"quant_method": "gptq", "bits": 4}}"#,
+        )
+        .unwrap();
         let header = r#"{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[3],"data_offsets":[16,28]},"c":{"dtype":"F32","shape":[1],"data_offsets":[28,32]}}"#;
         let mut file = (header.len() as u64).to_le_bytes().to_vec();
         file.extend(header.as_bytes());
