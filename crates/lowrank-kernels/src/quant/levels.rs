@@ -150,7 +150,7 @@ levels!(IQ4_XS, 256, 136, |block, q, d| {
     let super_scale = half_at(block, 0);
     let upper = u16_at(block, 2);
     for part in 0..8 {
-        let scale = nibble(&block[4..8], part) | (upper >> (2 * part) & 3) as u8 * 16;
+        let scale = nibble(&block[4..8], part) | ((upper >> (2 * part) & 3) as u8) << 4;
         let scale = super_scale * f32::from(scale as i8 - 32);
         d[2 * part] = scale;
         d[2 * part + 1] = scale;
@@ -267,7 +267,7 @@ levels!(TQ1_0, 256, 54, |block, q, d| {
         let mut power = 1u8;
         for q in q.chunks_exact_mut(bytes.len()).take(count) {
             for (q, byte) in q.iter_mut().zip(bytes) {
-                *q = (u16::from(byte.wrapping_mul(power)) * 3 >> 8) as i8 - 1;
+                *q = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as i8 - 1;
             }
             power = power.wrapping_mul(3);
         }
