@@ -45,7 +45,9 @@ pub use layer::Linear;
 pub use lowrank_kernels as kernels;
 pub use lowrank_kernels::{Activation, AttentionShape, Format, RowOrder, Segment, WeightRef};
 pub use mapped::Mapped;
-pub use ops::{Attention, Disentangled, Embedding, Label, LayerNorm, LmHead, RmsNorm, Rope, Scores, TokenLoss};
+pub use ops::{
+    Attention, Disentangled, Embedding, Label, LayerNorm, LmHead, RmsNorm, Rope, Scores, TokenLoss,
+};
 pub use params::{AdamW, AdamWForm, Grads, Param, ParamId, Params};
 pub use row_adapters::{AdapterIndex, RowAdapters};
 pub use scope::{DropoutKey, Scope};

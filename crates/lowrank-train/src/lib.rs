@@ -45,8 +45,8 @@ pub use objective::{ImportanceSamplingLevel, LossOptions, LossType, Metrics, Pre
 pub use pack::{PackedBatch, PackedPair, PackedSample, pack};
 pub use ranks::check_same;
 pub use rollout::{
-    Advantages, RolloutOptions, Rollouts, SamplingOptions, SamplingPlan, SavedRollout, ScaleRewards, advantages,
-    learned,
+    Advantages, RolloutOptions, Rollouts, SamplingOptions, SamplingPlan, SavedRollout, ScaleRewards,
+    advantages, learned,
 };
 pub use samples::{SamplePrompt, SamplePrompts, Samples, ToText};
 pub use schedule::{LrScheduler, Schedule};

@@ -116,8 +116,10 @@ pub fn forecast(session: &Session, options: &TrainOptions) -> Result<Forecast> {
     let reference = prepared.rollouts.as_ref().and_then(|rollouts| rollouts.reference.as_ref());
     let reference_bytes = reference.map_or(0, |set| size_of::<f32>() * set.params.count());
     let tensors = &session.base.tensors;
-    let adapter_bytes =
-        adapters.params.training_bytes() + adapters.cached_bytes() + prepared.stepper.spare_bytes() + reference_bytes;
+    let adapter_bytes = adapters.params.training_bytes()
+        + adapters.cached_bytes()
+        + prepared.stepper.spare_bytes()
+        + reference_bytes;
     let mut forecast = Forecast {
         base_bytes: tensors.resident_bytes() as usize,
         base_parameters: tensors.parameters(),

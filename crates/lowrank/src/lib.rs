@@ -103,9 +103,9 @@ pub use merging::{MergeCheck, Merged, Verified, merge, merge_checked, unmerge, v
 pub use options::{ALIASES, Preset, SavedActivations, TrainOptions};
 pub use push::{Pushed, push};
 pub use push_option::PushToHub;
-pub use reward_funcs::RewardFuncs;
 pub use ranks::all_well;
 pub use reference::attach_reference;
+pub use reward_funcs::RewardFuncs;
 pub use rounding::Loss;
 pub use run_folder::LOG_FILE;
 pub use serve_plan::{ServeForecast, forecast_serving};

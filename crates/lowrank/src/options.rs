@@ -575,7 +575,9 @@ impl TrainOptions {
         self.check_sampling()?;
         if self.label_smoothing_factor > 0.0 {
             if self.task != Task::Lm {
-                return usage(format!("`label_smoothing_factor` is for `task` lm, not {task}; see `label_smoothing`"));
+                return usage(format!(
+                    "`label_smoothing_factor` is for `task` lm, not {task}; see `label_smoothing`"
+                ));
             }
             if losses.contains(&LossType::Dft) {
                 return usage("`label_smoothing_factor` and `loss_type` dft are two losses: give one".into());
@@ -585,7 +587,9 @@ impl TrainOptions {
             return usage("`loss_on_prompt` trains all turns: give it or `train_on_turns` last".into());
         }
         if self.beta == Some(0.0) && self.task != Task::Grpo {
-            return usage("`beta` must be above 0: without a reference there is `loss_type` orpo, simpo or cpo".into());
+            return usage(
+                "`beta` must be above 0: without a reference there is `loss_type` orpo, simpo or cpo".into(),
+            );
         }
         let compares = matches!(self.task, Task::Preference | Task::Kto | Task::Grpo);
         if self.ref_adapter.is_some() && !(compares && self.loss_options().needs_reference(self.task)) {
@@ -610,12 +614,16 @@ impl TrainOptions {
             };
         }
         if rewards.is_empty() {
-            return usage("`task` grpo needs a reward: give `reward_funcs`, such as exact_match:answer".into());
+            return usage(
+                "`task` grpo needs a reward: give `reward_funcs`, such as exact_match:answer".into(),
+            );
         }
         let weights = self.reward_weights.as_ref().map(OneOrMany::as_slice).unwrap_or_default();
         if !weights.is_empty() && weights.len() != rewards.len() {
             let (weights, rewards) = (weights.len(), rewards.len());
-            return usage(format!("`reward_weights` has {weights} numbers for {rewards} rewards of `reward_funcs`"));
+            return usage(format!(
+                "`reward_weights` has {weights} numbers for {rewards} rewards of `reward_funcs`"
+            ));
         }
         let (completions, group) = (self.completions_of_step(), self.num_generations);
         if !completions.is_multiple_of(group) {

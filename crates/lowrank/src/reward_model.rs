@@ -38,7 +38,9 @@ impl<'s> RewardModel<'s> {
         let trained = read_task(dir)?.and_then(|task| Some(task["task"].as_str()?.to_owned()));
         if trained.as_deref() != Some(Task::Reward.name()) {
             let (dir, what) = (dir.display(), trained.as_deref().unwrap_or(Task::Lm.name()));
-            return Err(Error::Usage(format!("`reward_funcs`: {dir} was trained for the task {what}, not reward")));
+            return Err(Error::Usage(format!(
+                "`reward_funcs`: {dir} was trained for the task {what}, not reward"
+            )));
         }
         let task = TaskSpec::new(Task::Reward, Vec::new());
         let base = &session.base;
@@ -74,7 +76,8 @@ impl<'s> RewardModel<'s> {
             true => json!([{"role": "assistant", "content": completion.text}]),
             false => completion.text.into(),
         };
-        let mut row = serde_json::Map::from_iter([("prompt".to_owned(), prompt), ("completion".to_owned(), text)]);
+        let mut row =
+            serde_json::Map::from_iter([("prompt".to_owned(), prompt), ("completion".to_owned(), text)]);
         for beside in ["tools", "chat_template_kwargs", "system"] {
             row.extend(completion.row.get(beside).map(|value| (beside.to_owned(), value.clone())));
         }

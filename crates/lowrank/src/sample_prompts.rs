@@ -104,7 +104,10 @@ fn of_data(session: &Session, options: &TrainOptions, path: &Path) -> Result<Vec
     let mut prompts = Vec::new();
     for example in data.examples.iter().take(MOST + 1) {
         if let Target::Prompt(_) = example.target {
-            prompts.push(SamplePrompt { text: tokenizer.decode(&example.tokens, true)?, tokens: example.tokens });
+            prompts.push(SamplePrompt {
+                text: tokenizer.decode(&example.tokens, true)?,
+                tokens: example.tokens,
+            });
             continue;
         }
         let first = example.loss_mask.iter().position(|labelled| *labelled).unwrap_or(0);

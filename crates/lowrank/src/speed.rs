@@ -32,7 +32,8 @@ pub struct Speed {
 /// As [`prepare`], and where a loss is not finite.
 pub fn measure_speed(session: &Session, options: &TrainOptions, forecast: &Forecast) -> Result<Speed> {
     if options.task == Task::Grpo {
-        let what = "`speed` times steps over given texts, and `task` grpo samples its own: run it for a few steps";
+        let what =
+            "`speed` times steps over given texts, and `task` grpo samples its own: run it for a few steps";
         return Err(Error::Usage(what.into()));
     }
     let mut prepared = prepare(session, options, session.device())?;

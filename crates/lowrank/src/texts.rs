@@ -140,4 +140,3 @@ pub(crate) fn until(text: &str, stops: &[String]) -> String {
     let cut = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
     text[..cut.unwrap_or(text.len())].to_owned()
 }
-

@@ -233,7 +233,8 @@ struct Smoothing {
 impl Smoothing {
     fn of(device: &Device, z: &Tensor, classes: &[u32], share: f32, cap: Option<f32>) -> Self {
         let (n, vocab) = (z.rows(), z.cols());
-        let targets: Vec<u32> = (0..).zip(classes).map(|(row, class): (u32, _)| row * vocab as u32 + class).collect();
+        let targets: Vec<u32> =
+            (0..).zip(classes).map(|(row, class): (u32, _)| row * vocab as u32 + class).collect();
         let mut at_target = device.alloc(n, 1);
         device.gather_rows(&mut at_target, &z.reshape(n * vocab, 1), &targets);
         let mut ones = device.alloc(vocab, 1);

@@ -305,7 +305,10 @@ fn cross_entropy() {
                 pass(&x).0
             };
             let want = (at(4e-3) - at(-4e-3)) / 8e-3;
-            assert!((want - f64::from(*have)).abs() < 3e-3, "{softcap:?}, {how:?}: value {i}: {have} for {want}");
+            assert!(
+                (want - f64::from(*have)).abs() < 3e-3,
+                "{softcap:?}, {how:?}: value {i}: {have} for {want}"
+            );
         }
         assert!(exact[6..12].iter().all(|x| *x == 0.0), "a row without a label has no gradient");
     }
@@ -319,7 +322,11 @@ fn noise_on_embeddings() {
     let (rows, cols, lengths, alpha) = (64, 48, [5, 80], 5.0f32);
     let lengths: Vec<u32> = (0..rows).map(|row| lengths[row % 2]).collect();
     let noisy = |noise: Option<f32>, pass: u64| {
-        let scope = Scope { noise, dropout: Some(DropoutKey { seed: 3, pass }), ..Scope::inference(&device, &params) };
+        let scope = Scope {
+            noise,
+            dropout: Some(DropoutKey { seed: 3, pass }),
+            ..Scope::inference(&device, &params)
+        };
         let mut tape = Tape::new(scope, &adapters, Record::All);
         let x = Var::constant(device.tensor(rows, cols, &vec![2.0; rows * cols]));
         tape.embedding_noise(x, &lengths).tensor.to_vec()

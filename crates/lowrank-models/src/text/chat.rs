@@ -649,7 +649,10 @@ fn without_untrained(rendered: Rendered, talk: &Conversation) -> Result<Rendered
         )));
     }
     let trained = |(_, at): &(Range<usize>, usize)| !talk.untrained.contains(at);
-    Ok(Rendered { text, assistant: assistant.into_iter().zip(answers).filter(trained).map(|(span, _)| span).collect() })
+    Ok(Rendered {
+        text,
+        assistant: assistant.into_iter().zip(answers).filter(trained).map(|(span, _)| span).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -724,7 +727,8 @@ mod tests {
             assert_eq!(of(vec![1]), want);
             assert_eq!(of(vec![1, 3]), "");
         }
-        let once = ChatTemplate::new("{% generation %}{{ messages | length }}{% endgeneration %}", "", "").unwrap();
+        let once =
+            ChatTemplate::new("{% generation %}{{ messages | length }}{% endgeneration %}", "", "").unwrap();
         let talk = Conversation { untrained: vec![1], ..Conversation::from(&talk()[..]) };
         let error = once.render_with_spans(&talk).unwrap_err().to_string();
         assert!(error.contains("1 parts for 2 turns"), "{error}");

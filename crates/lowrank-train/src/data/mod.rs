@@ -52,7 +52,9 @@ use rayon::prelude::*;
 use crate::Error;
 use crate::batches::{Random, shuffle};
 use crate::task::Task;
-pub use contract::{DataFormat, DataOptions, Encode, EncodeError, Example, ExampleId, Sample, Target, TrainOnTurns};
+pub use contract::{
+    DataFormat, DataOptions, Encode, EncodeError, Example, ExampleId, Sample, Target, TrainOnTurns,
+};
 use encode::Encoded;
 use fields::Rows;
 pub use glue::Glue;

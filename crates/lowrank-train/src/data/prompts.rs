@@ -20,7 +20,10 @@ pub(super) fn encode(row: &Row, options: &DataOptions, encoder: &dyn Encode) -> 
         let text = template.fill(|column| fields.text(if column == "prompt" { name } else { column }))?;
         (encoder.encode(&text).map_err(failed)?, "prompts")
     } else if fields.is_list(name) {
-        (encoder.encode_chat_prompt(&fields.conversation(name)?).map_err(failed)?, "prompts that are conversations")
+        (
+            encoder.encode_chat_prompt(&fields.conversation(name)?).map_err(failed)?,
+            "prompts that are conversations",
+        )
     } else if fields.has(name) {
         (encoder.encode(fields.text(name)?).map_err(failed)?, "prompts")
     } else if fields.is_list(MESSAGES) {

@@ -847,7 +847,8 @@ fn turns_are_trained_or_not() {
         )
     };
     let learned = |rows: &str, which: TrainOnTurns| -> Result<Vec<String>, String> {
-        let data = case("a.jsonl", rows).with(|o| o.train_on_turns = which).load().map_err(|e| e.to_string())?;
+        let data =
+            case("a.jsonl", rows).with(|o| o.train_on_turns = which).load().map_err(|e| e.to_string())?;
         let text = |example: Example| {
             let learned = example.tokens.iter().zip(&example.loss_mask).filter(|(_, mask)| **mask);
             learned.map(|(token, _)| *token as u8 as char).collect()
@@ -867,6 +868,7 @@ fn turns_are_trained_or_not() {
     assert!(error.contains("\"weight\" of turn 2 is 0.5, expected 0 or 1"), "{error}");
     let sharegpt = r#"{"conversations":[{"from":"human","value":"u"},{"from":"gpt","value":"aa","weight":0},{"from":"gpt","value":"bb"}]}"#;
     assert_eq!(learned(sharegpt, TrainOnTurns::All).unwrap(), ["bb"]);
-    let user = r#"{"messages":[{"role":"user","content":"u","train":true},{"role":"assistant","content":"aa"}]}"#;
+    let user =
+        r#"{"messages":[{"role":"user","content":"u","train":true},{"role":"assistant","content":"aa"}]}"#;
     assert!(learned(user, TrainOnTurns::All).unwrap_err().contains("`loss_on_prompt` only"));
 }

@@ -132,8 +132,7 @@ impl Objective for Policy {
                 *token_weight = -(f64::from(*weight) * scale * slope) as f32;
             }
             let advantage = sample.sample.advantage;
-            let (low, high) =
-                (1.0 - options.epsilon, 1.0 + options.epsilon_high.unwrap_or(options.epsilon));
+            let (low, high) = (1.0 - options.epsilon, 1.0 + options.epsilon_high.unwrap_or(options.epsilon));
             for ratio in found.ratios {
                 let is_low = ratio < low && advantage < 0.0;
                 let is_high = ratio > high && advantage > 0.0;

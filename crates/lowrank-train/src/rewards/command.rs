@@ -149,7 +149,8 @@ impl Reward for Program {
             };
             self.stop();
             if let Some(before) = first.replace(what.clone()) {
-                let again = if before == what { "twice".to_owned() } else { format!("and before that {before}") };
+                let again =
+                    if before == what { "twice".to_owned() } else { format!("and before that {before}") };
                 return Err(format!("`{}` {what}, {again}", self.command));
             }
         }
@@ -168,7 +169,8 @@ mod tests {
 
     fn ask(command: &str, timeout: f64, texts: &[&str]) -> Result<Vec<Option<f64>>, String> {
         let row = [("n".to_owned(), Value::from(3))].into_iter().collect();
-        let completions: Vec<_> = texts.iter().map(|text| Completion { row: &row, text, tokens: 1 }).collect();
+        let completions: Vec<_> =
+            texts.iter().map(|text| Completion { row: &row, text, tokens: 1 }).collect();
         Program::new("x".into(), command, Duration::from_secs_f64(timeout)).score(&completions)
     }
 
@@ -180,7 +182,10 @@ mod tests {
         let line = |text: &str| Some(format!("{{\"n\":3,\"completion\":\"{text}\"}}").len() as f64);
         assert_eq!(got, [line("a"), line("bcd")]);
         assert_eq!(ask("awk '{print \"null\"; fflush()}'", 20.0, &["a"]).unwrap(), [None]);
-        assert_eq!(ask("awk '{print \"{\\\"reward\\\": 0.5}\"; fflush()}'", 20.0, &["a"]).unwrap(), [Some(0.5)]);
+        assert_eq!(
+            ask("awk '{print \"{\\\"reward\\\": 0.5}\"; fflush()}'", 20.0, &["a"]).unwrap(),
+            [Some(0.5)]
+        );
     }
 
     #[test]
@@ -191,7 +196,10 @@ mod tests {
         let script = dir.path().join("reward.sh");
         std::fs::write(
             &script,
-            format!("if [ ! -e {0} ]; then touch {0}; exit 3; fi\nwhile read -r line; do echo 2; done\n", mark.display()),
+            format!(
+                "if [ ! -e {0} ]; then touch {0}; exit 3; fi\nwhile read -r line; do echo 2; done\n",
+                mark.display()
+            ),
         )
         .unwrap();
         let command = format!("sh {}", script.display());

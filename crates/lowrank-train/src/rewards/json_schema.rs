@@ -132,7 +132,8 @@ fn asks(value: &Value, schema: &Map<String, Value>, key: &str, asked: &Value) ->
     let limit = || asked.as_f64().unwrap_or_default();
     let number = |holds: &dyn Fn(f64) -> bool| value.as_f64().is_none_or(holds);
     let length = |of: Option<usize>, holds: &dyn Fn(f64) -> bool| of.is_none_or(|n| holds(n as f64));
-    let (letters, entries) = (value.as_str().map(|text| text.chars().count()), value.as_array().map(Vec::len));
+    let (letters, entries) =
+        (value.as_str().map(|text| text.chars().count()), value.as_array().map(Vec::len));
     match key {
         "type" => match asked {
             Value::Array(names) => names.iter().any(|name| is_of(value, name)),
@@ -140,12 +141,14 @@ fn asks(value: &Value, schema: &Map<String, Value>, key: &str, asked: &Value) ->
         },
         "enum" => list().iter().any(|other| same(value, other)),
         "const" => same(value, asked),
-        "required" => value.as_object().is_none_or(|map| {
-            list().iter().filter_map(Value::as_str).all(|name| map.contains_key(name))
-        }),
+        "required" => value
+            .as_object()
+            .is_none_or(|map| list().iter().filter_map(Value::as_str).all(|name| map.contains_key(name))),
         "properties" => value.as_object().is_none_or(|map| {
             let asked = asked.as_object().into_iter().flatten();
-            asked.filter_map(|(name, inner)| Some((map.get(name)?, inner))).all(|(v, inner)| follows(v, inner))
+            asked
+                .filter_map(|(name, inner)| Some((map.get(name)?, inner)))
+                .all(|(v, inner)| follows(v, inner))
         }),
         "additionalProperties" => value.as_object().is_none_or(|map| {
             let known = |name: &str| schema.get("properties").is_some_and(|known| known.get(name).is_some());

@@ -44,7 +44,8 @@ pub fn parse(
         "exact_match" => Box::new(Named(name, exact_match::ExactMatch { column })),
         "numeric" => Box::new(Named(name, numeric::Numeric { column })),
         "regex" => {
-            let found = Regex::new(argument).map_err(|e| format!("{argument:?} is not a valid pattern: {e}"))?;
+            let found =
+                Regex::new(argument).map_err(|e| format!("{argument:?} is not a valid pattern: {e}"))?;
             Box::new(Named(name, pattern::Pattern(found)))
         }
         "json_schema" => Box::new(Named(name, json_schema::JsonSchema::parse(argument)?)),

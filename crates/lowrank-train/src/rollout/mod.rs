@@ -164,15 +164,20 @@ impl<'a> Rollouts<'a> {
         let sampled_s = started.elapsed().as_secs_f64();
         let mut judged = self.judge(stepper.communicator(), &prompts, &groups)?;
         let rewarded_s = started.elapsed().as_secs_f64() - sampled_s;
-        let completions: Vec<(&Example, &Vec<u32>)> =
-            prompts.iter().zip(&groups).flat_map(|(prompt, group)| group.iter().map(move |c| (prompt, c))).collect();
+        let completions: Vec<(&Example, &Vec<u32>)> = prompts
+            .iter()
+            .zip(&groups)
+            .flat_map(|(prompt, group)| group.iter().map(move |c| (prompt, c)))
+            .collect();
         let mut metrics = self.metrics(&completions, &judged);
         metrics.insert("sampling_s".into(), sampled_s);
         metrics.insert("reward_s".into(), rewarded_s);
 
         let options = &self.options;
-        let as_examples: Vec<Vec<Example>> =
-            completions.chunks(options.batch_size).map(|batch| batch.iter().map(|(p, c)| self.example(p, c)).collect()).collect();
+        let as_examples: Vec<Vec<Example>> = completions
+            .chunks(options.batch_size)
+            .map(|batch| batch.iter().map(|(p, c)| self.example(p, c)).collect())
+            .collect();
         if let (LossType::Rloo, Some(reference)) = (options.loss_type, &self.reference) {
             let kl = sequence_kl(stepper, reference, &as_examples, how, step.step)?;
             judged.totals.iter_mut().zip(&kl).for_each(|(total, kl)| *total -= options.beta * kl);
@@ -180,8 +185,7 @@ impl<'a> Rollouts<'a> {
             metrics.insert("kl".into(), kl.iter().sum::<f64>() / tokens.max(1) as f64);
         }
         let rloo = options.loss_type == LossType::Rloo;
-        let worth =
-            advantages(&judged.totals, options.sampling.num_generations, options.scale_rewards, rloo);
+        let worth = advantages(&judged.totals, options.sampling.num_generations, options.scale_rewards, rloo);
         metrics.insert("frac_reward_zero_std".into(), worth.frac_reward_zero_std);
 
         let micro_batches = learned(options, as_examples, &worth.advantages);
@@ -198,15 +202,16 @@ impl<'a> Rollouts<'a> {
         }
         let sample_s = started.elapsed().as_secs_f64();
         let shown = completions.iter().zip(&judged.texts).zip(&judged.totals);
-        let record = |(((prompt, tokens), text), reward): ((&(&Example, &Vec<u32>), &String), &f64)| SampleRecord {
-            step: step.step,
-            epoch,
-            sample_prompt: prompt_text(prompt),
-            sample_text: text.clone(),
-            sample_tokens: tokens.len() as u64,
-            sample_s,
-            sample_reward: Some(*reward),
-        };
+        let record =
+            |(((prompt, tokens), text), reward): ((&(&Example, &Vec<u32>), &String), &f64)| SampleRecord {
+                step: step.step,
+                epoch,
+                sample_prompt: prompt_text(prompt),
+                sample_text: text.clone(),
+                sample_tokens: tokens.len() as u64,
+                sample_s,
+                sample_reward: Some(*reward),
+            };
         rollout.records = shown.take(options.num_completions_to_log).map(record).collect();
         stepper.device().trim();
         lowrank_kernels::trim_heap();
@@ -214,7 +219,11 @@ impl<'a> Rollouts<'a> {
     }
 
     /// The mean reward of completions of held-out prompts. The loss is its negative: a lower one is better.
-    pub(crate) fn evaluate(&mut self, stepper: &Stepper<'_>, examples: &Examples) -> Result<Evaluation, Error> {
+    pub(crate) fn evaluate(
+        &mut self,
+        stepper: &Stepper<'_>,
+        examples: &Examples,
+    ) -> Result<Evaluation, Error> {
         let started = Instant::now();
         stepper.device().trim();
         let prompts: Vec<Example> = examples.iter().collect();
@@ -222,10 +231,16 @@ impl<'a> Rollouts<'a> {
         let groups = self.options.sampling.complete(stepper, &prompts, u64::MAX)?;
         stepper.device().trim();
         let judged = self.judge(stepper.communicator(), &prompts, &groups)?;
-        let completions: Vec<(&Example, &Vec<u32>)> =
-            prompts.iter().zip(&groups).flat_map(|(prompt, group)| group.iter().map(move |c| (prompt, c))).collect();
-        let metrics: Metrics =
-            self.metrics(&completions, &judged).iter().map(|(name, value)| (known_name(name), *value)).collect();
+        let completions: Vec<(&Example, &Vec<u32>)> = prompts
+            .iter()
+            .zip(&groups)
+            .flat_map(|(prompt, group)| group.iter().map(move |c| (prompt, c)))
+            .collect();
+        let metrics: Metrics = self
+            .metrics(&completions, &judged)
+            .iter()
+            .map(|(name, value)| (known_name(name), *value))
+            .collect();
         let reward = metrics["reward"];
         lowrank_kernels::trim_heap();
         Ok(Evaluation {
@@ -257,19 +272,31 @@ impl<'a> Rollouts<'a> {
             let plain: Vec<Vec<u32>> = groups.iter().flatten().map(without_end).collect();
             texts = to_text(&plain).map_err(|e| Error::Options(e.to_string()))?;
             let rows: Vec<Map<String, Value>> = prompts.iter().map(row).collect();
-            let of = rows.iter().zip(groups).flat_map(|(row, group)| group.iter().map(move |tokens| (row, tokens)));
-            let completions: Vec<Completion<'_>> =
-                of.zip(&texts).map(|((row, tokens), text)| Completion { row, text, tokens: tokens.len() }).collect();
+            let of = rows
+                .iter()
+                .zip(groups)
+                .flat_map(|(row, group)| group.iter().map(move |tokens| (row, tokens)));
+            let completions: Vec<Completion<'_>> = of
+                .zip(&texts)
+                .map(|((row, tokens), text)| Completion { row, text, tokens: tokens.len() })
+                .collect();
             list.iter_mut().map(|reward| scored(&mut **reward, &completions)).collect()
         })?;
         // As bits between ranks, so that they stay what they were.
-        let rewards: Vec<Vec<Option<f64>>> =
-            rewards.into_iter().map(|list| list.into_iter().map(|r| r.map(f64::from_bits)).collect()).collect();
+        let rewards: Vec<Vec<Option<f64>>> = rewards
+            .into_iter()
+            .map(|list| list.into_iter().map(|r| r.map(f64::from_bits)).collect())
+            .collect();
         let count = groups.iter().map(Vec::len).sum();
         let total = |at: usize| {
             let of = |(list, weight): (&Vec<Option<f64>>, &f64)| Some(list[at]? * weight);
             // Without any reward it is no number.
-            rewards.iter().zip(&self.options.reward_weights).filter_map(of).reduce(|a, b| a + b).unwrap_or(f64::NAN)
+            rewards
+                .iter()
+                .zip(&self.options.reward_weights)
+                .filter_map(of)
+                .reduce(|a, b| a + b)
+                .unwrap_or(f64::NAN)
         };
         Ok(Judged { totals: (0..count).map(total).collect(), rewards, texts })
     }
@@ -278,8 +305,11 @@ impl<'a> Rollouts<'a> {
     fn metrics(&self, completions: &[(&Example, &Vec<u32>)], judged: &Judged) -> BTreeMap<String, f64> {
         let mut out = BTreeMap::new();
         let lengths: Vec<f64> = completions.iter().map(|(_, tokens)| tokens.len() as f64).collect();
-        let ended: Vec<f64> =
-            completions.iter().filter(|(_, tokens)| self.ends(tokens)).map(|(_, tokens)| tokens.len() as f64).collect();
+        let ended: Vec<f64> = completions
+            .iter()
+            .filter(|(_, tokens)| self.ends(tokens))
+            .map(|(_, tokens)| tokens.len() as f64)
+            .collect();
         let mut put = |name: &str, value: f64| out.insert(name.to_owned(), value);
         let (reward, reward_std) = mean_and_std(&judged.totals);
         put("reward", reward);
@@ -312,7 +342,6 @@ impl<'a> Rollouts<'a> {
         let learns = !self.options.mask_truncated_completions || self.ends(completion);
         completed(prompt, completion, learns)
     }
-
 }
 
 /// `log p - log ref` of each completion, the sum over its tokens.
@@ -329,16 +358,17 @@ fn sequence_kl(
     let own = logps(&stepper.scorer(), &shards, temperature)?;
     let theirs = logps(&stepper.scorer_with(reference), &shards, temperature)?;
     let sum = |logps: &Vec<f32>| logps.iter().map(|logp| f64::from(*logp)).sum::<f64>();
-    Ok(own.iter().flatten().zip(theirs.iter().flatten()).map(|(own, theirs)| sum(own) - sum(theirs)).collect())
+    Ok(own
+        .iter()
+        .flatten()
+        .zip(theirs.iter().flatten())
+        .map(|(own, theirs)| sum(own) - sum(theirs))
+        .collect())
 }
 
 impl Rollout {
     /// Gives every sampled completion the log-probabilities of its tokens.
-    fn set_logps(
-        &mut self,
-        logps: Vec<Vec<Vec<f32>>>,
-        which: fn(&mut crate::PackedSample) -> &mut Vec<f32>,
-    ) {
+    fn set_logps(&mut self, logps: Vec<Vec<Vec<f32>>>, which: fn(&mut crate::PackedSample) -> &mut Vec<f32>) {
         for (batch, logps) in self.shards.iter_mut().flatten().zip(logps) {
             batch.samples.iter_mut().zip(logps).for_each(|(sample, logps)| *which(sample) = logps);
         }
@@ -367,14 +397,16 @@ pub fn learned(
     micro_batches: Vec<Vec<Example>>,
     advantages: &[f64],
 ) -> Vec<Vec<Example>> {
-    let micro_tokens: Vec<f64> =
-        micro_batches.iter().map(|batch| batch.iter().map(|e| e.labels() as f64).sum::<f64>().max(1.0)).collect();
+    let micro_tokens: Vec<f64> = micro_batches
+        .iter()
+        .map(|batch| batch.iter().map(|e| e.labels() as f64).sum::<f64>().max(1.0))
+        .collect();
     let all_tokens: f64 = micro_batches.iter().flatten().map(|e| e.labels() as f64).sum::<f64>().max(1.0);
     let all: f64 = micro_batches.iter().map(|batch| batch.len() as f64).sum();
     let micro_count = micro_batches.len() as f64;
     let longest = options.sampling.max_completion_length as f64;
     let holds = options.beta > 0.0 && options.loss_type != LossType::Rloo;
-    let spare = micro_batches.iter().flatten().find(|example| example.labels() > 0).cloned();
+    let spare = micro_batches.iter().flatten().next().cloned();
     let mut advantage = advantages.iter();
     let mut kept: Vec<Vec<Example>> = Vec::new();
     for (batch, micro_tokens) in micro_batches.into_iter().zip(micro_tokens) {
@@ -405,7 +437,10 @@ pub fn learned(
     kept.retain(|batch| !batch.is_empty());
     match (kept.is_empty(), spare) {
         // A step without a gradient is one still.
-        (true, Some(spare)) => vec![vec![Example { sample: Some(Sample::default()), ..spare }]],
+        (true, Some(mut spare)) => {
+            spare.loss_mask[spare.prompt_len..].fill(true);
+            vec![vec![Example { sample: Some(Sample::default()), ..spare }]]
+        }
         _ => kept,
     }
 }

@@ -48,7 +48,8 @@ impl Rollouts<'_> {
     /// Tokens of a completion at most.
     fn longest(&self, stepper: &Stepper<'_>, prompt: usize) -> usize {
         let positions = stepper.model().info().position_limit.unwrap_or(usize::MAX);
-        let left = positions.saturating_add(1).saturating_sub(prompt + stepper.adapters.active.virtual_tokens);
+        let left =
+            positions.saturating_add(1).saturating_sub(prompt + stepper.adapters.active.virtual_tokens);
         self.options.sampling.max_completion_length.min(left).max(1)
     }
 

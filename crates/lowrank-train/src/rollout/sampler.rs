@@ -51,7 +51,8 @@ impl SamplingOptions {
         let comm = stepper.communicator();
         let numbered: Vec<(u64, &Example)> = (0..).zip(prompts).collect();
         let chunks = numbered.chunks(self.prompts_at_once()).skip(comm.rank()).step_by(comm.size());
-        let own: lowrank_models::Result<Vec<_>> = chunks.map(|chunk| self.chunk(stepper, chunk, batch)).collect();
+        let own: lowrank_models::Result<Vec<_>> =
+            chunks.map(|chunk| self.chunk(stepper, chunk, batch)).collect();
         let chunks: Vec<Vec<Vec<Vec<u32>>>> = gathered(comm, own.map_err(|e| e.to_string()))?;
         Ok(chunks.into_iter().flatten().collect())
     }
@@ -94,7 +95,8 @@ mod tests {
 
     #[test]
     fn prompts_have_seeds_of_their_own() {
-        let mut all: Vec<u64> = (0..4).flat_map(|batch| (0..64).map(move |prompt| seed(42, batch, prompt))).collect();
+        let mut all: Vec<u64> =
+            (0..4).flat_map(|batch| (0..64).map(move |prompt| seed(42, batch, prompt))).collect();
         all.sort_unstable();
         // Each prompt has room for its completions.
         assert!(all.windows(2).all(|pair| pair[1] - pair[0] > 1 << 20));

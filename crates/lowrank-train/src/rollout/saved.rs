@@ -50,7 +50,11 @@ impl SavedRollout {
         };
         Self {
             batch: rollout.batch,
-            micro_batches: rollout.micro_batches.iter().map(|batch| batch.iter().map(sample).collect()).collect(),
+            micro_batches: rollout
+                .micro_batches
+                .iter()
+                .map(|batch| batch.iter().map(sample).collect())
+                .collect(),
             old_logps: bits(|sample| &sample.old_logps),
             ref_logps: bits(|sample| &sample.ref_logps),
             metrics: rollout.metrics.iter().map(|(name, value)| (name.clone(), value.to_bits())).collect(),
@@ -86,7 +90,8 @@ impl SavedRollout {
         let floats = |list: Vec<u32>| list.into_iter().map(f32::from_bits).collect::<Vec<f32>>();
         let mut logps = self.old_logps.into_iter().zip(self.ref_logps);
         for sample in shards.iter_mut().flatten().flat_map(|batch| &mut batch.samples) {
-            let (old, reference) = logps.next().map(|(old, own)| (floats(old), floats(own))).unwrap_or_default();
+            let (old, reference) =
+                logps.next().map(|(old, own)| (floats(old), floats(own))).unwrap_or_default();
             let fits = |list: &Vec<f32>| list.is_empty() || list.len() == sample.labels;
             if !fits(&old) || !fits(&reference) {
                 let what = "the completions of the checkpoint are not those of its log-probabilities";
