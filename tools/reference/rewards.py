@@ -67,7 +67,8 @@ def data():
         second = [None if (prompt + i) % 5 == 0 else float((prompt * i) % 3) for i in range(GENERATIONS)]
         if prompt % 4 == 3:
             first, second = [0.5] * GENERATIONS, [1.0] * GENERATIONS
-        out.append({"prompt": draw(3 + prompt % 4), "completions": completions, "first": first, "second": second})
+        # The prompts of a batch are equally long: TRL pads them on the left, and GPT-2 then has other positions.
+        out.append({"prompt": draw(3 + prompt // PROMPTS % 4), "completions": completions, "first": first, "second": second})
     return out
 
 

@@ -96,6 +96,7 @@ pub async fn create(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body:
     };
     let talk = Conversation {
         prompt_turns: fields.messages.len(),
+        untrained: Vec::new(),
         messages: fields.messages,
         tools,
         arguments: fields.chat_template_kwargs.unwrap_or_default(),

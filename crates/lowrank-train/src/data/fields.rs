@@ -341,7 +341,7 @@ impl<'a> Fields<'a> {
                 return Err(format!("\"chat_template_kwargs\" is {}, expected an object", kind(other)));
             }
         };
-        Ok(Conversation { messages, prompt_turns, tools, arguments })
+        Ok(Conversation { messages, prompt_turns, untrained: Vec::new(), tools, arguments })
     }
 
     /// The names of the fields, for people.

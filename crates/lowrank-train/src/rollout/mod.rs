@@ -406,7 +406,7 @@ pub fn learned(
     let micro_count = micro_batches.len() as f64;
     let longest = options.sampling.max_completion_length as f64;
     let holds = options.beta > 0.0 && options.loss_type != LossType::Rloo;
-    let spare = micro_batches.iter().flatten().find(|example| example.labels() > 0).cloned();
+    let spare = micro_batches.iter().flatten().next().cloned();
     let mut advantage = advantages.iter();
     let mut kept: Vec<Vec<Example>> = Vec::new();
     for (batch, micro_tokens) in micro_batches.into_iter().zip(micro_tokens) {
@@ -437,7 +437,10 @@ pub fn learned(
     kept.retain(|batch| !batch.is_empty());
     match (kept.is_empty(), spare) {
         // A step without a gradient is one still.
-        (true, Some(spare)) => vec![vec![Example { sample: Some(Sample::default()), ..spare }]],
+        (true, Some(mut spare)) => {
+            spare.loss_mask[spare.prompt_len..].fill(true);
+            vec![vec![Example { sample: Some(Sample::default()), ..spare }]]
+        }
         _ => kept,
     }
 }
