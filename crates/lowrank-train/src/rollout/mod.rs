@@ -6,6 +6,7 @@
 
 mod advantages;
 mod plan;
+mod restore;
 mod sampler;
 mod saved;
 
@@ -26,6 +27,7 @@ pub use saved::SavedRollout;
 use crate::batches::Step;
 use crate::evaluate::Evaluation;
 use crate::log::SampleRecord;
+use crate::loop_options::LoopOptions;
 use crate::objective::{LossType, Metrics, known_name};
 use crate::ranks::all_well;
 use crate::rewards::{Completion, Reward};
@@ -33,7 +35,6 @@ use crate::samples::ToText;
 use crate::scorer::Scorer;
 use crate::shards::Shard;
 use crate::step::Stepper;
-use crate::trainer::LoopOptions;
 use crate::{Error, Example, Examples, RunState, Sample, Target};
 use advantages::mean_and_std;
 

@@ -7,9 +7,9 @@ use lowrank_engine::{KvCache, Scope, Segment, Tape};
 use lowrank_models::TokenBatch;
 
 use super::{Rollouts, completed};
+use crate::loop_options::LoopOptions;
 use crate::shards::Shard;
 use crate::step::Stepper;
-use crate::trainer::LoopOptions;
 use crate::{Example, Examples, Sample};
 
 /// What sampling the completions of a step takes.
