@@ -213,7 +213,7 @@ fn interleaved_rope() {
     let (device, params) = (Device::cpu(), Params::default());
     let (heads, head_dim, positions) = (2, 6, [3, 1]);
     let adapters = ActiveAdapters::default();
-    let tape = Tape::new(Scope::inference(&device, &params), &adapters, Record::None);
+    let tape = Tape::new(Scope::inference(&device, &params), &adapters, Record::Nothing);
     let rope = rope(&tape, &positions, true);
     let x = normal(2 * heads * head_dim, 5);
     let whole = device.tensor(2, heads * head_dim, &x);
