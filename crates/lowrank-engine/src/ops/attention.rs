@@ -32,7 +32,14 @@ pub struct Rope {
 
 impl Rope {
     /// Rotates each head of `x`, or, with `back`, rotates it back.
-    pub(super) fn rotate(&self, device: &Device, x: Tensor, heads: usize, head_dim: usize, back: bool) -> Tensor {
+    pub(super) fn rotate(
+        &self,
+        device: &Device,
+        x: Tensor,
+        heads: usize,
+        head_dim: usize,
+        back: bool,
+    ) -> Tensor {
         let turn = |x: &mut Tensor| match back {
             true => device.rope_backward(x, &self.cos, &self.sin, heads, head_dim),
             false => device.rope(x, &self.cos, &self.sin, heads, head_dim),
