@@ -189,7 +189,7 @@ def write_case(case):
             return function(x, p, training, inplace)
         layer = len(calls) % layers
         calls.append(layer)
-        return drop_attention(x, p, 4 * (layer + 1), layer == layers - 1)
+        return drop_attention(x, p, 4 * (layer + 1), layer == layers - 1 and "gpt2" not in base)
 
     F.dropout = torch.nn.functional.dropout = dropout
     loss, first = 0.0, 0

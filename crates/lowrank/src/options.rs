@@ -252,11 +252,11 @@ options! {
         /// Maximum number of tokens in a completion.
         max_completion_length: usize = 256, Range::Whole(1, 65_536);
         /// Temperature of sampling, and of the probabilities that are trained.
-        temperature: f64 = LossOptions::DEFAULT.temperature, Range::Above(0.0, 100.0);
+        temperature: f64 = LossOptions::DEFAULT.temperature, Range::Real(0.0, 100.0);
         /// Sample from the most likely tokens that together have this probability; 1 from all.
         top_p: f64 = 1.0, Range::Above(0.0, 1.0);
         /// Sample from this many of the most likely tokens; 0 from all.
-        top_k: usize = 0, Range::Whole(0, 1 << 31);
+        top_k: usize = 0, Range::Whole(0, 1 << 32);
         /// Sample from tokens with this share of the most likely one's probability; 0 from all.
         min_p: f64 = 0.0, Range::Real(0.0, 1.0);
         /// Divide advantages by the standard deviation of the rewards of a prompt (group), of the step (batch) or by nothing (none)
@@ -627,6 +627,9 @@ impl TrainOptions {
             return usage(format!(
                 "`reward_weights` has {weights} numbers for {rewards} rewards of `reward_funcs`"
             ));
+        }
+        if self.temperature == 0.0 {
+            return usage("`temperature` of `task` grpo must be above 0: equal completions teach nothing".into());
         }
         let (completions, group) = (self.completions_of_step(), self.num_generations);
         if !completions.is_multiple_of(group) {
