@@ -235,7 +235,7 @@ fn rewards_of_every_kind() {
         2,
         &["prompts.jsonl:1", "\"missing\" is missing; there is prompt, answer, text"],
     );
-    fails("numeric:prompt", 2, &["--reward-funcs"].map(|_| "say"));
+    fails("numeric:text", 2, &["prompts.jsonl:1", "which has no number"]);
     fails("judge:x", 2, &["\"judge:x\" is not a reward; there is exact_match:COLUMN"]);
     fails("regex:(", 2, &["not a valid pattern"]);
     fails("length:none", 2, &["no number of tokens"]);
