@@ -629,7 +629,9 @@ impl TrainOptions {
             ));
         }
         if self.temperature == 0.0 {
-            return usage("`temperature` of `task` grpo must be above 0: equal completions teach nothing".into());
+            return usage(
+                "`temperature` of `task` grpo must be above 0: equal completions teach nothing".into(),
+            );
         }
         let (completions, group) = (self.completions_of_step(), self.num_generations);
         if !completions.is_multiple_of(group) {

@@ -113,8 +113,8 @@ mod tests {
         let none = advantages(&rewards, 4, ScaleRewards::None, false);
         near(&none.advantages[..4], &[0.5, -0.5, -0.5, 0.5]);
         let batch = advantages(&rewards, 4, ScaleRewards::Batch, false);
-        // The deviation of all is sqrt(6 / 7).
-        near(&batch.advantages[..2], &[0.54000, -0.54000]);
+        // The deviation of all is sqrt(5.5 / 7).
+        near(&batch.advantages[..2], &[0.56401, -0.56401]);
         assert_eq!(batch.frac_reward_zero_std, 0.0);
         let rloo = advantages(&rewards, 4, ScaleRewards::None, true);
         near(&rloo.advantages[..4], &[2.0 / 3.0, -2.0 / 3.0, -2.0 / 3.0, 2.0 / 3.0]);
