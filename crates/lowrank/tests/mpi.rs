@@ -285,7 +285,7 @@ fn shares_a_study(start: &Start) {
     let adapters = |out: &str| {
         let mut all: Vec<Vec<u8>> = fs::read_dir(place.dir.path().join(out).join("runs"))
             .unwrap()
-            .map(|run| fs::read(run.unwrap().path().join("adapter/adapter_model.safetensors")).unwrap())
+            .filter_map(|run| fs::read(run.unwrap().path().join("adapter/adapter_model.safetensors")).ok())
             .collect();
         all.sort();
         all

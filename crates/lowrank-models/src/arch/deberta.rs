@@ -25,7 +25,7 @@ pub(super) const ARCHITECTURES: &[Architecture] = &[Architecture {
     defaults: r#"{
         "vocab_size": 128100, "hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24,
         "intermediate_size": 6144, "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 0,
-        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "pooler_dropout": 0, "cls_dropout": null,
+        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "pooler_dropout": 0.0, "cls_dropout": null,
         "layer_norm_eps": 1e-7, "relative_attention": false, "max_relative_positions": -1, "pad_token_id": 0,
         "position_biased_input": true, "pos_att_type": null, "pooler_hidden_act": "gelu", "legacy": true,
         "tie_word_embeddings": true, "initializer_range": 0.02

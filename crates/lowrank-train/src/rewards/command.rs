@@ -177,13 +177,13 @@ mod tests {
     #[test]
     fn lines_are_answered_with_lines() {
         // As many bytes as the line has: the row with its completion.
-        let lengths = "while read -r line; do echo ${#line}; done";
+        let lengths = "sh -c 'while read -r line; do echo ${#line}; done'";
         let got = ask(lengths, 20.0, &["a", "bcd"]).unwrap();
         let line = |text: &str| Some(format!("{{\"n\":3,\"completion\":\"{text}\"}}").len() as f64);
         assert_eq!(got, [line("a"), line("bcd")]);
-        assert_eq!(ask("while read -r line; do echo null; done", 20.0, &["a"]).unwrap(), [None]);
+        assert_eq!(ask("sh -c 'while read -r line; do echo null; done'", 20.0, &["a"]).unwrap(), [None]);
         assert_eq!(
-            ask("while read -r line; do echo '{\"reward\": 0.5}'; done", 20.0, &["a"]).unwrap(),
+            ask(r#"sh -c 'while read -r line; do echo "{\"reward\": 0.5}"; done'"#, 20.0, &["a"]).unwrap(),
             [Some(0.5)]
         );
     }
@@ -211,7 +211,7 @@ mod tests {
         for (command, timeout, what) in [
             ("false", 20.0, "ended (exit status: 1) after 0 of 2 lines"),
             ("sleep 100", 0.3, "answered 0 of 2 lines in 0.3 seconds (`reward_timeout`)"),
-            ("while read -r line; do echo good; done", 20.0, "answered \"good\": a line is a number"),
+            ("sh -c 'while read -r line; do echo good; done'", 20.0, "answered \"good\": a line is a number"),
             ("no-such-program-here", 20.0, "ended (exit status: 127)"),
         ] {
             let error = ask(command, timeout, &["a", "b"]).unwrap_err();
