@@ -90,7 +90,7 @@ fn refused(name: &str, settings: &[(&str, serde_json::Value)]) -> String {
     let text = serde_json::to_string(&config).unwrap();
     fs::write(folder.path().join("config.json"), text).unwrap();
     fs::copy(fixture(name).join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
-    open(folder.path()).err().expect("an error").to_string()
+    open(folder.path()).expect_err("an error").to_string()
 }
 
 #[test]

@@ -8,7 +8,7 @@ pub fn random_blocks(format: Format, rows: usize, cols: usize, mut bits: impl Fn
     let mut bytes: Vec<u8> = (0..blocks).map(|_| bits() as u8).collect();
     for block in bytes.chunks_exact_mut(format.block_bytes()) {
         for &at in format.half_scales() {
-            let scale = 0x1c00 + (bits() % 0x800) as u16 + (bits() % 2 << 15) as u16;
+            let scale = 0x1c00 + (bits() % 0x800) as u16 + ((bits() % 2) << 15) as u16;
             block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
         }
         match format {

@@ -10,6 +10,8 @@ use super::contract::{DataOptions, Encode, EncodeError, Example, TrainOnTurns};
 use super::fields::{Fields, Roles, Row};
 use super::turns::is_trained;
 
+// It lives for one row.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Encoded {
     Kept {
         example: Example,
