@@ -1,4 +1,4 @@
-//! Rewards: what says how good a sampled completion is. [`contract`] says what a reward is; each is a file of its own and a line of
+//! Rewards: what says how good a sampled completion is. `contract` says what a reward is; each is a file of its own and a line of
 //! [`parse`].
 
 mod command;
