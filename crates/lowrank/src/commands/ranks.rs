@@ -60,6 +60,8 @@ pub fn end(code: u8, say: impl FnOnce()) {
     }
     say();
     if let Some(comm) = RANKS.get() {
+        // A launcher that ends the job may lose what it has not passed on yet.
+        std::thread::sleep(std::time::Duration::from_millis(300));
         comm.abort(code);
     }
 }
